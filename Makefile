@@ -1,0 +1,62 @@
+# Every target makes what it needs by itself, the environment in .venv included.
+#   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
+#   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
+#   ARGS="..."         is handed to pytest or to the demo
+
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# -qq shows errors only. The bound goes with each install, or torchvision and timm would replace
+# the torch build.
+TORCH := 'torch>=2.13,<2.14'
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+.DELETE_ON_ERROR:
+
+help: ## show this list
+	@echo "torch_getfuse: make TARGET"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk '/^#   [A-Z]/ { sub(/^# /, ""); print }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
+	@$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: $(VENV)/.dev ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## sort imports and format the code
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+clean: ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment counts only once it is whole: an interrupted install leaves no stamp.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
+	  "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=...")'
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	@test -e $(VENV)/.dev && test $(VENV)/.dev -nt pyproject.toml || { \
+	  echo "installing torch_getfuse and torchvision (some minutes the first time)"; \
+	  $(INSTALL) --editable '.[vision]'; }
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.made pyproject.toml
+	@echo "installing torch_getfuse, the model libraries and the tools (some minutes the first time)"
+	@$(INSTALL) --editable '.[models,search,plots,test,dev]'
+	@touch $@

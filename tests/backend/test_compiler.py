@@ -1,0 +1,211 @@
+"""The torch.compile backend: its contract with Dynamo, its options, and what report() finds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
+
+import torch_getfuse
+from torch_getfuse.backend import compiler
+
+
+class Block(nn.Module):
+    """A convolution with folded batch norm, a skip and two outputs."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, padding=1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.last = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.norm(self.conv(x)).relu()
+        return {"sum": self.last(y) + y, "skip": y}
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    compiler._warned.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def compile_block(**options: object) -> tuple[nn.Module, object, torch.Tensor]:
+    torch.manual_seed(0)
+    model = Block().eval()
+    settings = {"buffer": "2KB", "strict": True, **options}
+    return model, torch.compile(model, backend="getfuse", options=settings), torch.randn(2, 3, 8, 8)
+
+
+def test_the_name_needs_no_import() -> None:
+    code = (
+        "import torch\n"
+        "assert 'getfuse' in torch._dynamo.list_backends()\n"
+        "m = torch.nn.Conv2d(1, 1, 1).eval()\n"
+        "x = torch.ones(1, 1, 4, 4)\n"
+        "assert torch.equal(torch.compile(m, backend='getfuse')(x), m(x))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_equal_to_eager_with_the_structure_of_the_model() -> None:
+    model, compiled, x = compile_block()
+    with torch.no_grad():
+        expected, got = model(x), compiled(x)  # type: ignore[operator]
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+
+
+def test_gradients_flow_through_the_groups() -> None:
+    model, compiled, x = compile_block()
+    for run in (model, compiled):
+        model.zero_grad()
+        run(x)["sum"].sum().backward()  # type: ignore[operator]
+        if run is model:
+            expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    got = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(got) == len(expected) == 6
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_one_child_per_group() -> None:
+    model, _, x = compile_block()
+    plan = torch_getfuse.plan(model, (x,), buffer="2KB")
+    split = torch_getfuse.split(model, (x,), plan)
+    assert [name for name, _ in split.named_children()] == [
+        f"fusion_group_{k}" for k in range(len(plan.groups))
+    ]
+    expected, got = model(x), split(x)
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert {id(p) for p in model.parameters()} <= {id(p) for p in split.parameters()}
+
+
+def test_report_before_and_after() -> None:
+    model, compiled, x = compile_block()
+    assert "no graph has been compiled" in str(torch_getfuse.report(compiled))
+    compiled(x)  # type: ignore[operator]
+    text = str(torch_getfuse.report(compiled))
+    assert "conv .. add (4 ops)" in text
+    assert str(torch_getfuse.report(model)) == text
+    planned = torch_getfuse.report(model, x, buffer="2KB").to_dict()["sections"][0]
+    assert (
+        planned["fingerprint"]
+        == torch_getfuse.report(model).to_dict()["sections"][0]["fingerprint"]
+    )
+
+
+def test_second_instance_of_a_class_has_its_own_results_and_a_report() -> None:
+    """torch-facts, trap 1: it never reaches the backend."""
+    model, compiled, x = compile_block()
+    compiled(x)  # type: ignore[operator]
+    second = Block().eval()
+    options = {"buffer": "2KB", "strict": True}
+    again = torch.compile(second, backend="getfuse", options=options)
+    assert torch.equal(again(x)["sum"], second(x)["sum"])
+    assert "compiled for another instance of this class" in str(torch_getfuse.report(again))
+
+
+def test_replaced_and_updated_parameters_are_used() -> None:
+    model, compiled, x = compile_block()
+    compiled(x)  # type: ignore[operator]
+    model.last.weight = nn.Parameter(torch.randn_like(model.last.weight))  # type: ignore[union-attr]
+    with torch.no_grad():
+        model.conv.weight.mul_(2)  # type: ignore[union-attr, operator]
+    assert torch.equal(compiled(x)["sum"], model(x)["sum"])  # type: ignore[operator]
+
+
+def test_graph_breaks_give_a_section_each() -> None:
+    class Broken(Block):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            y = self.conv(x).relu()
+            torch._dynamo.graph_break()
+            return self.last(y)
+
+    model, x = Broken().eval(), torch.randn(1, 3, 8, 8)
+    compiled = torch.compile(model, backend="getfuse", options={"strict": True})
+    assert torch.equal(compiled(x), model(x))
+    names = [s["name"] for s in torch_getfuse.report(compiled).to_dict()["sections"]]
+    assert names == ["graph 0", "graph 1"]
+
+
+def test_functions_compile_too() -> None:
+    def work(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x) * 2
+
+    compiled = torch.compile(work, backend="getfuse")
+    x = torch.randn(1, 3, 4, 4)
+    assert torch.equal(compiled(x), work(x))
+    assert "relu .. mul (2 ops)" in str(torch_getfuse.report(compiled))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"options": {"bufer": 1}}, "unknown option 'bufer'; did you mean 'buffer'"),
+        ({"options": {"buffer": "12XB"}}, "12XB"),
+        ({"options": {"plan": "none.json"}}, "cannot read plan 'none.json'"),
+        ({"mode": "max-autotune"}, "mode='max-autotune' is a setting of inductor"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    compiled = torch.compile(Block().eval(), backend="getfuse", **settings)  # type: ignore[call-overload]
+    with pytest.raises(BackendCompilerFailed, match=message):
+        compiled(torch.randn(1, 3, 8, 8))
+
+
+def test_a_plan_of_another_graph_is_refused(tmp_path: Path) -> None:
+    model, x = Block().eval(), torch.randn(1, 3, 8, 8)
+    torch_getfuse.plan(model, (x,)).save(tmp_path / "plan.json")
+    other = torch.compile(
+        Block(5).eval(), backend="getfuse", options={"plan": str(tmp_path / "plan.json")}
+    )
+    with pytest.raises(BackendCompilerFailed, match="another graph"):
+        other(x)
+
+
+def test_a_failure_warns_once_and_runs_unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no plan today")
+
+    monkeypatch.setattr(compiler, "plan_graph", fail)
+    model, x = Block().eval(), torch.randn(1, 3, 8, 8)
+    compiled = torch.compile(model, backend="getfuse")
+    with pytest.warns(UserWarning, match="RuntimeError: no plan today"):
+        got = compiled(x)
+    assert torch.equal(got["sum"], model(x)["sum"])
+    assert "no plan today" in str(torch_getfuse.report(compiled))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        torch.compile(Block().eval(), backend="getfuse")(x)
+    torch._dynamo.reset()
+    with pytest.raises(BackendCompilerFailed, match="no plan today"):
+        torch.compile(Block().eval(), backend="getfuse", options={"strict": True})(x)
+
+
+def test_missing_inputs_are_named() -> None:
+    with pytest.raises(torch_getfuse.OptionError, match="example inputs are missing"):
+        torch_getfuse.plan(Block())
+    with pytest.raises(torch_getfuse.OptionError, match="args must be a tuple"):
+        torch_getfuse.plan(Block(), torch.randn(1, 3, 8, 8))  # type: ignore[arg-type]
+    with pytest.raises(torch_getfuse.OptionError, match="needs example inputs"):
+        torch_getfuse.report(Block(), buffer="1KB")
+
+
+def test_a_graph_without_operators_runs_as_it_is() -> None:
+    def views(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).unsqueeze(0)
+
+    x = torch.randn(2, 3, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert torch.equal(torch.compile(views, backend="getfuse")(x), views(x))

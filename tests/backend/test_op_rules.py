@@ -1,0 +1,224 @@
+"""Every operator rule against torch: shapes, both traces, and what depends on what.
+
+The dependence test is the one that counts: a window may be wider than the truth, never narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
+from torch_getfuse.backend.op_rules import BY_TARGET, EXTRA_SAMPLES, RULES
+from torch_getfuse.backend.rule_types import Run, Sample
+from torch_getfuse.ir import OpGraph, WindowKind
+
+SAMPLES = {rule.kind: rule.sample for rule in RULES} | EXTRA_SAMPLES
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Iterator[None]:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _inputs(sample: Sample, batch: int) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(batch, *shape, dtype=torch.float64) for shape in sample.shapes)
+
+
+def _model(sample: Sample) -> nn.Module:
+    return sample.build().double()
+
+
+def _capture(sample: Sample) -> tuple[nn.Module, Capture]:
+    model = _model(sample)
+    return model, capture_model(model, _inputs(sample, 2))
+
+
+def test_targets_are_claimed_once() -> None:
+    assert len(BY_TARGET) == sum(len(rule.targets) for rule in RULES)
+    assert len({rule.kind for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_both_traces_and_any_batch_give_one_graph(name: str) -> None:
+    sample = SAMPLES[name]
+    model, captured = _capture(sample)
+    exported = capture_exported(torch.export.export(model, _inputs(sample, 2)))
+    assert exported.graph.to_dict() == captured.graph.to_dict()
+    assert capture_model(model, _inputs(sample, 3)).graph.to_dict() == captured.graph.to_dict()
+    captured.graph.verify()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_written_shapes_are_torchs(name: str) -> None:
+    _, captured = _capture(SAMPLES[name])
+    for op in captured.graph:
+        shape = captured.graph.tensors[op.writes].shape
+        sizes = [
+            node.meta["example_value"].numel()
+            for node in captured.nodes[op.name]
+            if isinstance(node.meta.get("example_value"), torch.Tensor)
+        ]
+        elements = captured.graph.tensors[op.writes].elements
+        assert not sizes or elements in (sizes[0], sizes[0] / 2), (op, shape, sizes)
+
+
+def _needed(graph: OpGraph, output: str, axis: int, position: int) -> dict[str, set[int]]:
+    """Positions of each tensor that a position of ``output`` needs through the windows."""
+    needed: dict[str, set[int]] = {output: {position}}
+    for op in reversed(graph.ops):
+        wanted = needed.get(op.writes)
+        if wanted is None:
+            continue
+        target = graph.tensors[op.writes]
+        for read in op.reads:
+            source = graph.tensors[read.tensor]
+            size_in, size_out = source.extent(axis), target.extent(axis)
+            into = needed.setdefault(read.tensor, set())
+            for at in wanted:
+                low, high = read.window.span(axis, at, size_in, size_out)
+                into.update(range(low, high + 1))
+    return needed
+
+
+def _positions(tensor: torch.Tensor, graph: OpGraph, name: str, axis: int) -> torch.Tensor:
+    """A run-time tensor as (positions along rows or columns, the rest)."""
+    described = graph.tensors[name]
+    stream = described.stream_axis
+    if stream is None or described.extent(axis) == 1:
+        return tensor.reshape(1, -1)
+    place = stream + axis
+    assert tensor.shape[place] == described.extent(axis)
+    return tensor.movedim(place, 0).flatten(1)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_output_depends_on_no_more_than_its_window(name: str, axis: int) -> None:
+    sample = SAMPLES[name]
+    model = _model(sample)
+    inputs = _inputs(sample, 1)
+    captured = capture_model(model, inputs)
+    graph = captured.graph
+    (output,) = graph.outputs
+    written = graph.tensors[output]
+    # The samples that return a view of what the last operator wrote cannot be compared by rows.
+    with torch.no_grad():
+        before = model(*(x.clone() for x in inputs))
+    if tuple(before.shape) != written.shape:
+        assert before.numel() <= written.elements
+        return
+    assert len(graph.inputs) == len(inputs)
+    for place, given in enumerate(graph.inputs):
+        source = graph.tensors[given]
+        needs = [
+            _needed(graph, output, axis, at).get(given, set()) for at in range(written.extent(axis))
+        ]
+        for position in range(source.extent(axis)):
+            changed = [x.clone() for x in inputs]
+            if source.extent(axis) == 1:
+                changed[place] += torch.randn_like(changed[place])
+            else:
+                assert source.stream_axis is not None
+                part = changed[place].select(source.stream_axis + axis, position)
+                part += torch.randn_like(part)
+            with torch.no_grad():
+                after = model(*changed)
+            old = _positions(before, graph, output, axis)
+            new = _positions(after, graph, output, axis)
+            moved = {i for i in range(len(old)) if not torch.equal(old[i], new[i])}
+            allowed = {i for i, need in enumerate(needs) if position in need}
+            assert moved <= allowed, f"position {position}: {sorted(moved - allowed)} moved too"
+
+
+# -- exact windows, so that "never narrower" is not met by reading everything -------------------
+
+
+def _window(name: str, place: int = -1) -> object:
+    _, captured = _capture(SAMPLES[name])
+    return captured.graph.ops[place].reads[0].window.to_json()
+
+
+EXACT = {
+    "conv1d": {"kernel": [3, 1], "stride": [2, 1], "dilation": [1, 1], "padding": [1, 0]},
+    "max_pool2d stride": {
+        "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1], "padding": [0, 0],
+    },
+    "adaptive divides": {"kernel": [2, 3], "stride": [2, 3], "dilation": [1, 1], "padding": [0, 0]},
+    "adaptive global": "reduce",
+    "nearest up": {"scale": [2.0, 2.0]},
+    "nearest down": {"kernel": [1, 1], "stride": [2, 3], "dilation": [1, 1], "padding": [0, 0]},
+    "interpolate": {"scale": [13 / 8, 21 / 9]},
+    "bilinear corners": "whole",
+    "reflect rows": {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 0]},
+    "softmax": "identity",
+    "softmax of the map": "whole",
+    "layer_norm": "identity",
+    "layer norm of the map": "whole",
+    "flatten, linear": "reduce",
+    "linear, softmax": "identity",
+    "linear": "identity",
+    "mean of the map": "reduce",
+    "attention": "identity",
+    "permute": "identity",
+    "reshape": {"kernel": [3, 3], "stride": [3, 3], "dilation": [1, 1], "padding": [0, 0]},
+    "split": "identity",
+    "cat": "identity",
+    "cat over rows": "whole",
+    "roll": "whole",
+    "crop, pool": {
+        "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1], "padding": [-2, -1],
+        "padding_end": [-2, 0],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_window_is_as_narrow_as_it_should_be(name: str) -> None:
+    assert _window(name) == EXACT[name]
+
+
+def test_pixel_shuffle_is_transposed() -> None:
+    _, captured = _capture(SAMPLES["pixel_shuffle"])
+    assert captured.graph.ops[0].reads[0].window.kind is WindowKind.TRANSPOSED
+
+
+def test_operator_without_a_rule_reads_everything_and_says_so() -> None:
+    model = Run(lambda x: torch.roll(x, 1, 2).relu())
+    captured = capture_model(model, (torch.randn(2, 3, 4, 5),))
+    roll, relu = captured.graph.ops
+    assert roll.reads[0].window.kind is WindowKind.WHOLE
+    assert roll.reason == "no rule for roll: it reads its whole inputs"
+    assert not relu.reason
+    assert captured.unsupported == {"roll": 1}
+
+
+def test_in_place_marks_unary_operators_only() -> None:
+    def kinds(function: object, *shapes: tuple[int, ...]) -> list[bool]:
+        inputs = tuple(torch.randn(2, *shape) for shape in shapes)
+        graph = capture_model(Run(function), inputs).graph  # type: ignore[arg-type]
+        return [op.in_place for op in graph]
+
+    image = (4, 6, 7)
+    assert kinds(lambda x: torch.relu(x) * 2, image) == [True, True]
+    assert kinds(lambda x: x * x, image) == [False]
+    assert kinds(lambda x, y: x + y, image, image) == [False]
+    assert kinds(lambda x: x.softmax(1), image) == [False]
+    assert kinds(lambda x: x[:, :2].relu(), image) == [False]
+    assert kinds(lambda x: (x > 0).float(), image) == [False, False]
+
+
+def test_dropout_is_an_operator_in_training_only() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    image = torch.randn(2, 4, 6, 7)
+    graph = capture_model(model, (image,)).graph
+    assert [(op.kind, op.in_place) for op in graph] == [("relu", True), ("dropout", True)]
+    assert capture_exported(torch.export.export(model, (image,))).graph == graph
+    assert [op.kind for op in capture_model(model.eval(), (image,)).graph] == ["relu"]

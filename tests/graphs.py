@@ -1,0 +1,172 @@
+"""Random operator graphs with everything the cost models must cope with.
+
+Every graph is drawn from a ``random.Random``, so hypothesis can shrink it and a seed can name it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
+from torch_getfuse.partition.group import components, mask_of, neighbours
+
+IDENTITY = Window.identity()
+
+
+class Builder:
+    """Adds operators one at a time; each names its output after itself."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.tensors: dict[str, Tensor] = {}
+        self.inputs: list[str] = []
+
+    def input(self, shape: Sequence[int]) -> str:
+        name = f"x{len(self.inputs)}"
+        self.inputs.append(name)
+        self.tensors[name] = Tensor.of(name, shape)
+        return name
+
+    def op(
+        self,
+        kind: str,
+        reads: Sequence[tuple[str, Window]],
+        shape: Sequence[int],
+        weights: int = 0,
+        in_place: bool = False,
+        mixes: bool = False,
+        groups: int = 1,
+    ) -> str:
+        name = f"{kind}{len(self.ops)}"
+        self.tensors[name] = Tensor.of(name, shape)
+        self.ops.append(
+            Op(
+                name,
+                kind,
+                tuple(Read(tensor, window) for tensor, window in reads),
+                name,
+                weight_elements=weights,
+                in_place=in_place,
+                mixes_channels=mixes,
+                groups=groups,
+            )
+        )
+        return name
+
+    def conv(
+        self,
+        source: str,
+        channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        padding: int | None = None,
+        depthwise: bool = False,
+    ) -> str:
+        _, c, h, w = self.tensors[source].shape
+        pad = dilation * (kernel - 1) // 2 if padding is None else padding
+        window = Window.sliding(
+            (kernel, kernel), (stride, stride), (dilation, dilation), (pad, pad)
+        )
+        size = [window.output_size(axis, n) or (h, w)[axis] for axis, n in enumerate((h, w))]
+        if depthwise:
+            channels = c
+        weights = channels * kernel * kernel * (1 if depthwise else c) + channels
+        return self.op(
+            "conv",
+            [(source, window)],
+            (1, channels, *size),
+            weights,
+            mixes=True,
+            groups=c if depthwise else 1,
+        )
+
+    def act(self, source: str) -> str:
+        return self.op("act", [(source, IDENTITY)], self.tensors[source].shape, in_place=True)
+
+    def add(self, *sources: str) -> str:
+        return self.op("add", [(s, IDENTITY) for s in sources], self.tensors[sources[0]].shape)
+
+    def graph(self, outputs: Sequence[str] = ()) -> OpGraph:
+        read = {r.tensor for op in self.ops for r in op.reads}
+        sinks = [op.writes for op in self.ops if op.writes not in read]
+        wanted = tuple(dict.fromkeys([*sinks, *outputs]))
+        used = [name for name in self.inputs if name in read]
+        tensors = {n: t for n, t in self.tensors.items() if n in used or n not in self.inputs}
+        return OpGraph(tuple(used), wanted, tuple(self.ops), tensors)
+
+
+def random_graph(rng: Random, operators: int = 8, size: int = 12) -> OpGraph:
+    """A graph of exactly ``operators`` operators over maps of up to ``size`` rows."""
+    build = Builder()
+    maps = [
+        build.input((1, rng.randint(1, 3), rng.randint(1, size), rng.randint(1, size)))
+        for _ in range(rng.choice((1, 1, 2)))
+    ]
+    vectors: list[str] = []  # one-unit maps: the scales of Squeeze-and-Excite
+    while len(build.ops) < operators:
+        # Mostly the newest tensors, so that depth and long skips both appear.
+        recent = maps[-3:] if rng.random() < 0.7 else maps
+        source = rng.choice(recent)
+        _, c, h, w = shape = build.tensors[source].shape
+        same = [m for m in maps if m != source and build.tensors[m].shape == shape]
+        draw = rng.random()
+        if draw < 0.22 and same:
+            others = rng.sample(same, min(len(same), rng.choice((1, 1, 2))))
+            operands = [source, *others]
+            rng.shuffle(operands)
+            made = build.add(*operands)
+        elif draw < 0.34:
+            made = build.act(source)
+        elif draw < 0.42 and min(h, w) >= 2:
+            scale = rng.choice((2, 2, 3))
+            if max(h, w) * scale > 2 * size:
+                continue
+            made = build.op(
+                "resize",
+                [(source, Window.resize((float(scale), float(scale))))],
+                (1, c, h * scale, w * scale),
+            )
+        elif draw < 0.46:
+            kernel, stride, pad = rng.choice(((2, 2, 0), (4, 2, 1), (3, 2, 1)))
+            window = Window.transposed((kernel,) * 2, (stride,) * 2, (1, 1), (pad,) * 2)
+            out = [(window.output_size(axis, n) or 0) for axis, n in enumerate((h, w))]
+            if min(out) < 1 or max(out) > 2 * size:
+                continue
+            made = build.op("deconv", [(source, window)], (1, c, *out), c * kernel, mixes=True)
+        elif draw < 0.53:
+            window = Window.reduce() if rng.random() < 0.7 else Window.whole()
+            made = build.op("pool", [(source, window)], (1, c, 1, 1))
+            vectors.append(made)
+            continue
+        elif draw < 0.62 and vectors:
+            scale_by = rng.choice(vectors)
+            operands = [(source, IDENTITY), (scale_by, IDENTITY)]
+            rng.shuffle(operands)
+            made = build.op("mul", operands, shape)
+        elif draw < 0.65:
+            made = build.op("softmax", [(source, Window.whole())], shape)
+        else:
+            kernel = rng.choice((1, 1, 3, 3, 5))
+            stride = rng.choice((1, 1, 1, 2, 3))
+            dilation = rng.choice((1, 1, 2))
+            padding = rng.choice((None, None, 0, 1, 2))
+            reach = dilation * (kernel - 1) + 1
+            pad = (reach - 1) // 2 if padding is None else padding
+            if min(h, w) + 2 * pad < reach:
+                continue
+            made = build.conv(
+                source, rng.randint(1, 3), kernel, stride, dilation, padding, rng.random() < 0.3
+            )
+        maps.append(made)
+    extra = [op.writes for op in build.ops if rng.random() < 0.1]
+    return build.graph(extra)
+
+
+def random_group(rng: Random, graph: OpGraph) -> int:
+    """A weakly connected set of operators (not necessarily convex)."""
+    chosen = mask_of(i for i in range(len(graph)) if rng.random() < rng.choice((0.5, 0.8, 1.0)))
+    if not chosen:
+        chosen = 1 << rng.randrange(len(graph))
+    return rng.choice(components(chosen, neighbours(graph)))

@@ -1,0 +1,79 @@
+"""The exact search against enumeration of all legal plans."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.brute import brute_force
+from tests.graphs import Builder, random_graph
+from torch_getfuse.ir import Window
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.group import is_connected, neighbours, topological_order
+from torch_getfuse.partition.problem import merge_in_place
+from torch_getfuse.partition.schemes import SCHEMES, make_scheme
+
+
+def random_evaluator(rng: Random, operators: int, scheme: str) -> Evaluator:
+    """A random graph under a buffer that makes some groups, and some operators, invalid."""
+    graph = random_graph(rng, operators, rng.choice((3, 6, 10)))
+    model = make_scheme(scheme, graph, rng.choice(("line", "pixel")), 1, 1)
+    alone = sorted(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
+    whole = model.buffer((1 << operators) - 1, 1 << 30) or 2 * alone[-1]
+    low = max(1, alone[operators // 3])
+    return Evaluator(model, rng.randint(low, max(low, whole, alone[-1]) + 1))
+
+
+def check(evaluator: Evaluator) -> None:
+    found = exact(evaluator)
+    assert found.dram_bytes == brute_force(evaluator)[0]
+    graph, near = evaluator.graph, neighbours(evaluator.graph)
+    alone = [1 << i for i in range(len(graph)) if evaluator.unfusable() >> i & 1]
+    assert sum(found.groups) + sum(alone) == (1 << len(graph)) - 1
+    assert topological_order([*found.groups, *alone], graph) is not None
+    assert all(is_connected(group, near) and evaluator.valid(group) for group in found.groups)
+    assert sum(map(evaluator.dram, found.groups)) == found.dram_bytes
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_enumeration(scheme: str, seed: int) -> None:
+    rng = Random(1000 + seed)
+    for _ in range(600):
+        check(random_evaluator(rng, rng.randint(1, 8), scheme))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_equals_enumeration_on_ten_operators(scheme: str) -> None:
+    rng = Random(5)
+    for _ in range(50):
+        check(random_evaluator(rng, 10, scheme))
+
+
+def test_in_place_operator_that_connects_two_consumers_is_not_merged() -> None:
+    """The tempting reduction of method.md section 9 that is not lossless."""
+    build = Builder()
+    act = build.act(build.conv(build.input((1, 2, 8, 8)), 2))
+    build.conv(act, 2)
+    build.conv(act, 2)
+    assert merge_in_place(build.graph(), 0) == (0b0001, 0b0010, 0b0100, 0b1000)
+
+
+def test_in_place_chain_is_one_block() -> None:
+    build = Builder()
+    conv = build.conv(build.input((1, 2, 8, 8)), 2)
+    build.conv(build.act(build.act(conv)), 2)
+    assert merge_in_place(build.graph(), 0) == (0b0111, 0b1000)
+
+
+def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
+    build = Builder()
+    x = build.input((1, 1, 4, 4))
+    first = build.conv(x, 1)
+    heavy = build.op("conv", [(first, Window.identity())], (1, 1, 4, 4), weights=1000)
+    build.add(heavy, first)
+    evaluator = Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 100)
+    assert evaluator.unfusable() == 0b010
+    assert exact(evaluator).groups == (0b001, 0b100)

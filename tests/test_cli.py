@@ -1,0 +1,326 @@
+"""The command line: what it prints, and one line with exit code 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from torch_getfuse import cli, load_plan
+from torch_getfuse.errors import GetfuseError
+
+MODEL = ["cli_models:small", "--input", "1x3x8x8"]
+SMALL = [*MODEL, "--buffer", "400", "--activation-bytes", "1", "--weight-bytes", "1"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan file of the small model."""
+    path = tmp_path_factory.mktemp("plans") / "plan.json"
+    assert cli.main(["plan", *SMALL, "-o", str(path)]) == 0
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], code: int, *argv: object) -> str:
+    """Run a command that must fail with ``code``; its one line."""
+    assert cli.main([str(arg) for arg in argv]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("torch-getfuse: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", *SMALL]) == 0
+    out, err = capsys.readouterr()
+    assert "DRAM access per sample" in out
+    assert "optimal (proved)" in out
+    assert err == ""
+
+
+def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.main(["report", *SMALL, "--json", "-o", str(page)]) == 0
+    form = json.loads(capsys.readouterr().out)
+    assert form["schema_version"] == 1
+    (section,) = form["sections"]
+    assert section["assumptions"]["buffer_bytes"] == 400
+    assert section["assumptions"]["weight_bytes"] == 1
+    # Unfused: 3x8x8 in, 4x8x8 out and in and out and in, 2x8x8 out, weights 112 + 10.
+    assert section["totals"]["unfused"]["dram_bytes"] == 192 + 4 * 256 + 128 + 122
+    assert section["totals"]["planned"]["dram_bytes"] == 192 + 128 + 122
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_plan_is_saved_and_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    assert cli.main(["plan", *SMALL, "-o", str(path)]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "1 fusion groups, 442 B of DRAM access (442 B), optimal (proved)" in out
+    assert load_plan(path).verify().dram_bytes == 442
+
+
+def test_plan_json(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    assert cli.main(["plan", *SMALL, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    kept = json.loads(saved.read_text())
+    for form in (told, kept):
+        del form["stages"]  # holds seconds
+    assert told == kept
+
+
+def test_plan_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", *SMALL]) == 0
+    assert "fusion_group_0: " in capsys.readouterr().out
+
+
+def test_a_saved_plan_can_be_reported(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    assert cli.main(["report", *MODEL, "--plan", str(saved), "--json"]) == 0
+    (section,) = json.loads(capsys.readouterr().out)["sections"]
+    assert section["assumptions"]["buffer_bytes"] == 400
+
+
+def test_verify(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    assert cli.main(["verify", str(saved)]) == 0
+    out, _ = capsys.readouterr()
+    assert out.count("\n") == 1
+    assert "OK, 1 fusion groups, 442 B of DRAM access" in out
+    assert cli.main(["verify", str(saved), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ok"] is True
+    assert told["dram_bytes"] == 442
+
+
+def cheaper(form: dict[str, Any]) -> None:
+    form["groups"][0]["dram_write_bytes"] -= 1
+    form["dram_bytes"] -= 1
+    form["lower_bound_bytes"] -= 1
+
+
+def other_total(form: dict[str, Any]) -> None:
+    form["dram_bytes"] -= 1
+
+
+def smaller_buffer(form: dict[str, Any]) -> None:
+    form["buffer_bytes"] = 100
+
+
+def lost_operator(form: dict[str, Any]) -> None:
+    form["groups"][0]["ops"].pop()
+
+
+def twice(form: dict[str, Any]) -> None:
+    form["groups"].append(form["groups"][0])
+    form["dram_bytes"] *= 2
+
+
+def other_graph(form: dict[str, Any]) -> None:
+    form["graph"]["ops"][0]["weight_elements"] += 1
+
+
+def no_window(form: dict[str, Any]) -> None:
+    form["graph"]["ops"][0]["reads"][0]["window"] = "identity twice"
+
+
+@pytest.mark.parametrize(
+    "damage", [cheaper, other_total, smaller_buffer, lost_operator, twice, other_graph, no_window]
+)
+def test_a_plan_that_fails_a_check(
+    capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path, damage: Any
+) -> None:
+    form = json.loads(saved.read_text())
+    damage(form)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(form))
+    assert "check failed" in fails(capsys, 1, "verify", path)
+    assert cli.main(["verify", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "cannot read"),
+        (b"", "damaged or truncated"),
+        (b'{"schema_version": 1, "graph": {', "damaged or truncated"),
+        (b"\x80\xff\x00", "not a text file"),
+        (b"[1, 2]", "not a plan"),
+        (b'{"a": 1}', "not a plan"),
+        (b'{"schema_version": 1, "graph": [], "groups": 0}', "not a plan (no 'graph')"),
+    ],
+)
+@pytest.mark.parametrize("command", [["verify"], ["report", *MODEL, "--plan"]])
+def test_a_file_that_is_no_plan(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: bytes | None,
+    told: str,
+    command: list[str],
+) -> None:
+    path = tmp_path / "plan.json"
+    if content is not None:
+        path.write_bytes(content)
+    line = fails(capsys, 2, *command, path)
+    if command == ["verify"]:
+        assert told in line
+
+
+def test_a_truncated_plan_file(
+    capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(saved.read_text()[:-100])
+    assert "truncated" in fails(capsys, 2, "verify", path)
+    assert "truncated" in fails(capsys, 2, "report", *MODEL, "--plan", path)
+
+
+def test_a_plan_of_another_graph(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
+    line = fails(capsys, 2, "report", "cli_models:small", "--input", "1x3x9x9", "--plan", saved)
+    assert "another graph" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        ([], "COMMAND"),
+        (["repport"], "did you mean 'report'"),
+        (["report"], "MODEL"),
+        (["report", *MODEL, "--bufer", "1KB"], "did you mean '--buffer'"),
+        (["report", *MODEL, "--buffer"], "--buffer"),
+        (["report", *MODEL, "--buffer", "0KB"], "buffer='0KB'"),
+        (["report", *MODEL, "--buffer", "12XB"], "buffer='12XB'"),
+        (["report", *MODEL, "--buffer", "-5"], "buffer"),
+        (["report", *MODEL, "--scheme", "lbfd"], "did you mean 'lbdf'"),
+        (["report", *MODEL, "--method", "exat"], "did you mean 'exact'"),
+        (["report", *MODEL, "--activation-bytes", "0"], "activation_bytes=0"),
+        (["report", *MODEL, "--activation-bytes", "two"], "activation_bytes='two'"),
+        (["report", *MODEL, "--time-limit", "soon"], "time_limit='soon'"),
+        (["report", *MODEL, "--accelerator", "edge-tpus"], "did you mean 'edge-tpu'"),
+        (["report", *MODEL, "--plan", ""], "plan=''"),
+        (["report", *MODEL, "-o", "report.xlsx"], ".html"),
+        (["plan", *MODEL, "-o", "no/such/folder/plan.json"], "cannot write"),
+        (["report", "mobilenet"], "torchvision:"),
+        (["report", "torchvision:mobilenet_v22"], "did you mean 'mobilenet_v2'"),
+        (["report", "cli_models:smal"], "did you mean 'small'"),
+        (["report", "no_such_module:small"], "no_such_module"),
+        (["report", "cli_models:faulty"], "no such luck"),
+        (["report", "missing.pt2"], "missing.pt2"),
+        (["report", "cli_models:small", "--input", "1,3,8,8"], "did you mean '1x3x8x8'"),
+        (["report", "cli_models:small", "--input", "1x3x0x8"], "1x3x0x8"),
+        (["report", "cli_models:small", "--input", "1x4x8x8"], "input of 1x4x8x8"),
+        (["report", "cli_models:Picky", "--input", "1x3x4x4"], "the width must be 8"),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], argv: list[str], told: str) -> None:
+    assert told in fails(capsys, 2, *argv)
+
+
+def test_an_exported_program(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from cli_models import small
+
+    path = tmp_path / "small.pt2"
+    torch.export.save(torch.export.export(small().eval(), (torch.zeros(1, 3, 8, 8),)), path)
+    assert cli.main(["plan", str(path), *SMALL[3:]]) == 0
+    assert "442 B of DRAM access" in capsys.readouterr().out
+    assert "input of 1x3x9x9" in fails(capsys, 2, "plan", path, "--input", "1x3x9x9")
+    path.write_bytes(path.read_bytes()[:200])
+    assert "cannot be read" in fails(capsys, 2, "plan", path)
+
+
+def test_our_own_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_getfuse import api
+
+    def broken(*args: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(api, "report", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["report", *SMALL])
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Options, "of", interrupted)
+    assert cli.main(["report", *SMALL]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["", *(command.name for command in cli.COMMANDS)])
+def test_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([*command.split(), "--help"])
+    assert leaving.value.code == 0
+    assert "example: torch-getfuse " in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_examples_of_help_parse(command: cli.Command) -> None:
+    args = cli._parser().parse_args(command.example.split())
+    assert args.run is command.run
+
+
+def test_every_option_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    import dataclasses
+
+    told = cli._option_help()
+    for option in dataclasses.fields(cli.Options):
+        assert told[option.name], option.name
+    with pytest.raises(SystemExit):
+        cli.main(["report", "--help"])
+    out = capsys.readouterr().out
+    for option in dataclasses.fields(cli.Options):
+        assert "--" + option.name.replace("_", "-") in out
+
+
+def test_values_become_the_types_of_the_options() -> None:
+    assert cli._value("4", int | None) == 4
+    assert cli._value("none", str | None) is None
+    assert cli._value("2.5", float) == 2.5
+    assert cli._value("256KB", int | str) == "256KB"
+    assert cli._value("auto", bool | str) == "auto"
+    assert cli._value("False", bool | str) is False
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; from torch_getfuse.cli import main\n"
+        "try: main(['report', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_as_a_program(saved: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    run = subprocess.run(
+        [sys.executable, "-m", "torch_getfuse", "verify", saved],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "OK" in run.stdout
+
+
+def test_errors_are_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def wrong(options: object) -> None:
+        raise GetfuseError("two\nlines")
+
+    monkeypatch.setattr(cli.Options, "of", wrong)
+    assert fails(capsys, 2, "report", *SMALL) == "torch-getfuse: two lines\n"

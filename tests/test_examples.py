@@ -1,0 +1,51 @@
+"""Every example runs, as a reader would run it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXPECTED = {
+    "quickstart.py": ["max relative error", "fusion groups", "optimal (proved)"],
+    "walkthrough.py": ["3584 B  of rows", "13 of 4096", "bit for bit"],
+}
+
+
+def test_every_example_is_known() -> None:
+    assert {path.name for path in EXAMPLES} == set(EXPECTED)
+
+
+@pytest.fixture(scope="module")
+def outputs() -> dict[str, str]:
+    """What the examples that have run have printed."""
+    return {}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example(path: Path, outputs: dict[str, str]) -> None:
+    run = subprocess.run(
+        [sys.executable, path], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    for text in EXPECTED[path.name]:
+        assert text in run.stdout
+    outputs[path.name] = run.stdout
+
+
+def test_readme_shows_what_the_demo_prints(outputs: dict[str, str]) -> None:
+    if "quickstart.py" not in outputs:
+        pytest.skip("runs after test_example[quickstart.py]")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, after = readme.partition("```text\nmax relative error")
+    shown = ("max relative error" + after.partition("\n```")[0]).splitlines()
+    printed = outputs["quickstart.py"].rstrip().splitlines()
+    # Rounding depends on the machine, seconds on its load.
+    varies = ("max relative error", "search ")
+    assert [line for line in shown if not line.startswith(varies)] == [
+        line for line in printed if not line.startswith(varies)
+    ], "paste the output of make demo into README.md"

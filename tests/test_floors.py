@@ -1,0 +1,164 @@
+"""Imports between modules point down only, and what needs no torch imports none.
+
+The walls of the package in one table: a module may import from lower floors, and from its own
+floor within its own folder as long as no cycle comes of it. Imports inside functions and under
+``TYPE_CHECKING`` count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "torch_getfuse"
+ROOT = Path(__file__).resolve().parents[1] / PACKAGE
+
+FLOORS = {
+    "errors": 0,
+    "ir": 0,
+    "accelerator": 0,
+    "options": 0,
+    "partition.group": 1,
+    "partition.cuts": 1,
+    "partition.cost": 2,
+    "partition.plan": 2,  # verify() recomputes every cost of a plan file
+    "partition.stream": 2,
+    "partition.lbdf": 2,
+    "partition.brr": 2,
+    "partition.schemes": 2,
+    "partition.problem": 2,
+    "partition.borders": 3,
+    "partition.repair": 3,
+    "partition.moves": 3,
+    "partition.split": 3,
+    "partition.search": 3,
+    "partition.nsga2": 3,
+    "partition.exact": 3,
+    "partition": 3,
+    "explain.features": 2,
+    "explain.validity": 3,
+    "explain.explainers": 3,
+    "explain.rg_explainer": 3,
+    "explain.metrics": 3,
+    "explain": 3,
+    "planner": 4,
+    "report": 4,
+    "models": 5,
+    "backend.rule_types": 5,
+    "backend.rules_alias": 5,
+    "backend.rules_global": 5,
+    "backend.rules_pointwise": 5,
+    "backend.rules_spatial": 5,
+    "backend.op_rules": 5,
+    "backend.normalise": 5,
+    "backend.views": 5,
+    "backend.fx_values": 5,
+    "backend.decompose": 5,
+    "backend.graph_values": 5,
+    "backend.graph_builder": 5,
+    "backend.records": 5,
+    "backend.capture": 5,
+    "backend.effects": 5,
+    "backend.submodules": 5,
+    "backend.depth_first": 5,
+    "backend.compiler": 6,
+    "backend": 6,
+    "api": 7,
+    "cli": 8,
+    "__main__": 9,
+    "": 9,  # torch_getfuse/__init__.py: the public names
+}
+
+NO_TORCH = ("errors", "ir", "accelerator", "options", "partition")
+TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
+
+
+def module_name(file: Path) -> str:
+    """``partition.cost`` for ``torch_getfuse/partition/cost.py``; ``""`` for the package."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(name: str, file: Path) -> dict[str, int]:
+    """Full names of the modules that ``file`` imports, each with a line."""
+    package = [PACKAGE, *name.split(".")] if name else [PACKAGE]
+    if file.name != "__init__.py":
+        package.pop()
+    found: dict[str, int] = {}
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # "from torch_getfuse.partition import cost" imports a module, not a name.
+                full = f"{source}.{alias.name}"
+                inner = full.removeprefix(f"{PACKAGE}.")
+                found[full if inner in FILES else source] = node.lineno
+    return found
+
+
+def own(name: str, file: Path) -> dict[str, int]:
+    """Modules of this package that ``file`` imports, without the package's name."""
+    return {
+        full.removeprefix(PACKAGE).removeprefix("."): line
+        for full, line in imported(name, file).items()
+        if full.partition(".")[0] == PACKAGE
+    }
+
+
+def folder(name: str) -> str:
+    return name if name in ("partition", "explain", "backend") else name.rpartition(".")[0]
+
+
+@pytest.mark.parametrize("name", FILES, ids=lambda name: name or PACKAGE)
+def test_imports_point_down(name: str) -> None:
+    file = FILES[name]
+    assert name in FLOORS, (
+        f"{file.name}: module {name!r} has no floor; add it to FLOORS in tests/test_floors.py, "
+        "above everything it imports and below everything that imports it"
+    )
+    for other, line in own(name, file).items():
+        where = f"{file.relative_to(ROOT.parent)}:{line} imports {other or PACKAGE!r}"
+        assert other in FLOORS, f"{where}, which has no floor; add it to FLOORS in this file"
+        if FLOORS[other] == FLOORS[name] and folder(name) == folder(other):
+            continue
+        assert FLOORS[other] < FLOORS[name], (
+            f"{where} of floor {FLOORS[other]}, but stands on floor {FLOORS[name]} itself: "
+            "imports point down only (or sideways within a folder)"
+        )
+
+
+def test_no_import_cycles() -> None:
+    edges = {name: set(own(name, file)) - {name} for name, file in FILES.items()}
+    left = dict(edges)
+    while left:
+        free = [name for name, others in left.items() if not others & left.keys()]
+        assert free, f"these modules import each other in a circle: {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name for name in FILES if name.partition(".")[0] in NO_TORCH],
+)
+def test_no_torch_below(name: str) -> None:
+    file = FILES[name]
+    for full, line in imported(name, file).items():
+        where = f"{file.relative_to(ROOT.parent)}:{line} imports {full}"
+        assert full.partition(".")[0] not in TORCH, f"{where}: no torch in this part"
+    for other, line in own(name, file).items():
+        where = f"{file.relative_to(ROOT.parent)}:{line} imports {other}"
+        assert other.partition(".")[0] in NO_TORCH, f"{where}, which may import torch"
+
+
+def test_the_table_names_no_module_twice_over() -> None:
+    assert all(name == name.strip(".") for name in FLOORS)
+    assert {"errors", "ir", ""} <= FILES.keys(), "the tests look at the right folder"

@@ -1,0 +1,77 @@
+"""Options, sizes and presets: every wrong value has one clear line."""
+
+from __future__ import annotations
+
+import pytest
+
+from torch_getfuse.accelerator import ACCELERATORS, accelerator, format_size, parse_size
+from torch_getfuse.errors import OptionError
+from torch_getfuse.options import Options
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("256KB", 262144),
+        ("1MB", 1 << 20),
+        ("1.5 kb", 1536),
+        ("4096", 4096),
+        (77, 77),
+        ("2GB", 2**31),
+    ],
+)
+def test_sizes_are_1024_based(text: int | str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["0KB", "12XB", "", "-3KB", "KB", "1.0001KB", 0, -5, True, None])
+def test_wrong_sizes_are_refused(text: object) -> None:
+    with pytest.raises(OptionError, match=r"size"):
+        parse_size(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (512, "512 B"), (1024, "1 KB"), (37683, "36.8 KB"), (1572864, "1.50 MB")],
+)
+def test_sizes_as_text(size: int, text: str) -> None:
+    assert format_size(size) == text
+
+
+def test_defaults() -> None:
+    options = Options.of({})
+    assert options.buffer_bytes == 256 * 1024
+    assert (options.scheme, options.granularity, options.method) == ("lbdf", "line", "auto")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bufer": "1KB"}, "unknown option 'bufer'; did you mean 'buffer'"),
+        ({"buffer": "12XB"}, "buffer='12XB'.*256KB"),
+        ({"buffer": "0KB"}, "buffer='0KB'.*at least one whole byte"),
+        ({"scheme": "lbfd"}, "scheme='lbfd' is not one of .*did you mean 'lbdf'"),
+        ({"method": "exakt"}, "did you mean 'exact'"),
+        ({"activation_bytes": 0}, "activation_bytes=0"),
+        ({"weight_bytes": 1.5}, "weight_bytes=1.5"),
+        ({"time_limit": -1}, "time_limit=-1"),
+        ({"strict": "yes"}, "strict='yes'"),
+        ({"accelerator": "eyeris-v1"}, "did you mean 'eyeriss-v1'"),
+        ({"plan": ""}, "plan=''"),
+    ],
+)
+def test_wrong_options_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Options.of(given)
+
+
+def test_an_accelerator_sets_what_is_not_given() -> None:
+    options = Options.of({"accelerator": "eyeriss-v1", "weight_bytes": 1})
+    assert (options.buffer_bytes, options.activation_bytes, options.weight_bytes) == (110592, 2, 1)
+
+
+def test_every_preset_has_a_source() -> None:
+    assert all(
+        preset.source and accelerator(name) is preset for name, preset in ACCELERATORS.items()
+    )
+    assert {128, 256, 512, 1024, 2048} <= {p.buffer_bytes // 1024 for p in ACCELERATORS.values()}

@@ -1,0 +1,268 @@
+"""The report: its figures in integers, every form it takes, and what it says when empty."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graphs import Builder
+
+from torch_getfuse.errors import GetfuseError, OptionError
+from torch_getfuse.options import Options
+from torch_getfuse.partition.plan import PartitionPlan, Stage
+from torch_getfuse.planner import plan_graph
+from torch_getfuse.report import Report, Section
+
+
+def make_plan(buffer: int = 100) -> PartitionPlan:
+    """Three 1x1 convolutions on a 4x4 map, 4 -> 4 -> 4 -> 64 channels; the last never fits."""
+    build = Builder()
+    at = build.input((1, 4, 4, 4))
+    for channels in (4, 4, 64):
+        at = build.conv(at, channels)
+    return plan_graph(build.graph(), Options(buffer=buffer, activation_bytes=1, weight_bytes=1))
+
+
+@pytest.fixture
+def plan() -> PartitionPlan:
+    return make_plan()
+
+
+@pytest.fixture
+def report(plan: PartitionPlan) -> Report:
+    return Report([Section(plan, unsupported={"aten.sort": 2}, notes=("a note",))])
+
+
+def test_totals(plan: PartitionPlan) -> None:
+    # Each map of 4 channels has 64 B, each small convolution 20 B of weights.
+    section = Section(plan)
+    assert section.unfused == (128, 128, 40)
+    assert section.planned == (64, 64, 40)
+    # 64 B in, 64 x 16 B out, 64 x 4 weights and 64 biases
+    assert section.unfusable == {"conv2": (64, 1024, 320)}
+
+
+def test_unfusable_traffic_counts_widths(plan: PartitionPlan) -> None:
+    wide = replace(plan, activation_bytes=2, weight_bytes=4)
+    assert Section(wide).unfusable == {"conv2": (128, 2048, 1280)}
+
+
+def test_dict_is_integers(report: Report) -> None:
+    form = json.loads(report.to_json())
+    assert form == report.to_dict()
+    assert form["schema_version"] == 1
+    (section,) = form["sections"]
+    assert section["totals"] == {
+        "operators": 3,
+        "groups": 1,
+        "unfused": dram(128, 128, 40),
+        "planned": dram(64, 64, 40),
+        "saved_bytes": 128,
+        "lower_bound_bytes": 168,
+        "proof": "optimal",
+        "max_buffer_bytes": 88,
+        "unfusable_operators": 1,
+        "unfusable": dram(64, 1024, 320),
+    }
+    assert section["groups"] == [
+        {
+            "name": "fusion_group_0",
+            "ops": ["conv0", "conv1"],
+            "modules": ["", ""],
+            "buffer_bytes": 88,
+            **dram(64, 64, 40),
+            "ends": "unfusable neighbour conv2",
+        }
+    ]
+    assert section["unfusable"] == [{"name": "conv2", "kind": "conv", **dram(64, 1024, 320)}]
+    assert section["unsupported"] == {"aten.sort": 2}
+    assert section["notes"] == ["a note"]
+    assert all(type(v) is int for k, v in leaves(form) if k.endswith("_bytes"))
+
+
+def dram(read: int, write: int, weight: int) -> dict[str, int]:
+    return {
+        "dram_read_bytes": read,
+        "dram_write_bytes": write,
+        "dram_weight_bytes": weight,
+        "dram_bytes": read + write + weight,
+    }
+
+
+def leaves(form: Any) -> list[tuple[str, Any]]:
+    if isinstance(form, dict):
+        below = [leaf for value in form.values() for leaf in leaves(value)]
+        return [(k, v) for k, v in form.items() if not isinstance(v, dict | list)] + below
+    if isinstance(form, list):
+        return [leaf for value in form for leaf in leaves(value)]
+    return []
+
+
+def test_text(report: Report) -> None:
+    text = str(report)
+    for part in (
+        "planned",
+        "128 B (50.0%)",  # saved of the features
+        "optimal (proved)",
+        "88 B of 100 B (88.0%)",
+        "1, of 2 fusable operators",
+        "1, moving 1.38 KB of their own, 320 B of it weights",
+        "exact: 168 B",
+        "scheme lbdf, granularity line, buffer 100 B, 1 B per activation, 1 B per weight",
+        "conv0 .. conv1 (2 ops)",
+        "unfusable neighbour conv2",
+        "aten.sort",
+        "Note: a note",
+    ):
+        assert part in " ".join(text.split()), part
+
+
+def test_text_fits_a_terminal(plan: PartitionPlan) -> None:
+    long = [f"features.{i}.block.{i}.conv.0.1" for i in range(3)]
+    ops = tuple(replace(op, name=name) for op, name in zip(plan.graph.ops, long, strict=True))
+    (group,) = plan.groups
+    renamed = replace(
+        plan,
+        graph=replace(plan.graph, ops=ops),
+        groups=(
+            replace(group, ops=tuple(long[:2]), ends=f"branch: {long[2]} also needs {long[0]}"),
+        ),
+        unfusable=(long[2],),
+    )
+    text = str(Report([Section(renamed)]))
+    assert max(map(len, text.splitlines())) <= 120
+    assert long[0] in text
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"proof": "bound", "lower_bound_bytes": 100}, "at most 68.0% above the optimum"),
+        ({"proof": None, "lower_bound_bytes": 0}, "none is known"),
+    ],
+)
+def test_lower_bounds(plan: PartitionPlan, change: dict[str, Any], text: str) -> None:
+    assert text in str(Report([Section(replace(plan, **change))]))
+
+
+def test_stages_in_order(plan: PartitionPlan) -> None:
+    stages = (Stage("direct", None, 3, 0.0), Stage("exact", 168, 9, 0.25))
+    text = str(Report([Section(replace(plan, stages=stages))]))
+    assert "direct: no plan (3 evaluated, 0.0 s); then exact: 168 B (9 evaluated, 0.2 s)" in text
+
+
+def test_several_graphs(plan: PartitionPlan) -> None:
+    report = Report([Section(plan, "graph 0"), Section(plan, "graph 1")])
+    text = str(report)
+    assert "2 graphs: 336 B of DRAM access planned, 592 B unfused, 256 B (43.2%) saved" in text
+    assert "graph 0: DRAM access per sample" in text
+    assert [record["graph"] for record in report.to_records()] == ["graph 0", "graph 1"]
+    assert repr(report) == "<Report of 2 graph(s), 2 fusion groups>"
+
+
+def test_everything_unfusable() -> None:
+    report = Report([Section(make_plan(buffer=10))])
+    assert "0, of 0 fusable operators" in str(report)
+    assert report.to_dict()["sections"][0]["totals"]["saved_bytes"] == 0
+    assert report.to_records() == []
+
+
+def test_empty() -> None:
+    report = Report([])
+    assert "no graph has been compiled yet" in str(report)
+    assert report.to_dict() == {"schema_version": 1, "sections": [], "unplanned": []}
+    assert "no graph has been compiled yet" in report.to_html()
+    assert report.to_csv().count("\n") == 1
+    assert report.to_pandas().empty
+
+
+def test_csv(report: Report) -> None:
+    (row,) = csv.DictReader(io.StringIO(report.to_csv()))
+    assert row["group"] == "fusion_group_0"
+    assert row["ops"].split() == ["conv0", "conv1"]
+    assert int(row["buffer_bytes"]) == 88
+    assert int(row["dram_bytes"]) == 168
+
+
+def test_markdown(report: Report) -> None:
+    text = report.to_markdown()
+    assert "### DRAM access per sample" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+    assert any("conv0 .. conv1 (2 ops)" in line for line in rows)
+
+
+def test_markdown_escapes_its_own_marks(plan: PartitionPlan) -> None:
+    report = Report([Section(plan, unsupported={"a|b": 1})])
+    assert "a\\|b" in report.to_markdown()
+
+
+class _Balanced(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tables = 0
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag != "meta":
+            self.open.append(tag)
+        self.tables += tag == "table"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_well_formed_and_escaped(plan: PartitionPlan) -> None:
+    report = Report([Section(plan, unsupported={"<script>": 1}, notes=("a < b",))])
+    page = report.to_html()
+    parser = _Balanced()
+    parser.feed(page)
+    assert not parser.open
+    assert parser.tables == 5
+    assert "<script>" not in page
+    assert "a &lt; b" in page
+    assert report._repr_html_() in page
+
+
+def test_pandas(report: Report) -> None:
+    frame = report.to_pandas()
+    assert list(frame["dram_bytes"]) == [168]
+    assert str(frame["buffer_bytes"].dtype) == "int64"
+
+
+def test_pandas_absent(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(GetfuseError, match="pip install pandas"):
+        report.to_pandas()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [
+        (".txt", "DRAM access per sample\n"),
+        (".json", '{\n "schema_version": 1'),
+        (".csv", "graph,group,operators,ops,"),
+        (".md", "### DRAM access"),
+        (".HTML", "<!DOCTYPE html>"),
+    ],
+)
+def test_save_by_suffix(report: Report, tmp_path: Path, suffix: str, start: str) -> None:
+    path = tmp_path / f"report{suffix}"
+    report.save(path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(start)
+    assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("name", ["report.xlsx", "report", "report.htm"])
+def test_unknown_suffix(report: Report, tmp_path: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=r"\.txt, \.json, \.csv, \.md, \.html"):
+        report.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())

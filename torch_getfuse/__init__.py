@@ -1,0 +1,69 @@
+"""Layer fusion for accelerators with a small on-chip buffer, as a torch.compile backend.
+
+Names are imported when first used, so that the command line's ``--help`` and code that only
+reads plans do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch_getfuse.api import plan, report, split
+    from torch_getfuse.errors import (
+        CaptureError,
+        GetfuseError,
+        GraphError,
+        OptionError,
+        PlanError,
+    )
+    from torch_getfuse.partition.plan import PartitionPlan, load_plan
+    from torch_getfuse.report import Report
+
+_HOMES = {
+    "CaptureError": "errors",
+    "GetfuseError": "errors",
+    "GraphError": "errors",
+    "OptionError": "errors",
+    "PartitionPlan": "partition.plan",
+    "PlanError": "errors",
+    "Report": "report",
+    "load_plan": "partition.plan",
+    "plan": "api",
+    "report": "api",
+    "split": "api",
+}
+
+__all__ = [
+    "CaptureError",
+    "GetfuseError",
+    "GraphError",
+    "OptionError",
+    "PartitionPlan",
+    "PlanError",
+    "Report",
+    "load_plan",
+    "plan",
+    "report",
+    "split",
+]
+
+
+# The functions ``report`` and ``explain`` share their names with a module and a package. Loading
+# these first, and taking them out of this namespace, leaves the names to the functions for good.
+for _name in ("report", "explain"):
+    import_module(f"{__name__}.{_name}")
+    globals().pop(_name)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

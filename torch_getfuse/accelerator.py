@@ -1,0 +1,126 @@
+"""On-chip buffers: sizes as people type them, and named accelerators with their sources."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch_getfuse.errors import OptionError, nearest
+
+KB = 1024
+MB = 1024 * KB
+_UNITS = {"B": 1, "KB": KB, "KIB": KB, "MB": MB, "MIB": MB, "GB": 1024 * MB, "GIB": 1024 * MB}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of ``"256KB"``, ``"1.5MB"``, ``"4096"`` or a number; KB = 1024 B, MB = 1024 KB.
+
+    Raises:
+        OptionError: for anything else, for less than one byte and for fractions of a byte.
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise OptionError(f"a size is an int of bytes or text like '256KB', not {size!r}")
+    if isinstance(size, int):
+        total = float(size)
+    else:
+        match = _SIZE.fullmatch(size)
+        if match is None or (match[2] or "B").upper() not in _UNITS:
+            raise OptionError(f"size {size!r} is not a number of bytes, KB, MB or GB, like '256KB'")
+        total = float(match[1]) * _UNITS[(match[2] or "B").upper()]
+    if total < 1 or total != int(total):
+        raise OptionError(f"size {size!r} is {total:g} bytes; at least one whole byte is needed")
+    return int(total)
+
+
+def format_size(size: int) -> str:
+    """``"1.50 MB"``, ``"36.8 KB"``, ``"512 B"``: at least three figures, 1024-based."""
+    if abs(size) < KB:
+        return f"{size} B"
+    value, unit = (size / KB, "KB") if abs(size) < MB else (size / MB, "MB")
+    if value == int(value):
+        return f"{int(value)} {unit}"
+    return f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """A buffer and element widths to plan for.
+
+    Attributes:
+        name: what people type.
+        buffer_bytes: the on-chip buffer ``B`` that fusion groups must fit.
+        activation_bytes, weight_bytes: element widths of its arithmetic.
+        source: where the figures are public.
+    """
+
+    name: str
+    buffer_bytes: int
+    activation_bytes: int
+    weight_bytes: int
+    source: str
+
+
+_PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (method.md section 1)"
+ACCELERATORS: dict[str, Accelerator] = {
+    preset.name: preset
+    for preset in (
+        *(
+            Accelerator(f"getfuse-{kb}", kb * KB, 1, 1, _PAPER)
+            for kb in (128, 256, 512, 1024, 2048)
+        ),
+        Accelerator(
+            "eyeriss-v1",
+            108 * KB,
+            2,
+            2,
+            "Chen et al., Eyeriss, JSSC 2017: 108 KB global buffer, 16-bit fixed point",
+        ),
+        Accelerator(
+            "eyeriss-v2",
+            192 * KB,
+            1,
+            1,
+            "Chen et al., Eyeriss v2, JETCAS 2019: 192 KB global buffer, 8-bit fixed point",
+        ),
+        Accelerator(
+            "simba-chiplet",
+            64 * KB,
+            1,
+            1,
+            "Shao et al., Simba, MICRO 2019: 64 KB global buffer per chiplet, 8-bit",
+        ),
+        Accelerator(
+            "edge-tpu",
+            8 * MB,
+            1,
+            1,
+            "Google, coral.ai documentation: about 8 MB of SRAM on the Edge TPU, 8-bit",
+        ),
+        Accelerator(
+            "tpu-v1",
+            24 * MB,
+            1,
+            1,
+            "Jouppi et al., ISCA 2017: 24 MiB Unified Buffer, 8-bit",
+        ),
+        Accelerator(
+            "gap8-l2",
+            512 * KB,
+            1,
+            1,
+            "GreenWaves GAP8 product brief: 512 KB of L2 memory, 8-bit inference",
+        ),
+    )
+}
+
+
+def accelerator(name: str) -> Accelerator:
+    """The preset of a name; raises :class:`OptionError` with the nearest one."""
+    try:
+        return ACCELERATORS[name]
+    except KeyError:
+        raise OptionError(
+            f"accelerator={name!r} is not known{nearest(name, ACCELERATORS)}; "
+            f"known: {', '.join(ACCELERATORS)}"
+        ) from None

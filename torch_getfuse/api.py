@@ -1,0 +1,134 @@
+"""The public functions, re-exported by :mod:`torch_getfuse`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
+from torch_getfuse.backend.compiler import split_capture
+from torch_getfuse.backend.records import find
+from torch_getfuse.errors import CaptureError, OptionError
+from torch_getfuse.options import Options
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.planner import plan_graph
+from torch_getfuse.report import Report, Section
+
+Model = nn.Module | torch.export.ExportedProgram
+
+
+def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionPlan:
+    """Plan layer fusion for a model, without running or changing it.
+
+    Args:
+        model: a module, or an ExportedProgram (which brings its own shapes).
+        args: example inputs of a module; a tuple, as for ``torch.export.export``.
+        options: see :class:`torch_getfuse.options.Options`.
+
+    Raises:
+        OptionError: for an unknown option or value, or missing example inputs.
+        CaptureError: if the model cannot be traced as one graph.
+    """
+    chosen = Options.of(options)
+    return plan_graph(_capture(model, args).graph, chosen)
+
+
+def report(model: object, *args: Any, **options: Any) -> Report:
+    """The fusion report of a model.
+
+    With inputs (or an ExportedProgram), plans without running. Without inputs, reports what
+    ``torch.compile(model, backend="getfuse")`` has compiled and run so far: ``model`` may be the
+    compiled wrapper or the module itself; an empty report says that nothing was compiled yet.
+    A ``PartitionPlan`` gives its own report.
+
+    Raises:
+        OptionError: for an unknown option or value.
+        CaptureError: if the model cannot be traced as one graph.
+    """
+    if isinstance(model, PartitionPlan):
+        return Report([Section(model)])
+    if args or isinstance(model, torch.export.ExportedProgram):
+        chosen = Options.of(options)
+        target = getattr(model, "_orig_mod", model)
+        captured = _capture(target, args)
+        return Report(
+            [Section(plan_graph(captured.graph, chosen), unsupported=captured.unsupported)]
+        )
+    if options:
+        raise OptionError(
+            f"report(model, {next(iter(options))}=...) needs example inputs: report(model, x, ...)"
+        )
+    return _compiled_report(model)
+
+
+def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:
+    """The model as an FX GraphModule with one child per fusion group (``fusion_group_0``, ...).
+
+    It is called like the model and returns what the model returns. Parameters and buffers are
+    shared with the model, and each child can be saved or lowered on its own.
+
+    Args:
+        model: a module, or an ExportedProgram (then ``args`` may be empty).
+        args: example inputs of a module.
+        plan: a plan of the same model and shapes.
+
+    Raises:
+        PlanError: if the plan belongs to another graph, or no order can run its groups.
+        CaptureError: if ``torch.export`` cannot trace the model.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        program = model
+    else:
+        try:
+            program = torch.export.export(_checked(model, args), args)
+        except torch._dynamo.exc.Unsupported as error:
+            why = str(error).strip().split("\n")[0]
+            raise CaptureError(
+                f"torch.export cannot trace {type(model).__name__}: {why}"
+            ) from error
+    captured = capture_exported(program)
+    plan.check_graph(captured.graph)
+    # The program's graph has its weights as inputs; as a module it has them as attributes.
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    found = {node.name: node for node in module.graph.nodes}
+    nodes = {name: tuple(found[node.name] for node in own) for name, own in captured.nodes.items()}
+    return split_capture(replace(captured, graph_module=module, nodes=nodes), plan)
+
+
+def _compiled_report(model: object) -> Report:
+    records, own = find(model)
+    sections, unplanned = [], []
+    for number, record in enumerate(records):
+        name = f"graph {number}" if len(records) > 1 else ""
+        if record.section is None:
+            unplanned.append(f"{name or 'the graph'} runs unplanned: {record.failure}")
+            continue
+        notes = record.section.notes
+        if not own:
+            notes = (*notes, "compiled for another instance of this class, whose code it shares")
+        sections.append(Section(record.section.plan, name, record.section.unsupported, notes))
+    return Report(sections, unplanned)
+
+
+def _capture(model: object, args: tuple[Any, ...]) -> Capture:
+    if isinstance(model, torch.export.ExportedProgram):
+        return capture_exported(model)
+    return capture_model(_checked(model, args), args)
+
+
+def _checked(model: object, args: tuple[Any, ...]) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise OptionError(
+            f"expected a torch.nn.Module or an ExportedProgram, got {type(model).__name__}"
+        )
+    if not isinstance(args, tuple):
+        raise OptionError(
+            f"args must be a tuple of example inputs, like (x,), not {type(args).__name__}"
+        )
+    if not args:
+        raise OptionError("example inputs are missing: plan(model, (x,))")
+    return model

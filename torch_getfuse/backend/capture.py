@@ -1,0 +1,372 @@
+"""FX graph -> operator graph and the way back (method.md, sections 1 and 2).
+
+One model and one set of shapes give one :class:`~torch_getfuse.ir.OpGraph`, whether the FX
+graph came from Dynamo or from ``torch.export``: names are module paths and kinds, the order is
+that of the program, sizes are per sample.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from torch_getfuse.backend.decompose import expand_composites
+from torch_getfuse.backend.fx_values import (
+    has_value,
+    is_dynamo_weight,
+    tensor_info,
+    traced_value,
+)
+from torch_getfuse.backend.graph_builder import GraphBuilder
+from torch_getfuse.backend.graph_values import Draft, Role
+from torch_getfuse.backend.normalise import normalise
+from torch_getfuse.backend.op_rules import positional
+from torch_getfuse.errors import CaptureError, NoOperatorError
+from torch_getfuse.ir import Op, OpGraph, Read
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_WIDTH = 4
+
+
+@dataclass(frozen=True)
+class Capture:
+    """An operator graph and where its operators are in an FX graph.
+
+    Attributes:
+        graph: the operator graph, sizes per sample.
+        graph_module: the FX graph whose nodes are named below: the one given, or a copy in
+            which composite functions (attention, local response norm) are taken apart.
+        nodes: operator name -> its FX nodes in order: a convolution with its folded batch norm,
+            and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
+            inputs, and nodes that compute on weights alone, belong to no operator.
+        unsupported: FX target name -> number of operators that have no rule.
+    """
+
+    graph: OpGraph
+    graph_module: fx.GraphModule
+    nodes: Mapping[str, tuple[fx.Node, ...]]
+    unsupported: Mapping[str, int]
+
+
+def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = None) -> Capture:
+    """The operator graph of what a ``torch.compile`` backend receives.
+
+    Args:
+        gm: parameters and buffers are placeholders (or attributes); shapes come from the nodes'
+            metadata.
+        example_inputs: needed only where the metadata is missing.
+
+    Raises:
+        CaptureError: without metadata and inputs, or without any tensor operator.
+    """
+    if not all(has_value(n) for n in gm.graph.nodes if n.op == "placeholder"):
+        if example_inputs is None:
+            raise CaptureError(
+                "the FX graph records no shapes: give capture_fx the example inputs as well"
+            )
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        FakeTensorProp(gm, mode).propagate(*example_inputs)
+
+    def role(node: fx.Node) -> Role:
+        return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
+
+    return _capture(expand_composites(gm), role)
+
+
+def capture_exported(program: ExportedProgram) -> Capture:
+    """The operator graph of an exported program, before ``run_decompositions``.
+
+    Raises:
+        CaptureError: where the program has no tensor operator.
+    """
+    kinds: dict[str, Role] = {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            kinds[spec.arg.name] = Role.INPUT
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            kinds[spec.arg.name] = Role.WEIGHT
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            # A tensor written in forward() is a constant in Dynamo's graph, with no placeholder.
+            made = "lifted_tensor" in str(spec.target or spec.arg.name)
+            kinds[spec.arg.name] = Role.CONSTANT if made else Role.WEIGHT
+    kept = {
+        position
+        for position, output in enumerate(program.graph_signature.output_specs)
+        if output.kind is OutputKind.USER_OUTPUT
+    }
+    return _capture(
+        program.graph_module, lambda node: kinds.get(node.name, Role.NEITHER), outputs=kept
+    )
+
+
+# -- tracing ----------------------------------------------------------------------------------
+
+
+class _Recorded(Exception):
+    """Leaves a traced call before anything is computed."""
+
+
+_RECORDER: contextvars.ContextVar[list[fx.GraphModule] | None] = contextvars.ContextVar(
+    "torch_getfuse_recorder", default=None
+)
+
+
+def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A torch.compile backend, one for all captures: torch keeps each it has seen for ever."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.append(gm)
+
+    def stop(*args: Any) -> Any:
+        raise _Recorded
+
+    return stop
+
+
+def _counting_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.append(gm)
+    return gm.forward
+
+
+def capture_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Capture:
+    """The operator graph of a module with inputs, traced by Dynamo and not run.
+
+    The trace is under ``no_grad`` with a code object of its own, so that nothing that the user
+    has compiled is reused, recompiled or thrown away, and the model is left as it is.
+
+    Raises:
+        CaptureError: for a model that Dynamo breaks into several graphs (how many, and why at
+            the first break), or that has no tensor operator.
+    """
+    model = getattr(model, "_orig_mod", model)
+    kwargs = kwargs or {}
+    try:
+        with _tracing() as graphs:
+            _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
+    except _Recorded:
+        return capture_fx(graphs[0])
+    except torch._dynamo.exc.Unsupported as error:
+        why = str(error).strip().split("\n")[0]
+        raise CaptureError(
+            f"{type(model).__name__} does not trace as one graph but as "
+            f"{_count_graphs(model, args, kwargs)}: {why}. "
+            "torch._dynamo.explain(model)(*inputs) shows every break"
+        ) from error
+    raise CaptureError(
+        f"{type(model).__name__} ran without giving Dynamo a graph: it has no tensor operator, "
+        "or torch.compile is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance)"
+    )
+
+
+@contextmanager
+def _tracing() -> Iterator[list[fx.GraphModule]]:
+    """Collects graphs; attention takes the path that ``torch.export`` and training see."""
+    graphs: list[fx.GraphModule] = []
+    token = _RECORDER.set(graphs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), torch._dynamo.config.patch(suppress_errors=False):
+            yield graphs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _RECORDER.reset(token)
+
+
+def _compiled(
+    model: nn.Module, backend: Callable[..., Any], *, fullgraph: bool
+) -> Callable[..., Any]:
+    """A fresh function around the model, compiled in a cache region of its own.
+
+    Dynamo files what it compiles under code objects. The fresh one here goes away with the
+    function; the model's own are inlined, or, where the graph breaks, isolated.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    fresh = types.FunctionType(
+        run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
+    )
+    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        fresh, backend=backend, fullgraph=fullgraph, dynamic=False, isolate_recompiles=True
+    )
+    return compiled
+
+
+def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """How many graphs Dynamo makes of a model that breaks; needs one run, so only in eval."""
+    if any(module.training for module in model.modules()):
+        return "several"
+    with _tracing() as graphs:
+        _compiled(model, _counting_backend, fullgraph=False)(*args, **kwargs)
+    return str(len(graphs))
+
+
+# -- FX to operators --------------------------------------------------------------------------
+
+
+def _capture(
+    gm: fx.GraphModule, role: Callable[[fx.Node], Role], outputs: set[int] | None = None
+) -> Capture:
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and role(n) is Role.INPUT]
+    inputs = [n for n in placeholders if isinstance(traced_value(n), torch.Tensor)]
+    builder = GraphBuilder(_batch_size(inputs), role, gm, kept_outputs=outputs)
+    for node in gm.graph.nodes:
+        builder.add(node)
+    drafts = _fold_batch_norms(_live(builder), builder)
+    if not drafts:
+        raise NoOperatorError("the graph has no tensor operator on the way to what it returns")
+    names = _names(drafts)
+    tensors = {draft.writes: name for draft, name in zip(drafts, names, strict=True)}
+    # In the order of their first use, which is the same in every trace of a program.
+    read = dict.fromkeys(base for draft in drafts for base, _ in draft.reads)
+    sources = [base for base in read if base in set(builder.inputs.values())]
+    taken = set(names)
+    for base in sources:
+        tensors[base] = _unique("input", taken)
+    ops = tuple(_op(draft, name, tensors) for draft, name in zip(drafts, names, strict=True))
+    # An input that is returned as it is crosses no operator; Dynamo does not even record it.
+    returned = [draft.writes for draft in drafts if draft.writes in builder.outputs]
+    graph = OpGraph(
+        inputs=tuple(tensors[base] for base in sources),
+        outputs=tuple(tensors[base] for base in returned),
+        ops=ops,
+        tensors={
+            name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
+        },
+        activation_bytes=_input_width(inputs),
+        weight_bytes=builder.weight_dtype.itemsize if builder.weight_dtype else _DEFAULT_WIDTH,
+    )
+    nodes = {name: tuple(draft.nodes) for name, draft in zip(names, drafts, strict=True)}
+    unsupported = Counter(d.target for d in drafts if d.reason.startswith("no rule"))
+    for target, times in unsupported.items():
+        log.info("no rule for %s (%d operators): whole inputs", target, times)
+    return Capture(graph, gm, nodes, dict(unsupported))
+
+
+def _batch_size(inputs: Sequence[fx.Node]) -> int:
+    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map."""
+    best: fx.Node | None = None
+    for node in inputs:
+        if best is None or traced_value(node).dim() > traced_value(best).dim():
+            best = node
+    if best is None or traced_value(best).dim() < 2 or _unbatched(best):
+        return 1
+    return max(1, tensor_info(traced_value(best)).shape[0])
+
+
+def _unbatched(node: fx.Node) -> bool:
+    """True where a convolution or pool over n axes reads an input of n + 1 axes."""
+    rank = traced_value(node).dim()
+    for user in node.users:
+        if user.op in ("call_function", "call_method") and user.args[:1] == (node,):
+            name = normalise(user, positional).name
+            if ("conv" in name or "pool" in name) and name.endswith(f"{rank - 1}d"):
+                return True
+    return False
+
+
+def _input_width(inputs: Sequence[fx.Node]) -> int:
+    for node in inputs:
+        if (dtype := traced_value(node).dtype).is_floating_point:
+            return int(dtype.itemsize)
+    return _DEFAULT_WIDTH
+
+
+def _live(builder: GraphBuilder) -> list[Draft]:
+    """The operators that something returned depends on."""
+    needed = set(builder.outputs)
+    live = []
+    for draft in reversed(builder.drafts):
+        if draft.writes in needed:
+            needed.update(base for base, _ in draft.reads)
+            live.append(draft)
+    return live[::-1]
+
+
+def _fold_batch_norms(drafts: list[Draft], builder: GraphBuilder) -> list[Draft]:
+    """A convolution and the eval batch norm that alone reads it are one operator.
+
+    The two vectors of the batch norm become the bias.
+    """
+    readers = Counter(base for draft in drafts for base, _ in draft.reads)
+    writers = {draft.writes: draft for draft in drafts}
+    kept = []
+    for draft in drafts:
+        conv = writers.get(draft.reads[0][0]) if draft.reads else None
+        if (
+            draft.kind == "batch_norm"
+            and draft.in_place
+            and draft.direct
+            and conv is not None
+            and conv.spec.bias_elements is not None
+            and readers[conv.writes] == 1
+            and conv.writes not in builder.outputs
+        ):
+            conv.weight_elements += draft.weight_elements // 2 - conv.spec.bias_elements
+            conv.nodes += draft.nodes
+            conv.writes = draft.writes
+        else:
+            kept.append(draft)
+    return kept
+
+
+def _names(drafts: Sequence[Draft]) -> list[str]:
+    """Module path, and the kind where the path alone does not say which operator it is."""
+    kinds: dict[str, set[str]] = {}
+    inside: set[str] = set()
+    for draft in drafts:
+        kinds.setdefault(draft.module, set()).add(draft.kind)
+        parts = draft.module.split(".")
+        inside.update(".".join(parts[:n]) for n in range(len(parts)))
+    taken: set[str] = set()
+    names = []
+    for draft in drafts:
+        path, kind = draft.module, draft.kind
+        leaf = path and path not in inside and len(kinds[path]) == 1
+        names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
+    return names
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """``name``, or with the first free of the suffixes ``_1``, ``_2``, ..."""
+    count, found = 0, name
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    taken.add(found)
+    return found
+
+
+def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
+    return Op(
+        name=name,
+        kind=draft.kind,
+        reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
+        writes=name,
+        module=draft.module,
+        weight_elements=draft.weight_elements,
+        in_place=draft.in_place,
+        mixes_channels=draft.spec.mixes_channels,
+        groups=draft.spec.groups,
+        reason=draft.reason,
+    )

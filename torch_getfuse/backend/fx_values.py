@@ -1,0 +1,80 @@
+"""What an FX node stands for: its traced value, its module, and whether it is a weight."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+
+from torch_getfuse.backend.rule_types import TensorInfo
+
+_UNKNOWN_SIZE = 64
+"""Stands for a size that depends on data; torch's own hint where it has one."""
+
+_ROOT = re.compile(r"^(?:_export_root|L__self__|[LG]\[[^\]]*\])(?=$|[.\[])\.?")
+_GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")
+_NOISE = re.compile(r"@\d+|\.?__closure__\[\d+\]\.cell_contents|\.?_orig_mod\b|\.?_modules\b")
+_INDEX = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
+
+
+def traced_value(node: fx.Node) -> Any:
+    """The fake value of a node: Dynamo's ``example_value`` or export's ``val``."""
+    value = node.meta.get("example_value")
+    return node.meta.get("val") if value is None else value
+
+
+def has_value(node: fx.Node) -> bool:
+    """True where the trace recorded what the node gives (``None`` counts)."""
+    return "example_value" in node.meta or "val" in node.meta
+
+
+def size_hint(size: int | torch.SymInt) -> int:
+    """A size as a number, without specialising the graph to it."""
+    return optimization_hint(size, fallback=_UNKNOWN_SIZE)
+
+
+def tensor_info(tensor: torch.Tensor) -> TensorInfo:
+    """Shape and dtype, symbolic sizes as hints."""
+    return TensorInfo(tuple(size_hint(size) for size in tensor.shape), tensor.dtype)
+
+
+def flat_tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors in a traced value, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in flat_tensors(item)]
+    return []
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that a node was traced in; ``""`` for the model itself.
+
+    Dynamo writes ``L['self'].layer1.0``, ``torch.export`` ``layer1.0``, and either may add
+    ``@1`` for a second call.
+    """
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0])
+    while (found := _GETATTR.search(path)) is not None:
+        path = f"{path[: found.start()]}{found[1]}.{found[2]}{path[found.end() :]}"
+    path = _NOISE.sub("", _ROOT.sub("", path))
+    return _INDEX.sub(r".\1", path).strip(".")
+
+
+def is_dynamo_weight(node: fx.Node) -> bool:
+    """Whether a placeholder of a Dynamo graph is a parameter, a buffer or a module's attribute.
+
+    Private to torch, hence in one place and pinned by a test: ``_dynamo_static_input_type``
+    marks parameters and buffers; the guard source of everything that is reached through a
+    module says so too.
+    """
+    tensor_dict = node.meta.get("tensor_dict") or {}
+    if tensor_dict.get("_dynamo_static_input_type") is not None:
+        return True
+    guard = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
+    return guard is not None and "NN_MODULE" in guard.name

@@ -1,0 +1,473 @@
+"""From FX nodes to operators: what is a weight, an alias, a mutation, and what each op reads."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch_getfuse.backend.fx_values import (
+    flat_tensors,
+    module_path,
+    size_hint,
+    tensor_info,
+    traced_value,
+)
+from torch_getfuse.backend.graph_values import (
+    Base,
+    Draft,
+    Feature,
+    Role,
+    Value,
+    Weight,
+    covers,
+    fits,
+    input_stream,
+    only_pick,
+)
+from torch_getfuse.backend.normalise import Invocation, normalise
+from torch_getfuse.backend.op_rules import FACTORIES, apply_rule, positional
+from torch_getfuse.backend.rule_types import Alias, Call, Operand, Reading, Spec, TensorInfo
+from torch_getfuse.backend.views import Along, Layout, read_window
+from torch_getfuse.ir import Tensor, Window, WindowKind
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class GraphBuilder:
+    """Walks an FX graph once, in order.
+
+    Attributes:
+        batch: samples in the traced inputs; shapes are divided by it.
+        values: what each node gives, for nodes that give tensors.
+        roles: what each placeholder is.
+        owner: the graph's module, which holds its attributes.
+        kept_outputs: positions of what the model itself returns; ``None`` for all.
+        drafts: operators so far; some may turn out to be dead.
+        bases: tensors so far.
+        inputs: base of each user input, by placeholder.
+    """
+
+    batch: int
+    roles: Callable[[fx.Node], Role]
+    owner: fx.GraphModule
+    kept_outputs: set[int] | None = None
+    values: dict[fx.Node, Value] = field(default_factory=dict)
+    drafts: list[Draft] = field(default_factory=list)
+    bases: list[Base] = field(default_factory=list)
+    inputs: dict[fx.Node, int] = field(default_factory=dict)
+    outputs: list[int] = field(default_factory=list)
+    weight_dtype: torch.dtype | None = None
+    _latest: dict[int, int] = field(default_factory=dict)
+    _filled: dict[fx.Node, int] = field(default_factory=dict)
+
+    def add(self, node: fx.Node) -> None:
+        """Takes in one node."""
+        if node.op == "placeholder":
+            self._placeholder(node)
+        elif node.op == "get_attr":
+            self._attribute(node)
+        elif node.op in ("call_function", "call_method", "call_module"):
+            self._call(node)
+        elif node.op == "output":
+            self._output(node)
+
+    # -- leaves -----------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node) -> None:
+        value, role = traced_value(node), self.roles(node)
+        if not isinstance(value, torch.Tensor) or role is Role.NEITHER:
+            return
+        info = tensor_info(value)
+        if role is Role.CONSTANT:
+            self.values[node] = Weight({}, node)
+            return
+        if role is Role.WEIGHT:
+            self._weight(node, info)
+            return
+        lead = info.shape[0] if info.shape else 1
+        batch = (0, lead // self.batch) if info.shape and lead % self.batch == 0 else None
+        base = self._base(info, batch, input_stream(node, info), None)
+        self.inputs[node] = base
+        self.values[node] = Feature(base, Layout.of(info.shape))
+
+    def _attribute(self, node: fx.Node) -> None:
+        value: Any = self.owner
+        for part in str(node.target).split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, torch.Tensor):
+            self._weight(node, tensor_info(value))
+
+    def _weight(self, node: fx.Node, info: TensorInfo) -> None:
+        counted = info.dtype.is_floating_point or info.dtype.is_complex
+        if counted and self.weight_dtype is None:
+            self.weight_dtype = info.dtype
+        self.values[node] = Weight({node: math.prod(info.shape)} if counted else {}, node)
+
+    def _output(self, node: fx.Node) -> None:
+        returned = node.args[0]
+        if self.kept_outputs is not None and isinstance(returned, (list, tuple)):
+            returned = [item for i, item in enumerate(returned) if i in self.kept_outputs]
+        found: list[int] = []
+        fx.map_arg(returned, lambda n: found.extend(self._bases_of(self.values.get(n))))
+        self.outputs = list(dict.fromkeys(found))
+
+    def _bases_of(self, value: Value | None) -> list[int]:
+        if isinstance(value, tuple):
+            return [base for item in value for base in self._bases_of(item)]
+        current = self._current(value) if value is not None else None
+        return [current.base] if isinstance(current, Feature) else []
+
+    # -- calls ------------------------------------------------------------------------------
+
+    def _call(self, node: fx.Node) -> None:
+        invocation = self._invocation(node)
+        source = node.args[0] if node.args else None
+        if invocation.name == "getitem" and isinstance(source, fx.Node):
+            parts = self.values.get(source)
+            index = invocation.args.get("index")
+            if isinstance(parts, tuple) and isinstance(index, int):
+                part = parts[index]
+                if part is not None:
+                    self.values[node] = part
+                    self._belongs(node, part)
+                return
+        outputs = tuple(tensor_info(t) for t in flat_tensors(traced_value(node)))
+        args = {name: self._argument(value) for name, value in invocation.args.items()}
+        call = Call(invocation.name, args, outputs, invocation.overload)
+        if invocation.name == "setitem" or (invocation.mutates and call.name in ("copy", "fill")):
+            self._overwrite(node, call)
+        elif outputs:
+            self._operator(node, call, invocation.mutates)
+
+    def _invocation(self, node: fx.Node) -> Invocation:
+        if node.op == "call_module":
+            kind = type(self.owner.get_submodule(str(node.target))).__name__
+            return Invocation(kind, {"input": node.args}, mutates=False, overload=False)
+        return normalise(node, positional)
+
+    def _argument(self, value: Any) -> Any:
+        """Tensors become operands, symbolic numbers their hints, other nodes ``None``."""
+        if isinstance(value, fx.Node):
+            held = self.values.get(value)
+            if held is not None:
+                return self._operand(value, held, traced_value(value))
+            value = traced_value(value)
+        if isinstance(value, torch.SymInt):
+            return size_hint(value)
+        if isinstance(value, tuple):
+            return tuple(self._argument(item) for item in value)
+        if isinstance(value, list):
+            return [self._argument(item) for item in value]
+        if isinstance(value, dict):
+            return {key: self._argument(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*(self._argument(x) for x in (value.start, value.stop, value.step)))
+        return None if isinstance(value, (fx.Node, torch.Tensor)) else value
+
+    def _operand(self, node: fx.Node, value: Value, traced: Any) -> Any:
+        if isinstance(value, tuple):
+            pairs = zip(value, traced, strict=True)
+            return tuple(None if v is None else self._operand(node, v, t) for v, t in pairs)
+        info = tensor_info(traced)
+        current = self._current(value)
+        if isinstance(current, Weight):
+            return Operand(node, info, True, sum(current.elements.values()), value=current)
+        found = self._find_batch(current)
+        return Operand(node, info, batch=found[0] if found else None, value=current)
+
+    def _current(self, value: Feature | Weight) -> Feature | Weight:
+        """What a value is after the in-place operators so far."""
+        if isinstance(value, Weight) and value.root in self._filled:
+            base = self._filled[value.root]
+            shape = self.bases[base].info.shape
+            value = Feature(base, Layout.opaque(shape))
+        if isinstance(value, Feature):
+            base = value.base
+            while base in self._latest:
+                base = self._latest[base]
+            return replace(value, base=base)
+        return value
+
+    def _operator(self, node: fx.Node, call: Call, mutates: bool) -> None:
+        if call.name in FACTORIES or not call.activations:
+            self.values[node] = self._constant(node, call)
+            return
+        result = apply_rule(call)
+        first = call.operands[0]
+        if isinstance(result, Alias):
+            value = self._alias(result, node)
+            self.values[node] = value
+            if mutates and first.node is not node:
+                # squeeze_ and its like change the view, not the elements.
+                self.values[first.node] = value
+            return
+        results = len(call.outputs)
+        picked = only_pick(node) if results > 1 else None
+        if picked is not None:
+            call = replace(call, outputs=(call.outputs[picked],))
+            result = apply_rule(call)
+            assert isinstance(result, Spec)
+        base, draft = self._draft(node, call, result)
+        if len(call.outputs) > 1:
+            self.values[node] = tuple(Feature(base, Layout.opaque(o.shape)) for o in call.outputs)
+        else:
+            value = Feature(base, Layout.of(call.shape))
+            several = isinstance(traced_value(node), (tuple, list))
+            at = picked or 0
+            self.values[node] = (
+                (*(None,) * at, value, *(None,) * (results - at - 1)) if several else value
+            )
+        if mutates:
+            self._mutate(first, base, draft, node)
+
+    def _constant(self, node: fx.Node, call: Call) -> Value:
+        """The result of a call that no feature map goes into."""
+        elements: dict[fx.Node, int] = {}
+        root = node
+        if call.name not in FACTORIES:
+            for operand in call.operands:
+                elements.update(operand.value.elements)
+            views = call.operands and isinstance(apply_rule(call), Alias)
+            root = call.operands[0].value.root if views else node
+        weight = Weight(elements, root)
+        if isinstance(traced_value(node), (tuple, list)):
+            return (weight,) * len(call.outputs)
+        return weight
+
+    def _alias(self, alias: Alias, node: fx.Node) -> Value:
+        value = alias.operand.value
+        if isinstance(value, Feature):
+            views: list[Value] = [
+                Feature(value.base, change(value.layout)) for change in alias.changes
+            ]
+        else:
+            views = [value] * len(alias.changes)
+        self._belongs(node, value)
+        return tuple(views) if isinstance(traced_value(node), (tuple, list)) else views[0]
+
+    def _belongs(self, node: fx.Node, value: Value) -> None:
+        """An alias is listed with the operator that wrote its base tensor."""
+        current = value if isinstance(value, tuple) else self._current(value)
+        if isinstance(current, Feature) and (op := self.bases[current.base].op) is not None:
+            self.drafts[op].nodes.append(node)
+
+    # -- operators --------------------------------------------------------------------------
+
+    def _draft(self, node: fx.Node, call: Call, spec: Spec) -> tuple[int, Draft]:
+        if len(call.outputs) == 1:
+            info = call.outputs[0]
+        else:
+            # Several results are one tensor of all their elements.
+            total = sum(math.prod(output.shape) for output in call.outputs)
+            whole = -(-total // self.batch) * self.batch
+            info = TensorInfo((self.batch, whole // self.batch), call.outputs[0].dtype)
+        batch = self._batch_of(spec, info)
+        stream = self._stream_of(spec, info) if len(call.outputs) == 1 else None
+        base = self._base(info, batch, stream, len(self.drafts))
+        weights: dict[fx.Node, int] = {}
+        for operand in call.operands:
+            if operand.weight:
+                weights.update(operand.value.elements)
+        reads, reason = self._reads(spec, self.bases[base].tensor)
+        features = [reading.operand for reading in spec.reads]
+        direct = len(features) == 1 and features[0].value.layout == Layout.of(
+            self.bases[features[0].value.base].info.shape
+        )
+        draft = Draft(
+            kind=spec.kind,
+            target=str(node.target) if isinstance(node.target, str) else call.name,
+            module=module_path(node),
+            reads=reads,
+            writes=base,
+            nodes=[node],
+            spec=spec,
+            weight_elements=(
+                sum(weights.values()) if spec.weight_elements is None else spec.weight_elements
+            ),
+            in_place=spec.in_place and len(features) == 1 and self._keeps(reads, base),
+            reason=reason,
+            direct=direct,
+        )
+        self.drafts.append(draft)
+        return base, draft
+
+    def _reads(self, spec: Spec, target: Tensor) -> tuple[list[tuple[int, Window]], str]:
+        reads: dict[int, Window] = {}
+        reason = spec.reason
+        for reading in spec.reads:
+            feature: Feature = reading.operand.value
+            source = self.bases[feature.base]
+            window = self._window(reading, source, target)
+            if not fits(window, source.tensor, target):
+                reason = f"{window} of {source.tensor.shape} does not give {target.shape}"
+                log.warning("%s: %s; it is taken to read its whole input", spec.kind, reason)
+                window = Window.whole()
+            if feature.base in reads and reads[feature.base] != window:
+                # One tensor through two windows: no single window says both.
+                window = Window.whole()
+            reads[feature.base] = window
+        return list(reads.items()), reason
+
+    def _window(self, reading: Reading, source: Base, target: Tensor) -> Window:
+        if reading.accesses is None:
+            return Window.whole()
+        pure = source.batch is not None and source.tensor.shape[source.batch[0]] == 1
+        axis = source.batch[0] if source.batch is not None and pure else None
+        layout = reading.operand.value.layout
+        return read_window(source.tensor, layout, reading.accesses, target, axis)
+
+    def _keeps(self, reads: Sequence[tuple[int, Window]], base: int) -> bool:
+        """True where the result can take the place of the one operand."""
+        if len(reads) != 1 or reads[0][1].kind is not WindowKind.IDENTITY:
+            return False
+        source, target = self.bases[reads[0][0]], self.bases[base]
+        same_units = source.tensor.elements == target.tensor.elements
+        return (
+            same_units
+            and source.info.dtype == target.info.dtype
+            and (source.tensor.rows == target.tensor.rows)
+        )
+
+    def _mutate(self, operand: Operand, base: int, draft: Draft, node: fx.Node) -> None:
+        """Later reads of the operand's storage see what an in-place operator wrote."""
+        value = operand.value
+        if isinstance(value, Weight):
+            self._filled[value.root] = base
+            return
+        old = self.bases[value.base]
+        if value.layout == Layout.of(old.info.shape):
+            self._latest[value.base] = base
+        elif covers(value.layout, old.info.shape):
+            for other, held in self.values.items():
+                if isinstance(held, Feature) and self._current(held) == replace(
+                    held, base=value.base
+                ):
+                    same = held.layout == value.layout
+                    shape = held.layout.shape
+                    self.values[other] = Feature(
+                        base, Layout.of(shape) if same else Layout.opaque(shape)
+                    )
+        else:
+            whole = self._partial_write(node, value.base, [base])
+            self.values[node] = Feature(whole, value.layout)
+
+    def _overwrite(self, node: fx.Node, call: Call) -> None:
+        """``x[index] = value``, ``fill_`` and ``copy_``: new elements in an existing tensor."""
+        operands = call.operands
+        if not operands:
+            return
+        target, sources = operands[0].value, [o.value for o in operands[1:]]
+        bases = [s.base for s in sources if isinstance(s, Feature)]
+        if isinstance(target, Feature):
+            whole = self._partial_write(node, target.base, bases)
+            self.values[node] = Feature(whole, target.layout)
+        elif not bases:
+            self.values[node] = target
+        else:
+            # A constant that is filled with feature maps becomes one.
+            info = tensor_info(traced_value(target.root))
+            written = self._copy(node, info, bases)
+            self._filled[target.root] = written
+            self.values[node] = Feature(written, Layout.opaque(operands[0].shape))
+
+    def _partial_write(self, node: fx.Node, base: int, sources: list[int]) -> int:
+        written = self._copy(node, self.bases[base].info, [base, *sources])
+        self._latest[base] = written
+        return written
+
+    def _copy(self, node: fx.Node, info: TensorInfo, sources: list[int]) -> int:
+        reason = "writes into a part of a tensor in place: it reads its whole inputs"
+        spec = Spec("copy", (), reason=reason)
+        like = self.bases[sources[0]]
+        same = like.info.shape == info.shape
+        batch = like.batch if same else self._guess_batch(info)
+        base = self._base(info, batch, like.tensor.stream_axis if same else None, len(self.drafts))
+        reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
+        self.drafts.append(
+            Draft("copy", "copy", module_path(node), reads, base, [node], spec, 0, False, reason)
+        )
+        return base
+
+    # -- batch and rows ---------------------------------------------------------------------
+
+    def _base(
+        self, info: TensorInfo, batch: tuple[int, int] | None, stream: int | None, op: int | None
+    ) -> int:
+        shape = list(info.shape)
+        if batch is not None:
+            shape[batch[0]] //= self.batch
+        if stream is None:
+            stream = Tensor.default_axis(shape)
+        elif not 0 < stream < len(shape) or (len(shape) == 4 and stream == 3):
+            stream = None
+        self.bases.append(Base(info, batch, Tensor("", tuple(shape), stream), op))
+        return len(self.bases) - 1
+
+    def _find_batch(self, feature: Feature) -> tuple[int, int] | None:
+        """Axis of a view that the batch is in, and the product of the sizes inside of it."""
+        batch = self.bases[feature.base].batch
+        if batch is None:
+            return None
+        axis, inner = batch
+        for place, atoms in enumerate(feature.layout.axes):
+            inside = 1
+            for atom in reversed(atoms):
+                holds = atom.stride <= inner and inner * self.batch <= atom.stride * atom.size
+                if atom.axis == axis and holds and atom.start == 0:
+                    return place, inside * (inner // atom.stride)
+                inside *= atom.size
+        return None
+
+    def _batch_of(self, spec: Spec, info: TensorInfo) -> tuple[int, int] | None:
+        """The batch of the output lies along the axis that runs along the operand's batch."""
+        for reading in spec.reads:
+            found = self._find_batch(reading.operand.value)
+            if found is None:
+                continue
+            place, inner = found
+            if reading.accesses is None:
+                shape = reading.operand.shape
+                if len(shape) == len(info.shape) and shape[place] == info.shape[place]:
+                    return place, inner
+                continue
+            access = reading.accesses[place]
+            if isinstance(access, Along):
+                if info.shape[access.axis] == reading.operand.shape[place]:
+                    return access.axis, inner
+            elif access.reduce:
+                return None
+        return self._guess_batch(info)
+
+    def _guess_batch(self, info: TensorInfo) -> tuple[int, int] | None:
+        if info.shape and info.shape[0] % self.batch == 0:
+            return 0, info.shape[0] // self.batch
+        return (info.shape.index(self.batch), 1) if self.batch in info.shape else None
+
+    def _stream_of(self, spec: Spec, info: TensorInfo) -> int | None:
+        """The axis of the output that runs along the rows of an operand."""
+        if spec.stream_axis is not None:
+            return spec.stream_axis
+        rank = len(info.shape)
+        rows = {id(r): self.bases[r.operand.value.base].tensor.rows for r in spec.reads}
+        for reading in sorted(spec.reads, key=lambda r: -rows[id(r)]):
+            feature: Feature = reading.operand.value
+            source = self.bases[feature.base].tensor
+            hits = [] if source.stream_axis is None else feature.layout.find(source.stream_axis)
+            if len(hits) != 1:
+                continue
+            axis: int | None = hits[0][0]
+            if reading.accesses is not None:
+                access = reading.accesses[hits[0][0]]
+                axis = access.axis if isinstance(access, Along) else None
+            elif reading.operand.shape != info.shape:
+                axis = None
+            if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
+                return axis
+        return None

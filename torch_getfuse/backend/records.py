@@ -1,0 +1,106 @@
+"""What was compiled: lets ``report(model)`` find the plans that a model runs with.
+
+The backend itself holds no state per model, for Dynamo decides when it is called: once per graph
+break, again on recompiles, and not at all for the second instance of a class. Each graph that it
+returns carries a record, which lives as long as Dynamo keeps that graph.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from types import CodeType
+from typing import Any
+
+from torch import nn
+from torch._guards import TracingContext
+
+from torch_getfuse.report import Section
+
+
+class CompiledGraph:
+    """One graph that the backend compiled.
+
+    Attributes:
+        section: its part of a report; ``None`` where planning failed.
+        failure: why planning failed, else empty.
+        code: the code object that Dynamo traced, the outermost one.
+        parameters: weak references to the parameters and buffers that the graph was given.
+    """
+
+    def __init__(
+        self, section: Section | None, failure: str, example_inputs: Sequence[object]
+    ) -> None:
+        self.section = section
+        self.failure = failure
+        self.code = _traced_code()
+        self.parameters = [
+            weakref.ref(value) for value in example_inputs if isinstance(value, nn.Parameter)
+        ]
+
+    def shares(self, identities: set[int]) -> bool:
+        """Whether one of its parameters is among the tensors of these ``id`` s."""
+        alive = (reference() for reference in self.parameters)
+        return any(value is not None and id(value) in identities for value in alive)
+
+
+_records: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
+_order: weakref.WeakKeyDictionary[CompiledGraph, int] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def remember(compiled: Callable[..., Any], record: CompiledGraph) -> Callable[..., Any]:
+    """Tie a record to the callable that the backend returns, and return a callable that has it."""
+
+    def run(*args: Any) -> Any:
+        return compiled(*args)
+
+    run.getfuse_record = record  # type: ignore[attr-defined]
+    with _lock:
+        _records.add(record)
+        _order[record] = len(_order)
+    return run
+
+
+def find(model: object) -> tuple[list[CompiledGraph], bool]:
+    """Records of a module, compiled wrapper or function, and whether they are of this instance.
+
+    Records that were given a parameter of the module are its own. A module whose class was
+    compiled for another instance runs that instance's code (Dynamo shares it), so those records
+    are its plans as well; the second value is then ``False``.
+    """
+    target = getattr(model, "_orig_mod", model)
+    target = getattr(target, "_torchdynamo_orig_callable", target)
+    with _lock:
+        records = sorted(_records, key=_order.__getitem__)
+    identities: set[int] = set()
+    function = target
+    if isinstance(target, nn.Module):
+        identities = {id(parameter) for parameter in target.parameters()}
+        function = type(target).forward
+    own = [record for record in records if record.shares(identities)]
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    same = [record for record in records if code is not None and _within(record.code, code)]
+    if own:
+        ours = set(own) | {record for record in same if not record.parameters}
+        return [record for record in records if record in ours], True
+    return same, not any(record.parameters for record in same)
+
+
+def _within(traced: CodeType | None, code: CodeType) -> bool:
+    """Whether ``traced`` is ``code`` or what Dynamo made of the rest of it after a graph break."""
+    if traced is None or traced.co_filename != code.co_filename:
+        return False
+    if traced.co_name == code.co_name:
+        return traced.co_firstlineno == code.co_firstlineno
+    lines = [line for _, _, line in code.co_lines() if line is not None]
+    resumed = traced.co_name.startswith(f"torch_dynamo_resume_in_{code.co_name}")
+    return resumed and min(lines) <= traced.co_firstlineno <= max(lines)
+
+
+def _traced_code() -> CodeType | None:
+    """The outermost code object of the frame that Dynamo is compiling; torch keeps it private."""
+    context = TracingContext.try_get()
+    traced = getattr(context, "traced_code", None) if context is not None else None
+    return traced[0] if traced else None

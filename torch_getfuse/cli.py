@@ -1,0 +1,403 @@
+"""The command line ``torch-getfuse``.
+
+A subcommand is a :class:`Command`: its name, help, example, arguments and a function that runs it
+and returns the exit code. Options of planning come from :class:`~torch_getfuse.options.Options`,
+so a new option there is a new flag here. torch is imported by the commands that need it, so that
+``--help`` and mistakes in the options are answered at once.
+
+Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what to type instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import inspect
+import json
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from torch_getfuse.accelerator import format_size
+from torch_getfuse.errors import GetfuseError, nearest
+from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.report import Report
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+PROGRAM = "torch-getfuse"
+_OPTION = "option_"
+_MODEL_HELP = (
+    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable, or a .pt2 file of "
+    "torch.export"
+)
+
+
+class UsageError(GetfuseError):
+    """The command line itself, or a file that it names, cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        name, help, example: what ``--help`` shows.
+        arguments: adds its arguments to its parser.
+        run: does the work and returns the exit code.
+    """
+
+    name: str
+    help: str
+    example: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+# -- report and plan ----------------------------------------------------------------------
+
+
+def _report(args: argparse.Namespace) -> int:
+    if args.output is not None:
+        Report.check_suffix(args.output)
+    made = _with_model(args, _make_report)
+    if args.output is not None:
+        _write(args.output, made.save)
+    print(made.to_json() if args.json else made)
+    return 0
+
+
+def _make_report(
+    model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
+) -> Report:
+    from torch_getfuse import api
+
+    return api.report(model, x, **options)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    made = _with_model(args, _make_plan)
+    if args.output is not None:
+        _write(args.output, made.save)
+    if args.json:
+        print(json.dumps(made.to_dict(), indent=1))
+    elif args.output is not None:
+        print(f"{args.output}: {_figures(made)}")
+    else:
+        print(made)
+    return 0
+
+
+def _make_plan(
+    model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
+) -> PartitionPlan:
+    from torch_getfuse import api
+
+    return api.plan(model, (x,), **options)
+
+
+def _planning_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument(
+        "--input", metavar="SHAPE", help="input shape like 1x3x224x224 (default: the model's usual)"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write the result to FILE (report: by its suffix)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    group = parser.add_argument_group("options of planning")
+    hints = typing.get_type_hints(Options)
+    help_of = _option_help()
+    defaults = Options()
+    for option in dataclasses.fields(Options):
+        flag = "--" + option.name.replace("_", "-")
+        text = help_of.get(option.name, "").replace("%", "%%")
+        if option.name in CHOICES:
+            text += f" ({', '.join(str(choice) for choice in CHOICES[option.name])})"
+        default = getattr(defaults, option.name)
+        if option.name == "buffer":
+            default = format_size(defaults.buffer_bytes).replace(" ", "")  # as people type it
+        if default is not None:
+            text += f" (default {default})"
+        if hints[option.name] is bool:
+            group.add_argument(
+                flag,
+                action=argparse.BooleanOptionalAction,
+                dest=_OPTION + option.name,
+                default=argparse.SUPPRESS,
+                help=text.strip(),
+            )
+        else:
+            group.add_argument(
+                flag,
+                metavar="VALUE",
+                dest=_OPTION + option.name,
+                default=argparse.SUPPRESS,
+                help=text.strip(),
+            )
+
+
+def _option_help() -> dict[str, str]:
+    """Option -> its text in the docstring of ``Options``, where each is described once."""
+    text = inspect.getdoc(Options) or ""
+    _, _, attributes = text.partition("Attributes:\n")
+    found = {}
+    for names, told in re.findall(r"^    ([a-z_, ]+): (.+(?:\n      +.+)*)", attributes, re.M):
+        for name in names.split(", "):
+            found[name] = " ".join(told.replace("``", "").split()).rstrip(".")
+    return found
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, as values; :class:`Options` judges them."""
+    hints = typing.get_type_hints(Options)
+    given = {
+        name.removeprefix(_OPTION): value
+        for name, value in vars(args).items()
+        if name.startswith(_OPTION)
+    }
+    options = {name: _value(value, hints[name]) for name, value in given.items()}
+    Options.of(options)
+    return options
+
+
+def _value(text: str | bool, hint: Any) -> Any:
+    """``text`` as the most specific type that ``hint`` allows, else as it stands."""
+    if isinstance(text, bool):
+        return text
+    members = typing.get_args(hint) or (hint,)
+    if type(None) in members and text.lower() == "none":
+        return None
+    if bool in members and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if int in members and re.fullmatch(r"[+-]?[0-9]+", text):
+        return int(text)
+    if float in members and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?", text):
+        return float(text)
+    return text
+
+
+def _with_model(
+    args: argparse.Namespace,
+    work: Callable[[torch.nn.Module | ExportedProgram, torch.Tensor, Mapping[str, Any]], Any],
+) -> Any:
+    """``work(model, input, options)`` for what the command line names.
+
+    Raises:
+        UsageError: where the model itself does not run on the input.
+    """
+    options = _options(args)  # before torch is imported: mistakes are told at once
+
+    import torch
+
+    from torch_getfuse import models
+
+    shape = models.parse_input(args.input) if args.input is not None else None
+    model = models.load_model(args.model)
+    x = torch.zeros(shape or models.default_input(args.model))
+    if shape is not None and not isinstance(model, torch.nn.Module):
+        # Planning takes an exported program's own shapes and would not look at this one.
+        _check_runs(model, x, args.model)
+    try:
+        return work(model, x, options)
+    except Exception:
+        # A model that does not take this input fails in its own code, by any exception. If it
+        # runs, the error stands: for the user if it is ours on purpose, else with its traceback.
+        _check_runs(model, x, args.model)
+        raise
+
+
+def _check_runs(model: torch.nn.Module | ExportedProgram, x: torch.Tensor, name: str) -> None:
+    """Run the model; raises :class:`UsageError` with the first line of what it raises."""
+    import torch
+
+    call = model if isinstance(model, torch.nn.Module) else model.module()
+    try:
+        with torch.no_grad():
+            call(x)
+    except Exception as error:  # whatever the user's model raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        size = "x".join(map(str, x.shape))
+        raise UsageError(
+            f"{name} does not run on an input of {size}: {reason}; give another --input"
+        ) from error
+
+
+# -- verify -------------------------------------------------------------------------------
+
+
+def _verify(args: argparse.Namespace) -> int:
+    form = _read_plan(args.plan)
+    try:
+        plan = PartitionPlan.from_dict(form).verify()
+    except GetfuseError as error:
+        if args.json:
+            print(json.dumps({"ok": False, "plan": args.plan, "error": str(error)}, indent=1))
+        else:
+            print(f"{PROGRAM}: {args.plan}: check failed: {error}", file=sys.stderr)
+        return 1
+    if args.json:
+        told = {
+            "ok": True,
+            "plan": args.plan,
+            "fingerprint": plan.graph.fingerprint,
+            "groups": len(plan.groups),
+            "dram_bytes": plan.dram_bytes,
+            "lower_bound_bytes": plan.lower_bound_bytes,
+            "proof": plan.proof,
+            "max_buffer_bytes": plan.max_buffer_bytes,
+            "buffer_bytes": plan.buffer_bytes,
+        }
+        print(json.dumps(told, indent=1))
+    else:
+        print(f"{args.plan}: OK, {_figures(plan)}")
+    return 0
+
+
+def _read_plan(path: str) -> dict[str, Any]:
+    """The JSON object of a plan file.
+
+    Raises:
+        UsageError: where the file cannot be read, is no JSON (truncated), or is no plan at all.
+    """
+    try:
+        form = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path!r}: {error.strerror}; check the path") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path!r} is damaged or truncated ({error.msg} at line {error.lineno}); make it again "
+            f"with {PROGRAM} plan MODEL -o {path}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path!r} is not a text file; verify takes a plan.json") from error
+    wanted = {"schema_version": int, "graph": dict, "groups": list, "unfusable": list}
+    for key, kind in wanted.items():
+        if not isinstance(form, dict) or not isinstance(form.get(key), kind):
+            raise UsageError(
+                f"{path!r} is not a plan (no {key!r}); make one with {PROGRAM} plan MODEL -o {path}"
+            )
+    return typing.cast("dict[str, Any]", form)
+
+
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("plan", metavar="PLAN", help="a plan.json")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _figures(plan: PartitionPlan) -> str:
+    proof = {
+        "optimal": "optimal (proved)",
+        "bound": f"at most {plan.gap:.1%} above the optimum",
+    }.get(plan.proof or "", "no bound proved")
+    unfusable = f", {len(plan.unfusable)} unfusable operators" if plan.unfusable else ""
+    return (
+        f"{len(plan.groups)} fusion groups{unfusable}, {plan.dram_bytes} B of DRAM access "
+        f"({format_size(plan.dram_bytes)}), {proof}, buffer {plan.max_buffer_bytes} of "
+        f"{plan.buffer_bytes} B"
+    )
+
+
+def _write(path: str, save: Callable[[str], None]) -> None:
+    try:
+        save(path)
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path!r}: {error.strerror}; name another file with -o"
+        ) from error
+
+
+# -- the program --------------------------------------------------------------------------
+
+COMMANDS = (
+    Command(
+        "report",
+        "plan a model and print what its fusion groups cost and save",
+        "report torchvision:mobilenet_v2 --buffer 256KB -o report.html",
+        _planning_arguments,
+        _report,
+    ),
+    Command(
+        "plan",
+        "plan a model and save the partition plan",
+        "plan torchvision:mobilenet_v2 --buffer 256KB --activation-bytes 1 -o plan.json",
+        _planning_arguments,
+        _plan,
+    ),
+    Command(
+        "verify",
+        "check that a plan file is legal and that its figures are right",
+        "verify plan.json",
+        _verify_arguments,
+        _verify,
+    ),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises :class:`UsageError` where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = re.search(r"invalid choice: '([^']*)'", message)
+        hint = nearest(wrong[1], [command.name for command in COMMANDS]) if wrong else ""
+        raise UsageError(f"{message}{hint or f'; see {self.prog} --help'}")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Fusion groups that fit an on-chip buffer, and the DRAM access they save.",
+        epilog=f"example: {PROGRAM} {COMMANDS[0].example}",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.help,
+            description=command.help,
+            epilog=f"example: {PROGRAM} {command.example}",
+            allow_abbrev=False,
+        )
+        command.arguments(sub)
+        sub.set_defaults(run=command.run, flags=sorted(sub._option_string_actions))
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version(PROGRAM)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: run from its sources)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (``--help`` and ``--version`` exit)."""
+    try:
+        args, unknown = _parser().parse_known_args(argv)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            hint = nearest(name, args.flags) or f"; see {PROGRAM} {args.command} --help"
+            raise UsageError(f"{args.command} does not take {name!r}{hint}")
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except GetfuseError as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (report MODEL | head): not a mistake, and nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

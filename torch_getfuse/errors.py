@@ -1,0 +1,40 @@
+"""Named errors: what is wrong, where, by how much, and what to do about it.
+
+Each is a ``ValueError`` (a user gave something that cannot be used), so callers that
+already catch ``ValueError`` keep working; the command line turns them into one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GetfuseError(ValueError):
+    """Base of every error that this package raises on purpose."""
+
+
+class GraphError(GetfuseError):
+    """An operator graph that breaks one of its rules (names, order, shapes, windows)."""
+
+
+class PlanError(GetfuseError):
+    """A partition plan that is illegal, damaged, or belongs to another graph."""
+
+
+class OptionError(GetfuseError):
+    """An unknown option, or a value that an option does not take."""
+
+
+class CaptureError(GetfuseError):
+    """A model that could not be turned into an operator graph."""
+
+
+class NoOperatorError(CaptureError):
+    """A graph of views and weight computations only: there is nothing to plan."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

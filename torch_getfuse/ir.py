@@ -1,0 +1,510 @@
+"""The operator graph: tensors, the windows through which operators read them, operators.
+
+Floor 0: no torch here. Everything the cost models, searches and reports know about a model
+is in these frozen records. An operator is described by *how it reads* (its windows), never
+by its name: fusion code does not look at ``Op.kind``.
+
+Sizes are per sample: the batch axis has been divided out at capture, so a shape's first
+entry is 1 for an ordinary model (method.md, section 1).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch_getfuse.errors import GraphError
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A feature map, as the raster stream of units that crosses the on-chip buffer.
+
+    Attributes:
+        name: unique in its graph.
+        shape: elements per axis, batch first and divided out (``(1, C, H, W)``).
+        stream_axis: the axis whose positions are the rows of the stream; ``None`` for a
+            tensor that is one unit. A tensor of rank 4 streams over axis 2 by default.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stream_axis: int | None = None
+
+    @staticmethod
+    def default_axis(shape: Sequence[int]) -> int | None:
+        """Axis 2 for ``(1, C, H, W)``; anything else is one unit unless capture knows better."""
+        return 2 if len(shape) == 4 and shape[0] == 1 else None
+
+    @classmethod
+    def of(cls, name: str, shape: Sequence[int]) -> Tensor:
+        """A tensor with the default stream axis of its shape."""
+        return cls(name, tuple(shape), cls.default_axis(shape))
+
+    @property
+    def elements(self) -> int:
+        """Elements per sample."""
+        return math.prod(self.shape)
+
+    @property
+    def rows(self) -> int:
+        """Units at ``line`` granularity."""
+        return 1 if self.stream_axis is None else self.shape[self.stream_axis]
+
+    @property
+    def cols(self) -> int:
+        """Units of one row at ``pixel`` granularity: the axis after the rows, of a rank-4 map."""
+        if self.stream_axis is None or len(self.shape) != 4:
+            return 1
+        return self.shape[self.stream_axis + 1]
+
+    def extent(self, axis: int) -> int:
+        """Rows (axis 0) or columns (axis 1)."""
+        return self.cols if axis else self.rows
+
+
+class WindowKind(str, enum.Enum):
+    """How an output position picks input positions; closed on purpose."""
+
+    IDENTITY = "identity"
+    SLIDING = "sliding"
+    TRANSPOSED = "transposed"
+    RESIZE = "resize"
+    REDUCE = "reduce"
+    WHOLE = "whole"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which input positions an output position needs, per axis (rows, columns).
+
+    method.md section 2. ``REDUCE`` and ``WHOLE`` need every position; the difference is that a
+    reduction takes in each unit as it arrives and holds none.
+    """
+
+    kind: WindowKind
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    padding_end: Pair = (0, 0)
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def identity(cls) -> Window:
+        return _IDENTITY
+
+    @classmethod
+    def reduce(cls) -> Window:
+        return _REDUCE
+
+    @classmethod
+    def whole(cls) -> Window:
+        return _WHOLE
+
+    @classmethod
+    def sliding(
+        cls,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        dilation: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        padding_end: Pair | None = None,
+    ) -> Window:
+        """Convolution or pooling; a 1x1 window of stride 1 without padding is the identity."""
+        end = padding if padding_end is None else padding_end
+        if kernel == (1, 1) and stride == (1, 1) and padding == end == (0, 0):
+            return _IDENTITY
+        return cls(WindowKind.SLIDING, kernel, stride, dilation, padding, end)
+
+    @classmethod
+    def transposed(
+        cls,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        dilation: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        padding_end: Pair | None = None,
+    ) -> Window:
+        """Transposed convolution; ``padding_end`` is the padding less the output padding."""
+        end = padding if padding_end is None else padding_end
+        return cls(WindowKind.TRANSPOSED, kernel, stride, dilation, padding, end)
+
+    @classmethod
+    def resize(cls, scale: tuple[float, float]) -> Window:
+        """Interpolation: two neighbouring positions, found from the sizes of the two maps."""
+        return cls(WindowKind.RESIZE, scale=scale)
+
+    @property
+    def everything(self) -> bool:
+        """True where each output position needs every input position."""
+        return self.kind in (WindowKind.REDUCE, WindowKind.WHOLE)
+
+    def span(self, axis: int, position: int, size_in: int, size_out: int) -> Pair:
+        """First and last input position that output ``position`` needs, clipped to the map.
+
+        The last is before the first where the window lies in the padding alone.
+        """
+        kind = self.kind
+        if kind is WindowKind.IDENTITY:
+            return (0, 0) if size_in == 1 else (position, position)
+        if kind is WindowKind.SLIDING:
+            low = position * self.stride[axis] - self.padding[axis]
+            high = low + self.dilation[axis] * (self.kernel[axis] - 1)
+        elif kind is WindowKind.TRANSPOSED:
+            stride = self.stride[axis]
+            top = position + self.padding[axis]
+            low = -(-(top - self.dilation[axis] * (self.kernel[axis] - 1)) // stride)
+            high = top // stride
+        elif kind is WindowKind.RESIZE:
+            # floor((r + 1/2) / f - 1/2) with f = size_out / size_in, in integers.
+            low = max(0, ((2 * position + 1) * size_in - size_out) // (2 * size_out))
+            high = low + 1
+        else:
+            low, high = 0, size_in - 1
+        return max(0, low), min(high, size_in - 1)
+
+    def output_size(self, axis: int, size_in: int) -> int | None:
+        """Positions that the window implies for the output; ``None`` where it implies none."""
+        reach = self.dilation[axis] * (self.kernel[axis] - 1)
+        ends = self.padding[axis] + self.padding_end[axis]
+        if self.kind is WindowKind.SLIDING:
+            return (size_in + ends - reach - 1) // self.stride[axis] + 1
+        if self.kind is WindowKind.TRANSPOSED:
+            return (size_in - 1) * self.stride[axis] - ends + reach + 1
+        return None
+
+    def to_json(self) -> str | dict[str, Any]:
+        """The form of plan.json (interface.md)."""
+        if self.kind in (WindowKind.IDENTITY, WindowKind.REDUCE, WindowKind.WHOLE):
+            return str(self.kind.value)
+        if self.kind is WindowKind.RESIZE:
+            return {"scale": list(self.scale)}
+        form: dict[str, Any] = {
+            name: list(getattr(self, name)) for name in ("kernel", "stride", "dilation", "padding")
+        }
+        if self.padding_end != self.padding:
+            form["padding_end"] = list(self.padding_end)
+        if self.kind is WindowKind.TRANSPOSED:
+            form["transposed"] = True
+        return form
+
+    @classmethod
+    def from_json(cls, form: object) -> Window:
+        """The inverse of :meth:`to_json`; raises :class:`GraphError` for any other form."""
+        if isinstance(form, str) and form in ("identity", "reduce", "whole"):
+            return cls(WindowKind(form))
+        try:
+            if isinstance(form, dict) and "scale" in form:
+                high, wide = form["scale"]
+                return cls.resize((float(high), float(wide)))
+            if isinstance(form, dict):
+                parts = {
+                    name: (int(form[name][0]), int(form[name][1]))
+                    for name in ("kernel", "stride", "dilation", "padding", "padding_end")
+                    if name in form
+                }
+                make = cls.transposed if form.get("transposed") else cls.sliding
+                return make(**parts)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise GraphError(f"window {form!r} is damaged: {error!r}") from error
+        raise GraphError(
+            f"window {form!r} is not known: expected 'identity', 'reduce', 'whole', "
+            "{'scale': [h, w]} or {'kernel': [h, w], 'stride': ..., 'dilation': ..., "
+            "'padding': ...}"
+        )
+
+    def __str__(self) -> str:
+        if self.kind is WindowKind.RESIZE:
+            return f"resize x{self.scale[0]:g}"
+        if self.kind not in (WindowKind.SLIDING, WindowKind.TRANSPOSED):
+            return str(self.kind.value)
+        text = "x".join(map(str, self.kernel))
+        if self.stride != (1, 1):
+            text += f" s{self.stride[0]}"
+        if self.dilation != (1, 1):
+            text += f" d{self.dilation[0]}"
+        return text
+
+
+_IDENTITY = Window(WindowKind.IDENTITY)
+_REDUCE = Window(WindowKind.REDUCE)
+_WHOLE = Window(WindowKind.WHOLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One operand: a tensor and the window through which it is read."""
+
+    tensor: str
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One operator (after folding batch norm and dropping aliases).
+
+    Attributes:
+        name: unique, readable and stable: module path plus kind.
+        kind: what people call it ("conv2d"); for reports only, never looked at by cost code.
+        module: path of the module it came from, ``""`` at the top.
+        reads: feature-map operands in order; weights are not among them.
+        writes: the tensor it produces.
+        weight_elements: elements of weights and biases.
+        in_place: a unary elementwise operator, which may write over its input.
+        mixes_channels: every output channel may need every input channel (convolution,
+            linear, matmul); ``False`` for the "local" operators of BRR (method.md, section 4).
+        groups: channel groups of a convolution.
+        reason: why there is no better rule for it; empty for operators that have one.
+    """
+
+    name: str
+    kind: str
+    reads: tuple[Read, ...]
+    writes: str
+    module: str = ""
+    weight_elements: int = 0
+    in_place: bool = False
+    mixes_channels: bool = False
+    groups: int = 1
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of plan.json; keys that hold their default and are optional are left out."""
+        form: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "module": self.module,
+            "reads": [{"tensor": r.tensor, "window": r.window.to_json()} for r in self.reads],
+            "writes": self.writes,
+            "weight_elements": self.weight_elements,
+            "in_place": self.in_place,
+        }
+        if self.mixes_channels:
+            form["mixes_channels"] = True
+        if self.groups != 1:
+            form["groups"] = self.groups
+        if self.reason:
+            form["reason"] = self.reason
+        return form
+
+    @classmethod
+    def from_dict(cls, form: Mapping[str, Any]) -> Op:
+        """The inverse of :meth:`to_dict`; raises :class:`GraphError` where a key is missing."""
+        try:
+            return cls(
+                name=str(form["name"]),
+                kind=str(form["kind"]),
+                reads=tuple(
+                    Read(str(r["tensor"]), Window.from_json(r["window"])) for r in form["reads"]
+                ),
+                writes=str(form["writes"]),
+                module=str(form.get("module", "")),
+                weight_elements=int(form["weight_elements"]),
+                in_place=bool(form["in_place"]),
+                mixes_channels=bool(form.get("mixes_channels", False)),
+                groups=int(form.get("groups", 1)),
+                reason=str(form.get("reason", "")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            name = form.get("name", "?") if isinstance(form, Mapping) else "?"
+            raise GraphError(f"operator {name!r} of the plan file is damaged: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class OpGraph:
+    """A DAG of operators in topological order; verified on construction.
+
+    Attributes:
+        inputs: names of the tensors that come from outside the model.
+        outputs: names of the tensors that the model returns.
+        ops: operators, each after all producers of what it reads.
+        tensors: every tensor by name.
+        activation_bytes, weight_bytes: traced element widths, the default of the options.
+
+    Raises:
+        GraphError: where a rule of :meth:`verify` is broken.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    ops: tuple[Op, ...]
+    tensors: Mapping[str, Tensor]
+    activation_bytes: int = field(default=4, compare=False)
+    weight_bytes: int = field(default=4, compare=False)
+
+    def __post_init__(self) -> None:
+        self.verify()
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Operator name -> position."""
+        return {op.name: i for i, op in enumerate(self.ops)}
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """Tensor name -> position of the operator that writes it; graph inputs are absent."""
+        return {op.writes: i for i, op in enumerate(self.ops)}
+
+    @cached_property
+    def consumers(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> positions of the operators that read it, each once, in order."""
+        found: dict[str, list[int]] = {name: [] for name in self.tensors}
+        for i, op in enumerate(self.ops):
+            for tensor in dict.fromkeys(r.tensor for r in op.reads):
+                found[tensor].append(i)
+        return {name: tuple(readers) for name, readers in found.items()}
+
+    @cached_property
+    def predecessors(self) -> tuple[int, ...]:
+        """Per operator, the bit mask of the operators whose tensors it reads."""
+        masks = []
+        for op in self.ops:
+            mask = 0
+            for read in op.reads:
+                if read.tensor in self.producer:
+                    mask |= 1 << self.producer[read.tensor]
+            masks.append(mask)
+        return tuple(masks)
+
+    @cached_property
+    def successors(self) -> tuple[int, ...]:
+        """Per operator, the bit mask of the operators that read its tensor."""
+        return tuple(sum(1 << c for c in self.consumers[op.writes]) for op in self.ops)
+
+    @cached_property
+    def overwrites(self) -> tuple[bool, ...]:
+        """Per operator, whether it writes over its input (method.md section 3, "in place").
+
+        A unary elementwise operator whose input has no other consumer in the whole graph and
+        is no graph output. A graph input may be written over: it is loaded, not owned.
+        """
+        return tuple(
+            op.in_place
+            and len(self.consumers[op.reads[0].tensor]) == 1
+            and op.reads[0].tensor not in self.outputs
+            for op in self.ops
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that plans depend on; equal however the model was captured."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of all weights."""
+        return sum(op.weight_elements for op in self.ops)
+
+    def verify(self) -> None:
+        """Hold every rule of a well-formed graph, else raise :class:`GraphError`."""
+        names = [op.name for op in self.ops]
+        if len(set(names)) != len(names):
+            twice = max(names, key=names.count)
+            raise GraphError(f"two operators are named {twice!r}; names must be unique")
+        for name, tensor in self.tensors.items():
+            if name != tensor.name:
+                raise GraphError(f"tensor {tensor.name!r} is filed under {name!r}")
+            if any(size < 1 for size in tensor.shape):
+                raise GraphError(f"tensor {name!r} has an empty shape {tensor.shape}")
+            axis = tensor.stream_axis
+            if axis is not None and not 0 < axis < len(tensor.shape):
+                raise GraphError(f"tensor {name!r} of rank {len(tensor.shape)} has no axis {axis}")
+            if axis is not None and len(tensor.shape) == 4 and axis == 3:
+                raise GraphError(f"tensor {name!r} streams over its last axis: no columns are left")
+        known = set()
+        for name in self.inputs:
+            if name not in self.tensors:
+                raise GraphError(f"graph input {name!r} is not among the tensors")
+            known.add(name)
+        for op in self.ops:
+            for read in op.reads:
+                if read.tensor not in known:
+                    raise GraphError(
+                        f"{op.name} ({op.kind}) reads {read.tensor!r} before it is written; "
+                        "operators must stand in topological order"
+                    )
+            if op.writes not in self.tensors:
+                raise GraphError(f"{op.name} ({op.kind}) writes the unknown tensor {op.writes!r}")
+            if op.writes in known:
+                raise GraphError(f"{op.name} ({op.kind}) writes {op.writes!r} a second time")
+            if op.weight_elements < 0:
+                raise GraphError(f"{op.name} ({op.kind}) has {op.weight_elements} weight elements")
+            if len({r.tensor for r in op.reads}) != len(op.reads):
+                raise GraphError(
+                    f"{op.name} ({op.kind}) reads a tensor twice; list it once, through one window"
+                )
+            if op.in_place and len(op.reads) != 1:
+                raise GraphError(f"{op.name} ({op.kind}) is marked in place but is not unary")
+            known.add(op.writes)
+            self._verify_windows(op)
+        for name in self.outputs:
+            if name not in known:
+                raise GraphError(f"graph output {name!r} is never written")
+        if len(known) != len(self.tensors):
+            stray = sorted(set(self.tensors) - known)[0]
+            raise GraphError(f"tensor {stray!r} belongs to no operator and is no input")
+
+    def _verify_windows(self, op: Op) -> None:
+        out = self.tensors[op.writes]
+        for read in op.reads:
+            source = self.tensors[read.tensor]
+            for axis in (0, 1):
+                size_in, size_out = source.extent(axis), out.extent(axis)
+                implied = read.window.output_size(axis, size_in)
+                wrong = implied is not None and implied != size_out
+                if read.window.kind is WindowKind.IDENTITY:
+                    wrong = size_in not in (1, size_out)
+                if wrong:
+                    raise GraphError(
+                        f"{op.name} ({op.kind}): window {read.window} over {read.tensor!r} "
+                        f"{source.shape} does not give {op.writes!r} {out.shape}: "
+                        f"{'columns' if axis else 'rows'} {implied or size_in} != {size_out}"
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``graph`` object of plan.json, without its fingerprint."""
+        tensors: dict[str, Any] = {}
+        for name, tensor in self.tensors.items():
+            tensors[name] = {"shape": list(tensor.shape)}
+            if tensor.stream_axis != Tensor.default_axis(tensor.shape):
+                tensors[name]["stream_axis"] = tensor.stream_axis
+        return {
+            "inputs": list(self.inputs),
+            "outputs": list(self.outputs),
+            "tensors": tensors,
+            "ops": [op.to_dict() for op in self.ops],
+        }
+
+    @classmethod
+    def from_dict(cls, form: Mapping[str, Any]) -> OpGraph:
+        """The inverse of :meth:`to_dict`; raises :class:`GraphError` for anything else."""
+        try:
+            tensors = {}
+            for name, entry in form["tensors"].items():
+                shape = tuple(int(size) for size in entry["shape"])
+                axis = entry.get("stream_axis", Tensor.default_axis(shape))
+                tensors[str(name)] = Tensor(str(name), shape, None if axis is None else int(axis))
+            return cls(
+                inputs=tuple(map(str, form["inputs"])),
+                outputs=tuple(map(str, form["outputs"])),
+                ops=tuple(Op.from_dict(op) for op in form["ops"]),
+                tensors=tensors,
+            )
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise GraphError(f"the graph of the plan file is damaged: {error!r}") from error

@@ -1,0 +1,106 @@
+"""The options of every entry point: one frozen dataclass, checked once (interface.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch_getfuse.accelerator import accelerator, parse_size
+from torch_getfuse.errors import OptionError, nearest
+
+CHOICES: Mapping[str, tuple[str | None, ...]] = {
+    "scheme": ("lbdf",),
+    "granularity": ("line",),
+    "method": ("auto", "exact"),
+    "inner": ("auto", "eager"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to plan for, how to search, and how to run the groups.
+
+    Attributes:
+        buffer: on-chip buffer, bytes or text like ``"256KB"`` (1024-based).
+        scheme: the cost model.
+        granularity: unit of LBDF's streams.
+        activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
+        accelerator: a named preset that sets the three above where they are not given.
+        method: the search.
+        time_limit: seconds after which the exact search gives up.
+        inner: how the fusion groups are run.
+        plan: a saved plan (path) or a ``PartitionPlan`` to use instead of searching.
+        strict: raise where planning fails, instead of a warning and the unplanned graph.
+
+    Raises:
+        OptionError: on construction, for a value that an option does not take.
+    """
+
+    buffer: int | str | None = None
+    scheme: str = "lbdf"
+    granularity: str = "line"
+    activation_bytes: int | None = None
+    weight_bytes: int | None = None
+    accelerator: str | None = None
+    method: str = "auto"
+    time_limit: float = 10.0
+    inner: str | Callable[..., Any] = "auto"
+    plan: Any = None
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if name == "inner" and callable(value):
+                continue
+            if value not in choices:
+                known = [choice for choice in choices if choice is not None]
+                raise OptionError(
+                    f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
+                    f"{nearest(str(value), known)}"
+                )
+        preset = accelerator(self.accelerator) if self.accelerator is not None else None
+        buffer = self.buffer
+        if buffer is None:
+            buffer = preset.buffer_bytes if preset else "256KB"
+        try:
+            object.__setattr__(self, "buffer", parse_size(buffer))
+        except OptionError as error:
+            raise OptionError(f"buffer={buffer!r}: {error}") from None
+        for name in ("activation_bytes", "weight_bytes"):
+            width = getattr(self, name)
+            if width is None and preset:
+                object.__setattr__(self, name, getattr(preset, name))
+            elif width is not None and (not _is_int(width) or width < 1):
+                raise OptionError(f"{name}={width!r} is not a whole number of bytes from 1 up")
+        if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
+            raise OptionError(f"time_limit={self.time_limit!r} is not a number of seconds above 0")
+        if not isinstance(self.strict, bool):
+            raise OptionError(f"strict={self.strict!r} is not True or False")
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The buffer in bytes."""
+        assert isinstance(self.buffer, int)
+        return self.buffer
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Options:
+        """Options from a mapping; an unknown name raises with the nearest right one."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                raise OptionError(
+                    f"unknown option {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                )
+        plan = options.get("plan")
+        if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
+            raise OptionError("plan='' is an empty path; give a plan file or leave the option out")
+        return cls(**options)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,151 @@
+"""What a fusion group costs: named terms, DRAM access, and the memo that searches ask.
+
+A :class:`FusionScheme` is a cost model of one graph (LBDF, BRR). It answers with two integers
+per group, ``F_b`` (buffer bytes) and ``F_D`` (DRAM bytes), and on request with the named terms
+that add up to them. Searches never call a scheme directly: an :class:`Evaluator` holds the
+buffer size, remembers every group and counts the questions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.group import bits
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """One named share of a group's buffer.
+
+    Attributes:
+        kind: ``"weights"``, ``"lines"`` (``"pixels"``), or a scheme's own word.
+        name: the operator or tensor it belongs to.
+        units: how many units are held (rows of a map, weight elements).
+        unit_bytes: bytes of one unit.
+    """
+
+    kind: str
+    name: str
+    units: int
+    unit_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """``units * unit_bytes``."""
+        return self.units * self.unit_bytes
+
+
+class Dram(NamedTuple):
+    """DRAM access of a group per sample, in bytes (method.md section 3, ``F_D``)."""
+
+    read: int
+    write: int
+    weight: int
+
+    @property
+    def total(self) -> int:
+        """Features and weights together."""
+        return self.read + self.write + self.weight
+
+
+class FusionScheme(Protocol):
+    """A buffer-aware cost model of one graph."""
+
+    @property
+    def name(self) -> str:
+        """``"lbdf"`` or ``"brr"``."""
+        ...
+
+    @property
+    def graph(self) -> OpGraph:
+        """The graph whose groups it prices."""
+        ...
+
+    def buffer(self, mask: int, buffer_bytes: int) -> int | None:
+        """``F_b`` in bytes; ``None`` where the scheme is not defined for the group.
+
+        A scheme may choose between several ways to run the group by the buffer it is given.
+        """
+        ...
+
+    def floor(self, mask: int) -> int:
+        """A lower bound in bytes of ``F_b`` of every group that contains ``mask`` and, of the
+        operators outside it, none that a member of ``mask`` depends on.
+        """
+        ...
+
+    def dram(self, mask: int, buffer_bytes: int) -> Dram:
+        """``F_D`` of a valid group."""
+        ...
+
+    def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
+        """The terms that add up to :meth:`buffer`."""
+        ...
+
+
+def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
+    """Tensors that a group reads from outside, and those it produces that are needed outside."""
+    reads: dict[str, None] = {}
+    writes = []
+    for i in bits(mask):
+        op = graph.ops[i]
+        for read in op.reads:
+            if not mask >> graph.producer.get(read.tensor, len(graph)) & 1:
+                reads[read.tensor] = None
+        if op.writes in graph.outputs or graph.successors[i] & ~mask:
+            writes.append(op.writes)
+    return list(reads), writes
+
+
+class Evaluator:
+    """A scheme under one buffer size: validity and cost of groups, each computed once.
+
+    Args:
+        scheme: the cost model.
+        buffer_bytes: the on-chip buffer ``B``; a group is valid if ``F_b < B``, strictly.
+    """
+
+    def __init__(self, scheme: FusionScheme, buffer_bytes: int) -> None:
+        self.scheme = scheme
+        self.graph = scheme.graph
+        self.buffer_bytes = buffer_bytes
+        self._buffer: dict[int, int | None] = {}
+        self._dram: dict[int, int] = {}
+        self.queries = 0
+
+    @property
+    def evaluated(self) -> int:
+        """Distinct groups whose buffer was computed."""
+        return len(self._buffer)
+
+    def buffer(self, mask: int) -> int | None:
+        """``F_b`` in bytes, ``None`` where undefined."""
+        self.queries += 1
+        try:
+            return self._buffer[mask]
+        except KeyError:
+            found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
+            return found
+
+    def valid(self, mask: int) -> bool:
+        """``F_b(group) < B``."""
+        found = self.buffer(mask)
+        return found is not None and found < self.buffer_bytes
+
+    def dram(self, mask: int) -> int:
+        """``F_D`` of a valid group in bytes."""
+        try:
+            return self._dram[mask]
+        except KeyError:
+            found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
+            return found
+
+    def hopeless(self, mask: int) -> bool:
+        """Whether no group grown from ``mask`` downstream can be valid."""
+        return self.scheme.floor(mask) >= self.buffer_bytes
+
+    def unfusable(self) -> int:
+        """Mask of the operators that alone do not fit (method.md section 1)."""
+        return sum(1 << i for i in range(len(self.graph)) if not self.valid(1 << i))

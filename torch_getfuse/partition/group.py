@@ -1,0 +1,132 @@
+"""Fusion groups as bit masks: connectivity, convexity, closure.
+
+A set of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in
+topological order, so a mask's lowest bit is its first operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch_getfuse.ir import OpGraph
+
+
+def bits(mask: int) -> Iterator[int]:
+    """Positions of the operators of a mask, ascending."""
+    while mask:
+        low = mask & -mask
+        yield low.bit_length() - 1
+        mask ^= low
+
+
+def mask_of(positions: Iterable[int]) -> int:
+    """The mask of the operators at ``positions``."""
+    mask = 0
+    for position in positions:
+        mask |= 1 << position
+    return mask
+
+
+def closure(mask: int, neighbours: Sequence[int]) -> int:
+    """``mask`` and everything that can be reached from it through ``neighbours``."""
+    reached, front = mask, mask
+    while front:
+        grown = 0
+        for i in bits(front):
+            grown |= neighbours[i]
+        front = grown & ~reached
+        reached |= front
+    return reached
+
+
+def ancestors(graph: OpGraph) -> tuple[int, ...]:
+    """Per operator, the mask of all operators that it depends on (itself excluded)."""
+    found: list[int] = []
+    for mask in graph.predecessors:
+        total = mask
+        for i in bits(mask):
+            total |= found[i]
+        found.append(total)
+    return tuple(found)
+
+
+def descendants(graph: OpGraph) -> tuple[int, ...]:
+    """Per operator, the mask of all operators that depend on it (itself excluded)."""
+    found = [0] * len(graph)
+    for position in reversed(range(len(graph))):
+        total = graph.successors[position]
+        for i in bits(total):
+            total |= found[i]
+        found[position] = total
+    return tuple(found)
+
+
+def neighbours(graph: OpGraph) -> tuple[int, ...]:
+    """Per operator, its producers and its consumers."""
+    return tuple(p | s for p, s in zip(graph.predecessors, graph.successors, strict=True))
+
+
+def is_connected(mask: int, near: Sequence[int]) -> bool:
+    """Whether a non-empty mask is weakly connected through edges inside it."""
+    reached = front = mask & -mask
+    while front:
+        grown = 0
+        for i in bits(front):
+            grown |= near[i]
+        front = grown & mask & ~reached
+        reached |= front
+    return reached == mask
+
+
+def components(mask: int, near: Sequence[int]) -> list[int]:
+    """The weakly connected components of a mask, by their first operator."""
+    found = []
+    while mask:
+        reached = front = mask & -mask
+        while front:
+            grown = 0
+            for i in bits(front):
+                grown |= near[i]
+            front = grown & mask & ~reached
+            reached |= front
+        found.append(reached)
+        mask &= ~reached
+    return found
+
+
+def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
+    """Whether no path leaves the mask and comes back (through any operator, fusable or not).
+
+    ``above`` and ``below`` are :func:`ancestors` and :func:`descendants`.
+    """
+    up = down = 0
+    for i in bits(mask):
+        up |= above[i]
+        down |= below[i]
+    return not up & down & ~mask
+
+
+def topological_order(blocks: Sequence[int], graph: OpGraph) -> list[int] | None:
+    """Order in which disjoint ``blocks`` that cover the graph can run, or ``None`` for a cycle.
+
+    Of several orders, the one that follows the operators' own order is taken.
+    """
+    home = {i: k for k, block in enumerate(blocks) for i in bits(block)}
+    waiting: list[set[int]] = [set() for _ in blocks]
+    feeds: list[set[int]] = [set() for _ in blocks]
+    for i, before in enumerate(graph.predecessors):
+        for j in bits(before):
+            if home[i] != home[j]:
+                waiting[home[i]].add(home[j])
+                feeds[home[j]].add(home[i])
+    ready = sorted((b & -b, k) for k, b in enumerate(blocks) if not waiting[k])
+    order = []
+    while ready:
+        _, block = ready.pop(0)
+        order.append(block)
+        for follower in feeds[block]:
+            waiting[follower].discard(block)
+            if not waiting[follower]:
+                ready.append((blocks[follower] & -blocks[follower], follower))
+        ready.sort()
+    return order if len(order) == len(blocks) else None

@@ -1,0 +1,127 @@
+"""What a search is given and what it gives back; algorithms and repairs are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Protocol
+
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.group import ancestors, bits, descendants, neighbours
+
+
+class FusionProblem:
+    """Find the legal plan of a graph with the least DRAM access under one buffer.
+
+    Args:
+        evaluator: cost model and buffer.
+        merge: search over blocks of operators that some optimum keeps together (see
+            :func:`merge_in_place`); ``False`` for single operators, the paper's protocol.
+
+    Attributes:
+        unfusable: mask of the operators that alone do not fit; they stand outside every group.
+        blocks: masks of what is moved as one, in topological order.
+    """
+
+    def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
+        self.evaluator = evaluator
+        self.graph: OpGraph = evaluator.graph
+        self.unfusable = evaluator.unfusable()
+        everything = (1 << len(self.graph)) - 1
+        self.fusable = everything & ~self.unfusable
+        self.blocks: tuple[int, ...] = (
+            merge_in_place(self.graph, self.unfusable)
+            if merge
+            else tuple(1 << i for i in bits(self.fusable))
+        )
+
+    @cached_property
+    def near(self) -> tuple[int, ...]:
+        """Per operator, its producers and consumers."""
+        return neighbours(self.graph)
+
+    @cached_property
+    def above(self) -> tuple[int, ...]:
+        """Per operator, everything that it depends on."""
+        return ancestors(self.graph)
+
+    @cached_property
+    def below(self) -> tuple[int, ...]:
+        """Per operator, everything that depends on it."""
+        return descendants(self.graph)
+
+    def cost(self, groups: Sequence[int]) -> int:
+        """``F_D`` sum of valid groups in bytes."""
+        return sum(map(self.evaluator.dram, groups))
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        groups: masks of the fusion groups in an order in which they can run.
+        dram_bytes: their ``F_D`` sum.
+        plans: plans evaluated (for the exact search and the split: groups).
+        seconds: wall time.
+        lower_bound_bytes: no legal plan has less; 0 where the method proves nothing.
+        history: (plans evaluated, best ``F_D`` so far) whenever the best improved.
+        stopped: why it ended early: ``""``, ``"time limit"`` or ``"interrupted"``.
+    """
+
+    groups: tuple[int, ...]
+    dram_bytes: int
+    plans: int
+    seconds: float
+    lower_bound_bytes: int = 0
+    history: tuple[tuple[int, int], ...] = ()
+    stopped: str = ""
+
+
+class Repair(Protocol):
+    """Turns an invalid group into valid ones."""
+
+    @property
+    def name(self) -> str:
+        """For reports: ``"random"``, ``"saliency"``, ..."""
+        ...
+
+    def __call__(self, group: int, rng: Random) -> list[int] | None:
+        """Valid connected groups that cover ``group`` and leave a plan acyclic, or ``None``.
+
+        Every cut must be closed under the order (a down-set of the group, and the rest), so
+        that splitting a group of an acyclic plan leaves it acyclic.
+        """
+        ...
+
+
+def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
+    """Blocks of fusable operators that some optimal plan keeps together.
+
+    An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
+    at most one consumer, and both are fusable. Lossless: in a plan that separates them, move
+    ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of ``p``'s, which
+    has the same size and shares its storage, so its buffer and traffic stay. The group that ``e``
+    leaves reads the one tensor instead of the other and stays connected, for ``e`` touched it
+    through its only consumer alone; a group of ``e`` alone disappears. No new dependence between
+    groups arises. (With two consumers ``e`` may be what connects its group: not lossless.)
+    """
+    leader = list(range(len(graph)))
+    for i, op in enumerate(graph.ops):
+        before = graph.predecessors[i]
+        if (
+            before
+            and graph.overwrites[i]
+            and not op.weight_elements
+            and graph.successors[i].bit_count() <= 1
+            and not (before | 1 << i) & unfusable
+        ):
+            leader[i] = leader[before.bit_length() - 1]
+    blocks: dict[int, int] = {}
+    for i, first in enumerate(leader):
+        if not unfusable >> i & 1:
+            blocks[first] = blocks.get(first, 0) | 1 << i
+    return tuple(blocks.values())
