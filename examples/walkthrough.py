@@ -18,6 +18,7 @@ from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.group import bits, is_connected, mask_of, neighbours
 from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.problem import FusionProblem
 
 
 def heading(text: str) -> None:
@@ -170,7 +171,9 @@ for group in groups:
     print(f"{evaluator.buffer(group):6} B of buffer: {names}")
 unfused = sum(evaluator.dram(1 << i) for i in range(len(graph)))
 print(f"{cost} B of DRAM access, against {unfused} B with every operator alone")
-assert cost == exact(evaluator).dram_bytes  # the package grows connected sets only: faster
+assert (
+    cost == exact(FusionProblem(evaluator)).dram_bytes
+)  # the package grows connected sets only: faster
 
 # The same through the front door, with its report:
 

@@ -170,3 +170,20 @@ def random_group(rng: Random, graph: OpGraph) -> int:
     if not chosen:
         chosen = 1 << rng.randrange(len(graph))
     return rng.choice(components(chosen, neighbours(graph)))
+
+
+def grown_group(rng: Random, graph: OpGraph, size: int) -> int:
+    """A weakly connected set of ``size`` operators (fewer where the graph ends), grown at random.
+
+    Neighbours join in random order, so the set need be neither convex nor closed anywhere.
+    """
+    near = neighbours(graph)
+    mask = 1 << rng.randrange(len(graph))
+    front = near[mask.bit_length() - 1]
+    for _ in range(size - 1):
+        if not front:
+            break
+        joining = rng.choice([i for i in range(len(graph)) if front >> i & 1])
+        mask |= 1 << joining
+        front = (front | near[joining]) & ~mask
+    return mask

@@ -58,4 +58,4 @@ def operator_graph(name: str, size: int = 0) -> OpGraph:
             model = getattr(models.segmentation, name)(weights=None, weights_backbone=None)
         else:
             model = getattr(models, name)(weights=None)
-        return capture_model(model.eval(), torch.empty(1, 3, size, size)).graph
+        return capture_model(model.eval(), (torch.empty(1, 3, size, size),)).graph

@@ -84,6 +84,31 @@ def test_plan_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "fusion_group_0: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "scheme", "granularity"),
+    [
+        (["--granularity", "pixel"], "lbdf", "pixel"),
+        (["--scheme", "brr"], "brr", "line"),
+        (["--scheme", "brr", "--granularity", "pixel"], "brr", "line"),  # it is LBDF's
+    ],
+)
+def test_every_cost_model_plans_and_verifies(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    given: list[str],
+    scheme: str,
+    granularity: str,
+) -> None:
+    path = tmp_path / "plan.json"
+    argv = [*MODEL, "--buffer", "4KB", "--activation-bytes", "1", "--weight-bytes", "1", *given]
+    assert cli.main(["plan", *argv, "-o", str(path)]) == 0
+    plan = load_plan(path)
+    assert (plan.scheme, plan.granularity) == (scheme, granularity)
+    assert cli.main(["verify", str(path)]) == 0
+    assert cli.main(["report", *MODEL, "--plan", str(path)]) == 0
+    assert f"scheme {scheme}, " in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_saved_plan_can_be_reported(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
     assert cli.main(["report", *MODEL, "--plan", str(saved), "--json"]) == 0
     (section,) = json.loads(capsys.readouterr().out)["sections"]
@@ -201,6 +226,7 @@ def test_a_plan_of_another_graph(capsys: pytest.CaptureFixture[str], saved: Path
         (["report", *MODEL, "--buffer", "12XB"], "buffer='12XB'"),
         (["report", *MODEL, "--buffer", "-5"], "buffer"),
         (["report", *MODEL, "--scheme", "lbfd"], "did you mean 'lbdf'"),
+        (["report", *MODEL, "--granularity", "pixle"], "did you mean 'pixel'"),
         (["report", *MODEL, "--method", "exat"], "did you mean 'exact'"),
         (["report", *MODEL, "--activation-bytes", "0"], "activation_bytes=0"),
         (["report", *MODEL, "--activation-bytes", "two"], "activation_bytes='two'"),

@@ -6,7 +6,9 @@ import pytest
 
 from torch_getfuse.accelerator import ACCELERATORS, accelerator, format_size, parse_size
 from torch_getfuse.errors import OptionError
-from torch_getfuse.options import Options
+from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.partition.lbdf import GRANULARITIES
+from torch_getfuse.partition.schemes import SCHEMES
 
 
 @pytest.mark.parametrize(
@@ -38,6 +40,11 @@ def test_sizes_as_text(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
+def test_the_choices_are_what_the_package_offers() -> None:
+    assert CHOICES["scheme"] == SCHEMES
+    assert CHOICES["granularity"] == GRANULARITIES
+
+
 def test_defaults() -> None:
     options = Options.of({})
     assert options.buffer_bytes == 256 * 1024
@@ -51,6 +58,8 @@ def test_defaults() -> None:
         ({"buffer": "12XB"}, "buffer='12XB'.*256KB"),
         ({"buffer": "0KB"}, "buffer='0KB'.*at least one whole byte"),
         ({"scheme": "lbfd"}, "scheme='lbfd' is not one of .*did you mean 'lbdf'"),
+        ({"scheme": "optimus"}, "scheme='optimus' is not one of 'lbdf', 'brr'"),
+        ({"granularity": "pixels"}, "did you mean 'pixel'"),
         ({"method": "exakt"}, "did you mean 'exact'"),
         ({"activation_bytes": 0}, "activation_bytes=0"),
         ({"weight_bytes": 1.5}, "weight_bytes=1.5"),

@@ -124,6 +124,29 @@ def test_text(report: Report) -> None:
         assert part in " ".join(text.split()), part
 
 
+def test_a_brr_plan_claims_no_granularity() -> None:
+    build = Builder()
+    at = build.input((1, 4, 16, 10))
+    for channels in (64, 16):
+        at = build.conv(at, channels, kernel=3)
+    options = Options(
+        buffer=12000, scheme="brr", granularity="pixel", activation_bytes=1, weight_bytes=1
+    )
+    plan = plan_graph(build.graph(), options)
+    assert (plan.scheme, plan.granularity) == ("brr", "line")
+    assert PartitionPlan.from_dict(plan.to_dict()).verify() == plan
+    report = Report([Section(plan)])
+    (section,) = report.to_dict()["sections"]
+    assert section["assumptions"]["granularity"] is None
+    assert "granularity" not in str(report)
+    assert "scheme brr, buffer 11.7 KB, 1 B per activation" in " ".join(str(report).split())
+    # Rows as in tests/partition/test_brr.py. The weights do not fit beside them, but a tile holds
+    # all 16 lines, so they are read once.
+    (group,) = section["groups"]
+    assert group["buffer_bytes"] == 1320
+    assert group["dram_weight_bytes"] == 2368 + 9232
+
+
 def test_text_fits_a_terminal(plan: PartitionPlan) -> None:
     long = [f"features.{i}.block.{i}.conv.0.1" for i in range(3)]
     ops = tuple(replace(op, name=name) for op, name in zip(plan.graph.ops, long, strict=True))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from torch_getfuse.partition.plan import PartitionPlan, load_plan
     from torch_getfuse.report import Report
+    from torch_getfuse.sweeps import Sweep, sweep
 
 _HOMES = {
     "CaptureError": "errors",
@@ -29,10 +30,12 @@ _HOMES = {
     "PartitionPlan": "partition.plan",
     "PlanError": "errors",
     "Report": "report",
+    "Sweep": "sweeps",
     "load_plan": "partition.plan",
     "plan": "api",
     "report": "api",
     "split": "api",
+    "sweep": "sweeps",
 }
 
 __all__ = [
@@ -43,10 +46,12 @@ __all__ = [
     "PartitionPlan",
     "PlanError",
     "Report",
+    "Sweep",
     "load_plan",
     "plan",
     "report",
     "split",
+    "sweep",
 ]
 
 

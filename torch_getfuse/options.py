@@ -11,10 +11,22 @@ from typing import Any
 from torch_getfuse.accelerator import accelerator, parse_size
 from torch_getfuse.errors import OptionError, nearest
 
+# What the modules above offer, listed here because options stand below them; tests hold both
+# lists equal.
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
-    "scheme": ("lbdf",),
-    "granularity": ("line",),
-    "method": ("auto", "exact"),
+    "scheme": ("lbdf", "brr"),
+    "granularity": ("line", "pixel"),
+    "method": ("auto", "direct", "exact", "random", "local", "nsga2"),
+    "explainer": (
+        "rgexplainer",
+        "gnnexplainer",
+        "pgexplainer",
+        "saliency",
+        "random",
+        "all",
+        None,
+    ),
+    "split_rule": ("least_traffic", "most_operators"),
     "inner": ("auto", "eager"),
 }
 
@@ -26,13 +38,18 @@ class Options:
     Attributes:
         buffer: on-chip buffer, bytes or text like ``"256KB"`` (1024-based).
         scheme: the cost model.
-        granularity: unit of LBDF's streams.
+        granularity: unit of LBDF's streams; BRR has none and ignores it.
         activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
         accelerator: a named preset that sets the three above where they are not given.
         method: the search.
-        time_limit: seconds after which the exact search gives up.
+        explainer: says which edges make a group too big; ``None``: split at random.
+        split_rule: which cut is taken where only one side fits (method.md section 8).
+        budget: plans that random, local and NSGA-II search evaluate.
+        seed: of everything that is drawn; same seed, same plan.
+        time_limit: seconds for a search; the best plan so far is kept.
         inner: how the fusion groups are run.
         plan: a saved plan (path) or a ``PartitionPlan`` to use instead of searching.
+        progress: show a bar: ``True``, ``False``, or ``"auto"``: on a terminal, after 2 s.
         strict: raise where planning fails, instead of a warning and the unplanned graph.
 
     Raises:
@@ -46,10 +63,15 @@ class Options:
     weight_bytes: int | None = None
     accelerator: str | None = None
     method: str = "auto"
+    explainer: str | None = "all"
+    split_rule: str = "least_traffic"
+    budget: int = 2000
+    seed: int = 0
     time_limit: float = 10.0
     inner: str | Callable[..., Any] = "auto"
     plan: Any = None
     strict: bool = False
+    progress: bool | str = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -78,6 +100,12 @@ class Options:
                 raise OptionError(f"{name}={width!r} is not a whole number of bytes from 1 up")
         if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
             raise OptionError(f"time_limit={self.time_limit!r} is not a number of seconds above 0")
+        if not _is_int(self.budget) or self.budget < 1:
+            raise OptionError(f"budget={self.budget!r} is not a number of plans from 1 up")
+        if not _is_int(self.seed):
+            raise OptionError(f"seed={self.seed!r} is not a whole number")
+        if not isinstance(self.progress, bool) and self.progress != "auto":
+            raise OptionError(f"progress={self.progress!r} is not True, False or 'auto'")
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict!r} is not True or False")
 

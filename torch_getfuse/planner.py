@@ -1,20 +1,34 @@
-"""From an operator graph and options to a partition plan."""
+"""From an operator graph and options to a partition plan: the one file that knows all searches."""
 
 from __future__ import annotations
 
 import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch_getfuse.accelerator import format_size
+from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.borders import why_ends
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.cost import Evaluator, FusionScheme
+from torch_getfuse.partition.exact import Limits, TooWide, exact
 from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.nsga2 import nsga2_search
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.search import Progress, local_search, random_search
+from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges, random_edges
 
 log = logging.getLogger(__name__)
+
+SOLUTION_EDGES = 6
+"""Edges that an explainer may blame per group (method.md section 8)."""
+
+_PROGRESS_AFTER = 2.0
 
 
 def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
@@ -22,41 +36,223 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
 
     Raises:
         PlanError: if ``options.plan`` cannot be read or belongs to another graph.
+        OptionError: if a method or explainer cannot be used (an extra is not installed, "direct"
+            without an explainer).
     """
     if options.plan is not None:
         given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
         given.check_graph(graph)
         return given.verify()
-    activation_bytes = options.activation_bytes or graph.activation_bytes
-    weight_bytes = options.weight_bytes or graph.weight_bytes
-    scheme = make_scheme(options.scheme, graph, options.granularity, activation_bytes, weight_bytes)
-    evaluator = Evaluator(scheme, options.buffer_bytes)
-    found = exact(evaluator)
-    unfusable = evaluator.unfusable()
-    log.info(
-        "exact: %d groups, %s of DRAM access, %d down-sets, %d groups priced, %.2f s",
-        len(found.groups),
-        format_size(found.dram_bytes),
-        found.down_sets,
-        found.evaluated,
-        found.seconds,
+    scheme = scheme_of(graph, options)
+    strategy = _Strategy(FusionProblem(Evaluator(scheme, options.buffer_bytes)), options)
+    found = strategy.run()
+    plan = _record(strategy, scheme, found)
+    log.info("%s: %s", plan.method, plan)
+    return plan.verify()
+
+
+def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
+    """The cost model that the options name; widths default to the traced ones."""
+    return make_scheme(
+        options.scheme,
+        graph,
+        # BRR has no granularity: its plans are alike, and compare equal, whatever was asked for.
+        options.granularity if options.scheme == "lbdf" else "line",
+        options.activation_bytes or graph.activation_bytes,
+        options.weight_bytes or graph.weight_bytes,
     )
-    ends = why_ends(evaluator, found.groups, unfusable)
-    plan = PartitionPlan(
+
+
+def ranker_of(name: str, problem: FusionProblem, options: Options) -> EdgeRanker:
+    """The explainer ``name`` for a problem; torch and PyG are imported only where it needs them.
+
+    Raises:
+        WeightsError: where the explainer's weights are missing or made for another model.
+    """
+    if name == "all":
+        return all_edges(problem.graph)
+    if name == "random":
+        return random_edges(problem.graph, SOLUTION_EDGES, options.seed)
+    from torch_getfuse.explain.explainers import make_ranker
+
+    scheme = problem.evaluator.scheme
+    return make_ranker(
+        name,
+        problem.graph,
+        options.scheme,
+        problem.evaluator.buffer_bytes,
+        granularity=options.granularity if options.scheme == "lbdf" else "line",
+        activation_bytes=scheme.activation_bytes,
+        weight_bytes=scheme.weight_bytes,
+        edges=SOLUTION_EDGES,
+        seed=options.seed,
+    )
+
+
+class _Strategy:
+    """One planning run: which searches are tried, and what each reached."""
+
+    def __init__(self, problem: FusionProblem, options: Options) -> None:
+        self.problem = problem
+        self.options = options
+        self.stages: list[Stage] = []
+        self.method = ""
+        self.bound = problem.unavoidable
+        self.started = time.perf_counter()
+
+    def run(self) -> SearchResult:
+        methods: dict[str, Callable[[], SearchResult]] = {
+            "auto": self._auto,
+            "direct": self._direct,
+            "exact": self._exact,
+            "random": lambda: self._search(random_search, "random"),
+            "local": lambda: self._search(local_search, "local"),
+            "nsga2": lambda: self._search(nsga2_search, "nsga2"),
+        }
+        if not self.problem.blocks:
+            return SearchResult((), 0, 0, 0.0)
+        return methods[self.options.method]()
+
+    def _auto(self) -> SearchResult:
+        """Direct first, for it explains; then exact; where that gives up, local search."""
+        best = self._direct() if self.options.explainer is not None else None
+        best = self._prove(best)
+        if best.lower_bound_bytes < best.dram_bytes and self._left() > 0:
+            start = [best.groups]
+            with _shown(self.options, "local search") as progress:
+                found = local_search(
+                    self.problem,
+                    self.options.budget,
+                    self.options.seed,
+                    self._repair(),
+                    self._left(),
+                    progress,
+                    start=start,
+                )
+            best = self._better(best, found, "local")
+        return best
+
+    def _direct(self) -> SearchResult:
+        repair = self._repair()
+        if repair is None:
+            raise OptionError(
+                "method='direct' splits where an explainer says; explainer=None has none"
+            )
+        return self._note(repair.direct(), "direct")
+
+    def _exact(self) -> SearchResult:
+        return self._prove(None)
+
+    def _prove(self, known: SearchResult | None) -> SearchResult:
+        """The optimum, or the best plan and bound that the time limit allows."""
+        limits = Limits(seconds=self._left())
+        try:
+            found = exact(self.problem, known.dram_bytes if known else None, limits)
+            return self._note(found, "exact")
+        except TooWide as reason:
+            log.info("exact: %s", reason)
+        best = known or self._fallback()
+        if self.options.scheme == "lbdf":
+            from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
+
+            best = self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
+        return best
+
+    def _fallback(self) -> SearchResult:
+        """A plan to start from where no other is known: a short local search."""
+        with _shown(self.options, "local search") as progress:
+            found = local_search(
+                self.problem,
+                self.options.budget,
+                self.options.seed,
+                None,
+                max(1.0, self._left() / 2),
+                progress,
+            )
+        return self._note(found, "local")
+
+    def _search(self, search: Callable[..., SearchResult], name: str) -> SearchResult:
+        options = self.options
+        with _shown(options, f"{name} search") as progress:
+            found = search(
+                self.problem,
+                options.budget,
+                options.seed,
+                self._repair(),
+                options.time_limit,
+                progress,
+            )
+        return self._note(found, name)
+
+    def _repair(self) -> RecursiveSplit | None:
+        name = self.options.explainer
+        if name is None:
+            return None
+        ranker = ranker_of(name, self.problem, self.options)
+        return RecursiveSplit(self.problem, ranker, self.options.split_rule, name=name)
+
+    def _left(self) -> float:
+        return max(0.0, self.options.time_limit - (time.perf_counter() - self.started))
+
+    def _note(self, found: SearchResult, method: str) -> SearchResult:
+        """File a stage; the method of the last best plan names the plan's."""
+        self.stages.append(
+            Stage(method, found.dram_bytes, found.plans, found.seconds, found.stopped)
+        )
+        self.bound = max(self.bound, found.lower_bound_bytes)
+        self.method = method
+        return found
+
+    def _better(self, best: SearchResult, found: SearchResult, method: str) -> SearchResult:
+        """The cheaper of two results, with the better bound of both."""
+        name = self.method
+        self._note(found, method)
+        if found.dram_bytes > best.dram_bytes or (
+            found.dram_bytes == best.dram_bytes and found.lower_bound_bytes < found.dram_bytes
+        ):
+            self.method = name
+            return best
+        return found
+
+
+def _record(strategy: _Strategy, scheme: FusionScheme, found: SearchResult) -> PartitionPlan:
+    """The plan of a result, with the reason why each group ends."""
+    problem, options = strategy.problem, strategy.options
+    graph, evaluator = problem.graph, problem.evaluator
+    ends = why_ends(evaluator, found.groups, problem.unfusable)
+    proved = strategy.bound >= found.dram_bytes
+    return PartitionPlan(
         graph=graph,
         scheme=options.scheme,
-        granularity=options.granularity,
-        buffer_bytes=options.buffer_bytes,
-        activation_bytes=activation_bytes,
-        weight_bytes=weight_bytes,
+        granularity=options.granularity if options.scheme == "lbdf" else "line",
+        buffer_bytes=evaluator.buffer_bytes,
+        activation_bytes=scheme.activation_bytes,
+        weight_bytes=scheme.weight_bytes,
         groups=tuple(
-            make_group(scheme, mask, options.buffer_bytes, reason)
+            make_group(scheme, mask, evaluator.buffer_bytes, reason)
             for mask, reason in zip(found.groups, ends, strict=True)
         ),
-        unfusable=tuple(graph.ops[i].name for i in bits(unfusable)),
-        lower_bound_bytes=found.dram_bytes,
-        proof="optimal",
-        method="exact",
-        stages=(Stage("exact", found.dram_bytes, found.evaluated, found.seconds),),
+        unfusable=tuple(graph.ops[i].name for i in bits(problem.unfusable)),
+        lower_bound_bytes=min(strategy.bound, found.dram_bytes),
+        proof="optimal" if proved else "bound",
+        method=strategy.method,
+        stages=tuple(strategy.stages),
     )
-    return plan.verify()
+
+
+@contextmanager
+def _shown(options: Options, what: str) -> Iterator[Progress | None]:
+    """A progress bar over the budget: always, never, or on a terminal after two seconds."""
+    if options.progress is False or (options.progress == "auto" and not sys.stderr.isatty()):
+        yield None
+        return
+    from tqdm import tqdm
+
+    delay = _PROGRESS_AFTER if options.progress == "auto" else 0.0
+    with tqdm(total=options.budget, desc=what, unit="plan", delay=delay, leave=False) as bar:
+
+        def update(plans: int, best: int) -> None:
+            bar.set_postfix_str(format_size(best), refresh=False)
+            bar.update(plans - bar.n)
+
+        yield update

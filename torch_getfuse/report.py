@@ -100,7 +100,7 @@ class Section:
             "fingerprint": plan.graph.fingerprint,
             "assumptions": {
                 "scheme": plan.scheme,
-                "granularity": plan.granularity,
+                "granularity": _granularity(plan),
                 "buffer_bytes": plan.buffer_bytes,
                 "activation_bytes": plan.activation_bytes,
                 "weight_bytes": plan.weight_bytes,
@@ -396,6 +396,8 @@ def _facts(section: Section) -> list[list[str]]:
         + f" ({stage.plans} evaluated, {stage.seconds:.1f} s)"
         for stage in plan.stages
     ]
+    granularity = _granularity(plan)
+    unit = f"granularity {granularity}, " if granularity else ""
     rows = [
         ["lower bound", bound],
         ["maximum buffer usage", _share(plan.max_buffer_bytes, plan.buffer_bytes)],
@@ -404,9 +406,9 @@ def _facts(section: Section) -> list[list[str]]:
         ["search", "; then ".join(stages) or plan.method or "none"],
         [
             "assumptions",
-            f"scheme {plan.scheme}, granularity {plan.granularity}, buffer "
-            f"{format_size(plan.buffer_bytes)}, {plan.activation_bytes} B per activation, "
-            f"{plan.weight_bytes} B per weight, one sample at a time",
+            f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
+            f"{plan.activation_bytes} B per activation, {plan.weight_bytes} B per weight, "
+            "one sample at a time",
         ],
     ]
     return rows
@@ -427,6 +429,11 @@ def _group_table(section: Section, style: _Style) -> str:
     ]
     headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
     return style.table(rows, headers, (None, 28, *[None] * 5, 33))
+
+
+def _granularity(plan: PartitionPlan) -> str | None:
+    """Unit of the streams; ``None`` for a scheme that has none (BRR tiles whole rows)."""
+    return plan.granularity if plan.scheme == "lbdf" else None
 
 
 # -- figures ------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,7 +14,7 @@ from torch_getfuse.ir import Window
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.group import is_connected, neighbours, topological_order
-from torch_getfuse.partition.problem import merge_in_place
+from torch_getfuse.partition.problem import FusionProblem, merge_in_place
 from torch_getfuse.partition.schemes import SCHEMES, make_scheme
 
 
@@ -27,7 +29,7 @@ def random_evaluator(rng: Random, operators: int, scheme: str) -> Evaluator:
 
 
 def check(evaluator: Evaluator) -> None:
-    found = exact(evaluator)
+    found = exact(FusionProblem(evaluator))
     assert found.dram_bytes == brute_force(evaluator)[0]
     graph, near = evaluator.graph, neighbours(evaluator.graph)
     alone = [1 << i for i in range(len(graph)) if evaluator.unfusable() >> i & 1]
@@ -35,6 +37,10 @@ def check(evaluator: Evaluator) -> None:
     assert topological_order([*found.groups, *alone], graph) is not None
     assert all(is_connected(group, near) and evaluator.valid(group) for group in found.groups)
     assert sum(map(evaluator.dram, found.groups)) == found.dram_bytes
+    # A known plan, even the optimum itself, only makes it faster.
+    assert exact(FusionProblem(evaluator), known=found.dram_bytes) == replace(
+        found, seconds=ANY, plans=ANY, groups=ANY
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -76,4 +82,4 @@ def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
     build.add(heavy, first)
     evaluator = Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 100)
     assert evaluator.unfusable() == 0b010
-    assert exact(evaluator).groups == (0b001, 0b100)
+    assert exact(FusionProblem(evaluator)).groups == (0b001, 0b100)

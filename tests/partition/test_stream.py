@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.simulator import unit_span
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
-from torch_getfuse.partition.stream import make_edge
+from torch_getfuse.partition.stream import NEVER, make_edge
 
 
 def random_edge(rng: Random) -> tuple[OpGraph, Read]:
@@ -54,9 +55,13 @@ def test_counts_equal_the_windows(seed: int, pixel: bool) -> None:
         assert edge.needed(count) == needed
         later = [span.start for span in spans[count:] if span]
         assert edge.released(count) == min(later, default=edge.units_in)
-    for wanted in range(1, edge.units_in + 1):
-        first = next((n for n in range(edge.units_out + 1) if edge.needed(n) >= wanted), None)
-        assert edge.first(wanted) == first
+    counts = np.arange(edge.units_out + 1)
+    assert edge.needed_all(counts).tolist() == [edge.needed(n) for n in counts.tolist()]
+    assert edge.released_all(counts).tolist() == [edge.released(n) for n in counts.tolist()]
+    firsts = edge.first_all(np.array([*range(1, edge.units_in + 2), NEVER]))
+    for wanted, found in enumerate(firsts.tolist(), start=1):
+        first = next((n for n in range(edge.units_out + 1) if edge.needed(n) >= wanted), NEVER)
+        assert found == first
     if edge.holds:
         for final in (edge.units_out, (edge.units_out + 1) // 2):
             live = (edge.needed(n + 1) - edge.released(n) for n in range(final))

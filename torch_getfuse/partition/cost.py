@@ -63,6 +63,16 @@ class FusionScheme(Protocol):
         """The graph whose groups it prices."""
         ...
 
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one element of a feature map."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of one weight element."""
+        ...
+
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` where the scheme is not defined for the group.
 

@@ -60,12 +60,14 @@ class Stage:
         dram_bytes: DRAM access of its best plan; ``None`` if it found none.
         plans: plans (or, for the exact search, groups) it evaluated.
         seconds: wall time.
+        stopped: why it ended early: ``""``, ``"time limit"``, ``"interrupted"``, ...
     """
 
     method: str
     dram_bytes: int | None
     plans: int
     seconds: float
+    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ class PartitionPlan:
                     "dram_bytes": stage.dram_bytes,
                     "plans": stage.plans,
                     "seconds": stage.seconds,
+                    "stopped": stage.stopped,
                 }
                 for stage in self.stages
             ],
@@ -309,7 +312,13 @@ class PartitionPlan:
                 proof=form["proof"],
                 method=str(form["method"]),
                 stages=tuple(
-                    Stage(str(s["method"]), s["dram_bytes"], int(s["plans"]), float(s["seconds"]))
+                    Stage(
+                        str(s["method"]),
+                        s["dram_bytes"],
+                        int(s["plans"]),
+                        float(s["seconds"]),
+                        str(s.get("stopped", "")),
+                    )
                     for s in form["stages"]
                 ),
             )

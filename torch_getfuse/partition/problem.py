@@ -10,7 +10,7 @@ from typing import Protocol
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import ancestors, bits, descendants, neighbours
+from torch_getfuse.partition.group import ancestors, bits, descendants, mask_of, neighbours
 
 
 class FusionProblem:
@@ -52,6 +52,34 @@ class FusionProblem:
     def below(self) -> tuple[int, ...]:
         """Per operator, everything that depends on it."""
         return descendants(self.graph)
+
+    @cached_property
+    def duties(self) -> tuple[tuple[int, int, int], ...]:
+        """Traffic that no plan avoids, as (maker, readers, bytes) for what is left of a graph.
+
+        With readers: a tensor that must be read if its maker has run and a reader has not.
+        Without: weights and outputs, which the maker itself must move. Masks of fusable
+        operators; a maker of 0 is the world outside.
+        """
+        graph, scheme = self.graph, self.evaluator.scheme
+        found = []
+        for name, tensor in graph.tensors.items():
+            size = tensor.elements * scheme.activation_bytes
+            everyone = mask_of(graph.consumers[name])
+            maker = 1 << graph.producer[name] if name in graph.producer else 0
+            maker &= self.fusable
+            if everyone & self.fusable:
+                found.append((maker, everyone & self.fusable, size))
+            if maker and (name in graph.outputs or everyone & self.unfusable):
+                found.append((maker, 0, size))
+        for i in bits(self.fusable):
+            found.append((1 << i, 0, graph.ops[i].weight_elements * scheme.weight_bytes))
+        return tuple(found)
+
+    @cached_property
+    def unavoidable(self) -> int:
+        """Bytes that every plan moves: weights and inputs once in, outputs once out."""
+        return sum(size for maker, readers, size in self.duties if not (readers and maker))
 
     def cost(self, groups: Sequence[int]) -> int:
         """``F_D`` sum of valid groups in bytes."""

@@ -13,7 +13,13 @@ import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from torch_getfuse.ir import OpGraph, Read, Window, WindowKind
+
+Counts = NDArray[np.int64]
+NEVER = 1 << 60  # more units than any stream has
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +76,26 @@ class AxisMap:
         found = max((self.a * min(position, self.last) + self.high) // self.c, self.least)
         return min(found, self.size_in - 1)
 
-    def first(self, wanted: int) -> int | None:
-        """First output position that needs an input position >= ``wanted``; ``None``: never."""
-        if wanted >= self.size_in:
-            return None
-        if not self.a or self.least >= wanted:
-            return 0
-        found = max(-((self.high - wanted * self.c) // self.a), self.start)
-        return found if found <= self.last else None
+    def lowest_all(self, positions: Counts) -> Counts:
+        """:meth:`lowest` of many positions."""
+        found = np.maximum(positions, self.start) * self.a + self.low
+        found = np.maximum(found if self.c == 1 else found // self.c, 0)
+        return np.where(positions > self.last, self.size_in, found)
+
+    def highest_all(self, positions: Counts) -> Counts:
+        """:meth:`highest` of many positions."""
+        found = np.minimum(positions, self.last) * self.a + self.high
+        found = np.maximum(found if self.c == 1 else found // self.c, self.least)
+        return np.where(positions < self.start, -1, np.minimum(found, self.size_in - 1))
+
+    def first_all(self, wanted: Counts) -> Counts:
+        """First output position that needs each of ``wanted`` or later; ``NEVER`` for none."""
+        if not self.a:
+            return np.where(wanted >= self.size_in, NEVER, 0)
+        wanted = np.minimum(wanted, self.size_in)
+        found = np.maximum(-((self.high - wanted * self.c) // self.a), self.start)
+        found = np.where(self.least >= wanted, 0, found)
+        return np.where((found > self.last) | (wanted >= self.size_in), NEVER, found)
 
     @property
     def period(self) -> int:
@@ -86,10 +104,10 @@ class AxisMap:
 
     @property
     def reach(self) -> float:
-        """How far from ``a*r/c`` the window's ends lie, in input positions."""
-        if self.a == self.c and not self.low and not self.high:
-            return 0.0
-        return (max(abs(self.low), abs(self.high)) + self.a) / self.c
+        """How far from ``a*r/c`` the window's ends and its roundings lie, in input positions."""
+        exact = self.a == self.c == 1 or (self.a == self.c and not self.low | self.high)
+        rounding = 0 if exact else self.a
+        return (max(abs(self.low), abs(self.high)) + rounding) / self.c
 
 
 def axis_map(window: Window, axis: int, size_in: int, size_out: int) -> AxisMap:
@@ -131,9 +149,23 @@ class Edge:
         units_in, units_out: lengths of the two streams.
         holds: ``False`` for a reduction, which takes in each unit as it arrives.
         rows, cols: the axis maps; ``cols`` is ``None`` where a unit is a row.
+        transparent: unit ``r`` needs exactly unit ``r`` (demands pass; what is held may differ).
+        expands: ``n`` units need at least ``n``.
+        takes_all: the first unit needs every input unit.
     """
 
-    __slots__ = ("_cols_in", "_cols_out", "cols", "holds", "rows", "units_in", "units_out")
+    __slots__ = (
+        "_cols_in",
+        "_cols_out",
+        "cols",
+        "expands",
+        "holds",
+        "rows",
+        "takes_all",
+        "transparent",
+        "units_in",
+        "units_out",
+    )
 
     def __init__(self, rows: AxisMap, cols: AxisMap | None, holds: bool) -> None:
         self.rows = rows
@@ -143,6 +175,14 @@ class Edge:
         self._cols_out = cols.size_out if cols else 1
         self.units_in = rows.size_in * self._cols_in
         self.units_out = rows.size_out * self._cols_out
+        axes = [axis for axis in (rows, cols) if axis is not None]
+        same = self.units_in == self.units_out and all(a.size_in == a.size_out for a in axes)
+        self.transparent = same and all(
+            (a.a == a.c and not a.low | a.high) or (a.size_in == 1 and a.highest(0) == 0)
+            for a in axes
+        )
+        self.expands = same and all(a.a == a.c and a.high >= 0 and not a.start for a in axes)
+        self.takes_all = not any(a.a for a in axes)
 
     def needed(self, count: int) -> int:
         """Input units that the first ``count`` output units need, from the first one on."""
@@ -177,23 +217,61 @@ class Edge:
             found = min(found, left)
         return found
 
-    def first(self, count: int) -> int | None:
-        """Fewest output units that need ``count`` (>= 1) input units; ``None`` for never."""
+    # The same for many counts at once; a region asks for all its sampled positions together.
+
+    def needed_all(self, counts: Counts) -> Counts:
+        """:meth:`needed` of many counts."""
         if self.cols is None:
-            row = self.rows.first(count - 1)
-            return None if row is None else row + 1
-        high, right = divmod(count - 1, self._cols_in)
-        row, start = self.rows.first(high), self.cols.first(0)
-        if row is None or start is None:
-            return None
-        if self.rows.highest(row) == high:
-            col = self.cols.first(right)
-            if col is not None:
-                return row * self._cols_out + col + 1
-            row = self.rows.first(high + 1)
-            if row is None:
-                return None
-        return row * self._cols_out + start + 1
+            found = self.rows.highest_all(counts - 1) + 1
+        else:
+            row, col = np.divmod(counts - 1, self._cols_out)
+            found = self._raster_all(row, col)
+            wide = self.cols.highest(self._cols_out - 1)
+            if wide >= 0:
+                above = self.rows.highest_all(row - 1)
+                above = np.where(above < 0, 0, above * self._cols_in + wide + 1)
+                found = np.maximum(found, np.where(row > 0, above, 0))
+        return np.where(counts <= 0, 0, found)
+
+    def _raster_all(self, row: Counts, col: Counts) -> Counts:
+        assert self.cols is not None
+        high, right = self.rows.highest_all(row), self.cols.highest_all(col)
+        return np.where((high < 0) | (right < 0), 0, high * self._cols_in + right + 1)
+
+    def released_all(self, counts: Counts) -> Counts:
+        """:meth:`released` of many counts."""
+        if self.cols is None:
+            found = self.rows.lowest_all(counts)
+        else:
+            rows, cols = self.rows, self.cols
+            row, col = np.divmod(counts, self._cols_out)
+            here = (rows.start <= row) & (row <= rows.last) & (col <= cols.last)
+            found = rows.lowest_all(row) * self._cols_in + cols.lowest_all(col)
+            found = np.where(here, found, self.units_in)
+            below = np.maximum(row + 1, rows.start)
+            if cols.last >= 0:
+                # The next row starts again at the left: at the top that is further back.
+                left = rows.lowest_all(below) * self._cols_in + cols.lowest(0)
+                found = np.where(below <= rows.last, np.minimum(found, left), found)
+        return np.where(counts >= self.units_out, self.units_in, found)
+
+    def first_all(self, counts: Counts) -> Counts:
+        """Fewest output units that need each of ``counts`` (>= 1) units; ``NEVER`` for none."""
+        if self.cols is None:
+            found = self.rows.first_all(counts - 1)
+            return np.where(found == NEVER, NEVER, found + 1)
+        high, right = np.divmod(np.minimum(counts, self.units_in + 1) - 1, self._cols_in)
+        start = int(self.cols.first_all(np.zeros(1, np.int64))[0])
+        if start == NEVER:
+            return np.full_like(counts, NEVER)
+        row = self.rows.first_all(high)
+        col = self.cols.first_all(right)
+        exact = (row != NEVER) & (self.rows.highest_all(np.minimum(row, self.rows.last)) == high)
+        # Where the row that first needs this input row never needs its column, a later one does.
+        later = exact & (col == NEVER)
+        row = np.where(later, self.rows.first_all(high + 1), row)
+        col = np.where(exact & ~later, col, start)
+        return np.where(row == NEVER, NEVER, row * self._cols_out + col + 1)
 
     def widest(self, final: int) -> int:
         """Peak of live input units if this were the only consumer and wrote ``final`` units."""
@@ -212,6 +290,8 @@ def _widest(rows: AxisMap, cols: AxisMap | None, final: int) -> int:
     else:
         col_set = sample_positions(cols.size_out, _margin(cols), cols.period)
         counts = [row * cols.size_out + col for row in row_set for col in col_set]
+        # Where the last unit lies inside a row, what is held may grow up to it.
+        counts += range(max(0, final - len(col_set)), final)
     return max((edge.needed(n + 1) - edge.released(n) for n in counts if n < final), default=0)
 
 

@@ -1,0 +1,93 @@
+"""How far each search ends above the optimum, in percent, and how fast it is.
+
+    python benchmarks/searches.py [--quick]
+
+LBDF, lines, 1 byte for activations and weights; the optimum is proved by the exact search. Each
+search runs with five seeds (``--quick``: one, with a tenth of the plans): median, least and
+greatest gap. "merged": over blocks of operators that some optimum keeps together; "single": over
+single operators, the paper's protocol. Groups that do not fit are split at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from tabulate import tabulate
+
+from torch_getfuse.accelerator import format_size
+from torch_getfuse.backend.capture import capture_model
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.models import import_torchvision
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.nsga2 import nsga2_search
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.search import local_search, random_search
+
+KB = 1024
+# name, side of the input, buffer, plans (those of the paper's tables)
+CASES = (
+    ("mobilenet_v2", 224, 128 * KB, 2000),
+    ("squeezenet1_0", 224, 128 * KB, 2000),
+    ("resnet50", 224, 128 * KB, 2000),
+    ("efficientnet_b3", 300, 256 * KB, 5000),
+)
+SEARCHES: tuple[tuple[str, Callable[..., SearchResult]], ...] = (
+    ("local", local_search),
+    ("random", random_search),
+    ("nsga2", nsga2_search),
+)
+
+
+def capture(name: str, side: int) -> OpGraph:
+    torchvision = import_torchvision()
+    model = torchvision.models.get_model(name, weights=None).eval()
+    return capture_model(model, (torch.zeros(1, 3, side, side),)).graph
+
+
+def problem(graph: OpGraph, buffer_bytes: int, merge: bool) -> FusionProblem:
+    return FusionProblem(Evaluator(Lbdf(graph, "line", 1, 1), buffer_bytes), merge)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the plans")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    seeds = range(1 if quick else 5)
+    rows = []
+    for name, side, buffer_bytes, budget in CASES:
+        graph = capture(name, side)
+        plans = budget // 10 if quick else budget
+        optimum = exact(Evaluator(Lbdf(graph, "line", 1, 1), buffer_bytes)).dram_bytes
+        for merge in (True, False):
+            for label, search in SEARCHES:
+                # A problem of its own for each run: no memo is shared, so the speed is honest.
+                found = [search(problem(graph, buffer_bytes, merge), plans, s) for s in seeds]
+                gaps = [100 * (result.dram_bytes / optimum - 1) for result in found]
+                speed = sum(r.plans for r in found) / sum(r.seconds for r in found)
+                rows.append(
+                    (
+                        f"{name} {side}",
+                        format_size(buffer_bytes),
+                        "merged" if merge else "single",
+                        label,
+                        plans,
+                        median(gaps),
+                        min(gaps),
+                        max(gaps),
+                        round(speed),
+                    )
+                )
+                print(f"{name} {rows[-1][2]} {label}: {median(gaps):.2f} %", flush=True)
+    headers = ("network", "buffer", "operators", "search", "plans")
+    headers += ("median %", "least %", "most %", "plans/s")
+    print(tabulate(rows, headers=headers, floatfmt=".2f"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Random fusion problems, and what makes a plan of one legal (method.md section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from tests.graphs import random_graph
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.group import bits, is_connected, topological_order
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.schemes import make_scheme
+
+
+def random_problem(
+    rng: Random, operators: int, scheme: str = "lbdf", merge: bool = True
+) -> FusionProblem:
+    """A random graph under a buffer that makes some groups, and mostly some operators, invalid."""
+    graph = random_graph(rng, operators, rng.choice((3, 6, 10)))
+    model = make_scheme(scheme, graph, rng.choice(("line", "pixel")), 1, 1)
+    alone = sorted(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
+    whole = model.buffer((1 << operators) - 1, 1 << 30) or 2 * alone[-1]
+    low = max(1, alone[operators // 3])
+    return FusionProblem(Evaluator(model, rng.randint(low, max(low, whole) + 1)), merge)
+
+
+def assert_legal(problem: FusionProblem, groups: Sequence[int], valid: bool = True) -> None:
+    """Disjoint connected groups of whole blocks that cover everything fusable, and no cycle."""
+    covered = 0
+    for group in groups:
+        assert group
+        assert not group & covered
+        covered |= group
+        assert is_connected(group, problem.near)
+        assert problem.evaluator.valid(group) or not valid
+    assert covered == problem.fusable
+    assert all(any(block & ~group == 0 for group in groups) for block in problem.blocks)
+    alone = [1 << i for i in bits(problem.unfusable)]
+    assert topological_order([*groups, *alone], problem.graph) is not None
+
+
+def assert_runs_in_order(problem: FusionProblem, groups: Sequence[int]) -> None:
+    """The groups run one after another, unfusable operators as soon as they can."""
+    before, done = problem.graph.predecessors, 0
+    for group in [*groups, 0]:
+        for i in bits(problem.unfusable & ~done):
+            if not before[i] & ~done:
+                done |= 1 << i
+        assert all(not before[i] & ~(done | group) for i in bits(group))
+        done |= group
+    assert done == (1 << len(problem.graph)) - 1

@@ -1,0 +1,248 @@
+"""RG-Explainer: explanations grown by a reinforcement-learning agent.
+
+Shan et al., "Reinforcement Learning Enhanced Explainer for Graph Neural Networks", NeurIPS 2021,
+for graph classification, as one more ``ExplainerAlgorithm`` of torch_geometric:
+
+- a *seed* operator is chosen by an MLP over each node embedding next to the graph's;
+- an *agent* then adds one neighbour at a time or stops, so every explanation is connected;
+- both learn by policy gradient from the reward
+  ``-CE(f(subgraph), target) - radius_penalty * radius - size_penalty * |subgraph|``,
+  with the mean reward of the step's rollouts as baseline.
+
+The embeddings are those of the explained model, which stays as it is. The subgraph that remains
+is read as follows: the operators that alone already make the group what it was predicted to be.
+An edge inside it scores higher the earlier the agent added its later end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch_geometric.explain import ExplainerAlgorithm, Explanation
+from torch_geometric.explain.config import ExplanationType, ModelMode, ModelTaskLevel
+from tqdm import tqdm
+
+from torch_getfuse.explain.validity import HIDDEN, ValidityModel
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One subgraph that the agent grew.
+
+    Attributes:
+        nodes: rows of the group's operators in the order in which they were added, seed first.
+        log_prob: log-probability of all choices made, differentiable.
+        radius: hops from the seed to the farthest node, along edges inside the subgraph.
+    """
+
+    nodes: tuple[int, ...]
+    log_prob: torch.Tensor
+    radius: int
+
+
+class RGExplainer(ExplainerAlgorithm):
+    """Seed locator and growing agent over the node embeddings of a :class:`ValidityModel`.
+
+    Args:
+        most: operators of a subgraph at most.
+        width: hidden width of the agent.
+        size_penalty: cost of each operator of a subgraph.
+        radius_penalty: cost of each hop of its radius.
+    """
+
+    def __init__(
+        self,
+        most: int = 10,
+        width: int = 64,
+        size_penalty: float = 0.05,
+        radius_penalty: float = 0.05,
+    ) -> None:
+        super().__init__()
+        self.most = most
+        self.size_penalty = size_penalty
+        self.radius_penalty = radius_penalty
+        self.project = nn.Linear(HIDDEN, width)
+        self.seed_head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.grow_head = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.stop_head = nn.Sequential(
+            nn.Linear(2 * width + 1, width), nn.ReLU(), nn.Linear(width, 1)
+        )
+
+    def supports(self) -> bool:
+        """Graph-level binary classification, explained by an edge mask towards a given target."""
+        config: Any = self.explainer_config
+        return bool(
+            config.explanation_type == ExplanationType.phenomenon
+            and config.node_mask_type is None
+            and self.model_config.task_level == ModelTaskLevel.graph
+            and self.model_config.mode == ModelMode.binary_classification
+        )
+
+    def forward(
+        self,
+        model: ValidityModel,
+        x: torch.Tensor,
+        edge_index: torch.Tensor,
+        *,
+        target: torch.Tensor,
+        index: int | torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Explanation:
+        """An explanation whose ``edge_mask`` is positive on the grown subgraph's edges only.
+
+        Args:
+            model: the model to explain.
+            x: ``(n, FEATURES)`` operators of one group.
+            edge_index: ``(2, 2 * E)`` in both directions.
+            target: the class to explain; the trained agent needs it no more.
+            index: must be ``None``: there is one graph.
+            kwargs: further arguments of the model; none is used.
+        """
+        with torch.no_grad():
+            rollout = self.rollout(model.embed(x, edge_index), edge_index, greedy=True)
+        return Explanation(edge_mask=subgraph_mask(rollout.nodes, edge_index))
+
+    def rollout(self, embeddings: torch.Tensor, edge_index: torch.Tensor, greedy: bool) -> Rollout:
+        """Grow one subgraph from ``(n, HIDDEN)`` embeddings: sampled, or the likeliest choices.
+
+        At least two operators where the group has an edge, so that there is an edge to blame.
+        """
+        near = _adjacency(edge_index, len(embeddings))
+        hidden = torch.log1p(embeddings)  # sums over many operators: large, and never negative
+        hidden = self.project(hidden).relu()
+        whole = hidden.mean(dim=0)
+        seeds = self.seed_head(torch.cat([hidden, whole.expand_as(hidden)], dim=1)).squeeze(1)
+        seed, log_prob = _choose(seeds, greedy)
+        nodes = [seed]
+        hops = {seed: 0}
+        front = dict.fromkeys(near[seed])
+        while front and len(nodes) < self.most:
+            choices = list(front)
+            inside = hidden[nodes].mean(dim=0)
+            context = torch.cat([inside, whole, hidden[seed]])
+            wanted = torch.cat([hidden[choices], context.expand(len(choices), len(context))], dim=1)
+            logits = self.grow_head(wanted).squeeze(1)
+            if len(nodes) > 1:
+                share = hidden.new_tensor([len(nodes) / self.most])
+                stop = self.stop_head(torch.cat([inside, whole, share]))
+                logits = torch.cat([logits, stop])
+            chosen, step = _choose(logits, greedy)
+            log_prob = log_prob + step
+            if chosen == len(choices):
+                break
+            added = choices[chosen]
+            hops[added] = 1 + min(hops[k] for k in near[added] if k in hops)
+            nodes.append(added)
+            del front[added]
+            front.update((k, None) for k in near[added] if k not in hops)
+        return Rollout(tuple(nodes), log_prob, max(hops.values()))
+
+    def reward(
+        self,
+        model: ValidityModel,
+        groups: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        rollouts: Sequence[Rollout],
+        target: float,
+    ) -> torch.Tensor:
+        """``(rollouts,)`` rewards of subgraphs of the given ``(x, edge_index)`` groups."""
+        xs, edges, owner, start = [], [], [], 0
+        for k, ((x, edge_index), rollout) in enumerate(zip(groups, rollouts, strict=True)):
+            row = torch.full((len(x),), -1)
+            nodes = torch.tensor(rollout.nodes)
+            row[nodes] = torch.arange(len(nodes)) + start
+            inner = row[edge_index]
+            xs.append(x[nodes])
+            edges.append(inner[:, (inner >= 0).all(dim=0)])
+            owner.append(torch.full((len(nodes),), k))
+            start += len(nodes)
+        with torch.no_grad():
+            logits = model(torch.cat(xs), torch.cat(edges, dim=1), torch.cat(owner))
+        loss = nn.functional.binary_cross_entropy_with_logits(
+            logits, torch.full_like(logits, target), reduction="none"
+        )
+        # A loss without bound would drown everything else in the first epochs.
+        loss = loss.clamp(max=5.0)
+        radius = torch.tensor([float(r.radius) for r in rollouts])
+        size = torch.tensor([float(len(r.nodes)) for r in rollouts])
+        return -(loss + self.radius_penalty * radius + self.size_penalty * size)
+
+
+def pretrain(
+    algorithm: RGExplainer,
+    model: ValidityModel,
+    groups: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    epochs: int = 10,
+    batch: int = 32,
+    rollouts: int = 2,
+    rate: float = 3e-3,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[float]:
+    """Train the agent on invalid groups; returns the mean reward of each epoch.
+
+    Args:
+        algorithm: changed in place.
+        model: the model to explain, left as it is.
+        groups: ``(x, edge_index)`` of invalid groups of at least two operators.
+        epochs: passes over the groups.
+        batch: groups per step.
+        rollouts: subgraphs grown per group and step; their mean reward is the baseline.
+        rate: learning rate.
+        seed: of the order and of the agent's choices.
+        progress: show a progress bar.
+    """
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=rate)
+    with torch.no_grad():
+        embeddings = [model.embed(x, edge_index) for x, edge_index in groups]
+    history = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in tqdm(range(epochs), desc="rg", unit="epoch", disable=not progress):
+            total = 0.0
+            for chosen in torch.randperm(len(groups)).split(batch):
+                picked = [int(k) for k in chosen for _ in range(rollouts)]
+                grown = [
+                    algorithm.rollout(embeddings[k], groups[k][1], greedy=False) for k in picked
+                ]
+                rewards = algorithm.reward(model, [groups[k] for k in picked], grown, target=0.0)
+                # One baseline per group tells good choices from easy groups.
+                table = rewards.view(-1, rollouts)
+                advantage = (table - table.mean(dim=1, keepdim=True)).view(-1)
+                log_probs = torch.stack([rollout.log_prob for rollout in grown])
+                optimizer.zero_grad()
+                (-(advantage * log_probs).mean()).backward()
+                nn.utils.clip_grad_norm_(algorithm.parameters(), 1.0)
+                optimizer.step()
+                total += float(rewards.mean()) * len(chosen)
+            history.append(total / len(groups))
+    return history
+
+
+def subgraph_mask(nodes: Sequence[int], edge_index: torch.Tensor) -> torch.Tensor:
+    """``(2 * E,)`` scores: 1 for the first edge that the agent closed, less for later ones.
+
+    Zero for an edge that does not lie inside the subgraph.
+    """
+    order = {node: k for k, node in enumerate(nodes)}
+    later = [
+        max(order.get(a, math.inf), order.get(b, math.inf)) for a, b in edge_index.t().tolist()
+    ]
+    return torch.tensor([1.0 / k if k < math.inf else 0.0 for k in later])
+
+
+def _choose(logits: torch.Tensor, greedy: bool) -> tuple[int, torch.Tensor]:
+    log_probs = logits.log_softmax(dim=0)
+    chosen = int(log_probs.argmax() if greedy else torch.multinomial(log_probs.exp(), 1))
+    return chosen, log_probs[chosen]
+
+
+def _adjacency(edge_index: torch.Tensor, count: int) -> list[list[int]]:
+    near: list[list[int]] = [[] for _ in range(count)]
+    for a, b in edge_index.t().tolist():
+        near[a].append(b)
+    return near
