@@ -115,6 +115,27 @@ def test_a_saved_plan_can_be_reported(capsys: pytest.CaptureFixture[str], saved:
     assert section["assumptions"]["buffer_bytes"] == 400
 
 
+def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "why.dot"
+    argv = ["explain", *MODEL, "--buffer", "200", "--activation-bytes", "1", "--weight-bytes", "1"]
+    argv += ["--operators", "0", "1", "2", "--explainers", "all", "random", "-o", str(path)]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "3 operators under a buffer of 200 B: " in out
+    assert "weights of 0" in out
+    assert err == ""
+    assert path.read_text().startswith("digraph")
+    assert cli.main([*argv, "--json"]) == 0
+    form = json.loads(capsys.readouterr().out)
+    assert form["demand_bytes"] == sum(term["bytes"] for term in form["terms"])
+    assert [blame["explainer"] for blame in form["explainers"]] == ["all", "random"]
+
+
+def test_explain_tells_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", *SMALL, "--explainers", "all"]) == 0
+    assert "of room left" in capsys.readouterr().out
+
+
 def test_verify(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
     assert cli.main(["verify", str(saved)]) == 0
     out, _ = capsys.readouterr()
@@ -234,6 +255,9 @@ def test_a_plan_of_another_graph(capsys: pytest.CaptureFixture[str], saved: Path
         (["report", *MODEL, "--accelerator", "edge-tpus"], "did you mean 'edge-tpu'"),
         (["report", *MODEL, "--plan", ""], "plan=''"),
         (["report", *MODEL, "-o", "report.xlsx"], ".html"),
+        (["explain", *MODEL, "--operators", "7"], "'7' is no operator"),
+        (["explain", *MODEL, "--explainers", "salency"], "did you mean 'saliency'"),
+        (["explain", *MODEL, "-o", "why.pgn"], "did you mean '.png'"),
         (["plan", *MODEL, "-o", "no/such/folder/plan.json"], "cannot write"),
         (["report", "mobilenet"], "torchvision:"),
         (["report", "torchvision:mobilenet_v22"], "did you mean 'mobilenet_v2'"),

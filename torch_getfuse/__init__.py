@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch_getfuse.api import plan, report, split
+    from torch_getfuse.api import explain, plan, report, split
     from torch_getfuse.errors import (
         CaptureError,
         GetfuseError,
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
         OptionError,
         PlanError,
     )
+    from torch_getfuse.explanation import Explanation
     from torch_getfuse.partition.plan import PartitionPlan, load_plan
     from torch_getfuse.report import Report
     from torch_getfuse.sweeps import Sweep, sweep
 
 _HOMES = {
     "CaptureError": "errors",
+    "Explanation": "explanation",
     "GetfuseError": "errors",
     "GraphError": "errors",
     "OptionError": "errors",
@@ -31,6 +33,7 @@ _HOMES = {
     "PlanError": "errors",
     "Report": "report",
     "Sweep": "sweeps",
+    "explain": "api",
     "load_plan": "partition.plan",
     "plan": "api",
     "report": "api",
@@ -40,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "CaptureError",
+    "Explanation",
     "GetfuseError",
     "GraphError",
     "OptionError",
@@ -47,6 +51,7 @@ __all__ = [
     "PlanError",
     "Report",
     "Sweep",
+    "explain",
     "load_plan",
     "plan",
     "report",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,13 @@ from torch_getfuse.backend.capture import Capture, capture_exported, capture_mod
 from torch_getfuse.backend.compiler import split_capture
 from torch_getfuse.backend.records import find
 from torch_getfuse.errors import CaptureError, OptionError
+from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.report import Report, Section
+from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
+from torch_getfuse.why import check_explainers, explain_graph
 
 Model = nn.Module | torch.export.ExportedProgram
 
@@ -64,6 +68,39 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     return _compiled_report(model)
 
 
+def explain(
+    model: Model,
+    args: tuple[Any, ...] = (),
+    operators: Sequence[str] | None = None,
+    explainers: Sequence[str] = DEFAULT_EXPLAINERS,
+    **options: Any,
+) -> Explanation:
+    """Why operators of a model do not fit the on-chip buffer together.
+
+    The answer names what fills the buffer, the edges that each explainer blames, and the cut that
+    the recursive split takes with its price in DRAM access. Operators that fit are told to fit.
+
+    Args:
+        model, args: as for :func:`plan`.
+        operators: names of operators as reports show them, or module paths, which select every
+            operator below them; operators on paths between them are added. ``None``: all that
+            fit alone.
+        explainers: ``"saliency"``, ``"rgexplainer"``, ``"pgexplainer"``, ``"gnnexplainer"``, and
+            the controls ``"random"`` and ``"all"``.
+        options: see :class:`torch_getfuse.options.Options`; ``explainer`` says whose edges the
+            split cuts.
+
+    Raises:
+        OptionError: for an unknown option, value, operator or explainer, and for operators that
+            no edge joins.
+        CaptureError: if the model cannot be traced as one graph.
+        WeightsError: where an explainer's weights are missing or made for another model.
+    """
+    chosen = Options.of(options)
+    check_explainers(explainers)
+    return explain_graph(_capture(model, args).graph, chosen, operators, explainers)
+
+
 def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:
     """The model as an FX GraphModule with one child per fusion group (``fusion_group_0``, ...).
 
@@ -104,13 +141,14 @@ def _compiled_report(model: object) -> Report:
     sections, unplanned = [], []
     for number, record in enumerate(records):
         name = f"graph {number}" if len(records) > 1 else ""
-        if record.section is None:
-            unplanned.append(f"{name or 'the graph'} runs unplanned: {record.failure}")
-            continue
-        notes = record.section.notes
-        if not own:
-            notes = (*notes, "compiled for another instance of this class, whose code it shares")
-        sections.append(Section(record.section.plan, name, record.section.unsupported, notes))
+        for failure in record.failures:
+            unplanned.append(f"{name or 'the graph'} runs unplanned: {failure}")
+        for section in record.sections:
+            if not own:
+                shared = "compiled for another instance of this class, whose code it shares"
+                section = replace(section, notes=(*section.notes, shared))
+            title = f"{name or 'graph 0'} {section.name}" if section.name else name
+            sections.append(replace(section, name=title))
     return Report(sections, unplanned)
 
 

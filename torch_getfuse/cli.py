@@ -11,12 +11,14 @@ Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import importlib.metadata
 import inspect
 import json
 import os
 import re
+import subprocess
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +28,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import GetfuseError, nearest
+from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.report import Report
+from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, Sweep, sweep
+from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
+from torch_getfuse.why import EXPLAINERS, check_explainers
 
 if TYPE_CHECKING:
     import torch
@@ -111,14 +117,23 @@ def _planning_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", metavar="SHAPE", help="input shape like 1x3x224x224 (default: the model's usual)"
     )
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="write the result to FILE (report: by its suffix)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write the result to FILE (a plan: JSON; else by suffix)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    _option_arguments(parser)
+
+
+def _option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
     group = parser.add_argument_group("options of planning")
     hints = typing.get_type_hints(Options)
     help_of = _option_help()
     defaults = Options()
     for option in dataclasses.fields(Options):
+        if option.name in without:
+            continue
         flag = "--" + option.name.replace("_", "-")
         text = help_of.get(option.name, "").replace("%", "%%")
         if option.name in CHOICES:
@@ -232,6 +247,45 @@ def _check_runs(model: torch.nn.Module | ExportedProgram, x: torch.Tensor, name:
         ) from error
 
 
+# -- explain ------------------------------------------------------------------------------
+
+
+def _explain(args: argparse.Namespace) -> int:
+    check_explainers(args.explainers)
+    if args.output is not None:
+        Explanation.check_suffix(args.output)
+
+    def make(
+        model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
+    ) -> Explanation:
+        from torch_getfuse import api
+
+        return api.explain(model, (x,), args.operators, args.explainers, **options)
+
+    made: Explanation = _with_model(args, make)
+    if args.output is not None:
+        _write(args.output, made.save)
+    print(made.to_json() if args.json else made)
+    return 0
+
+
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--operators",
+        nargs="+",
+        metavar="NAME",
+        help="operators, or modules that hold them (default: all that fit alone)",
+    )
+    parser.add_argument(
+        "--explainers",
+        nargs="+",
+        metavar="NAME",
+        default=DEFAULT_EXPLAINERS,
+        help=f"whom to ask, of {', '.join(EXPLAINERS)} (default {' '.join(DEFAULT_EXPLAINERS)})",
+    )
+    _planning_arguments(parser)
+
+
 # -- verify -------------------------------------------------------------------------------
 
 
@@ -316,6 +370,154 @@ def _write(path: str, save: Callable[[str], None]) -> None:
         ) from error
 
 
+# -- sweep --------------------------------------------------------------------------------
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    options = _options(args)
+    if args.output is not None:
+        Sweep.check_suffix(args.output)
+    inputs: tuple[torch.Tensor, ...] = ()
+    if args.input is not None:
+        import torch
+
+        from torch_getfuse import models
+
+        inputs = (torch.zeros(models.parse_input(args.input)),)
+    asked = {model: (model, inputs) for model in args.model}
+    lists: dict[str, Any] = {
+        name: _listed(getattr(args, name)) for name in SWEPT if getattr(args, name)
+    }
+    made: Sweep
+
+    def plan_all(path: str | None) -> None:
+        nonlocal made
+        made = sweep(asked, n_jobs=args.jobs, path=path, **lists, **options)
+
+    if args.output is None:
+        plan_all(None)
+    elif Path(args.output).suffix.lower() == ".jsonl":
+        _write(args.output, plan_all)  # kept point by point
+    else:
+        plan_all(None)
+        _write(args.output, made.save)
+    print(made.to_json() if args.json else made)
+    return 1 if made.errors else 0
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="+", help=_MODEL_HELP)
+    parser.add_argument(
+        "--input", metavar="SHAPE", help="input shape of all models (default: each model's usual)"
+    )
+    for name, example in SWEPT.items():
+        parser.add_argument(f"--{name}", metavar="LIST", help=f"with commas, such as {example}")
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=-1, metavar="N", help="processes (default: one per core)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write the result to FILE by its suffix: .jsonl (kept point by point, and taken up "
+        "again after a stop), .json, .csv, .txt, .svg, .png",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _option_arguments(parser, NOT_SWEPT)
+
+
+# -- train and bench ----------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> int:
+    Options.of({"scheme": args.scheme, "granularity": args.granularity})  # before torch is there
+    given = {
+        name: value
+        for name in ("data", "groups", "epochs", "jobs")
+        if (value := getattr(args, name)) is not None
+    }
+    from torch_getfuse.explain.train import train
+
+    made = train(
+        args.scheme,
+        args.granularity,
+        args.output,
+        args.seed,
+        progress=sys.stderr.isatty(),
+        **given,
+    )
+    if args.json:
+        print(json.dumps(dataclasses.asdict(made), indent=1))
+    else:
+        print(
+            f"{made.scheme} {made.granularity}: {made.test.accuracy:.2%} of {made.test.samples} "
+            f"test samples judged right (F1 {made.test.f1:.3f}), {made.seconds:.0f} s"
+        )
+        print("\n".join(made.files))
+    return 0
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scheme", default="lbdf", metavar="VALUE", help="lbdf (default) or brr")
+    parser.add_argument(
+        "--granularity", default="line", metavar="VALUE", help="of LBDF: line (default) or pixel"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same weights")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the weights (default: the package's own)"
+    )
+    parser.add_argument("--data", metavar="DIR", help="working folder; a stopped run goes on there")
+    parser.add_argument("--groups", type=int, metavar="N", help="distinct fusion groups to learn")
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="of the validity predictor, at most"
+    )
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that make the data")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    folder = Path(__file__).resolve().parents[1] / "benchmarks"
+    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
+    if not scripts:
+        raise UsageError(
+            f"there is no folder {str(folder)!r}: benchmarks come with the sources; run bench "
+            "from a checkout that is installed with pip install -e ."
+        )
+    if args.name is None:
+        told = {name: _first_line(path) for name, path in scripts.items()}
+        width = max(map(len, told))
+        lines = [f"{name:{width}}  {text}" for name, text in told.items()]
+        print(json.dumps(told, indent=1) if args.json else "\n".join(lines))
+        return 0
+    if args.name not in scripts:
+        raise UsageError(
+            f"there is no benchmark {args.name!r}{nearest(args.name, scripts)}; "
+            f"known: {', '.join(scripts)}"
+        )
+    sys.stdout.flush()
+    # Benchmarks use the graphs of the tests, which stand beside them.
+    path = os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(scripts[args.name]), *args.arguments]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="without it: list the benchmarks")
+    parser.add_argument(
+        "arguments", metavar="...", nargs=argparse.REMAINDER, help="arguments of the benchmark"
+    )
+
+
 # -- the program --------------------------------------------------------------------------
 
 COMMANDS = (
@@ -334,11 +536,39 @@ COMMANDS = (
         _plan,
     ),
     Command(
+        "explain",
+        "say why operators do not fit the buffer together, and where to cut them",
+        "explain torchvision:mobilenet_v2 --operators features.1 features.2 --buffer 64KB",
+        _explain_arguments,
+        _explain,
+    ),
+    Command(
         "verify",
         "check that a plan file is legal and that its figures are right",
         "verify plan.json",
         _verify_arguments,
         _verify,
+    ),
+    Command(
+        "sweep",
+        "plan models for many buffers, schemes and methods",
+        "sweep torchvision:mobilenet_v2 --buffers 64KB,128KB,1MB --schemes lbdf,brr -o sweep.jsonl",
+        _sweep_arguments,
+        _sweep,
+    ),
+    Command(
+        "train",
+        "train the explainers of a scheme from nothing",
+        "train --scheme lbdf --granularity line --output weights",
+        _train_arguments,
+        _train,
+    ),
+    Command(
+        "bench",
+        "run one of the benchmarks of a checkout, or list them",
+        "bench planning --quick",
+        _bench_arguments,
+        _bench,
     ),
 )
 

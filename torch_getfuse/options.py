@@ -27,7 +27,6 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = {
         None,
     ),
     "split_rule": ("least_traffic", "most_operators"),
-    "inner": ("auto", "eager"),
 }
 
 
@@ -47,7 +46,13 @@ class Options:
         budget: plans that random, local and NSGA-II search evaluate.
         seed: of everything that is drawn; same seed, same plan.
         time_limit: seconds for a search; the best plan so far is kept.
-        inner: how the fusion groups are run.
+        inner: how the fusion groups run: ``"eager"``; ``"auto"``, which is eager for now; the name
+            of a torch.compile backend such as ``"inductor"``; or a backend callable. Each group is
+            compiled on its own.
+        backward: plan and split the backward graph as well: ``True``, ``False``, or ``"auto"``:
+            where ``inner`` is not eager.
+        cache: keep plans in memory and in the user's cache folder: ``True``, ``False``, or the
+            path of a folder.
         plan: a saved plan (path) or a ``PartitionPlan`` to use instead of searching.
         progress: show a bar: ``True``, ``False``, or ``"auto"``: on a terminal, after 2 s.
         strict: raise where planning fails, instead of a warning and the unplanned graph.
@@ -69,6 +74,8 @@ class Options:
     seed: int = 0
     time_limit: float = 10.0
     inner: str | Callable[..., Any] = "auto"
+    backward: bool | str = "auto"
+    cache: bool | str | Path = True
     plan: Any = None
     strict: bool = False
     progress: bool | str = "auto"
@@ -76,8 +83,6 @@ class Options:
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if name == "inner" and callable(value):
-                continue
             if value not in choices:
                 known = [choice for choice in choices if choice is not None]
                 raise OptionError(
@@ -106,6 +111,15 @@ class Options:
             raise OptionError(f"seed={self.seed!r} is not a whole number")
         if not isinstance(self.progress, bool) and self.progress != "auto":
             raise OptionError(f"progress={self.progress!r} is not True, False or 'auto'")
+        if not callable(self.inner) and (not isinstance(self.inner, str) or not self.inner):
+            raise OptionError(
+                f"inner={self.inner!r} is not 'auto', 'eager', the name of a torch.compile backend "
+                "or a callable"
+            )
+        if not isinstance(self.backward, bool) and self.backward != "auto":
+            raise OptionError(f"backward={self.backward!r} is not True, False or 'auto'")
+        if not isinstance(self.cache, (bool, str, Path)) or self.cache == "":
+            raise OptionError(f"cache={self.cache!r} is not True, False or the path of a folder")
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict!r} is not True or False")
 

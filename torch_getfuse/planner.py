@@ -30,6 +30,9 @@ SOLUTION_EDGES = 6
 
 _PROGRESS_AFTER = 2.0
 
+_FEW_STEPS = 3_000
+_QUICK_PLANS = 200
+
 
 def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     """Plan an operator graph; verified before it is returned.
@@ -99,6 +102,7 @@ class _Strategy:
         self.method = ""
         self.bound = problem.unavoidable
         self.started = time.perf_counter()
+        self._reason = ""
 
     def run(self) -> SearchResult:
         methods: dict[str, Callable[[], SearchResult]] = {
@@ -116,7 +120,8 @@ class _Strategy:
     def _auto(self) -> SearchResult:
         """Direct first, for it explains; then exact; where that gives up, local search."""
         best = self._direct() if self.options.explainer is not None else None
-        best = self._prove(best)
+        # Half of the time stays for the local search: a direct plan alone can be worse than none.
+        best = self._prove(best, round(self._left() / 2, 1))
         if best.lower_bound_bytes < best.dram_bytes and self._left() > 0:
             start = [best.groups]
             with _shown(self.options, "local search") as progress:
@@ -141,35 +146,45 @@ class _Strategy:
         return self._note(repair.direct(), "direct")
 
     def _exact(self) -> SearchResult:
-        return self._prove(None)
+        return self._prove(None, self._left())
 
-    def _prove(self, known: SearchResult | None) -> SearchResult:
-        """The optimum, or the best plan and bound that the time limit allows."""
-        limits = Limits(seconds=self._left())
-        try:
-            found = exact(self.problem, known.dram_bytes if known else None, limits)
-            return self._note(found, "exact")
-        except TooWide as reason:
-            log.info("exact: %s", reason)
-        best = known or self._fallback()
+    def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
+        """The optimum, or the best plan and bound that the time limit allows.
+
+        Most graphs are proved within a few steps. Where not, a short local search first: the
+        better the plan that is known, the more of the dynamic program can be left out.
+        """
+        started = time.perf_counter()
+        found = self._try_exact(known, Limits(_FEW_STEPS, seconds))
+        if found is not None:
+            return found
+        quick = local_search(
+            self.problem, _QUICK_PLANS, self.options.seed, time_limit=max(1.0, seconds / 4)
+        )
+        best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
+        if quick.stopped == "interrupted":
+            return best
+        limits = Limits(seconds=max(0.0, seconds - (time.perf_counter() - started)))
+        found = self._try_exact(best, limits)
+        if found is not None:
+            return found
+        spent = time.perf_counter() - started
+        groups = self.problem.evaluator.evaluated
+        self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
         if self.options.scheme == "lbdf":
             from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
 
             best = self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
         return best
 
-    def _fallback(self) -> SearchResult:
-        """A plan to start from where no other is known: a short local search."""
-        with _shown(self.options, "local search") as progress:
-            found = local_search(
-                self.problem,
-                self.options.budget,
-                self.options.seed,
-                None,
-                max(1.0, self._left() / 2),
-                progress,
-            )
-        return self._note(found, "local")
+    def _try_exact(self, known: SearchResult | None, limits: Limits) -> SearchResult | None:
+        try:
+            found = exact(self.problem, known.dram_bytes if known else None, limits)
+        except TooWide as reason:
+            self._reason = str(reason)
+            log.info("exact: %s", reason)
+            return None
+        return self._note(found, "exact")
 
     def _search(self, search: Callable[..., SearchResult], name: str) -> SearchResult:
         options = self.options

@@ -37,17 +37,21 @@ log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
-_AXES = {
-    "buffer": "buffers",
-    "scheme": "schemes",
-    "granularity": "granularities",
-    "method": "methods",
+SWEPT = {
+    "buffers": "64KB,128KB,1MB",
+    "schemes": "lbdf,brr",
+    "granularities": "line,pixel",
+    "methods": "auto,local",
 }
+"""What a sweep takes several of, with an example of the command line each."""
+_SINGLE = dict(zip(("buffer", "scheme", "granularity", "method"), SWEPT, strict=True))
 _REFUSED = {
     "plan": "a sweep makes its plans",
     "inner": "a sweep runs no model",
     "strict": "a sweep runs no model",
 }
+NOT_SWEPT = (*_SINGLE, *_REFUSED)
+"""Options that are not the same for all points, or that a sweep has no use for."""
 KEY = (
     "schema_version",
     "fingerprint",
@@ -131,12 +135,11 @@ def sweep(
     kept = _Journal(path) if path is not None else None
     graphs, failures = _captured(wanted)
     # Two models may have one graph: it is planned once.
-    points = {
-        _identity(record): (graph, options, record)
-        for name, graph in graphs.items()
-        for options in chosen
-        for record in (_asked(graph, options, name),)
-    }
+    points: dict[tuple[Any, ...], tuple[OpGraph, Options, Record]] = {}
+    for name, graph in graphs.items():
+        for point in chosen:
+            record = _asked(graph, point, name)
+            points.setdefault(_identity(record), (graph, point, record))
     found = dict(kept.records) if kept is not None else {}
     open_ = [work for key, work in points.items() if key not in found]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
@@ -150,12 +153,13 @@ def sweep(
             kept.close()
     records: list[Record] = []
     for name in wanted:
-        for options in chosen:
+        for point in chosen:
             if name in failures:
-                records.append(_blank(name, options) | {"error": failures[name]})
+                records.append(_blank(name, point) | {"error": failures[name]})
             else:
-                record = found[_identity(_asked(graphs[name], options, name))]
-                records.append({**record, "model": name})
+                records.append(
+                    found[_identity(_asked(graphs[name], point, name))] | {"model": name}
+                )
     result = Sweep(tuple(records))
     for record in result.errors:
         log.warning("sweep: %s failed: %s", _title(record), record["error"])
@@ -261,12 +265,13 @@ class Sweep:
             y = [(record["dram_bytes"] + record["unfusable_bytes"]) / MB for record in records]
             (line,) = axes.plot(x, y, marker="o", label=label)
             unproved = [k for k, record in enumerate(records) if record["proof"] != "optimal"]
-            hollow = {"marker": "o", "linestyle": "", "markerfacecolor": "white"}
             axes.plot(
                 [x[k] for k in unproved],
                 [y[k] for k in unproved],
                 color=line.get_color(),
-                **hollow,
+                marker="o",
+                linestyle="",
+                markerfacecolor="white",
             )
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -308,7 +313,7 @@ def _choices(
     options: Mapping[str, Any],
 ) -> list[Options]:
     """The product of the four, every point once, as checked options."""
-    for name, several in _AXES.items():
+    for name, several in _SINGLE.items():
         if name in options:
             raise OptionError(f"a sweep takes {several}=[...], not {name}=")
     for name, reason in _REFUSED.items():

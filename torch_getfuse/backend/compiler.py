@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from torch_getfuse.backend.capture import Capture, capture_fx
+from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
+from torch_getfuse.backend.inner import compile_children, find_inner
+from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
 from torch_getfuse.backend.submodules import split_graph_module
-from torch_getfuse.errors import NoOperatorError, OptionError
+from torch_getfuse.backend.training import JointCompiler, needs_backward
+from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
@@ -49,27 +55,33 @@ def getfuse(
     if mode is not None:
         raise OptionError(f"mode={mode!r} is a setting of inductor; getfuse takes options={{...}}")
     chosen = Options.of(options or {})
+    find_inner(chosen.inner)  # a wrong name is refused before any work
     given = chosen.plan
     if given is not None and not isinstance(given, PartitionPlan):
         given = load_plan(given)
+    record = CompiledGraph(example_inputs)
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
             given.check_graph(capture.graph)
-        plan = plan_graph(capture.graph, chosen)
-        compiled = split_capture(capture, plan)
+        plan = _planned(capture, chosen)
+        compiled = _compile(capture, plan, chosen, record, example_inputs)
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
     except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        if isinstance(error, IndexError) and (chosen.strict or given is not None):
+            # Dynamo takes an IndexError for one of the user's program and lets it through bare.
+            raise GetfuseError(failure) from error
         if chosen.strict or given is not None:
             raise
-        failure = f"{type(error).__name__}: {error}"
         _warn_once(failure)
-        return remember(gm.forward, CompiledGraph(None, failure, example_inputs))
+        record.sections.clear()
+        record.failures.append(failure)
+        return remember(gm.forward, record)
     log.info("compiled a graph of %d operators into %d groups", len(plan.graph), len(plan.groups))
-    section = Section(plan, unsupported=capture.unsupported)
-    return remember(compiled.forward, CompiledGraph(section, "", example_inputs))
+    return remember(compiled, record)
 
 
 def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
@@ -78,11 +90,86 @@ def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
     Raises:
         PlanError: if mutation of shared storage makes the plan's order impossible.
     """
+    children = _children(capture, plan)
+    return split_graph_module(capture.graph_module, list(children.values()), list(children))
+
+
+def _children(capture: Capture, plan: PartitionPlan) -> dict[str, list[fx.Node]]:
+    """Name of each child -> its nodes: the fusion groups, then the unfusable operators."""
     groups = [[node for op in group.ops for node in capture.nodes[op]] for group in plan.groups]
-    names = [f"fusion_group_{k}" for k in range(len(groups))]
-    groups += [list(capture.nodes[op]) for op in plan.unfusable]
-    names += [f"unfusable_{k}" for k in range(len(plan.unfusable))]
-    return split_graph_module(capture.graph_module, groups, names)
+    children = {f"fusion_group_{k}": nodes for k, nodes in enumerate(groups)}
+    children.update(
+        {f"unfusable_{k}": list(capture.nodes[op]) for k, op in enumerate(plan.unfusable)}
+    )
+    return children
+
+
+def _planned(capture: Capture, options: Options) -> PartitionPlan:
+    """A plan: the given one, one made before, or a new one."""
+    if options.plan is None and (found := find_plan(capture.graph, options)) is not None:
+        return found
+    plan = plan_graph(capture.graph, options)
+    if options.plan is None:
+        store_plan(plan, capture.graph, options)
+    return plan
+
+
+def _compile(
+    capture: Capture,
+    plan: PartitionPlan,
+    options: Options,
+    record: CompiledGraph,
+    example_inputs: Sequence[object],
+) -> Callable[..., Any]:
+    """The planned graph as a callable; fills in its record."""
+    notes = _shape_notes(capture.graph_module)
+    forward = Section(plan, unsupported=capture.unsupported, notes=notes)
+    record.sections.append(forward)
+    if not needs_backward(example_inputs, options):
+        split = split_capture(capture, plan)
+        if compiled_notes := compile_children(split, options):
+            record.add_notes(compiled_notes)
+        return split.forward
+
+    def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:
+        notes = (*_shape_notes(capture.graph_module), *notes)
+        record.sections.append(Section(plan, "backward", capture.unsupported, notes))
+
+    def fail(error: Exception) -> None:
+        if options.strict:
+            raise GetfuseError(f"{type(error).__name__}: {error}") from error
+        failure = f"{type(error).__name__}: {error}"
+        _warn_once(failure)
+        record.failures.append(failure)
+
+    joint = JointCompiler(
+        options,
+        lambda backward: _planned(backward, replace(options, plan=None)),
+        _children,
+        report_backward,
+        fail,
+        record.add_notes,
+    )
+    return joint.compile(capture, plan, example_inputs)
+
+
+def _shape_notes(gm: fx.GraphModule) -> tuple[str, ...]:
+    """What a reader must know of a graph whose sizes may change: the sizes that were planned."""
+    hints: dict[str, int] = {}
+    for node in gm.graph.find_nodes(op="placeholder"):
+        value = traced_value(node)
+        sizes: list[int | torch.SymInt] = [value] if isinstance(value, torch.SymInt) else []
+        sizes += [size for tensor in flat_tensors(value) for size in tensor.shape]
+        for size in sizes:
+            if isinstance(size, torch.SymInt):
+                hints.setdefault(str(size), size_hint(size))
+    if not hints:
+        return ()
+    named = ", ".join(f"{name} = {size}" for name, size in hints.items())
+    return (
+        f"shapes are hints: {named}; planned for these sizes, and run at every size that "
+        "torch.compile lets through",
+    )
 
 
 def _warn_once(failure: str) -> None:

@@ -133,7 +133,7 @@ class GraphBuilder:
             parts = self.values.get(source)
             index = invocation.args.get("index")
             if isinstance(parts, tuple) and isinstance(index, int):
-                part = parts[index]
+                part = parts[_position(source, index)]
                 if part is not None:
                     self.values[node] = part
                     self._belongs(node, part)
@@ -211,6 +211,7 @@ class GraphBuilder:
         results = len(call.outputs)
         picked = only_pick(node) if results > 1 else None
         if picked is not None:
+            picked = _position(node, picked)
             call = replace(call, outputs=(call.outputs[picked],))
             result = apply_rule(call)
             assert isinstance(result, Spec)
@@ -471,3 +472,11 @@ class GraphBuilder:
             if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
                 return axis
         return None
+
+
+def _position(node: fx.Node, index: int) -> int:
+    """Where item ``index`` of a result stands among its tensors; a backward leaves some out."""
+    items = traced_value(node)
+    if not isinstance(items, (list, tuple)) or all(item is not None for item in items):
+        return index
+    return len(flat_tensors(list(items)[:index]))

@@ -7,9 +7,11 @@ returns carries a record, which lives as long as Dynamo keeps that graph.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import CodeType
 from typing import Any
 
@@ -23,21 +25,25 @@ class CompiledGraph:
     """One graph that the backend compiled.
 
     Attributes:
-        section: its part of a report; ``None`` where planning failed.
-        failure: why planning failed, else empty.
+        sections: its parts of a report: the graph, and its backward graph where that is planned
+            (which torch compiles later); empty where planning failed.
+        failures: why the graph, or its backward, runs unplanned.
         code: the code object that Dynamo traced, the outermost one.
         parameters: weak references to the parameters and buffers that the graph was given.
     """
 
-    def __init__(
-        self, section: Section | None, failure: str, example_inputs: Sequence[object]
-    ) -> None:
-        self.section = section
-        self.failure = failure
+    def __init__(self, example_inputs: Sequence[object]) -> None:
+        self.sections: list[Section] = []
+        self.failures: list[str] = []
         self.code = _traced_code()
         self.parameters = [
             weakref.ref(value) for value in example_inputs if isinstance(value, nn.Parameter)
         ]
+
+    def add_notes(self, notes: Sequence[str]) -> None:
+        """Add to the notes of the graph's own section."""
+        section = self.sections[0]
+        self.sections[0] = replace(section, notes=(*section.notes, *notes))
 
     def shares(self, identities: set[int]) -> bool:
         """Whether one of its parameters is among the tensors of these ``id`` s."""
@@ -47,6 +53,7 @@ class CompiledGraph:
 
 _records: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
 _order: weakref.WeakKeyDictionary[CompiledGraph, int] = weakref.WeakKeyDictionary()
+_count = itertools.count()
 _lock = threading.Lock()
 
 
@@ -59,7 +66,7 @@ def remember(compiled: Callable[..., Any], record: CompiledGraph) -> Callable[..
     run.getfuse_record = record  # type: ignore[attr-defined]
     with _lock:
         _records.add(record)
-        _order[record] = len(_order)
+        _order[record] = next(_count)
     return run
 
 

@@ -54,6 +54,35 @@ class _Start(NamedTuple):
     line: int
 
 
+class _Tiles(NamedTuple):
+    """The two starts of a group, and the tile lines of its sinks."""
+
+    full: _Start
+    partial: _Start
+    lines: int
+
+    def better(self, buffer_bytes: int) -> _Start:
+        """The start with the smaller F_line / (B - F_min); one that does not fit counts last."""
+        full, partial = self.full, self.partial
+        rooms = buffer_bytes - full.need, buffer_bytes - partial.need
+        if min(rooms) > 0:
+            return full if full.line * rooms[1] <= partial.line * rooms[0] else partial
+        return full if rooms[0] >= rooms[1] else partial
+
+
+class _Table(NamedTuple):
+    """What a sink asks of the operators above it.
+
+    Attributes:
+        rows, rates: per operator.
+        uneven: mask of the operators whose consumers disagree about the rate.
+    """
+
+    rows: dict[int, int]
+    rates: dict[int, Rate]
+    uneven: int
+
+
 class Brr:
     """The BRR cost model of one graph.
 
@@ -97,18 +126,16 @@ class Brr:
             )
             for operands in self._operands
         ]
-        self._tables: dict[tuple[int, Rate], tuple[dict[int, int], dict[int, Rate | None]]] = {}
+        self._rateless_readers = sum(1 << i for i, makers in enumerate(self._rateless) if makers)
+        self._tables: dict[tuple[int, Rate], _Table] = {}
+        self._known: dict[int, _Tiles | None] = {}
 
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` for a group whose operators have no common rate."""
-        tiling = self._tile(mask)
-        if tiling is None:
-            return None
-        rows, rate, _ = tiling
-        starts = (self._hold(mask, rows, rate, True), self._hold(mask, rows, rate, False))
-        return _better(*starts, buffer_bytes).need
+        tiles = self._tiles(mask)
+        return None if tiles is None else tiles.better(buffer_bytes).need
 
     def floor(self, mask: int) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
@@ -116,13 +143,18 @@ class Brr:
         Which convolutions are full depends on what stands above them alone, and the fewest rows
         of an operator only grow with further consumers.
         """
+        if self._has_rateless(mask):
+            return _HOPELESS
+        sinks = self._sinks(mask)
+        if len(sinks) == 1:
+            tiles = self._tiles(mask)
+            if tiles is not None:
+                return min(tiles.full.need, tiles.partial.need)
         rows: dict[int, int] = {}
-        for i in bits(mask):
-            if self._rateless[i] & mask:
-                return _HOPELESS
-            if not self.graph.successors[i] & mask:
-                _raise_to(rows, self._table(i, 1)[0], mask)
-        return min(self._hold(mask, rows, None, full).need for full in (True, False))
+        for sink in sinks:
+            _raise_to(rows, self._table(sink, 1).rows, mask)
+        full, partial = self._hold(mask, rows, None)
+        return min(full.need, partial.need)
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -131,54 +163,70 @@ class Brr:
         read = sum(tensors[name].elements for name in reads) * self.activation_bytes
         write = sum(tensors[name].elements for name in writes) * self.activation_bytes
         weight = sum(self._weights[i] for i in bits(mask))
-        tiling = self._tile(mask)
-        assert tiling is not None, "only valid groups have a traffic"
-        rows, rate, lines = tiling
-        start = _better(
-            self._hold(mask, rows, rate, True), self._hold(mask, rows, rate, False), buffer_bytes
-        )
+        tiles = self._tiles(mask)
+        assert tiles is not None, "only valid groups have a traffic"
+        start = tiles.better(buffer_bytes)
         passes = 1
         if start.need + weight > buffer_bytes:
-            further = (buffer_bytes - start.need) // start.line if start.line else lines
-            passes = -(-lines // min(lines, further + 1))
+            room = buffer_bytes - start.need
+            further = room // start.line if start.line else tiles.lines
+            passes = -(-tiles.lines // min(tiles.lines, further + 1))
         return Dram(read, write, weight * passes)
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
-        tiling = self._tile(mask)
-        if tiling is None:
+        tiles = self._tiles(mask)
+        if tiles is None:
             return ()
-        rows, rate, _ = tiling
-        found: list[list[CostTerm]] = [[], []]
-        full = self._hold(mask, rows, rate, True, found[0])
-        partial = self._hold(mask, rows, rate, False, found[1])
-        return tuple(found[0] if _better(full, partial, buffer_bytes) is full else found[1])
+        rows, rates, _ = self._rows(mask) or ({}, {}, 0)
+        named: tuple[list[CostTerm], list[CostTerm]] = ([], [])
+        self._hold(mask, rows, rates, named)
+        return tuple(named[0] if tiles.better(buffer_bytes) is tiles.full else named[1])
+
+    def _tiles(self, mask: int) -> _Tiles | None:
+        """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
+        if mask not in self._known:
+            found = None if self._has_rateless(mask) else self._rows(mask)
+            self._known[mask] = (
+                None if found is None else _Tiles(*self._hold(mask, *found[:2]), found[2])
+            )
+        return self._known[mask]
 
     # -- rows -----------------------------------------------------------------------------
 
-    def _tile(self, mask: int) -> tuple[dict[int, int], dict[int, Rate], int] | None:
+    def _has_rateless(self, mask: int) -> bool:
+        """Whether a one-row tensor is read by a taller one inside the group."""
+        return any(self._rateless[i] & mask for i in bits(mask & self._rateless_readers))
+
+    def _sinks(self, mask: int) -> list[int]:
+        successors = self.graph.successors
+        return [i for i in bits(mask) if not successors[i] & mask]
+
+    def _rows(self, mask: int) -> tuple[dict[int, int], dict[int, Rate], int] | None:
         """Fewest rows and rate per operator, and tile lines of the sinks; ``None``: no rate."""
-        sinks = []
-        for i in bits(mask):
-            if self._rateless[i] & mask:
+        sinks = self._sinks(mask)
+        if len(sinks) == 1:
+            table = self._table(sinks[0], 1)
+            if table.uneven & mask:
                 return None
-            if not self.graph.successors[i] & mask:
-                sinks.append(i)
-        common = _lcm([self._cumulative[i] for i in sinks]) if len(sinks) > 1 else None
+            return table.rows, table.rates, self._out[sinks[0]].rows
+        common = Fraction(_lcm([self._cumulative[i] for i in sinks]))
         rows: dict[int, int] = {}
         rates: dict[int, Rate] = {}
         lines = 0
         for sink in sinks:
-            own = 1 if common is None else _plain(Fraction(common) / self._cumulative[sink])
-            needed, rate = self._table(sink, own)
-            for i, value in rate.items():
-                if mask >> i & 1 and (value is None or rates.setdefault(i, value) != value):
+            own = _plain(common / self._cumulative[sink])
+            table = self._table(sink, own)
+            if table.uneven & mask:
+                return None
+            for i, rate in table.rates.items():
+                if mask >> i & 1 and rates.setdefault(i, rate) != rate:
                     return None
-            _raise_to(rows, needed, mask)
+            _raise_to(rows, table.rows, mask)
             lines = max(lines, math.ceil(self._out[sink].rows / Fraction(own)))
         return rows, rates, lines
 
-    def _table(self, sink: int, rate: Rate) -> tuple[dict[int, int], dict[int, Rate | None]]:
+    def _table(self, sink: int, rate: Rate) -> _Table:
         """Rows and rates of all operators above ``sink`` when it makes ``rate`` rows at a time.
 
         A group is convex, so all paths from a member to a sink lie inside it, and what the sink
@@ -188,7 +236,8 @@ class Brr:
         if found is not None:
             return found
         rows: dict[int, int] = {sink: math.ceil(rate)}
-        rates: dict[int, Rate | None] = {sink: rate}
+        rates: dict[int, Rate] = {sink: rate}
+        uneven = 0
         for i in range(sink, -1, -1):
             if i not in rows:
                 continue
@@ -197,15 +246,14 @@ class Brr:
                 if above is None:
                     continue
                 rows[above] = max(rows.get(above, 0), self._input_rows(operand, rows[i]))
-                own = rates[i]
-                if own is None or operand.stride is None:
-                    rates[above] = None
-                    continue
-                wanted = _plain(operand.stride * own)
-                if rates.setdefault(above, wanted) != wanted:
-                    rates[above] = None
-        self._tables[sink, rate] = rows, rates
-        return rows, rates
+                if uneven >> i & 1 or operand.stride is None:
+                    uneven |= 1 << above
+                else:
+                    wanted = _plain(operand.stride * rates[i])
+                    if rates.setdefault(above, wanted) != wanted:
+                        uneven |= 1 << above
+        self._tables[sink, rate] = _Table(rows, rates, uneven)
+        return self._tables[sink, rate]
 
     def _input_rows(self, operand: _Operand, count: int) -> int:
         """``min(H, (count - 1) * t + k)`` rows of an operand."""
@@ -221,34 +269,62 @@ class Brr:
         mask: int,
         rows: dict[int, int],
         rates: dict[int, Rate] | None,
-        start: bool,
-        terms: list[CostTerm] | None = None,
-    ) -> _Start:
-        """What a start holds; ``rates`` are needed for the line, ``terms`` collects the names."""
-        predecessors = self.graph.predecessors
-        full = need = line = 0
-        inputs: dict[str, tuple[int, int]] = {}
+        named: tuple[list[CostTerm], list[CostTerm]] | None = None,
+    ) -> tuple[_Start, _Start]:
+        """What the two starts hold, full and partial, in one pass over the group.
+
+        ``rates`` are needed for the further lines; ``named`` collects the terms of each.
+        """
+        predecessors, is_local = self.graph.predecessors, self._local
+        # Bit set of the operators that are full, per start.
+        full_a = full_b = need_a = need_b = line_a = line_b = 0
+        inputs: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
         left = mask
         while left:
             low = left & -left
             left ^= low
             i = low.bit_length() - 1
             before = predecessors[i] & mask
-            local = self._local[i]
+            local = is_local[i]
             # A local operator is as full as what it follows; a convolution alternates.
-            is_full = (bool(full & before) == local) if before else start
-            if is_full:
-                full |= low
+            if before:
+                a, b = bool(full_a & before) == local, bool(full_b & before) == local
+            else:
+                a, b = True, False
+            if a:
+                full_a |= low
+            if b:
+                full_b |= low
             if not local:
-                row = self._row_full[i] if is_full else self._row_partial[i]
-                need += rows[i] * row
+                count = rows[i]
+                all_, some = self._row_full[i], self._row_partial[i]
+                row_a, row_b = all_ if a else some, all_ if b else some
+                need_a += count * row_a
+                need_b += count * row_b
                 if rates is not None:
-                    line += math.ceil(rates[i]) * row
-                if terms is not None:
-                    kind = "full" if is_full else "partial"
-                    terms.append(CostTerm(kind, self._out[i].name, rows[i], row))
-            if not before and (local or not is_full):
-                self._hold_inputs(i, rows[i], None if rates is None else rates[i], mask, inputs)
+                    further = math.ceil(rates[i])
+                    line_a += further * row_a
+                    line_b += further * row_b
+                if named is not None:
+                    name = self._out[i].name
+                    for terms, full, row in ((named[0], a, row_a), (named[1], b, row_b)):
+                        terms.append(CostTerm("full" if full else "partial", name, count, row))
+            if not before:
+                rate = None if rates is None else rates[i]
+                for full, held in ((a, inputs[0]), (b, inputs[1])):
+                    if local or not full:
+                        self._hold_inputs(i, rows[i], rate, mask, held)
+        extra_a = self._add_inputs(inputs[0], named[0] if named else None)
+        extra_b = self._add_inputs(inputs[1], named[1] if named else None)
+        return (
+            _Start(need_a + extra_a.need, line_a + extra_a.line),
+            _Start(need_b + extra_b.need, line_b + extra_b.line),
+        )
+
+    def _add_inputs(
+        self, inputs: dict[str, tuple[int, int]], terms: list[CostTerm] | None
+    ) -> _Start:
+        need = line = 0
         for name, (count, further) in inputs.items():
             source = self.graph.tensors[name]
             row = source.elements // source.rows * self.activation_bytes
@@ -277,14 +353,6 @@ class Brr:
                     further = math.ceil(rate * (operand.stride or 1))
             known = inputs.get(name, (0, 0))
             inputs[name] = max(known[0], held), max(known[1], further)
-
-
-def _better(full: _Start, partial: _Start, buffer_bytes: int) -> _Start:
-    """The start with the smaller F_line / (B - F_min); one that does not fit counts last."""
-    rooms = buffer_bytes - full.need, buffer_bytes - partial.need
-    if min(rooms) > 0:
-        return full if full.line * rooms[1] <= partial.line * rooms[0] else partial
-    return full if rooms[0] >= rooms[1] else partial
 
 
 def _raise_to(rows: dict[int, int], needed: dict[int, int], mask: int) -> None:

@@ -1,0 +1,93 @@
+"""The lower bound by prices against enumeration: whatever the prices, no group undercuts it."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from tests.brute import brute_force
+from tests.graphs import Builder
+from tests.legal import random_problem
+from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.bound import FINE, Pricing
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.group import bits, is_connected, is_convex
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.schemes import make_scheme
+
+
+def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
+    alone = [problem.evaluator.dram(block) for block in problem.blocks]
+    return np.array([int(FINE * cost * rng.uniform(0.1, 1.2)) for cost in alone], dtype=np.int64)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_prices_bound_the_optimum(seed: int) -> None:
+    rng = Random(4000 + seed)
+    for _ in range(75):
+        problem = random_problem(rng, rng.randint(1, 8), merge=rng.random() < 0.5)
+        optimum = brute_force(problem.evaluator)[0]
+        # Few labels: rooms are rounded, and the bound must still be one.
+        pricing = Pricing(problem, most=rng.choice((8000, 5, 1)))
+        for _ in range(3):
+            prices = random_prices(rng, problem)
+            found = pricing.run(prices)
+            assert found is not None
+            assert int(prices.sum() + found[0].sum()) <= optimum * FINE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_legal_group_undercuts_its_last_block(seed: int) -> None:
+    """The claim that the bound's proof rests on, for every legal group one by one."""
+    rng = Random(4100 + seed)
+    for _ in range(60):
+        problem = random_problem(rng, rng.randint(2, 7), merge=rng.random() < 0.5)
+        blocks = problem.blocks
+        pricing = Pricing(problem)
+        place = {block: k for k, block in enumerate(pricing.skeleton.order)}
+        prices = random_prices(rng, problem)
+        found = pricing.run(prices)
+        assert found is not None
+        for choice in range(1, 1 << len(blocks)):
+            members = list(bits(choice))
+            group = sum(blocks[k] for k in members)
+            if (
+                is_connected(group, problem.near)
+                and is_convex(group, problem.above, problem.below)
+                and problem.evaluator.valid(group)
+            ):
+                reduced = problem.evaluator.dram(group) * FINE - int(prices[members].sum())
+                assert reduced >= found[0][max(members, key=place.__getitem__)]
+
+
+def test_sets_have_the_shortfall_that_is_claimed() -> None:
+    """Where no room was rounded, each set costs exactly what the program says, and its floor fits
+    unless it falls apart at a tensor whose maker stayed out."""
+    rng = Random(4200)
+    for _ in range(100):
+        problem = random_problem(rng, rng.randint(2, 9))
+        prices = random_prices(rng, problem)
+        found = Pricing(problem).run(prices)
+        assert found is not None
+        shortfall, sets = found
+        reduced = []
+        for group in sets:
+            inside = [k for k, block in enumerate(problem.blocks) if block & group]
+            cost = problem.evaluator.scheme.dram(group, 0).total * FINE
+            reduced.append(cost - int(prices[inside].sum()))
+        assert sorted(reduced) == sorted(m for m in shortfall if m < 0)
+
+
+def test_expired() -> None:
+    problem = random_problem(Random(1), 6)
+    assert Pricing(problem).run(random_prices(Random(1), problem), lambda: True) is None
+
+
+def test_lbdf_only() -> None:
+    build = Builder()
+    build.conv(build.input((1, 1, 4, 4)), 1)
+    problem = FusionProblem(Evaluator(make_scheme("brr", build.graph(), "line", 1, 1), 1 << 20))
+    with pytest.raises(OptionError, match="lbdf"):
+        Pricing(problem)

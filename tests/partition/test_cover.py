@@ -1,0 +1,117 @@
+"""The cover by legal groups against enumeration, with the complete list and without."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from random import Random
+from unittest.mock import ANY
+
+import pytest
+
+from tests.brute import brute_force
+from tests.graphs import Builder
+from tests.legal import assert_legal, assert_runs_in_order, random_problem
+from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.cover import cover, list_groups, unavoidable
+from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.group import bits, is_connected, is_convex
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.schemes import make_scheme
+
+
+def single(problem: FusionProblem) -> SearchResult:
+    """The plan of single blocks."""
+    return SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+
+
+@pytest.mark.parametrize("most", [60_000, 3], ids=["listed", "priced"])
+@pytest.mark.parametrize("seed", range(3))
+def test_between_bound_and_enumeration(seed: int, most: int) -> None:
+    rng = Random(5000 + seed)
+    proved = 0
+    for _ in range(60):
+        problem = random_problem(rng, rng.randint(1, 8))
+        if not problem.blocks:
+            continue
+        optimum = brute_force(problem.evaluator)[0]
+        found = cover(problem, single(problem), most=most)
+        assert unavoidable(problem) <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+        assert found.dram_bytes == problem.cost(found.groups)
+        assert_legal(problem, found.groups)
+        assert_runs_in_order(problem, found.groups)
+        proved += found.lower_bound_bytes == found.dram_bytes
+        if most > 3:
+            assert found.dram_bytes == optimum
+    assert proved >= 40
+
+
+def test_the_list_has_every_legal_group() -> None:
+    rng = Random(5100)
+    for _ in range(150):
+        problem = random_problem(rng, rng.randint(1, 8), merge=rng.random() < 0.5)
+        listed = list_groups(problem)
+        assert listed.complete
+        legal = set()
+        for choice in range(1, 1 << len(problem.blocks)):
+            group = sum(problem.blocks[k] for k in bits(choice))
+            if (
+                is_connected(group, problem.near)
+                and is_convex(group, problem.above, problem.below)
+                and problem.evaluator.valid(group)
+            ):
+                legal.add(group)
+        assert legal == set(listed.groups)
+
+
+def branches(width: int) -> FusionProblem:
+    """``width`` chains of three convolutions between a fork and an addition."""
+    build = Builder()
+    fork = build.conv(build.input((1, 4, 24, 24)), 4)
+    ends = []
+    for _ in range(width):
+        at = fork
+        for _ in range(3):
+            at = build.act(build.conv(at, 4, 3))
+        ends.append(at)
+    build.conv(build.add(*ends), 4)
+    return FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 4096))
+
+
+def test_parallel_branches_too_many_to_list() -> None:
+    problem = branches(8)
+    assert not list_groups(problem, most=20_000).complete
+    known = single(problem)
+    found = cover(problem, known, most=2_000)
+    assert_legal(problem, found.groups)
+    assert found.dram_bytes <= known.dram_bytes
+    assert found.dram_bytes <= 1.06 * found.lower_bound_bytes
+    again = cover(problem, known, most=2_000)
+    assert again == replace(found, seconds=ANY)
+
+
+def test_agrees_with_the_dynamic_program() -> None:
+    problem = branches(2)
+    best = exact(problem)
+    found = cover(problem, single(problem), most=10)
+    assert found.lower_bound_bytes <= best.dram_bytes <= found.dram_bytes
+    # The optimum as the known plan comes back, whatever the bound.
+    assert cover(problem, best, most=10).dram_bytes == best.dram_bytes
+
+
+def test_keeps_to_its_time() -> None:
+    problem = branches(12)
+    known = single(problem)
+    found = cover(problem, known, seconds=1.0)
+    assert found.seconds < 3.0  # generous: a machine under load
+    assert found.lower_bound_bytes <= found.dram_bytes <= known.dram_bytes
+
+
+def test_no_time_at_all() -> None:
+    problem = branches(3)
+    known = single(problem)
+    found = cover(problem, known, seconds=0.0)
+    assert found.groups == known.groups
+    assert unavoidable(problem) <= found.lower_bound_bytes <= found.dram_bytes
+    assert found.stopped == "time limit"
+    assert math.isfinite(found.seconds)

@@ -1,0 +1,199 @@
+"""The planner: legal verified plans by every method, the best of them by "auto", honest stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from typing import Any
+
+import pytest
+
+from tests.graphs import Builder, random_graph
+from torch_getfuse import planner
+from torch_getfuse.errors import OptionError
+from torch_getfuse.ir import OpGraph, Window
+from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.partition.exact import TooWide
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.planner import plan_graph
+from torch_getfuse.report import Section
+
+METHODS = [method for method in CHOICES["method"] if method is not None]
+SEARCHES = ["random", "local", "nsga2"]
+
+
+def options(method: str = "auto", buffer: int = 400, **changes: Any) -> Options:
+    return Options(
+        **{
+            "buffer": buffer,
+            "method": method,
+            "activation_bytes": 1,
+            "weight_bytes": 1,
+            "budget": 40,
+            "progress": False,
+            **changes,
+        }
+    )
+
+
+def cnn(blocks: int = 4) -> OpGraph:
+    """Inverted residual blocks with skip connections, as in MobileNetV2."""
+    build = Builder()
+    at = build.act(build.conv(build.input((1, 3, 16, 16)), 8, 3))
+    for _ in range(blocks):
+        wide = build.act(build.conv(at, 24))
+        deep = build.act(build.conv(wide, 24, 3, depthwise=True))
+        at = build.add(build.conv(deep, 8), at)
+    build.op("pool", [(at, Window.reduce())], (1, 8, 1, 1))
+    return build.graph()
+
+
+def timeless(plan: PartitionPlan) -> PartitionPlan:
+    stages = tuple(dataclasses.replace(stage, seconds=0.0) for stage in plan.stages)
+    return dataclasses.replace(plan, stages=stages)
+
+
+def needs(method: str) -> None:
+    if method == "nsga2":
+        pytest.importorskip("pymoo")
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_makes_legal_plans(method: str, scheme: str) -> None:
+    needs(method)
+    for seed in range(25):
+        rng = random.Random(f"{method} {seed}")
+        graph = random_graph(rng, rng.randint(1, 10))
+        chosen = options(method, rng.choice((40, 150, 400, 2000)), scheme=scheme, seed=seed)
+        plan = plan_graph(graph, chosen).verify()
+        best = plan_graph(graph, dataclasses.replace(chosen, method="exact"))
+        assert best.proof == "optimal"
+        assert plan.lower_bound_bytes <= best.dram_bytes <= plan.dram_bytes
+        assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
+        assert plan.dram_bytes <= Section(plan).unfused.total or method not in ("auto", "exact")
+        if plan.groups:
+            assert plan.stages
+            assert plan.method in [stage.method for stage in plan.stages]
+            assert min(stage.dram_bytes or 0 for stage in plan.stages) == plan.dram_bytes
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("buffer", [700, 1000, 2000, 8000])
+def test_auto_is_exact_and_shows_its_stages(scheme: str, buffer: int) -> None:
+    auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
+    exact = plan_graph(cnn(), options("exact", buffer, scheme=scheme))
+    assert auto.dram_bytes == exact.dram_bytes == auto.lower_bound_bytes
+    assert (auto.proof, auto.method) == ("optimal", "exact")
+    assert [stage.method for stage in auto.stages] == ["direct", "exact"]
+    direct, proved = auto.stages
+    assert direct.dram_bytes is not None
+    assert direct.dram_bytes >= proved.dram_bytes == auto.dram_bytes
+
+
+def test_auto_without_an_explainer_has_no_direct_stage() -> None:
+    plan = plan_graph(cnn(), options("auto", 1000, explainer=None))
+    assert [stage.method for stage in plan.stages] == ["exact"]
+
+
+@pytest.mark.parametrize("explainer", ["all", "random", None])
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_plan(method: str, explainer: str | None) -> None:
+    needs(method)
+    if method == "direct" and explainer is None:
+        pytest.skip("needs an explainer")
+    chosen = options(method, 1000, explainer=explainer, seed=7)
+    once, twice = (plan_graph(cnn(), chosen) for _ in range(2))
+    assert timeless(once) == timeless(twice)
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_an_interrupt_keeps_the_best_plan(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs(method)
+    full = plan_graph(cnn(), options(method, 1000))
+    score = planner_run().score
+    scored: list[int] = []
+
+    def interrupted(self: Any, plan: Any) -> int:
+        if len(scored) == 15:
+            raise KeyboardInterrupt
+        scored.append(score(self, plan))
+        return scored[-1]
+
+    monkeypatch.setattr(planner_run(), "score", interrupted)
+    plan = plan_graph(cnn(), options(method, 1000)).verify()
+    (stage,) = plan.stages
+    assert (stage.stopped, stage.plans) == ("interrupted", 15)
+    assert plan.dram_bytes == min(scored) >= full.dram_bytes
+    assert full.stages[0].stopped == ""
+
+
+def planner_run() -> Any:
+    """The books of a search, which every search evaluates its plans with."""
+    from torch_getfuse.partition.search import Run
+
+    return Run
+
+
+@pytest.mark.parametrize("method", SEARCHES)
+def test_the_time_limit_is_kept_and_told(method: str) -> None:
+    needs(method)
+    # Wide enough that no search has seen every plan by then.
+    plan = plan_graph(cnn(12), options(method, 8000, budget=10**9, time_limit=0.3)).verify()
+    (stage,) = plan.stages
+    assert stage.stopped == "time limit"
+    assert 0.3 <= stage.seconds < 3
+    assert 1 <= stage.plans < 10**9
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("method", ["auto", "exact"])
+def test_where_exact_gives_up_the_bound_stays_true(
+    method: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options(method, 1000, scheme=scheme)
+    optimum = plan_graph(cnn(), dataclasses.replace(chosen, method="exact")).dram_bytes
+
+    def gives_up(*args: object) -> None:
+        raise TooWide("for a test")
+
+    monkeypatch.setattr(planner, "exact", gives_up)
+    plan = plan_graph(cnn(), chosen).verify()
+    (stage,) = [stage for stage in plan.stages if stage.method == "exact"]
+    assert (stage.dram_bytes, stage.stopped) == (None, "gave up: for a test")
+    assert plan.method != "exact"
+    assert 0 < plan.lower_bound_bytes <= optimum <= plan.dram_bytes
+    assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
+
+
+def test_direct_needs_an_explainer() -> None:
+    with pytest.raises(OptionError, match="explainer=None"):
+        plan_graph(cnn(), options("direct", explainer=None))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_fusable_is_an_empty_plan(method: str) -> None:
+    plan = plan_graph(cnn(), options(method, 1)).verify()
+    assert plan.groups == ()
+    assert set(plan.unfusable) == {op.name for op in plan.graph}
+    assert (plan.dram_bytes, plan.lower_bound_bytes, plan.proof) == (0, 0, "optimal")
+
+
+@pytest.mark.parametrize("method", ["local", "random"])
+def test_the_bar_is_shown_only_when_asked_for(
+    method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for progress in (False, "auto"):  # captured, so no terminal
+        plan_graph(cnn(), options(method, 1000, progress=progress))
+        assert capsys.readouterr() == ("", "")
+    plan_graph(cnn(), options(method, 1000, progress=True))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{method} search" in err
+
+
+def test_a_given_plan_is_used_and_another_graphs_refused() -> None:
+    plan = plan_graph(cnn(), options("exact", 1000))
+    assert plan_graph(cnn(), Options(plan=plan)) is plan
+    with pytest.raises(ValueError, match=r"fingerprint|another graph"):
+        plan_graph(cnn(5), Options(plan=plan))

@@ -1,0 +1,412 @@
+"""Sweeps: the product of what is asked for, resumed after a kill, the same wherever it runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_models import Picky, small
+from torch import nn
+
+import torch_getfuse
+from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, cli, sweeps
+from torch_getfuse.models import ModelError
+from torch_getfuse.sweeps import FIGURES, KEY, Record
+
+X = torch.zeros(1, 3, 8, 8)
+ASKED: dict[str, Any] = {
+    "buffers": [200, 400, "1KB"],
+    "schemes": ["lbdf", "brr"],
+    "granularities": ["line", "pixel"],
+    "activation_bytes": 1,
+    "weight_bytes": 1,
+}
+
+
+def run(**changes: Any) -> Sweep:
+    """A sweep of the small model in this process."""
+    return torch_getfuse.sweep(small(), (X,), **{"n_jobs": 1, **ASKED, **changes})
+
+
+def timeless(result: Sweep) -> list[Record]:
+    return [{**record, "seconds": None} for record in result.records]
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """The points that are really planned: (scheme, buffer)."""
+    planned = []
+
+    def plan_graph(graph: Any, options: Any) -> Any:
+        planned.append((options.scheme, options.buffer_bytes))
+        return original(graph, options)
+
+    original = sweeps.plan_graph
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "plan_graph", plan_graph)
+        yield planned
+
+
+def test_the_product_in_order_and_what_plan_says() -> None:
+    result = run()
+    asked = [(r["scheme"], r["granularity"], r["buffer_bytes"]) for r in result.records]
+    assert asked == [
+        (scheme, granularity, buffer)
+        # BRR has no granularity and is not repeated.
+        for scheme, granularity in (("lbdf", "line"), ("lbdf", "pixel"), ("brr", "line"))
+        for buffer in (200, 400, 1024)
+    ]
+    for record in result.records:
+        plan = torch_getfuse.plan(
+            small(),
+            (X,),
+            buffer=record["buffer_bytes"],
+            scheme=record["scheme"],
+            granularity=record["granularity"],
+            activation_bytes=1,
+            weight_bytes=1,
+        )
+        assert record["fingerprint"] == plan.graph.fingerprint
+        assert record["dram_bytes"] == plan.dram_bytes
+        assert record["feature_bytes"] == plan.feature_bytes
+        assert record["lower_bound_bytes"] == plan.lower_bound_bytes
+        assert record["max_buffer_bytes"] == plan.max_buffer_bytes
+        assert (record["groups"], record["unfusable"]) == (len(plan.groups), len(plan.unfusable))
+        assert record["proof"] == "optimal"
+        assert record["unfused_bytes"] >= record["dram_bytes"]
+        assert (record["unfusable"] == 0) == (record["unfusable_bytes"] == 0)
+
+
+def test_a_larger_buffer_never_costs_more_with_unfusable_operators_counted() -> None:
+    result = run(buffers=[100, 200, 300, 400, "1KB"], schemes=["lbdf"], granularities=["line"])
+    totals = [r["dram_bytes"] + r["unfusable_bytes"] for r in result.records]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] > totals[-1]
+
+
+def test_processes_give_what_this_process_gives() -> None:
+    assert timeless(run(n_jobs=2)) == timeless(run())
+
+
+def test_a_backend_without_a_generator_gives_the_same() -> None:
+    from joblib import parallel_config
+
+    with parallel_config(backend="multiprocessing", n_jobs=2):  # Ray's is one of its kind
+        assert timeless(run(n_jobs=None)) == timeless(run())
+
+
+def test_a_local_dask_cluster_gives_the_same() -> None:
+    distributed = pytest.importorskip("dask.distributed")
+    from joblib import parallel_config
+
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        parallel_config(backend="dask"),
+    ):
+        found = run(buffers=[200, 400])
+    assert timeless(found) == timeless(run(buffers=[200, 400]))
+
+
+# -- the file -----------------------------------------------------------------------------
+
+
+def test_finished_points_are_not_planned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    first = run(path=path, buffers=[200, 400])
+    assert len(path.read_text().splitlines()) == len(first.records) == 6
+    with counted(monkeypatch) as planned:
+        again = run(path=path)
+    assert planned == [("lbdf", 1024), ("lbdf", 1024), ("brr", 1024)]
+    assert timeless(again) == timeless(run())
+    kept = [r for r in again.records if r["buffer_bytes"] != 1024]
+    assert kept == list(first.records)  # their seconds as well
+
+
+def test_the_order_of_the_file_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    first = run(path=path)
+    path.write_text("\n".join(reversed(path.read_text().splitlines())))  # no newline at the end
+    with counted(monkeypatch) as planned:
+        assert run(path=path) == first
+        assert planned == []
+        run(path=path, buffers=[300])
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_damaged_last_line_is_dropped_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    first = run(path=path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    with counted(monkeypatch) as planned, caplog.at_level(logging.WARNING):
+        again = run(path=path)
+    assert planned == [("brr", 1024)]
+    assert "line 9 is cut off" in caplog.text
+    assert timeless(again) == timeless(first)
+    assert len([json.loads(line) for line in path.read_bytes().splitlines()]) == 9
+
+
+def test_other_options_are_other_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "sweep.jsonl"
+    only: dict[str, Any] = {"buffers": [400], "schemes": ["lbdf"], "granularities": ["line"]}
+    run(path=path, **only)
+    for change in ({"seed": 1}, {"weight_bytes": 2}, {"methods": ["exact"]}, {"budget": 9}):
+        with counted(monkeypatch) as planned:
+            run(path=path, **{**only, **change})
+        assert planned == [("lbdf", 400)], change
+    other = small()
+    other[0] = nn.Conv2d(3, 4, 1)
+    with counted(monkeypatch) as planned:
+        torch_getfuse.sweep(other, (X,), n_jobs=1, path=path, **{**ASKED, **only})
+    assert planned == [("lbdf", 400)]
+
+
+@pytest.mark.parametrize("text", ["what I wrote\nlast night", '{"a": 1}\n{"b": 2}\n', "notes"])
+def test_another_file_is_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text(text)
+    with pytest.raises(GetfuseError, match=r"line 1 of .* is no point of a sweep"):
+        run(path=path)
+    assert path.read_text() == text
+
+
+def test_an_interrupt_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    original = sweeps.plan_graph
+
+    def plan_graph(graph: Any, options: Any) -> Any:
+        if options.scheme == "brr":
+            raise KeyboardInterrupt
+        return original(graph, options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "plan_graph", plan_graph)
+        with pytest.raises(KeyboardInterrupt):
+            run(path=path)
+    assert len(path.read_text().splitlines()) == 6
+    with counted(monkeypatch) as planned:
+        run(path=path)
+    assert planned == [("brr", 200), ("brr", 400), ("brr", 1024)]
+
+
+# -- errors -------------------------------------------------------------------------------
+
+
+def test_a_failed_point_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    with caplog.at_level(logging.WARNING):
+        result = run(path=path, methods=["auto", "direct"], buffers=[400], explainer=None)
+    failed = [r for r in result.records if r["method"] == "direct"]
+    assert result.errors == failed
+    assert len(failed) == 3
+    assert all(r["dram_bytes"] is None and "explainer" in r["error"] for r in failed)
+    assert caplog.text.count("failed: ") == str(result).count("failed: ") == 3
+    assert "Sequential, lbdf line, direct, 400 B failed: " in str(result)
+    with counted(monkeypatch) as planned:
+        run(path=path, methods=["auto", "direct"], buffers=[400], explainer=None)
+    assert len(planned) == 3
+
+
+def test_a_model_that_cannot_be_captured_does_not_stop_the_others() -> None:
+    models = {"good": (small(), (X,)), "bad": (Picky(), (torch.zeros(1, 3, 9, 9),))}
+    result = torch_getfuse.sweep(models, buffers=[400], n_jobs=1)
+    assert [(r["model"], r["error"] is None) for r in result.records] == [
+        ("good", True),
+        ("bad", False),
+    ]
+    with pytest.raises(CaptureError, match="Picky cannot be captured"):
+        torch_getfuse.sweep(Picky(), (torch.zeros(1, 3, 9, 9),))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"buffer": "1KB"}, r"buffers=\[...\], not buffer="),
+        ({"plan": "plan.json"}, "does not take plan="),
+        ({"buffers": []}, r"buffers=\[\]"),
+        ({"buffers": ["12XB"]}, "buffer='12XB'"),
+        ({"schemes": ["lbfd"]}, "did you mean 'lbdf'"),
+        ({"buget": 3}, "unknown option 'buget'; did you mean 'budget'"),
+        ({"progress": 3}, "progress=3"),
+    ],
+)
+def test_wrong_use(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        run(**given)
+
+
+def test_wrong_models() -> None:
+    with pytest.raises(OptionError, match="needs example inputs"):
+        torch_getfuse.sweep(small())
+    with pytest.raises(OptionError, match="got int"):
+        torch_getfuse.sweep(3)
+    with pytest.raises(OptionError, match="no model"):
+        torch_getfuse.sweep([])
+    with pytest.raises(OptionError, match="bring their own inputs"):
+        torch_getfuse.sweep([small()], (X,))
+    with pytest.raises(ModelError, match="no 'smal'"):
+        torch_getfuse.sweep("cli_models:smal")
+
+
+# -- models and forms ---------------------------------------------------------------------
+
+
+def test_models_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = torch.export.export(small(), (X,))
+    models = ["cli_models:small", (small(), (X,)), program, (small(), (X,))]
+    with counted(monkeypatch) as planned:
+        result = torch_getfuse.sweep(models, buffers=["4KB"], n_jobs=1)
+    names = [r["model"] for r in result.records]
+    assert names == ["cli_models:small", "Sequential", "ExportedProgram", "Sequential (2)"]
+    assert len(planned) == 2  # three of them have one graph
+    assert len({r["fingerprint"] for r in result.records}) == 2
+
+
+def test_a_single_value_is_a_list_of_one() -> None:
+    result = torch_getfuse.sweep(small(), (X,), buffers="4KB", schemes="brr", n_jobs=1)
+    assert [(r["buffer_bytes"], r["scheme"]) for r in result.records] == [(4096, "brr")]
+
+
+def test_the_accelerators_buffer_is_the_default() -> None:
+    (record,) = torch_getfuse.sweep(small(), (X,), accelerator="eyeriss-v1", n_jobs=1).records
+    assert (record["buffer_bytes"], record["weight_bytes"]) == (108 * 1024, 2)
+
+
+def test_forms(tmp_path: Path) -> None:
+    result = run()
+    table = str(result).splitlines()
+    assert len(table) == 2 + len(result.records)
+    assert "lbdf pixel" in str(result)
+    assert result._repr_html_().count("<tr>") == 1 + len(result.records)
+    assert json.loads(result.to_json()) == result.to_dict()
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert [int(row["dram_bytes"]) for row in rows] == [r["dram_bytes"] for r in result.records]
+    assert set(rows[0]) == {"model", *KEY, *FIGURES, "error"}
+    for suffix in (".txt", ".json", ".csv"):
+        result.save(tmp_path / f"sweep{suffix}")
+        assert (tmp_path / f"sweep{suffix}").stat().st_size
+    result.save(tmp_path / "sweep.jsonl")
+    assert run(path=tmp_path / "sweep.jsonl") == result
+    with pytest.raises(OptionError, match=r"did you mean '\.csv'"):
+        result.save(tmp_path / "sweep.cvs")
+
+
+def test_pandas() -> None:
+    pytest.importorskip("pandas")
+    assert run().to_pandas()["groups"].min() >= 1
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result = run()
+    (axes,) = result.plot().axes
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [
+        "Sequential, lbdf line, auto",
+        "Sequential, lbdf pixel, auto",
+        "Sequential, brr, auto",
+    ]
+    for name in ("a.svg", "b.svg", "c.png"):
+        result.save(tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- the command line ---------------------------------------------------------------------
+
+ARGV = ["sweep", "cli_models:small", "--input", "1x3x8x8", "-j", "1", "--buffers", "400,1KB"]
+
+
+def test_cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    argv = [*ARGV, "--schemes", "lbdf,brr", "--activation-bytes", "1", "-o", str(path), "--json"]
+    assert cli.main(argv) == 0
+    first = capsys.readouterr()
+    assert len(json.loads(first.out)["records"]) == len(path.read_text().splitlines()) == 4
+    assert first.err == ""
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == first.out
+    assert cli.main([*ARGV, "-o", str(tmp_path / "sweep.csv")]) == 0
+    assert (tmp_path / "sweep.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([*ARGV, "--schemes", "lbfd"], "did you mean 'lbdf'"),
+        ([*ARGV, "-o", "sweep.cvs"], "did you mean '.csv'"),
+        ([*ARGV, "-o", "/nowhere/sweep.jsonl"], "cannot write '/nowhere/sweep.jsonl'"),
+        (["sweep", "cli_models:smal"], "no 'smal'"),
+        (["sweep", "cli_models:small", "--input", "1x4x8x8"], "cannot be captured"),
+        (["train", "--scheme", "lbfd"], "did you mean 'lbdf'"),
+        (["bench", "plannin"], "did you mean 'planning'"),
+    ],
+)
+def test_cli_mistakes(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_cli_failed_points_are_a_failed_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*ARGV, "--methods", "auto,direct", "--explainer", "none"]) == 1
+    assert "failed: " in capsys.readouterr().out
+
+
+def test_bench_lists_and_runs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench"]) == 0
+    assert "planning  " in capfd.readouterr().out
+    assert cli.main(["bench", "planning", "--help"]) == 0
+    assert "--quick" in capfd.readouterr().out
+
+
+def test_bench_without_a_checkout(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site" / "torch_getfuse" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "benchmarks come with the sources" in capsys.readouterr().err
+
+
+def test_train_hands_on_what_is_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch_geometric")
+    from torch_getfuse.explain import train, validity
+
+    asked: list[Any] = []
+
+    def fake(*args: Any, **kwargs: Any) -> train.TrainResult:
+        asked.extend((args, kwargs))
+        scores = validity.Scores(8, 0.75, 0.5, 0.5, 0.5)
+        return train.TrainResult("brr", "line", 1, 8, scores, scores, 2.0, ("a.safetensors",))
+
+    monkeypatch.setattr(train, "train", fake)
+    argv = ["train", "--scheme", "brr", "--seed", "3", "--output", str(tmp_path), "--groups", "9"]
+    assert cli.main(argv) == 0
+    assert asked == [("brr", "line", str(tmp_path), 3), {"progress": False, "groups": 9}]
+    assert "75.00% of 8 test samples" in capsys.readouterr().out
+    assert cli.main([*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["a.safetensors"]

@@ -1,0 +1,150 @@
+"""A fusion problem as blocks and the tensors between them, in an order that keeps few open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.problem import FusionProblem
+
+LEVELS = 15
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tensor that at least two blocks touch.
+
+    Attributes:
+        size, unit_bytes: of the tensor and of one unit, in bytes.
+        maker: the block that writes it; -1 for an input of the graph.
+        blocks: all that touch it.
+        level: per block that reads it and can be in a group, the rank of its window's width.
+        units: units held by rank; rank 0 is nobody.
+        forced: whether it must be written whoever reads it.
+        overwritten: whether its one reader writes over it, so that only one of the two is held.
+    """
+
+    size: int
+    unit_bytes: int
+    maker: int
+    blocks: frozenset[int]
+    level: dict[int, int]
+    units: npt.NDArray[np.int64]
+    forced: bool
+    overwritten: bool
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """Blocks, then the unfusable operators as blocks that join nothing, and their streams.
+
+    Attributes:
+        streams: tensors between blocks.
+        touches: per block, the numbers of its streams.
+        room: per fusable block, bytes that it needs whatever its group: weights and inner tensors.
+        traffic: per fusable block, bytes that it moves whatever its group.
+        order: all blocks, so that few streams are open (touched by some, not by all) at a time.
+    """
+
+    streams: tuple[Stream, ...]
+    touches: tuple[tuple[int, ...], ...]
+    room: tuple[int, ...]
+    traffic: tuple[int, ...]
+    order: tuple[int, ...]
+
+    @classmethod
+    def of(cls, problem: FusionProblem) -> Skeleton:
+        """The skeleton of a problem.
+
+        Raises:
+            OptionError: for a scheme other than LBDF.
+        """
+        graph, scheme = problem.graph, problem.evaluator.scheme
+        if not isinstance(scheme, Lbdf):
+            raise OptionError(f"no bound for scheme {scheme.name!r}; it exists for 'lbdf'")
+        fusable = len(problem.blocks)
+        masks = [*problem.blocks, *(1 << i for i in bits(problem.unfusable))]
+        home = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
+        room, traffic = [0] * fusable, [0] * fusable
+        for k, mask in enumerate(problem.blocks):
+            room[k] = traffic[k] = sum(
+                graph.ops[i].weight_elements * scheme.weight_bytes for i in bits(mask)
+            )
+        streams: list[Stream] = []
+        touches: list[list[int]] = [[] for _ in masks]
+        for number, (name, tensor) in enumerate(graph.tensors.items()):
+            size = tensor.elements * scheme.activation_bytes
+            unit = scheme._unit_bytes[number]
+            maker = home[graph.producer[name]] if name in graph.producer else -1
+            readers = graph.consumers[name]
+            widths: dict[int, int] = {}
+            for i in readers:
+                if home[i] < fusable:
+                    width = max(1, scheme._alone_floor[number, i])
+                    widths[home[i]] = max(widths.get(home[i], 1), width)
+            inside = maker if maker < fusable else -1
+            blocks = frozenset([*(home[i] for i in readers), *([maker] if maker >= 0 else [])])
+            outer = any(home[i] >= fusable for i in readers)
+            forced = inside >= 0 and (name in graph.outputs or outer)
+            over = any(graph.overwrites[i] and home[i] < fusable for i in readers)
+            if len(blocks) == 1:
+                (only,) = blocks
+                if only < fusable:
+                    room[only] += 0 if over else unit * widths.get(only, 1)
+                    traffic[only] += size if inside < 0 or forced else 0
+                continue
+            ranks = sorted(set(widths.values()))
+            level = {b: min(LEVELS, ranks.index(w) + 1) for b, w in widths.items()}
+            for b in blocks:
+                touches[b].append(len(streams))
+            units = np.array([0, *ranks] if ranks else [0, 1], dtype=np.int64)
+            streams.append(Stream(size, unit, maker, blocks, level, units, forced, over))
+        order = _narrow_order(streams, touches)
+        return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
+
+
+def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """All blocks, each time the one after which least is left undecided; greedy.
+
+    What is undecided is counted as what a set can look like: an open tensor with one block
+    behind it is known with that block, so several of one block count once.
+    """
+    left = [set(stream.blocks) for stream in streams]
+    behind: list[list[int]] = [[] for _ in streams]
+    open_: dict[int, None] = {}
+    front: set[int] = set()
+    waiting = dict.fromkeys(range(len(touches)))
+    found: list[int] = []
+
+    def undecided(block: int) -> int:
+        seen = set()
+        for t in open_:
+            if block in left[t]:
+                if len(left[t]) > 1:
+                    seen.add(-1 - t)
+            else:
+                seen.add(behind[t][0] if len(behind[t]) == 1 else -1 - t)
+        if any(not behind[t] for t in touches[block]):
+            seen.add(block)
+        return len(seen)
+
+    while waiting:
+        block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
+        found.append(block)
+        del waiting[block]
+        front.discard(block)
+        for t in touches[block]:
+            left[t].discard(block)
+            behind[t].append(block)
+            if left[t]:
+                open_[t] = None
+                front |= left[t]
+            else:
+                open_.pop(t, None)
+    return tuple(found)
