@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_getfuse import cli, load_plan
+from torch_getfuse import cli, cli_options, load_plan
 from torch_getfuse.errors import GetfuseError
 
 MODEL = ["cli_models:small", "--input", "1x3x8x8"]
@@ -324,7 +324,7 @@ def test_examples_of_help_parse(command: cli.Command) -> None:
 def test_every_option_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) -> None:
     import dataclasses
 
-    told = cli._option_help()
+    told = cli_options._option_help()
     for option in dataclasses.fields(cli.Options):
         assert told[option.name], option.name
     with pytest.raises(SystemExit):
@@ -335,12 +335,12 @@ def test_every_option_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_values_become_the_types_of_the_options() -> None:
-    assert cli._value("4", int | None) == 4
-    assert cli._value("none", str | None) is None
-    assert cli._value("2.5", float) == 2.5
-    assert cli._value("256KB", int | str) == "256KB"
-    assert cli._value("auto", bool | str) == "auto"
-    assert cli._value("False", bool | str) is False
+    assert cli_options._value("4", int | None) == 4
+    assert cli_options._value("none", str | None) is None
+    assert cli_options._value("2.5", float) == 2.5
+    assert cli_options._value("256KB", int | str) == "256KB"
+    assert cli_options._value("auto", bool | str) == "auto"
+    assert cli_options._value("False", bool | str) is False
 
 
 def test_help_does_not_import_torch() -> None:

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 EXPECTED = {
+    "export_groups.py": ["saved and loaded", "fusion_group_0.pt2", "to the last bit"],
     "quickstart.py": ["max relative error", "fusion groups", "optimal (proved)"],
     "walkthrough.py": ["3584 B  of rows", "13 of 4096", "bit for bit"],
 }

@@ -37,6 +37,9 @@ FLOORS = {
     "partition.search": 3,
     "partition.nsga2": 3,
     "partition.exact": 3,
+    "partition.frontier": 3,
+    "partition.bound": 3,
+    "partition.listing": 3,
     "partition.cover": 3,
     "partition": 3,
     "explain.features": 3,
@@ -51,6 +54,7 @@ FLOORS = {
     "explain.data": 6,  # captures the networks that it samples from
     "explain.train": 6,
     "planner": 4,
+    "sweep_result": 4,
     "report": 4,
     "drawing": 4,
     "findings": 4,
@@ -81,6 +85,7 @@ FLOORS = {
     "backend": 6,
     "api": 7,
     "sweeps": 7,
+    "cli_options": 7,
     "cli": 8,
     "__main__": 9,
     "": 9,  # torch_getfuse/__init__.py: the public names

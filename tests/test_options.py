@@ -67,6 +67,11 @@ def test_defaults() -> None:
         ({"strict": "yes"}, "strict='yes'"),
         ({"accelerator": "eyeris-v1"}, "did you mean 'eyeriss-v1'"),
         ({"plan": ""}, "plan=''"),
+        ({"inner": ""}, "inner=''"),
+        ({"inner": 3}, "inner=3 is not 'auto', 'eager'"),
+        ({"backward": "yes"}, "backward='yes'"),
+        ({"cache": ""}, "cache=''"),
+        ({"cache": 1}, "cache=1"),
     ],
 )
 def test_wrong_options_are_refused(given: dict[str, object], message: str) -> None:

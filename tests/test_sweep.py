@@ -19,7 +19,7 @@ from torch import nn
 import torch_getfuse
 from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, cli, sweeps
 from torch_getfuse.models import ModelError
-from torch_getfuse.sweeps import FIGURES, KEY, Record
+from torch_getfuse.sweep_result import FIGURES, KEY, Record
 
 X = torch.zeros(1, 3, 8, 8)
 ASKED: dict[str, Any] = {

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch_getfuse.explanation import Explanation
     from torch_getfuse.partition.plan import PartitionPlan, load_plan
     from torch_getfuse.report import Report
-    from torch_getfuse.sweeps import Sweep, sweep
+    from torch_getfuse.sweep_result import Sweep
+    from torch_getfuse.sweeps import sweep
 
 _HOMES = {
     "CaptureError": "errors",
@@ -32,7 +33,7 @@ _HOMES = {
     "PartitionPlan": "partition.plan",
     "PlanError": "errors",
     "Report": "report",
-    "Sweep": "sweeps",
+    "Sweep": "sweep_result",
     "explain": "api",
     "load_plan": "partition.plan",
     "plan": "api",

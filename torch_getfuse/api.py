@@ -141,8 +141,9 @@ def _compiled_report(model: object) -> Report:
     sections, unplanned = [], []
     for number, record in enumerate(records):
         name = f"graph {number}" if len(records) > 1 else ""
-        for failure in record.failures:
-            unplanned.append(f"{name or 'the graph'} runs unplanned: {failure}")
+        for part, failure in record.failures.items():
+            what = " ".join(filter(None, (name or "the graph", part)))
+            unplanned.append(f"{what} runs unplanned: {failure}")
         for section in record.sections:
             if not own:
                 shared = "compiled for another instance of this class, whose code it shares"

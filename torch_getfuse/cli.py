@@ -14,25 +14,34 @@ import argparse
 import ast
 import dataclasses
 import importlib.metadata
-import inspect
 import json
 import os
 import re
 import subprocess
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_getfuse.accelerator import format_size
+from torch_getfuse.cli_options import (
+    MODEL_HELP,
+    Command,
+    UsageError,
+    given_options,
+    option_arguments,
+    planning_arguments,
+    with_model,
+    write,
+)
 from torch_getfuse.errors import GetfuseError, nearest
 from torch_getfuse.explanation import Explanation
-from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.report import Report
-from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, Sweep, sweep
+from torch_getfuse.sweep_result import Sweep
+from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, sweep
 from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.why import EXPLAINERS, check_explainers
 
@@ -41,32 +50,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM = "torch-getfuse"
-_OPTION = "option_"
-_MODEL_HELP = (
-    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable, or a .pt2 file of "
-    "torch.export"
-)
-
-
-class UsageError(GetfuseError):
-    """The command line itself, or a file that it names, cannot be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One subcommand.
-
-    Attributes:
-        name, help, example: what ``--help`` shows.
-        arguments: adds its arguments to its parser.
-        run: does the work and returns the exit code.
-    """
-
-    name: str
-    help: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
 
 # -- report and plan ----------------------------------------------------------------------
@@ -75,9 +58,9 @@ class Command:
 def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
         Report.check_suffix(args.output)
-    made = _with_model(args, _make_report)
+    made = with_model(args, _make_report)
     if args.output is not None:
-        _write(args.output, made.save)
+        write(args.output, made.save)
     print(made.to_json() if args.json else made)
     return 0
 
@@ -91,9 +74,9 @@ def _make_report(
 
 
 def _plan(args: argparse.Namespace) -> int:
-    made = _with_model(args, _make_plan)
+    made = with_model(args, _make_plan)
     if args.output is not None:
-        _write(args.output, made.save)
+        write(args.output, made.save)
     if args.json:
         print(json.dumps(made.to_dict(), indent=1))
     elif args.output is not None:
@@ -111,142 +94,6 @@ def _make_plan(
     return api.plan(model, (x,), **options)
 
 
-def _planning_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    parser.add_argument(
-        "--input", metavar="SHAPE", help="input shape like 1x3x224x224 (default: the model's usual)"
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write the result to FILE (a plan: JSON; else by suffix)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    _option_arguments(parser)
-
-
-def _option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
-    group = parser.add_argument_group("options of planning")
-    hints = typing.get_type_hints(Options)
-    help_of = _option_help()
-    defaults = Options()
-    for option in dataclasses.fields(Options):
-        if option.name in without:
-            continue
-        flag = "--" + option.name.replace("_", "-")
-        text = help_of.get(option.name, "").replace("%", "%%")
-        if option.name in CHOICES:
-            text += f" ({', '.join(str(choice) for choice in CHOICES[option.name])})"
-        default = getattr(defaults, option.name)
-        if option.name == "buffer":
-            default = format_size(defaults.buffer_bytes).replace(" ", "")  # as people type it
-        if default is not None:
-            text += f" (default {default})"
-        if hints[option.name] is bool:
-            group.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                dest=_OPTION + option.name,
-                default=argparse.SUPPRESS,
-                help=text.strip(),
-            )
-        else:
-            group.add_argument(
-                flag,
-                metavar="VALUE",
-                dest=_OPTION + option.name,
-                default=argparse.SUPPRESS,
-                help=text.strip(),
-            )
-
-
-def _option_help() -> dict[str, str]:
-    """Option -> its text in the docstring of ``Options``, where each is described once."""
-    text = inspect.getdoc(Options) or ""
-    _, _, attributes = text.partition("Attributes:\n")
-    found = {}
-    for names, told in re.findall(r"^    ([a-z_, ]+): (.+(?:\n      +.+)*)", attributes, re.M):
-        for name in names.split(", "):
-            found[name] = " ".join(told.replace("``", "").split()).rstrip(".")
-    return found
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, as values; :class:`Options` judges them."""
-    hints = typing.get_type_hints(Options)
-    given = {
-        name.removeprefix(_OPTION): value
-        for name, value in vars(args).items()
-        if name.startswith(_OPTION)
-    }
-    options = {name: _value(value, hints[name]) for name, value in given.items()}
-    Options.of(options)
-    return options
-
-
-def _value(text: str | bool, hint: Any) -> Any:
-    """``text`` as the most specific type that ``hint`` allows, else as it stands."""
-    if isinstance(text, bool):
-        return text
-    members = typing.get_args(hint) or (hint,)
-    if type(None) in members and text.lower() == "none":
-        return None
-    if bool in members and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if int in members and re.fullmatch(r"[+-]?[0-9]+", text):
-        return int(text)
-    if float in members and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?", text):
-        return float(text)
-    return text
-
-
-def _with_model(
-    args: argparse.Namespace,
-    work: Callable[[torch.nn.Module | ExportedProgram, torch.Tensor, Mapping[str, Any]], Any],
-) -> Any:
-    """``work(model, input, options)`` for what the command line names.
-
-    Raises:
-        UsageError: where the model itself does not run on the input.
-    """
-    options = _options(args)  # before torch is imported: mistakes are told at once
-
-    import torch
-
-    from torch_getfuse import models
-
-    shape = models.parse_input(args.input) if args.input is not None else None
-    model = models.load_model(args.model)
-    x = torch.zeros(shape or models.default_input(args.model))
-    if shape is not None and not isinstance(model, torch.nn.Module):
-        # Planning takes an exported program's own shapes and would not look at this one.
-        _check_runs(model, x, args.model)
-    try:
-        return work(model, x, options)
-    except Exception:
-        # A model that does not take this input fails in its own code, by any exception. If it
-        # runs, the error stands: for the user if it is ours on purpose, else with its traceback.
-        _check_runs(model, x, args.model)
-        raise
-
-
-def _check_runs(model: torch.nn.Module | ExportedProgram, x: torch.Tensor, name: str) -> None:
-    """Run the model; raises :class:`UsageError` with the first line of what it raises."""
-    import torch
-
-    call = model if isinstance(model, torch.nn.Module) else model.module()
-    try:
-        with torch.no_grad():
-            call(x)
-    except Exception as error:  # whatever the user's model raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        size = "x".join(map(str, x.shape))
-        raise UsageError(
-            f"{name} does not run on an input of {size}: {reason}; give another --input"
-        ) from error
-
-
 # -- explain ------------------------------------------------------------------------------
 
 
@@ -262,9 +109,9 @@ def _explain(args: argparse.Namespace) -> int:
 
         return api.explain(model, (x,), args.operators, args.explainers, **options)
 
-    made: Explanation = _with_model(args, make)
+    made: Explanation = with_model(args, make)
     if args.output is not None:
-        _write(args.output, made.save)
+        write(args.output, made.save)
     print(made.to_json() if args.json else made)
     return 0
 
@@ -283,7 +130,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_EXPLAINERS,
         help=f"whom to ask, of {', '.join(EXPLAINERS)} (default {' '.join(DEFAULT_EXPLAINERS)})",
     )
-    _planning_arguments(parser)
+    planning_arguments(parser)
 
 
 # -- verify -------------------------------------------------------------------------------
@@ -361,20 +208,11 @@ def _figures(plan: PartitionPlan) -> str:
     )
 
 
-def _write(path: str, save: Callable[[str], None]) -> None:
-    try:
-        save(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path!r}: {error.strerror}; name another file with -o"
-        ) from error
-
-
 # -- sweep --------------------------------------------------------------------------------
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    options = _options(args)
+    options = given_options(args)
     if args.output is not None:
         Sweep.check_suffix(args.output)
     inputs: tuple[torch.Tensor, ...] = ()
@@ -397,10 +235,10 @@ def _sweep(args: argparse.Namespace) -> int:
     if args.output is None:
         plan_all(None)
     elif Path(args.output).suffix.lower() == ".jsonl":
-        _write(args.output, plan_all)  # kept point by point
+        write(args.output, plan_all)  # kept point by point
     else:
         plan_all(None)
-        _write(args.output, made.save)
+        write(args.output, made.save)
     print(made.to_json() if args.json else made)
     return 1 if made.errors else 0
 
@@ -410,7 +248,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="+", help=_MODEL_HELP)
+    parser.add_argument("model", metavar="MODEL", nargs="+", help=MODEL_HELP)
     parser.add_argument(
         "--input", metavar="SHAPE", help="input shape of all models (default: each model's usual)"
     )
@@ -427,7 +265,7 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
         "again after a stop), .json, .csv, .txt, .svg, .png",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _option_arguments(parser, NOT_SWEPT)
+    option_arguments(parser, NOT_SWEPT)
 
 
 # -- train and bench ----------------------------------------------------------------------
@@ -525,14 +363,14 @@ COMMANDS = (
         "report",
         "plan a model and print what its fusion groups cost and save",
         "report torchvision:mobilenet_v2 --buffer 256KB -o report.html",
-        _planning_arguments,
+        planning_arguments,
         _report,
     ),
     Command(
         "plan",
         "plan a model and save the partition plan",
         "plan torchvision:mobilenet_v2 --buffer 256KB --activation-bytes 1 -o plan.json",
-        _planning_arguments,
+        planning_arguments,
         _plan,
     ),
     Command(

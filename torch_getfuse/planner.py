@@ -119,7 +119,9 @@ class _Strategy:
 
     def _auto(self) -> SearchResult:
         """Direct first, for it explains; then exact; where that gives up, local search."""
-        best = self._direct() if self.options.explainer is not None else None
+        best = None
+        if self.options.explainer is not None:
+            best = self._direct(self.options.time_limit / 4)
         # Half of the time stays for the local search: a direct plan alone can be worse than none.
         best = self._prove(best, round(self._left() / 2, 1))
         if best.lower_bound_bytes < best.dram_bytes and self._left() > 0:
@@ -137,13 +139,13 @@ class _Strategy:
             best = self._better(best, found, "local")
         return best
 
-    def _direct(self) -> SearchResult:
+    def _direct(self, seconds: float | None = None) -> SearchResult:
         repair = self._repair()
         if repair is None:
             raise OptionError(
                 "method='direct' splits where an explainer says; explainer=None has none"
             )
-        return self._note(repair.direct(), "direct")
+        return self._note(repair.direct(seconds or self.options.time_limit), "direct")
 
     def _exact(self) -> SearchResult:
         return self._prove(None, self._left())

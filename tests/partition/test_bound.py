@@ -63,8 +63,7 @@ def test_no_legal_group_undercuts_its_last_block(seed: int) -> None:
 
 
 def test_sets_have_the_shortfall_that_is_claimed() -> None:
-    """Where no room was rounded, each set costs exactly what the program says, and its floor fits
-    unless it falls apart at a tensor whose maker stayed out."""
+    """Where no room was rounded, each set costs exactly what the program says."""
     rng = Random(4200)
     for _ in range(100):
         problem = random_problem(rng, rng.randint(2, 9))

@@ -13,9 +13,10 @@ from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cover import cover, list_groups, unavoidable
+from torch_getfuse.partition.cover import cover
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.group import bits, is_connected, is_convex
+from torch_getfuse.partition.listing import list_groups
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
 
@@ -36,7 +37,7 @@ def test_between_bound_and_enumeration(seed: int, most: int) -> None:
             continue
         optimum = brute_force(problem.evaluator)[0]
         found = cover(problem, single(problem), most=most)
-        assert unavoidable(problem) <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+        assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
         assert found.dram_bytes == problem.cost(found.groups)
         assert_legal(problem, found.groups)
         assert_runs_in_order(problem, found.groups)
@@ -112,6 +113,6 @@ def test_no_time_at_all() -> None:
     known = single(problem)
     found = cover(problem, known, seconds=0.0)
     assert found.groups == known.groups
-    assert unavoidable(problem) <= found.lower_bound_bytes <= found.dram_bytes
+    assert problem.unavoidable <= found.lower_bound_bytes <= found.dram_bytes
     assert found.stopped == "time limit"
     assert math.isfinite(found.seconds)

@@ -66,6 +66,11 @@ def module_path(node: fx.Node) -> str:
     return _INDEX.sub(r".\1", path).strip(".")
 
 
+def mark_weight(node: fx.Node) -> None:
+    """Make a placeholder one that :func:`is_dynamo_weight` takes for a weight."""
+    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
 def is_dynamo_weight(node: fx.Node) -> bool:
     """Whether a placeholder of a Dynamo graph is a parameter, a buffer or a module's attribute.
 

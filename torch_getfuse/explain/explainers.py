@@ -33,7 +33,7 @@ EXPLAINERS = ("rgexplainer", "gnnexplainer", "pgexplainer", "saliency", "random"
 
 INVALID = 0  # the class of groups that do not fit
 
-GNN_EPOCHS = 40
+GNN_EPOCHS = 25
 _GNN_RATE = 0.1  # few epochs, so large steps; PyG's 0.01 needs hundreds
 
 EdgeScorer = Callable[[GroupTensors, int], torch.Tensor]
@@ -160,7 +160,9 @@ def _make_scorer(
 
 @lru_cache(maxsize=8)
 def _shipped(scheme: str, granularity: str, folder: Path | None) -> ValidityModel:
-    return load_model(scheme, granularity, weights_path("validity", scheme, granularity, folder))
+    path = weights_path("validity", scheme, granularity, folder)
+    # Explanations differentiate by masks; gradients of the weights would only cost time.
+    return load_model(scheme, granularity, path).requires_grad_(False)
 
 
 class SaliencyScorer:

@@ -61,7 +61,12 @@ class Pricing:
             result a bound.
     """
 
-    def __init__(self, problem: FusionProblem, share: float = 1.0, most: int = MOST_LABELS) -> None:
+    def __init__(
+        self,
+        problem: FusionProblem,
+        share: float = 1.0,
+        most: int = MOST_LABELS,
+    ) -> None:
         self.problem = problem
         self.skeleton = Skeleton.of(problem)
         self.buffer_bytes = int(share * problem.evaluator.buffer_bytes)
@@ -70,7 +75,7 @@ class Pricing:
     def run(
         self, prices: Ints, expired: Callable[[], bool] = lambda: False
     ) -> tuple[Ints, list[int]] | None:
-        """Shortfall per block (0 or less, in 1/FINE bytes as the prices) and the sets that have it.
+        """Shortfall per block (0 or less, in 1/FINE bytes) and the sets that have it.
 
         ``None`` where ``expired`` says so before the end.
         """
@@ -99,12 +104,11 @@ class Pricing:
             without, out = self._leave(labels, block, views)
             if block < len(shortfall):
                 within, in_ = self._join(labels, block, views, int(prices[block]))
-                whole = np.flatnonzero(within.parts == 1)
+                whole = np.flatnonzero((within.parts == 1) & (within.cost < 0))
                 if len(whole):
                     at = whole[np.argmin(within.cost[whole])]
-                    if within.cost[at] < 0:
-                        shortfall[block] = within.cost[at]
-                        ends.append((step, int(in_[at])))
+                    shortfall[block] = within.cost[at]
+                    ends.append((step, int(in_[at])))
             else:
                 within, in_ = _take(labels, out[:0]), out[:0]
             labels = _join_labels(without, within)
@@ -256,8 +260,8 @@ def _connect(labels: _Labels, block: int, views: Sequence[tuple[Stream, int, set
     part = labels.part
     fresh = np.uint8(255)
     merged = np.zeros(len(labels.cost), np.int64)
-    for stream, slot, left in views:
-        if stream.maker == block or stream.maker in left or stream.maker >= 0:
+    for stream, slot, _ in views:
+        if stream.maker >= 0:
             own = part[slot].copy()
             has = (own > 0) & (own != fresh)
             if has.any():

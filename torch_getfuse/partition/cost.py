@@ -122,6 +122,7 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
+        self._hopeless: dict[int, bool] = {}
         self._dram: dict[int, int] = {}
         self.queries = 0
 
@@ -140,7 +141,12 @@ class Evaluator:
             return found
 
     def valid(self, mask: int) -> bool:
-        """``F_b(group) < B``."""
+        """``F_b(group) < B``.
+
+        The floor is asked first: it is cheap, and settles most large groups.
+        """
+        if mask not in self._buffer and self.hopeless(mask):
+            return False
         found = self.buffer(mask)
         return found is not None and found < self.buffer_bytes
 
@@ -154,7 +160,11 @@ class Evaluator:
 
     def hopeless(self, mask: int) -> bool:
         """Whether no group grown from ``mask`` downstream can be valid."""
-        return self.scheme.floor(mask) >= self.buffer_bytes
+        try:
+            return self._hopeless[mask]
+        except KeyError:
+            found = self._hopeless[mask] = self.scheme.floor(mask) >= self.buffer_bytes
+            return found
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (method.md section 1)."""

@@ -9,7 +9,7 @@ other in a cycle, and wholeness. On CNNs its solution is nearly always whole.
 
 It is solved by column generation: prices from the groups met so far, then the groups that undercut
 them, until none does. Groups that undercut come from a list of all of them where that is short
-(:func:`list_groups`), otherwise from :class:`~torch_getfuse.partition.bound.Pricing`. The solver
+(:mod:`.listing`), otherwise from :class:`~torch_getfuse.partition.bound.Pricing`. The solver
 is never trusted: whatever prices it returns are rounded to whole bytes, and the bound that they
 prove is computed here in integers (``docs/exact-search.md``). The plan is then chosen among the
 legal groups met, by an integer program.
@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csc_matrix, csr_matrix, vstack
+from scipy.sparse import csr_matrix, vstack
 
 from torch_getfuse.partition.bound import FINE, Pricing
 from torch_getfuse.partition.group import bits, is_connected, is_convex, topological_order
+from torch_getfuse.partition.listing import MAX_SETS, Listed, list_groups, program
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 
 Ints = npt.NDArray[np.int64]
@@ -37,87 +38,9 @@ Floats = npt.NDArray[np.float64]
 
 SMOOTHING = 0.6  # weight of the best prices so far against the linear program's
 MOST_COLUMNS = 15_000  # that the integer program is given
-LISTED, PRICED, PLANNED, ENDED = 0.15, 0.6, 0.8, 0.95  # shares of the time after each stage
+# Shares of the time after which each stage ends: list, its prices, its plan, bound, groups, plan.
+LISTED, STARTED, FIRST, PRICED, PLANNED, ENDED = 0.1, 0.2, 0.25, 0.75, 0.87, 0.96
 TIGHTER = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)  # shares of the buffer that the plan's groups aim at
-
-MAX_SETS = 60_000
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """Groups that a plan may use.
-
-    Attributes:
-        groups: masks of valid groups.
-        complete: whether these are all; without that they bound nothing.
-        seen: sets looked at.
-    """
-
-    groups: tuple[int, ...]
-    complete: bool
-    seen: int
-
-
-def list_groups(
-    problem: FusionProblem, seconds: float = math.inf, most: int = MAX_SETS
-) -> Candidates:
-    """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
-
-    Complete: a convex connected group is reached from any of its blocks through convex connected
-    subsets, each by adding a neighbour inside the group and what lies between.
-    """
-    started = time.perf_counter()
-    evaluator, unfusable = problem.evaluator, problem.unfusable
-    above, below, near = problem.above, problem.below, problem.near
-    block = [0] * len(problem.graph)
-    for mask in problem.blocks:
-        for i in bits(mask):
-            block[i] = mask
-
-    def reach(mask: int) -> tuple[int, int, int]:
-        up = down = beside = 0
-        for i in bits(mask):
-            up |= above[i]
-            down |= below[i]
-            beside |= near[i]
-        return up, down, beside
-
-    surroundings = {mask: reach(mask) for mask in problem.blocks}
-    layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
-    seen = set(problem.blocks)
-    groups = []
-    while layer:
-        following = []
-        for mask, up, down, beside in layer:
-            if evaluator.hopeless(mask):
-                continue
-            if evaluator.valid(mask):
-                groups.append(mask)
-            tried = mask | unfusable
-            while fresh := beside & ~tried:
-                other = block[(fresh & -fresh).bit_length() - 1]
-                tried |= other
-                grown, up2, down2, beside2 = mask, up, down, beside
-                extra = other
-                while extra & ~unfusable:
-                    grown |= extra
-                    while extra:
-                        part = block[(extra & -extra).bit_length() - 1]
-                        extra &= ~part
-                        own = surroundings[part]
-                        grown |= part
-                        up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
-                    extra = up2 & down2 & ~grown
-                    if extra & unfusable:
-                        break
-                if extra or grown in seen:
-                    continue
-                seen.add(grown)
-                following.append((grown, up2, down2, beside2))
-            if len(seen) > most or time.perf_counter() - started > seconds:
-                return Candidates(tuple(groups), False, len(seen))
-        layer = following
-    return Candidates(tuple(groups), True, len(seen))
 
 
 class Oracle(Protocol):
@@ -130,28 +53,6 @@ class Oracle(Protocol):
         ``F_D - prices`` of the group is at least that block's ``m``.
         """
         ...
-
-
-class Listed:
-    """An oracle that looks through a complete list; groups belong to their first block."""
-
-    def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
-        self._groups = groups
-        matrix, costs = _program(problem, groups)
-        self._costs = costs.astype(np.int64)
-        self._rows = matrix.T.tocsr().astype(np.int64)
-        self._first = matrix.indices[matrix.indptr[:-1]]
-
-    def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False
-    ) -> tuple[Ints, list[int]] | None:
-        """The least of ``F_D - prices`` per first block, and a group that has it."""
-        reduced = self._costs * FINE - self._rows @ prices
-        order = np.lexsort((reduced, self._first))
-        least = order[np.unique(self._first[order], return_index=True)[1]]
-        shortfall = np.zeros(len(prices), np.int64)
-        shortfall[self._first[least]] = np.minimum(reduced[least], 0)
-        return shortfall, [self._groups[k] for k in least if reduced[k] < 0]
 
 
 @dataclass(frozen=True)
@@ -190,7 +91,7 @@ def prove(
     scheme, blocks = problem.evaluator.scheme, problem.blocks
     sets = start.sets if start else ()
     costs = {mask: scheme.dram(mask, 0).total for mask in (*blocks, *known.groups, *sets)}
-    best, best_prices = unavoidable(problem), np.zeros(len(blocks), np.int64)
+    best, best_prices = problem.unavoidable, np.zeros(len(blocks), np.int64)
     centre = start.prices.astype(float) if start else _shares(problem, known) * FINE
     level, step = -(1 << 62), _granularity(problem)
     smoothing, finished = SMOOTHING, False
@@ -199,7 +100,7 @@ def prove(
         return time.perf_counter() >= ended
 
     while not expired():
-        matrix, values = _program(problem, tuple(costs), costs)
+        matrix, values = program(problem, tuple(costs), costs)
         left = ended - time.perf_counter()
         found = linprog(
             values,
@@ -259,11 +160,15 @@ def cover(
     if not problem.blocks:
         return SearchResult((), 0, 0, time.perf_counter() - started)
     listed = list_groups(problem, LISTED * seconds, most)
-    proof = prove(problem, Listed(problem, listed.groups), known, started + PRICED * seconds)
+    share = PRICED if listed.complete else STARTED
+    proof = prove(problem, Listed(problem, listed.groups), known, started + share * seconds)
     if listed.complete:
-        pool = _pool(problem, proof, known)
+        pool = _pool(problem, proof, known, started + PLANNED * seconds)
     else:
-        # Prices of an incomplete list prove nothing, but they are a good start.
+        # Prices of an incomplete list prove nothing, but they and its plan are a good start.
+        first = _pool(problem, proof, known, started + STARTED * seconds)
+        plan = _Program(problem, first).solve(known, started + FIRST * seconds)
+        known = replace(known, groups=plan, dram_bytes=problem.cost(plan))
         pricing = Pricing(problem)
         proof = prove(problem, pricing, known, started + PRICED * seconds, proof)
         pool = _enriched(problem, proof, known, started + PLANNED * seconds)
@@ -277,11 +182,6 @@ def cover(
         lower_bound_bytes=proof.bound,
         stopped="" if proof.finished else "time limit",
     )
-
-
-def unavoidable(problem: FusionProblem) -> int:
-    """Weights once, inputs read once, outputs written once: bytes that every plan moves."""
-    return sum(size for maker, readers, size in problem.duties if not (readers and maker))
 
 
 def _weights(problem: FusionProblem) -> int:
@@ -315,18 +215,31 @@ def _legal(problem: FusionProblem, mask: int) -> bool:
     )
 
 
-def _repaired(problem: FusionProblem, sets: Iterable[int]) -> list[int]:
-    """The legal groups among ``sets``, and what is legal of the others less one block."""
+def _repaired(problem: FusionProblem, sets: Iterable[int], ended: float) -> Iterator[int]:
+    """The legal groups among ``sets``, and what is legal of the others less one block.
+
+    Ends at a moment of ``time.perf_counter``: the buffer of a large group is slow to compute.
+    """
     block_of = {block & -block: block for block in problem.blocks}
     firsts = sum(block_of)
-    found = []
     for mask in sets:
+        if time.perf_counter() >= ended:
+            return
         if _legal(problem, mask):
-            found.append(mask)
+            yield mask
             continue
-        smaller = (mask & ~block_of[1 << i] for i in bits(mask & firsts))
-        found += [part for part in smaller if part and _legal(problem, part)]
-    return found
+        for i in bits(mask & firsts):
+            smaller = mask & ~block_of[1 << i]
+            if smaller and time.perf_counter() < ended and _legal(problem, smaller):
+                yield smaller
+
+
+def _promising(problem: FusionProblem, proof: Proof) -> list[int]:
+    """The sets met, those first that are cheapest beside the prices."""
+    dram = problem.evaluator.scheme.dram
+    matrix, costs = program(problem, proof.sets, {m: dram(m, 0).total for m in proof.sets})
+    reduced = costs * FINE - matrix.T @ proof.prices
+    return [proof.sets[k] for k in np.argsort(reduced, kind="stable")]
 
 
 def _enriched(
@@ -337,13 +250,15 @@ def _enriched(
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
     their floor. Sets that are made to fit a somewhat smaller buffer mostly are.
     """
-    pool = dict.fromkeys((*problem.blocks, *known.groups, *_repaired(problem, proof.sets)))
+    half = (time.perf_counter() + ended) / 2
+    legal = _repaired(problem, _promising(problem, proof), half)
+    pool = dict.fromkeys((*problem.blocks, *known.groups, *legal))
     pricings = [Pricing(problem, share) for share in TIGHTER]
     tried: set[int] = set()
     idle = turn = 0
     while idle < len(pricings) and time.perf_counter() < ended:
         groups = tuple(pool)
-        matrix, costs = _program(problem, groups)
+        matrix, costs = program(problem, groups)
         found = linprog(costs, A_eq=matrix, b_eq=np.ones(matrix.shape[0]), bounds=(0, None))
         if found.status != 0:
             break
@@ -354,15 +269,17 @@ def _enriched(
         fresh = [mask for mask in answer[1] if mask not in tried]
         tried.update(fresh)
         before = len(pool)
-        pool.update(dict.fromkeys(_repaired(problem, fresh)))
+        pool.update(dict.fromkeys(_repaired(problem, fresh, ended)))
         idle = idle + 1 if len(pool) == before else 0
         turn += 1
     return _fewer(problem, tuple(pool), proof, known)
 
 
-def _pool(problem: FusionProblem, proof: Proof, known: SearchResult) -> tuple[int, ...]:
+def _pool(
+    problem: FusionProblem, proof: Proof, known: SearchResult, ended: float
+) -> tuple[int, ...]:
     """The legal groups met, for a plan."""
-    legal = _repaired(problem, proof.sets)
+    legal = _repaired(problem, _promising(problem, proof), ended)
     groups = tuple(dict.fromkeys((*problem.blocks, *known.groups, *legal)))
     return _fewer(problem, groups, proof, known)
 
@@ -376,27 +293,10 @@ def _fewer(
     """
     if len(groups) <= MOST_COLUMNS:
         return groups
-    matrix, costs = _program(problem, groups)
+    matrix, costs = program(problem, groups)
     reduced = costs - matrix.T @ proof.prices / FINE
     reduced[: len({*problem.blocks, *known.groups})] = -math.inf
     return tuple(groups[k] for k in np.sort(np.argsort(reduced, kind="stable")[:MOST_COLUMNS]))
-
-
-def _program(
-    problem: FusionProblem, groups: tuple[int, ...], costs: dict[int, int] | None = None
-) -> tuple[csc_matrix, Floats]:
-    """Which group (column) has which block (row), and what the groups cost in bytes."""
-    row = {block & -block: k for k, block in enumerate(problem.blocks)}
-    firsts = sum(row)
-    rows, starts = [], [0]
-    for group in groups:
-        rows += [row[1 << i] for i in bits(group & firsts)]
-        starts.append(len(rows))
-    shape = (len(problem.blocks), len(groups))
-    matrix = csc_matrix((np.ones(len(rows)), rows, starts), shape=shape)
-    dram = problem.evaluator.dram
-    values = [costs[group] for group in groups] if costs else [dram(group) for group in groups]
-    return matrix, np.array(values, dtype=float)
 
 
 class _Program:
@@ -405,7 +305,7 @@ class _Program:
     def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
         self.problem = problem
         self.groups = groups
-        self.matrix, self.costs = _program(problem, groups)
+        self.matrix, self.costs = program(problem, groups)
 
     def solve(self, known: SearchResult, ended: float) -> tuple[int, ...]:
         """The cheapest acyclic choice found, in an order in which it can run; never worse than

@@ -80,13 +80,13 @@ class Skeleton:
         touches: list[list[int]] = [[] for _ in masks]
         for number, (name, tensor) in enumerate(graph.tensors.items()):
             size = tensor.elements * scheme.activation_bytes
-            unit = scheme._unit_bytes[number]
+            unit = scheme.unit_bytes[number]
             maker = home[graph.producer[name]] if name in graph.producer else -1
             readers = graph.consumers[name]
             widths: dict[int, int] = {}
             for i in readers:
                 if home[i] < fusable:
-                    width = max(1, scheme._alone_floor[number, i])
+                    width = max(1, scheme.alone_floor[number, i])
                     widths[home[i]] = max(widths.get(home[i], 1), width)
             inside = maker if maker < fusable else -1
             blocks = frozenset([*(home[i] for i in readers), *([maker] if maker >= 0 else [])])

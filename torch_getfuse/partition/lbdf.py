@@ -37,6 +37,11 @@ class Lbdf:
         granularity: ``"line"`` (a unit is a row) or ``"pixel"`` (a unit is a pixel).
         activation_bytes, weight_bytes: element widths in bytes.
 
+    Attributes:
+        unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
+        alone_floor: units that a tensor keeps at least in every group with a given consumer, by
+            (number of the tensor, position of the consumer).
+
     Raises:
         OptionError: for an unknown granularity.
     """
@@ -63,7 +68,7 @@ class Lbdf:
         self._units = [t.rows * t.cols if pixel else t.rows for t in graph.tensors.values()]
         self._rows = [t.rows for t in graph.tensors.values()]
         self._bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
-        self._unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
+        self.unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
         self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
         self._writes = [number[op.writes] for op in graph.ops]
         self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
@@ -101,11 +106,11 @@ class Lbdf:
                 least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
         # Tensor -> units held by its consumers in the group, for none and for each alone.
         self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
-        self._alone_floor: dict[tuple[int, int], int] = {}
+        self.alone_floor: dict[tuple[int, int], int] = {}
         self._partial = 0
         for (t, c), edge in self._edges.items():
             self._single[t][1 << c] = max(1, edge.widest(edge.units_out))
-            self._alone_floor[t, c] = max(1, edge.widest(least[self._writes[c]]))
+            self.alone_floor[t, c] = max(1, edge.widest(least[self._writes[c]]))
             if edge.needed(edge.units_out) < edge.units_in:
                 self._partial |= 1 << c
 
@@ -113,7 +118,7 @@ class Lbdf:
 
     def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
         """``F_b`` in bytes; the buffer's size plays no part."""
-        unit_bytes = self._unit_bytes
+        unit_bytes = self.unit_bytes
         total = sum([units * unit_bytes[tensor] for tensor, units in self._held(mask)])
         weights = self._weights
         while mask:
@@ -134,8 +139,8 @@ class Lbdf:
         for tensor, readers in self._storages(mask):
             units = 1
             for c in bits(readers):
-                units = max(units, self._alone_floor[tensor, c])
-            total += units * self._unit_bytes[tensor]
+                units = max(units, self.alone_floor[tensor, c])
+            total += units * self.unit_bytes[tensor]
         return total
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
@@ -162,7 +167,7 @@ class Lbdf:
             if op.weight_elements
         ]
         held = [
-            CostTerm(kind, self._names[tensor], units, self._unit_bytes[tensor])
+            CostTerm(kind, self._names[tensor], units, self.unit_bytes[tensor])
             for tensor, units in self._held(mask)
         ]
         return (*weights, *held)

@@ -133,17 +133,23 @@ class RecursiveSplit:
         found = self._answers[group]
         return None if found is None else list(found)
 
-    def direct(self) -> SearchResult:
+    def direct(self, time_limit: float | None = None) -> SearchResult:
         """The plan that comes of taking the whole fusable graph for the first invalid group.
 
-        A part for which the explanations give no cut is split at random.
+        A part for which the explanations give no cut, or no time is left, is split at random.
         """
         started = time.perf_counter()
         problem = self._problem
         plan: list[int] = []
+        stopped = ""
+        self._cutter.deadline = None if time_limit is None else started + time_limit
         for part in convex_parts(problem, problem.fusable):
-            found = self._tree.solve([part], self._width)
+            try:
+                found = self._tree.solve([part], self._width)
+            except _OutOfTime:
+                found, stopped = None, "time limit"
             plan += RandomSplit(problem)(part, Random(0)) if found is None else found
+        self._cutter.deadline = None
         cost = problem.cost(plan)
         groups = self._cutter.examined
         return SearchResult(
@@ -152,6 +158,7 @@ class RecursiveSplit:
             plans=groups,
             seconds=time.perf_counter() - started,
             history=((groups, cost),),
+            stopped=stopped,
         )
 
     def _split(self, group: int) -> tuple[int, ...] | None:
@@ -206,6 +213,10 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     return found + components(group, problem.near)
 
 
+class _OutOfTime(Exception):
+    """The deadline of a split has passed."""
+
+
 class _Cutter:
     """Cuts of groups along blocks, and their categories; shared by all trees of a split."""
 
@@ -213,6 +224,7 @@ class _Cutter:
         self.problem = problem
         self.rule = rule
         self.branch = branch
+        self.deadline: float | None = None
         self._valid: dict[int, bool] = {}
         self._chains = [block for block in problem.blocks if block & (block - 1)]
         self._traffic: dict[int, int] = {}
@@ -233,10 +245,11 @@ class _Cutter:
         return len(self._valid)
 
     def valid(self, mask: int) -> bool:
-        """Whether a set is valid; the lower bound of ``F_b``, which is cheaper, is asked first."""
+        """Whether a set is valid; raises :class:`_OutOfTime` after the deadline."""
         if mask not in self._valid:
-            evaluator = self.problem.evaluator
-            self._valid[mask] = not evaluator.hopeless(mask) and evaluator.valid(mask)
+            if self.deadline is not None and time.perf_counter() > self.deadline:
+                raise _OutOfTime
+            self._valid[mask] = self.problem.evaluator.valid(mask)
         return self._valid[mask]
 
     def cuts(self, group: int, edges: Sequence[Edge]) -> list[int]:

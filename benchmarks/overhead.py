@@ -1,0 +1,125 @@
+"""What the backend costs: time per call over plain eager, and time to the first result.
+
+    python benchmarks/overhead.py [--quick] [--network NAME] [--repeat N] [--cold-only]
+
+Two figures for mobilenet_v2 at 224x224, batch 1, eval, batch norms calibrated:
+
+* compiled with inner="eager" over plain eager, per call, with 1 and with 2 threads: calls of both
+  are interleaved in one process, and the medians compared. The aim: at most 1.05.
+* seconds from ``torch.compile`` to the first result, each in a fresh process with empty caches,
+  against backend="inductor". The aim: at most a tenth.
+
+Exits with 1 where an aim is missed. ``--quick`` leaves inductor out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_getfuse.models import calibrate_batch_norm, import_torchvision
+
+MOST_PER_CALL, MOST_FIRST = 1.05, 0.1
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = getattr(import_torchvision().models, name)(weights=None).eval()
+    x = torch.randn(1, 3, 224, 224)
+    return calibrate_batch_norm(model, torch.randn(2, 3, 224, 224)), x
+
+
+def seconds(call: Any, x: torch.Tensor) -> float:
+    started = time.perf_counter()
+    call(x)
+    return time.perf_counter() - started
+
+
+def per_call(name: str, threads: int, repeat: int) -> tuple[float, float]:
+    """Median seconds of eager and of compiled, and a check that they agree."""
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    model, x = build(name)
+    compiled = torch.compile(model, backend="getfuse", options={"strict": True})
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+        for k in range(repeat + 3):
+            # Each in turn goes first, so that neither gains from a warm cache.
+            for which in ((0, 1), (1, 0))[k % 2]:
+                took = seconds((model, compiled)[which], x)
+                if k >= 3:
+                    times[which].append(took)
+    return median(times[0]), median(times[1])
+
+
+def first_result(name: str, backend: str) -> float:
+    """Seconds from torch.compile to the first result, in this process."""
+    model, x = build(name)
+    options = {"strict": True} if backend == "getfuse" else None
+    with torch.no_grad():
+        model(x)
+        compiled = torch.compile(model, backend=backend, options=options)
+        return seconds(compiled, x)
+
+
+def cold(name: str, backend: str) -> float:
+    """:func:`first_result` in a process of its own, with caches of its own."""
+    with tempfile.TemporaryDirectory(prefix="getfuse-cold-") as folder:
+        run = subprocess.run(
+            [sys.executable, __file__, "--network", name, "--first", backend],
+            env={**os.environ, "XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if run.returncode:
+        raise RuntimeError(f"{backend} failed in its own process:\n{run.stderr}")
+    return float(run.stdout.split()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="leave inductor's compile out")
+    parser.add_argument("--network", default="mobilenet_v2", help="of torchvision")
+    parser.add_argument("--repeat", type=int, default=60, help="calls of each (default 60)")
+    parser.add_argument("--cold-only", action="store_true", help="only the time to first result")
+    parser.add_argument("--first", help=argparse.SUPPRESS)  # a child of this very file
+    args = parser.parse_args()
+    if args.first:
+        torch.set_num_threads(1)
+        print(first_result(args.network, args.first))
+        return 0
+    good = True
+    for threads in () if args.cold_only else (1, 2):
+        eager, compiled = per_call(args.network, threads, args.repeat)
+        ratio = compiled / eager
+        good &= ratio <= MOST_PER_CALL
+        print(
+            f"{args.network}, {threads} thread(s): eager {eager * 1e3:.2f} ms, "
+            f"compiled {compiled * 1e3:.2f} ms, ratio {ratio:.3f} (aim: {MOST_PER_CALL})",
+            flush=True,
+        )
+    ours = cold(args.network, "getfuse")
+    print(f"{args.network}: first result after {ours:.2f} s with getfuse", flush=True)
+    if not args.quick:
+        theirs = cold(args.network, "inductor")
+        good &= ours <= MOST_FIRST * theirs
+        print(
+            f"{args.network}: first result after {theirs:.2f} s with inductor, "
+            f"ratio {ours / theirs:.3f} (aim: {MOST_FIRST})"
+        )
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

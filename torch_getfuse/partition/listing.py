@@ -1,0 +1,137 @@
+"""All legal groups of a problem, where they are not too many, and the least of them by prices."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csc_matrix
+
+from torch_getfuse.partition.bound import FINE
+from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.problem import FusionProblem
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+MAX_SETS = 200_000
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Groups that a plan may use.
+
+    Attributes:
+        groups: masks of valid groups.
+        complete: whether these are all; without that they bound nothing.
+        seen: sets looked at.
+    """
+
+    groups: tuple[int, ...]
+    complete: bool
+    seen: int
+
+
+def list_groups(
+    problem: FusionProblem, seconds: float = math.inf, most: int = MAX_SETS
+) -> Candidates:
+    """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
+
+    Complete: a convex connected group is reached from any of its blocks through convex connected
+    subsets, each by adding a neighbour inside the group and what lies between.
+    """
+    started = time.perf_counter()
+    evaluator, unfusable = problem.evaluator, problem.unfusable
+    above, below, near = problem.above, problem.below, problem.near
+    block = [0] * len(problem.graph)
+    for mask in problem.blocks:
+        for i in bits(mask):
+            block[i] = mask
+
+    def reach(mask: int) -> tuple[int, int, int]:
+        up = down = beside = 0
+        for i in bits(mask):
+            up |= above[i]
+            down |= below[i]
+            beside |= near[i]
+        return up, down, beside
+
+    surroundings = {mask: reach(mask) for mask in problem.blocks}
+    layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
+    seen = set(problem.blocks)
+    groups = []
+    while layer:
+        following = []
+        for mask, up, down, beside in layer:
+            if evaluator.hopeless(mask):
+                continue
+            if evaluator.valid(mask):
+                groups.append(mask)
+            tried = mask | unfusable
+            while fresh := beside & ~tried:
+                other = block[(fresh & -fresh).bit_length() - 1]
+                tried |= other
+                grown, up2, down2, beside2 = mask, up, down, beside
+                extra = other
+                while extra & ~unfusable:
+                    grown |= extra
+                    while extra:
+                        part = block[(extra & -extra).bit_length() - 1]
+                        extra &= ~part
+                        own = surroundings[part]
+                        grown |= part
+                        up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
+                    extra = up2 & down2 & ~grown
+                    if extra & unfusable:
+                        break
+                if extra or grown in seen:
+                    continue
+                seen.add(grown)
+                following.append((grown, up2, down2, beside2))
+            if len(seen) > most or time.perf_counter() - started > seconds:
+                return Candidates(tuple(groups), False, len(seen))
+        layer = following
+    return Candidates(tuple(groups), True, len(seen))
+
+
+class Listed:
+    """An oracle that looks through a complete list; groups belong to their first block."""
+
+    def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
+        self._groups = groups
+        matrix, costs = program(problem, groups)
+        self._costs = costs.astype(np.int64)
+        self._rows = matrix.T.tocsr().astype(np.int64)
+        self._first = matrix.indices[matrix.indptr[:-1]]
+
+    def run(
+        self, prices: Ints, expired: Callable[[], bool] = lambda: False
+    ) -> tuple[Ints, list[int]] | None:
+        """The least of ``F_D - prices`` per first block, and a group that has it."""
+        reduced = self._costs * FINE - self._rows @ prices
+        order = np.lexsort((reduced, self._first))
+        least = order[np.unique(self._first[order], return_index=True)[1]]
+        shortfall = np.zeros(len(prices), np.int64)
+        shortfall[self._first[least]] = np.minimum(reduced[least], 0)
+        return shortfall, [self._groups[k] for k in least if reduced[k] < 0]
+
+
+def program(
+    problem: FusionProblem, groups: tuple[int, ...], costs: dict[int, int] | None = None
+) -> tuple[csc_matrix, Floats]:
+    """Which group (column) has which block (row), and what the groups cost in bytes."""
+    row = {block & -block: k for k, block in enumerate(problem.blocks)}
+    firsts = sum(row)
+    rows, starts = [], [0]
+    for group in groups:
+        rows += [row[1 << i] for i in bits(group & firsts)]
+        starts.append(len(rows))
+    shape = (len(problem.blocks), len(groups))
+    matrix = csc_matrix((np.ones(len(rows)), rows, starts), shape=shape)
+    dram = problem.evaluator.dram
+    values = [costs[group] for group in groups] if costs else [dram(group) for group in groups]
+    return matrix, np.array(values, dtype=float)
