@@ -13,11 +13,18 @@ from torch import fx
 
 from torch_getfuse.backend.capture import Capture, capture_fx
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
-from torch_getfuse.backend.inner import compile_children, find_inner
+from torch_getfuse.backend.inner import compile_children, find_inner, is_eager
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
 from torch_getfuse.backend.submodules import split_graph_module
-from torch_getfuse.backend.training import JointCompiler, needs_backward
+from torch_getfuse.backend.training import (
+    JointCompiler,
+    has_checkpoint,
+    needs_gradients,
+    plans_backward,
+    reorders_sums,
+    rounds_otherwise,
+)
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
@@ -26,6 +33,7 @@ from torch_getfuse.report import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+_MOVED = "the groups run parallel branches, whose gradients add up, in another order"
 
 
 def getfuse(
@@ -78,7 +86,7 @@ def getfuse(
             raise
         _warn_once(failure)
         record.sections.clear()
-        record.failures.append(failure)
+        record.failures[""] = failure
         return remember(gm.forward, record)
     log.info("compiled a graph of %d operators into %d groups", len(plan.graph), len(plan.groups))
     return remember(compiled, record)
@@ -122,27 +130,40 @@ def _compile(
     example_inputs: Sequence[object],
 ) -> Callable[..., Any]:
     """The planned graph as a callable; fills in its record."""
-    notes = _shape_notes(capture.graph_module)
-    forward = Section(plan, unsupported=capture.unsupported, notes=notes)
+    gm = capture.graph_module
+    hints = _shape_notes(gm)
+    forward = Section(plan, unsupported=capture.unsupported, notes=hints)
     record.sections.append(forward)
-    if not needs_backward(example_inputs, options):
+    joint = ""
+    if needs_gradients(example_inputs):
+        if has_checkpoint(gm):
+            joint = "it has a checkpointed region"
+        elif plans_backward(options):
+            joint = "the backward is planned"
+    if not joint:
         split = split_capture(capture, plan)
-        if compiled_notes := compile_children(split, options):
-            record.add_notes(compiled_notes)
-        return split.forward
+        moved = is_eager(options.inner) and needs_gradients(example_inputs)
+        if not (moved and reorders_sums(gm, split)):
+            record.add_notes(compile_children(split, options))
+            return split.forward
+        if options.backward is False or rounds_otherwise(gm):
+            record.add_notes(["gradients may differ from eager's in the last bit: " + _MOVED])
+            return split.forward
+        joint = _MOVED
+    record.add_notes([f"differentiated by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:
-        notes = (*_shape_notes(capture.graph_module), *notes)
-        record.sections.append(Section(plan, "backward", capture.unsupported, notes))
+        section = Section(plan, "backward", capture.unsupported, (*hints, *notes))
+        record.sections.append(section)
 
-    def fail(error: Exception) -> None:
-        if options.strict:
-            raise GetfuseError(f"{type(error).__name__}: {error}") from error
+    def fail(part: str, error: Exception) -> None:
         failure = f"{type(error).__name__}: {error}"
-        _warn_once(failure)
-        record.failures.append(failure)
+        if options.strict:
+            raise GetfuseError(f"{part}: {failure}") from error
+        _warn_once(f"{part}: {failure}")
+        record.failures[part] = failure
 
-    joint = JointCompiler(
+    compiler = JointCompiler(
         options,
         lambda backward: _planned(backward, replace(options, plan=None)),
         _children,
@@ -150,7 +171,7 @@ def _compile(
         fail,
         record.add_notes,
     )
-    return joint.compile(capture, plan, example_inputs)
+    return compiler.compile(capture, plan, example_inputs)
 
 
 def _shape_notes(gm: fx.GraphModule) -> tuple[str, ...]:

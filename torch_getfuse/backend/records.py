@@ -27,14 +27,15 @@ class CompiledGraph:
     Attributes:
         sections: its parts of a report: the graph, and its backward graph where that is planned
             (which torch compiles later); empty where planning failed.
-        failures: why the graph, or its backward, runs unplanned.
+        failures: part -> why it runs unplanned: ``""`` for the graph, else ``"forward"`` or
+            ``"backward"``.
         code: the code object that Dynamo traced, the outermost one.
         parameters: weak references to the parameters and buffers that the graph was given.
     """
 
     def __init__(self, example_inputs: Sequence[object]) -> None:
         self.sections: list[Section] = []
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
         self.code = _traced_code()
         self.parameters = [
             weakref.ref(value) for value in example_inputs if isinstance(value, nn.Parameter)

@@ -1,0 +1,167 @@
+"""Plans kept in memory and on disk: what finds them, what makes them anew, damage, sharing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from torch_getfuse.api import plan as make_plan
+from torch_getfuse.backend import compiler, plan_cache
+from torch_getfuse.backend.plan_cache import cache_key, find_plan, store_plan
+from torch_getfuse.options import Options
+from torch_getfuse.partition.plan import PartitionPlan, Stage
+
+MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
+X = torch.ones(1, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    plan_cache.clear_memory()
+    plan_cache._warned.clear()
+    yield
+    plan_cache.clear_memory()
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="module")
+def plan() -> PartitionPlan:
+    return make_plan(MODEL, (X,))
+
+
+def options(folder: object, **more: object) -> Options:
+    return Options.of({"cache": folder, **more})
+
+
+def test_a_stored_plan_is_found_in_memory_and_on_disk(plan: PartitionPlan, tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    assert find_plan(plan.graph, asked) is None
+    store_plan(plan, plan.graph, asked)
+    assert find_plan(plan.graph, asked) is plan
+    plan_cache.clear_memory()
+    assert find_plan(plan.graph, asked) == plan
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_the_key_has_what_matters_and_nothing_else(plan: PartitionPlan) -> None:
+    key = cache_key(plan.graph, Options())
+    assert cache_key(plan.graph, Options(strict=True, inner="inductor", progress=False)) == key
+    assert cache_key(plan.graph, Options(activation_bytes=4)) == key, "the traced width"
+    for other in (
+        {"buffer": "1KB"}, {"scheme": "brr"}, {"granularity": "pixel"}, {"activation_bytes": 1},
+        {"weight_bytes": 1}, {"method": "exact"}, {"explainer": None}, {"budget": 7},
+        {"split_rule": "most_operators"}, {"seed": 1}, {"time_limit": 1},
+        {"accelerator": "eyeriss-v1"},
+    ):  # fmt: skip
+        assert cache_key(plan.graph, Options.of(other)) != key, other
+
+
+def test_no_cache_keeps_nothing(plan: PartitionPlan) -> None:
+    store_plan(plan, plan.graph, options(False))
+    assert find_plan(plan.graph, options(False)) is None
+    assert not plan_cache._memory
+
+
+def test_a_plan_that_ran_out_of_time_is_not_written(plan: PartitionPlan, tmp_path: Path) -> None:
+    late = replace(plan, stages=(Stage("local", plan.dram_bytes, 1, 10.0, "time limit"),))
+    store_plan(late, late.graph, options(tmp_path))
+    assert find_plan(late.graph, options(tmp_path)) is late
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "figures", "bytes"])
+def test_a_damaged_entry_is_dropped_with_a_warning(
+    plan: PartitionPlan, tmp_path: Path, damage: str
+) -> None:
+    asked = options(tmp_path)
+    store_plan(plan, plan.graph, asked)
+    plan_cache.clear_memory()
+    (path,) = tmp_path.iterdir()
+    text = path.read_text()
+    if damage == "truncated":
+        path.write_text(text[: len(text) // 2])
+    elif damage == "figures":
+        need = plan.groups[0].buffer_bytes
+        path.write_text(text.replace(f'"buffer_bytes": {need}', '"buffer_bytes": 1', 1))
+    else:
+        path.write_bytes(b"\xff\xfe\x00")
+    with pytest.warns(UserWarning, match="dropped a damaged entry of the plan cache"):
+        assert find_plan(plan.graph, asked) is None
+    assert not list(tmp_path.iterdir())
+    store_plan(plan, plan.graph, asked)
+    plan_cache.clear_memory()
+    assert find_plan(plan.graph, asked) == plan
+
+
+def test_a_folder_that_cannot_be_written_is_warned_of_once(
+    plan: PartitionPlan, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    asked = options(tmp_path / "file" / "below")
+    with pytest.warns(UserWarning, match="cannot write the plan cache"):
+        store_plan(plan, plan.graph, asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store_plan(plan, plan.graph, asked)
+
+
+def test_the_backend_uses_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = compiler.plan_graph
+
+    def count(*args: object) -> PartitionPlan:
+        made.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compiler, "plan_graph", count)
+    settings = {"cache": str(tmp_path), "strict": True}
+    for forget in (False, False, True):
+        if forget:
+            plan_cache.clear_memory()
+        torch._dynamo.reset()
+        compiled = torch.compile(MODEL, backend="getfuse", options=settings)
+        assert torch.equal(compiled(X), MODEL(X))
+    assert len(made) == 1
+
+
+WORK = """
+import sys, torch, warnings
+warnings.simplefilter("error", UserWarning)
+from pathlib import Path
+from torch import nn
+torch.manual_seed(0)
+for width in range(4, 9):
+    m = nn.Sequential(nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, 4, 3)).eval()
+    x = torch.ones(1, 3, 8, 8)
+    c = torch.compile(m, backend="getfuse", options={"cache": sys.argv[1], "strict": True})
+    assert torch.equal(c(x), m(x))
+    torch._dynamo.reset()
+"""
+
+
+def test_two_processes_share_a_folder(tmp_path: Path) -> None:
+    runs = [subprocess.Popen([sys.executable, "-c", WORK, str(tmp_path)]) for _ in range(2)]
+    assert [run.wait(timeout=180) for run in runs] == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 5, "one file per plan, no leftovers"
+
+
+def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert plan_cache.default_folder() == tmp_path / "torch_getfuse"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert plan_cache.default_folder() == Path.home() / ".cache" / "torch_getfuse"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert plan_cache.default_folder().parent.name == "Caches"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    assert plan_cache.default_folder() == tmp_path / "torch_getfuse"

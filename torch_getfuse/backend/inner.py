@@ -1,0 +1,160 @@
+"""How fusion groups run: each child of a split graph compiled on its own, or left to eager.
+
+A child is an ordinary FX graph whose weights are inputs, so compiling one bakes nothing in: the
+result is right for another instance of the class and after an optimizer step.
+"""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._guards import tracing
+
+from torch_getfuse.backend.fx_values import has_value, traced_value
+from torch_getfuse.errors import CaptureError, OptionError, nearest
+from torch_getfuse.options import Options
+
+log = logging.getLogger(__name__)
+
+EAGER = ("auto", "eager")
+"""Values of ``inner`` that leave the groups as FX modules; "auto" is eager for now."""
+
+_MOST_REASON = 200
+_warned: set[str] = set()
+
+
+def is_eager(inner: str | Callable[..., Any]) -> bool:
+    """Whether groups run as they are."""
+    return inner in EAGER
+
+
+def inner_name(inner: str | Callable[..., Any]) -> str:
+    """What people call an inner backend."""
+    return inner if isinstance(inner, str) else getattr(inner, "__name__", type(inner).__name__)
+
+
+def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function that compiles a group, with a backend's signature; ``None`` for eager.
+
+    Raises:
+        OptionError: for a name that torch.compile does not know, and for this backend itself.
+    """
+    if not isinstance(inner, str):
+        return inner
+    if is_eager(inner):
+        return None
+    known = [name for name in torch._dynamo.list_backends(None) if name != "getfuse"]
+    if inner not in known:
+        raise OptionError(
+            f"inner={inner!r} is not a backend of torch.compile{nearest(inner, [*EAGER, *known])}; "
+            f"known: {', '.join([*EAGER, *known])}, or a callable"
+        )
+    backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
+    return backend
+
+
+def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
+    """Compile every child that the options' ``inner`` can compile, in place.
+
+    A child that it cannot compile stays eager, with one warning (``strict`` raises instead).
+
+    Args:
+        split: its children are FX modules whose inputs carry traced values.
+        options: ``inner`` and ``strict``.
+
+    Returns:
+        Notes for the report: what was compiled and how long it took, and what was not and why.
+    """
+    backend = find_inner(options.inner)
+    children = [(n, c) for n, c in split.named_children() if isinstance(c, fx.GraphModule)]
+    if backend is None or not children:
+        return []
+    name = inner_name(options.inner)
+    notes: list[str] = []
+    done = 0
+    started = time.perf_counter()
+    for child_name, child in children:
+        before = time.perf_counter()
+        try:
+            setattr(split, child_name, compile_child(child, backend))
+        except Exception as error:
+            if options.strict:
+                raise
+            notes.append(_failed(child_name, child, name, error))
+            continue
+        done += 1
+        log.info("inner %s: %s in %.2f s", name, child_name, time.perf_counter() - before)
+    seconds = time.perf_counter() - started
+    notes.insert(0, f"inner {name}: {done} of {len(children)} groups compiled in {seconds:.1f} s")
+    log.info("%s", notes[0])
+    return notes
+
+
+class CompiledChild(nn.Module):
+    """A compiled group under the name of the child that it replaces.
+
+    Attributes:
+        compiled: takes the child's inputs and returns a tuple.
+        bare: whether the child returned its only result bare.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], bare: bool) -> None:
+        super().__init__()
+        self.compiled = compiled
+        self.bare = bare
+
+    def forward(self, *args: Any) -> Any:
+        """The child's results, in the child's form."""
+        results = self.compiled(*args)
+        return results[0] if self.bare else tuple(results)
+
+
+def compile_child(child: fx.GraphModule, backend: Callable[..., Any]) -> CompiledChild:
+    """One child through a torch.compile backend, which gets the traced values of its inputs.
+
+    Raises:
+        CaptureError: where an input has no traced value.
+        Exception: whatever the backend raises.
+    """
+    inputs = [_example(node) for node in child.graph.find_nodes(op="placeholder")]
+    bare = not isinstance(child.graph.output_node().args[0], tuple)
+    # torch.compile promises its backends a graph that returns a tuple; the child itself is kept.
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(child.graph, env)
+    graph.output((result,) if bare else result)
+    # The context of the graph around it holds facts about that graph's inputs, which AOTAutograd
+    # would take for, and overwrite with, those of the child.
+    with tracing(None):
+        return CompiledChild(backend(fx.GraphModule(child, graph), inputs), bare)
+
+
+def _example(node: fx.Node) -> Any:
+    if not has_value(node):
+        raise CaptureError(f"the trace records no value for {node.name!r}")
+    return traced_value(node)
+
+
+def _failed(child_name: str, child: fx.GraphModule, inner: str, error: Exception) -> str:
+    """One sentence, which is also the warning; the same failure is warned of once."""
+    reason = f"{type(error).__name__}: {_first_line(str(error))}"
+    sentence = f"{child_name} runs eager: inner {inner} failed: {reason}"
+    log.info("%s\n%s", sentence, child.code)
+    if sentence not in _warned:
+        _warned.add(sentence)
+        warnings.warn(
+            f"torch_getfuse: {sentence} (options={{'strict': True}} raises instead)", stacklevel=2
+        )
+    return sentence
+
+
+def _first_line(text: str) -> str:
+    lines = (line.strip() for line in text.splitlines())
+    return textwrap.shorten(next((line for line in lines if line), ""), _MOST_REASON)
