@@ -155,5 +155,5 @@ def test_inductor(train: bool) -> None:
         results.append((y.detach(), *grads, model.norm.running_var.clone()))  # type: ignore[operator, union-attr]
     assert len(results[0]) == (10 if train else 2)
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
-    assert "inner inductor" in notes(compiled)[0]
+    assert any("inner inductor" in note for note in notes(compiled))
     assert all("failed" not in note for note in notes(compiled))

@@ -13,6 +13,7 @@ from torch_getfuse.partition.borders import Border, Reason, find_borders, why_en
 from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.problem import FusionProblem
 
 
 def chain(*channels: int) -> OpGraph:
@@ -143,7 +144,7 @@ def test_the_remaining_reasons(
 @pytest.mark.parametrize("size", [70, 150, 300, 10_000])
 def test_optimal_plans_leave_nothing_untried(make: Callable[[], OpGraph], size: int) -> None:
     evaluator = Evaluator(Lbdf(make()), size)
-    found = exact(evaluator)
+    found = exact(FusionProblem(evaluator))
     borders = find_borders(evaluator, found.groups, evaluator.unfusable())
     assert len(borders) == len(found.groups)
     assert Reason.UNTRIED not in {border.reason for border in borders}
