@@ -30,8 +30,8 @@ SOLUTION_EDGES = 6
 
 _PROGRESS_AFTER = 2.0
 
-_FEW_STEPS = 3_000
-_QUICK_PLANS = 200
+_FEW_STEPS = 600
+_QUICK_PLANS = 100
 
 
 def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
