@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from tests.networks import SIZES
 from torch_getfuse.backend.capture import Capture, capture_exported, capture_fx, capture_model
 from torch_getfuse.backend.fx_values import is_dynamo_weight, module_path
 from torch_getfuse.backend.rule_types import Run
@@ -18,21 +19,6 @@ from torch_getfuse.errors import CaptureError
 from torch_getfuse.ir import WindowKind
 from torch_getfuse.models import import_torchvision
 
-PAPER = {
-    "vgg16": 224,
-    "squeezenet1_0": 224,
-    "mobilenet_v2": 224,
-    "mobilenet_v3_small": 224,
-    "mobilenet_v3_large": 224,
-    "resnet18": 224,
-    "resnet50": 224,
-    "resnet101": 224,
-    "resnet152": 224,
-    "efficientnet_b0": 224,
-    "efficientnet_b3": 300,
-    "alexnet": 224,
-    "deeplabv3_mobilenet_v3_large": 513,
-}
 OTHERS = (
     *("convnext_tiny", "densenet121", "googlenet", "mnasnet1_0", "regnet_y_400mf"),
     *("swin_t", "vit_b_16", "shufflenet_v2_x1_0"),
@@ -99,9 +85,9 @@ def _expected_weights(model: nn.Module) -> int:
     return total - sum(2 * m.num_features - m.num_features for m in norms)
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", SIZES)
 def test_paper_network(name: str) -> None:
-    model, image = _network(name), _image(PAPER[name])
+    model, image = _network(name), _image(SIZES[name])
     captured = capture_model(model, (image,))
     graph = captured.graph
     graph.verify()
