@@ -31,7 +31,7 @@ SOLUTION_EDGES = 6
 _PROGRESS_AFTER = 2.0
 
 _FEW_STEPS = 600
-_QUICK_PLANS = 100
+_QUICK_PLANS = 200
 
 
 def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
