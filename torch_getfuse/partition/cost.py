@@ -3,7 +3,7 @@
 A :class:`FusionScheme` is a cost model of one graph (LBDF, BRR). It answers with two integers
 per group, ``F_b`` (buffer bytes) and ``F_D`` (DRAM bytes), and on request with the named terms
 that add up to them. Searches never call a scheme directly: an :class:`Evaluator` holds the
-buffer size, remembers every group and counts the questions.
+buffer size and remembers every group.
 """
 
 from __future__ import annotations
@@ -124,7 +124,6 @@ class Evaluator:
         self._buffer: dict[int, int | None] = {}
         self._hopeless: dict[int, bool] = {}
         self._dram: dict[int, int] = {}
-        self.queries = 0
 
     @property
     def evaluated(self) -> int:
@@ -133,7 +132,6 @@ class Evaluator:
 
     def buffer(self, mask: int) -> int | None:
         """``F_b`` in bytes, ``None`` where undefined."""
-        self.queries += 1
         try:
             return self._buffer[mask]
         except KeyError:
