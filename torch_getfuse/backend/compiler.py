@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.capture import Capture, capture_fx
+from torch_getfuse.backend.fast import fast_program
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.inner import compile_children, find_inner, is_eager
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
@@ -145,6 +146,10 @@ def _compile(
         moved = is_eager(options.inner) and needs_gradients(example_inputs)
         if not (moved and reorders_sums(gm, split)):
             record.add_notes(compile_children(split, options))
+            if options.inner == "auto" and not needs_gradients(example_inputs):
+                program, note = fast_program(gm, example_inputs, split.forward, options.cache)
+                record.add_notes([note])
+                return program or split.forward
             return split.forward
         if options.backward is False or rounds_otherwise(gm):
             record.add_notes(["gradients may differ from eager's in the last bit: " + _MOVED])

@@ -83,6 +83,16 @@ def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
     return before
 
 
+def changes_state(gm: fx.GraphModule) -> bool:
+    """Whether running a graph leaves something changed: an input, an attribute, random numbers,
+    or global state.
+    """
+    nodes = list(gm.graph.nodes)
+    storages = _Storages(gm)
+    kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
+    return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
+
+
 def attribute(gm: fx.GraphModule, path: str) -> Any:
     """The module, parameter, buffer or object at ``path`` of ``gm``."""
     return functools.reduce(getattr, path.split("."), gm)

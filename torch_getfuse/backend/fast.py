@@ -1,0 +1,146 @@
+"""The fast way to run an inference graph on a CPU, taken only where it was seen to be faster.
+
+``inner="auto"`` builds a :class:`FastProgram`, runs it beside the graph on the inputs that it is
+compiled for, and takes it if its results agree and its time is less.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from torch_getfuse.backend.effects import changes_state
+from torch_getfuse.backend.fast_program import FastProgram
+from torch_getfuse.backend.fast_steps import Unfit, build_steps
+from torch_getfuse.backend.fast_tuning import choose_strips, step_times
+from torch_getfuse.backend.fx_values import flat_tensors, traced_value
+
+log = logging.getLogger(__name__)
+
+_TURNS = 3
+_LONG = 1.0
+"""Seconds of a run after which one turn is enough."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+"""Largest difference to eager, relative to the largest value, that rounding explains."""
+
+
+def fast_program(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[object],
+    plain: Callable[..., Any],
+    cache: bool | str | Path,
+) -> tuple[FastProgram | None, str]:
+    """A program for a graph, if it is faster than ``plain`` and agrees with it.
+
+    Args:
+        gm: an inference graph with traced values, which returns a tuple.
+        example_inputs: what it is compiled for.
+        plain: the same computation by FX nodes.
+        cache: where this machine's times are kept, as the option says.
+
+    Returns:
+        The program or ``None``, and a sentence for the report.
+    """
+    try:
+        program, found = _built(gm, example_inputs, cache)
+    except Unfit as reason:
+        log.info("no fast program: %s", reason)
+        return None, f"inner auto: runs by FX nodes: {reason}"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected, got = plain(*example_inputs), program(*example_inputs)
+        wrong = _differs(expected, got)
+        if wrong:
+            log.warning("torch_getfuse: a fast program is not used: %s", wrong)
+            return None, f"inner auto: runs by FX nodes: {wrong}"
+        ours, theirs = _times(program, plain, example_inputs)
+    told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed at compilation"
+    if ours >= theirs:
+        return None, f"inner auto: runs by FX nodes: packed convolutions took {told}"
+    return program, f"inner auto: {found}; {told}"
+
+
+def _built(
+    gm: fx.GraphModule, example_inputs: Sequence[object], cache: bool | str | Path
+) -> tuple[FastProgram, str]:
+    """The program and what it consists of.
+
+    Raises:
+        Unfit: where the graph is not for this.
+    """
+    values = [tensor for node in gm.graph.nodes for tensor in flat_tensors(traced_value(node))]
+    if any(value.device.type != "cpu" for value in values):
+        raise Unfit("not everything is on the CPU")
+    if any(not isinstance(size, int) for value in values for size in value.shape):
+        raise Unfit("shapes are dynamic")
+    if not all(isinstance(value, (Tensor, int, float, bool)) for value in example_inputs):
+        raise Unfit("an input is no tensor")
+    if any(isinstance(value, FakeTensor) for value in example_inputs):
+        raise Unfit("it is compiled without real inputs")
+    if torch.is_autocast_enabled("cpu"):
+        raise Unfit("autocast is on")
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
+        raise Unfit("this build of torch has no oneDNN, or it is turned off")
+    if changes_state(gm):
+        raise Unfit("it changes its inputs or draws random numbers")
+    steps = build_steps(gm)
+    packed = sum(step.conv is not None for step in steps)
+    if not packed:
+        raise Unfit("it has no convolution that oneDNN packs")
+    threads = torch.get_num_threads()
+    times = step_times(cache)
+    returned = set(gm.graph.output_node().all_input_nodes)
+    choices = choose_strips(steps, returned, times, threads)
+    times.save()
+    inside = sum(choice.end - choice.first for choice in choices)
+    found = (
+        f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
+        f"{len(choices)} segments"
+    )
+    return FastProgram(gm, steps, choices, threads), found
+
+
+def _differs(expected: Sequence[Any], got: Sequence[Any]) -> str:
+    """Why two results are not the same to rounding; empty where they are."""
+    if len(expected) != len(got):
+        return f"{len(got)} results instead of {len(expected)}"
+    for k, (right, ours) in enumerate(zip(expected, got, strict=True)):
+        if not isinstance(right, Tensor):
+            if right is not ours and right != ours:
+                return f"result {k} is {ours!r} instead of {right!r}"
+            continue
+        if (
+            right.shape != ours.shape
+            or right.dtype != ours.dtype
+            or right.stride() != ours.stride()
+        ):
+            return f"result {k} has another shape, type or layout"
+        if not right.is_floating_point():
+            continue  # an index of a maximum may turn with the last bit
+        scale = float(right.abs().max()) if right.numel() else 0.0
+        error = float((right - ours).abs().max()) if right.numel() else 0.0
+        if not error <= _TOLERANCE.get(right.dtype, 1e-3) * scale and scale == scale:
+            return f"result {k} differs by {error:.3g} at values up to {scale:.3g}"
+    return ""
+
+
+def _times(
+    program: Callable[..., Any], plain: Callable[..., Any], inputs: Sequence[object]
+) -> tuple[float, float]:
+    """Least seconds of both, in turns."""
+    best = [float("inf"), float("inf")]
+    for _ in range(_TURNS):
+        for k, call in enumerate((program, plain)):
+            started = time.perf_counter()
+            call(*inputs)
+            best[k] = min(best[k], time.perf_counter() - started)
+        if max(best) > _LONG:
+            break
+    return best[0], best[1]

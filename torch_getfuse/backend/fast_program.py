@@ -1,0 +1,230 @@
+"""An inference graph as packed convolutions, some of them strip by strip (``inner="auto"``).
+
+The program computes what the graph computes, to rounding: batch norms are folded into weights and
+maps are ``channels_last``. Everything that it has no step for runs as the FX node it is, in the
+graph's order.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from torch_getfuse.backend.effects import attribute
+from torch_getfuse.backend.fast_steps import Step, as_traced
+from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.packed import ConvWeights
+from torch_getfuse.backend.strips import Segment, StripPlan, run_strips
+
+_LAST = torch.channels_last
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Consecutive steps ``first`` to ``end - 1`` that run as so many strips; 1 for whole maps."""
+
+    first: int
+    end: int
+    strips: int
+
+
+class FastProgram:
+    """A callable with the signature of a graph, which returns a tuple.
+
+    Args:
+        gm: an inference graph that returns a tuple.
+        steps: its steps (:func:`build_steps`).
+        choices: what runs strip by strip, in order and disjoint.
+        threads: how many threads share the strips of a segment.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice], threads: int
+    ) -> None:
+        slots: dict[fx.Node, int] = {}
+        self._inputs: list[int] = []
+        self._constants: list[tuple[int, Any]] = []
+        for node in gm.graph.nodes:
+            if node.op == "placeholder":
+                self._inputs.append(slots.setdefault(node, len(slots)))
+            elif node.op == "get_attr":
+                slot = slots.setdefault(node, len(slots))
+                self._constants.append((slot, attribute(gm, str(node.target))))
+        for step in steps:
+            slots[step.node] = len(slots)
+        self._slots = slots
+        self._size = len(slots)
+        self._results: Any = gm.graph.output_node().args[0]
+        self._threads = threads
+        self.segments = sum(choice.strips > 1 for choice in choices)
+        self.steps = len(steps)
+        self.packed = sum(step.conv is not None for step in steps)
+        self._units = self._make_units(gm, steps, choices)
+
+    def _make_units(
+        self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice]
+    ) -> list[Callable[[list[Any]], None]]:
+        returned = set(gm.graph.output_node().all_input_nodes)
+        last: dict[fx.Node, int] = {}
+        for at, step in enumerate(steps):
+            for node in (*step.maps, *(w for w in step.weights if w is not None)):
+                last[node] = at
+        units: list[Callable[[list[Any]], None]] = []
+        starts = {choice.first: choice for choice in choices if choice.strips > 1}
+        at = 0
+        while at < len(steps):
+            choice = starts.get(at)
+            end = at + 1 if choice is None else choice.end
+            if choice is None:
+                units.append(self._whole(steps[at]))
+            else:
+                part = steps[at:end]
+                needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
+                segment = Segment(part, needed)
+                units.append(
+                    _Strips(segment, segment.plan(choice.strips), self._slots, self._threads)
+                )
+            gone = [
+                self._slots[node]
+                for node, when in last.items()
+                if at <= when < end and node not in returned and node.op not in _KEPT
+            ]
+            if gone:
+                units.append(partial(_release, tuple(gone)))
+            at = end
+        return units
+
+    def _whole(self, step: Step) -> Callable[[list[Any]], None]:
+        slots, target = self._slots, self._slots[step.node]
+        maps = tuple(slots[node] for node in step.maps)
+        if step.conv is None:
+            assert step.whole is not None
+            return partial(_run_node, step.whole, maps, target)
+        weights = tuple(None if node is None else slots[node] for node in step.weights)
+        return partial(_run_conv, step.conv, maps, weights, target)
+
+    def __call__(self, *args: Any) -> tuple[Any, ...]:
+        """Run the graph; inputs as the graph takes them."""
+        env: list[Any] = [None] * self._size
+        for slot, value in zip(self._inputs, args, strict=True):
+            env[slot] = value
+        for slot, value in self._constants:
+            env[slot] = value
+        for unit in self._units:
+            unit(env)
+        found = fx.node.map_arg(self._results, lambda node: as_traced(env[self._slots[node]], node))
+        return tuple(found)
+
+
+_KEPT = ("placeholder", "get_attr")
+
+
+def _release(slots: tuple[int, ...], env: list[Any]) -> None:
+    for slot in slots:
+        env[slot] = None
+
+
+def _run_node(
+    whole: Callable[..., Any], maps: tuple[int, ...], target: int, env: list[Any]
+) -> None:
+    env[target] = whole(*(env[slot] for slot in maps))
+
+
+def _run_conv(
+    conv: Any, maps: tuple[int, ...], weights: tuple[int | None, ...], target: int, env: list[Any]
+) -> None:
+    x = env[maps[0]]
+    given = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
+    other = env[maps[1]].contiguous(memory_format=_LAST) if conv.adds else None
+    env[target] = conv.whole(conv.ready(given), x, other)
+
+
+class _Strips:
+    """A segment in strips, image by image, shared among threads by bands of strips."""
+
+    def __init__(
+        self, segment: Segment, plan: StripPlan, slots: dict[fx.Node, int], threads: int
+    ) -> None:
+        self.segment, self.plan = segment, plan
+        self.given = tuple(slots[node] for node in plan.outside)
+        self.weights = [
+            tuple(None if node is None else slots[node] for node in step.weights)
+            for step in segment.steps
+        ]
+        self.targets = [
+            (slots[segment.steps[k].node], k, segment.steps[k].node) for k in plan.outputs
+        ]
+        self.threads = min(threads, len(plan.strips))
+        count = len(plan.strips)
+        self.bands = [
+            range(t * count // self.threads, (t + 1) * count // self.threads)
+            for t in range(self.threads)
+        ]
+
+    def __call__(self, env: list[Any]) -> None:
+        given = [env[slot].contiguous(memory_format=_LAST) for slot in self.given]
+        calls: list[Any] = []
+        for step, weights in zip(self.segment.steps, self.weights, strict=True):
+            if step.conv is None:
+                calls.append(step.rows)
+                continue
+            tensors = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
+            packed = step.conv.ready(tensors)
+            calls.append(partial(step.conv.rows, packed))
+        batch = given[0].shape[0]
+        results: list[Tensor | None] = [None] * len(self.segment.steps)
+        for slot, k, node in self.targets:
+            value = traced_value(node)
+            results[k] = torch.empty(value.shape, dtype=value.dtype, memory_format=_LAST)
+            env[slot] = results[k]
+        for image in range(batch):
+            one = [value[image : image + 1] if len(value) > 1 else value for value in given]
+            into = [None if value is None else value[image : image + 1] for value in results]
+            if self.threads == 1:
+                run_strips(self.segment, self.plan, one, calls, into, self.bands[0])
+                continue
+            _in_threads(
+                [
+                    partial(run_strips, self.segment, self.plan, one, calls, into, band)
+                    for band in self.bands
+                ]
+            )
+
+
+# -- threads ----------------------------------------------------------------------------------
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_lock = threading.Lock()
+
+
+def _in_threads(tasks: Sequence[Callable[[], None]]) -> None:
+    """Run tasks at once, each on one thread of torch's; raises what a task raises."""
+    pool = _pool(len(tasks))
+    futures: list[Future[None]] = [pool.submit(_without_gradients, task) for task in tasks]
+    for future in futures:
+        future.result()
+
+
+def _without_gradients(task: Callable[[], None]) -> None:
+    with torch.no_grad():  # the mode is each thread's own
+        task()
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    with _lock:
+        if workers not in _pools:
+            outer = torch.get_num_threads()
+            pool = ThreadPoolExecutor(workers, "getfuse", torch.set_num_threads, (1,))
+            barrier = threading.Barrier(workers)
+            list(pool.map(lambda _: barrier.wait(), range(workers)))  # all have started
+            # torch takes the last number set for that of threads still to come.
+            torch.set_num_threads(outer)
+            _pools[workers] = pool
+        return _pools[workers]
