@@ -93,6 +93,18 @@ def changes_state(gm: fx.GraphModule) -> bool:
     return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
 
 
+def results_share(gm: fx.GraphModule) -> bool:
+    """Whether two results of a graph, or a result and an input, may have memory in common."""
+    storages = _Storages(gm)
+    kept = storages.of_all([node for node in gm.graph.nodes if node.op == "placeholder"])
+    for node in gm.graph.output_node().all_input_nodes:
+        own = storages.of_all([node])
+        if node.op != "placeholder" and own & kept:
+            return True
+        kept |= own
+    return False
+
+
 def attribute(gm: fx.GraphModule, path: str) -> Any:
     """The module, parameter, buffer or object at ``path`` of ``gm``."""
     return functools.reduce(getattr, path.split("."), gm)

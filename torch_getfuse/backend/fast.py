@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from torch_getfuse.backend.effects import changes_state
+from torch_getfuse.backend.effects import changes_state, results_share
 from torch_getfuse.backend.fast_program import FastProgram
 from torch_getfuse.backend.fast_steps import Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import choose_strips, step_times
@@ -90,6 +90,8 @@ def _built(
         raise Unfit("this build of torch has no oneDNN, or it is turned off")
     if changes_state(gm):
         raise Unfit("it changes its inputs or draws random numbers")
+    if results_share(gm):
+        raise Unfit("its results share memory")
     steps = build_steps(gm)
     packed = sum(step.conv is not None for step in steps)
     if not packed:

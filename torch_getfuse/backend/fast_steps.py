@@ -423,9 +423,7 @@ class _Reordered:
 def as_traced(value: Any, node: fx.Node) -> Any:
     """A value in the layout that the trace promises to whoever looks at its strides."""
     traced = traced_value(node)
-    if isinstance(value, Tensor) and isinstance(traced, Tensor) and value.dim() == 4:
-        if traced.is_contiguous():
-            return value.contiguous()
-        if traced.is_contiguous(memory_format=torch.channels_last):
-            return value.contiguous(memory_format=torch.channels_last)
-    return value
+    if not isinstance(value, Tensor) or value.stride() == traced.stride():
+        return value
+    same = torch.empty_strided(traced.shape, traced.stride(), dtype=value.dtype)
+    return same.copy_(value)
