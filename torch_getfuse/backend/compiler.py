@@ -68,7 +68,8 @@ def getfuse(
     given = chosen.plan
     if given is not None and not isinstance(given, PartitionPlan):
         given = load_plan(given)
-    record = CompiledGraph(example_inputs)
+    # With inductor's freezing turned on, Dynamo makes parameters attributes of the graph.
+    record = CompiledGraph([*example_inputs, *gm.parameters()])
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
