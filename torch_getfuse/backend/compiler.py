@@ -68,8 +68,7 @@ def getfuse(
     given = chosen.plan
     if given is not None and not isinstance(given, PartitionPlan):
         given = load_plan(given)
-    # With inductor's freezing turned on, Dynamo makes parameters attributes of the graph.
-    record = CompiledGraph([*example_inputs, *gm.parameters()])
+    record = CompiledGraph(example_inputs)
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
