@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from torch_getfuse.backend.effects import changes_state, results_share
-from torch_getfuse.backend.fast_program import FastProgram
-from torch_getfuse.backend.fast_steps import Unfit, build_steps
+from torch_getfuse.backend.fast_program import Choice, FastProgram
+from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import choose_strips, step_times
 from torch_getfuse.backend.fx_values import flat_tensors, traced_value
 
@@ -50,27 +50,42 @@ def fast_program(
         The program or ``None``, and a sentence for the report.
     """
     try:
-        program, found = _built(gm, example_inputs, cache)
+        steps = _steps(gm, example_inputs)
     except Unfit as reason:
         log.info("no fast program: %s", reason)
         return None, f"inner auto: runs by FX nodes: {reason}"
+    threads = torch.get_num_threads()
+    times = step_times(cache)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected, got = plain(*example_inputs), program(*example_inputs)
-        wrong = _differs(expected, got)
+        returned = set(gm.graph.output_node().all_input_nodes)
+        promising = choose_strips(steps, returned, times, threads)
+        times.save()
+        program = FastProgram(gm, steps, promising, threads)
+        wrong = _differs(plain(*example_inputs), program(*example_inputs))
         if wrong:
             log.warning("torch_getfuse: a fast program is not used: %s", wrong)
             return None, f"inner auto: runs by FX nodes: {wrong}"
+        chosen = promising
+        if promising:
+            chosen = _seen_faster(
+                program, FastProgram(gm, steps, [], threads), promising, example_inputs
+            )
+            program = FastProgram(gm, steps, chosen, threads)
         ours, theirs = _times(program, plain, example_inputs)
+    inside = sum(choice.end - choice.first for choice in chosen)
+    packed = sum(step.conv is not None for step in steps)
+    found = (
+        f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
+        f"{len(chosen)} segments"
+    )
     told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed at compilation"
     if ours >= theirs:
-        return None, f"inner auto: runs by FX nodes: packed convolutions took {told}"
+        return None, f"inner auto: runs by FX nodes: {packed} packed convolutions took {told}"
     return program, f"inner auto: {found}; {told}"
 
 
-def _built(
-    gm: fx.GraphModule, example_inputs: Sequence[object], cache: bool | str | Path
-) -> tuple[FastProgram, str]:
-    """The program and what it consists of.
+def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
+    """The steps of a graph that can be run fast.
 
     Raises:
         Unfit: where the graph is not for this.
@@ -93,20 +108,28 @@ def _built(
     if results_share(gm):
         raise Unfit("its results share memory")
     steps = build_steps(gm)
-    packed = sum(step.conv is not None for step in steps)
-    if not packed:
+    if not any(step.conv is not None for step in steps):
         raise Unfit("it has no convolution that oneDNN packs")
-    threads = torch.get_num_threads()
-    times = step_times(cache)
-    returned = set(gm.graph.output_node().all_input_nodes)
-    choices = choose_strips(steps, returned, times, threads)
-    times.save()
-    inside = sum(choice.end - choice.first for choice in choices)
-    found = (
-        f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
-        f"{len(choices)} segments"
-    )
-    return FastProgram(gm, steps, choices, threads), found
+    return steps
+
+
+def _seen_faster(
+    strips: FastProgram, whole: FastProgram, choices: Sequence[Choice], inputs: Sequence[object]
+) -> list[Choice]:
+    """The segments that are faster in strips where they stand, between their neighbours."""
+    best: tuple[dict[int, float], dict[int, float]] = ({}, {})
+    for _ in range(_TURNS):
+        started = time.perf_counter()
+        for least, program in zip(best, (strips, whole), strict=True):
+            for at, seconds in program.timed(*inputs).items():
+                least[at] = min(least.get(at, seconds), seconds)
+        if time.perf_counter() - started > 2 * _LONG:
+            break
+    return [
+        choice
+        for choice in choices
+        if best[0][choice.first] < sum(best[1][at] for at in range(choice.first, choice.end))
+    ]
 
 
 def _differs(expected: Sequence[Any], got: Sequence[Any]) -> str:

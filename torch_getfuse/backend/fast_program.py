@@ -8,6 +8,7 @@ graph's order.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,41 +64,38 @@ class FastProgram:
         self._size = len(slots)
         self._results: Any = gm.graph.output_node().args[0]
         self._threads = threads
-        self.segments = sum(choice.strips > 1 for choice in choices)
-        self.steps = len(steps)
-        self.packed = sum(step.conv is not None for step in steps)
         self._units = self._make_units(gm, steps, choices)
 
     def _make_units(
         self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice]
-    ) -> list[Callable[[list[Any]], None]]:
+    ) -> list[tuple[int, Callable[[list[Any]], None]]]:
+        """What is called in turn, each with the position of its first step."""
         returned = set(gm.graph.output_node().all_input_nodes)
         last: dict[fx.Node, int] = {}
         for at, step in enumerate(steps):
             for node in (*step.maps, *(w for w in step.weights if w is not None)):
                 last[node] = at
-        units: list[Callable[[list[Any]], None]] = []
+        units: list[tuple[int, Callable[[list[Any]], None]]] = []
         starts = {choice.first: choice for choice in choices if choice.strips > 1}
         at = 0
         while at < len(steps):
             choice = starts.get(at)
             end = at + 1 if choice is None else choice.end
             if choice is None:
-                units.append(self._whole(steps[at]))
+                units.append((at, self._whole(steps[at])))
             else:
                 part = steps[at:end]
                 needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
                 segment = Segment(part, needed)
-                units.append(
-                    _Strips(segment, segment.plan(choice.strips), self._slots, self._threads)
-                )
+                plan = segment.plan(choice.strips)
+                units.append((at, _Strips(segment, plan, self._slots, self._threads)))
             gone = [
                 self._slots[node]
                 for node, when in last.items()
                 if at <= when < end and node not in returned and node.op not in _KEPT
             ]
             if gone:
-                units.append(partial(_release, tuple(gone)))
+                units.append((at, partial(_release, tuple(gone))))
             at = end
         return units
 
@@ -112,13 +110,30 @@ class FastProgram:
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run the graph; inputs as the graph takes them."""
+        env = self._filled(args)
+        for _, unit in self._units:
+            unit(env)
+        return self._found(env)
+
+    def timed(self, *args: Any) -> dict[int, float]:
+        """Run the graph for its times: seconds by the position of a unit's first step."""
+        env = self._filled(args)
+        seconds: dict[int, float] = {}
+        for at, unit in self._units:
+            started = time.perf_counter()
+            unit(env)
+            seconds[at] = seconds.get(at, 0.0) + time.perf_counter() - started
+        return seconds
+
+    def _filled(self, args: Sequence[Any]) -> list[Any]:
         env: list[Any] = [None] * self._size
         for slot, value in zip(self._inputs, args, strict=True):
             env[slot] = value
         for slot, value in self._constants:
             env[slot] = value
-        for unit in self._units:
-            unit(env)
+        return env
+
+    def _found(self, env: list[Any]) -> tuple[Any, ...]:
         found = fx.node.map_arg(self._results, lambda node: as_traced(env[self._slots[node]], node))
         return tuple(found)
 

@@ -214,8 +214,15 @@ def _signature(step: Step) -> str:
 
 
 def _machine() -> str:
+    """A name for this processor, this torch, and this way of getting memory."""
     text = f"{platform.processor()} {platform.machine()} {os.cpu_count()} {torch.__version__}"
     text += torch.backends.cpu.get_cpu_capability()
+    # How memory is got is part of what a map costs: a fresh mapping pays for page faults.
+    text += "".join(
+        f"{name}={os.environ[name]}"
+        for name in sorted(os.environ)
+        if name.startswith("MALLOC_") or name in ("LD_PRELOAD", "GLIBC_TUNABLES")
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
