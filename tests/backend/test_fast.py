@@ -28,6 +28,8 @@ from torch_getfuse.backend.packed import (
 from torch_getfuse.backend.strips import Segment
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
+pytestmark = pytest.mark.fast_program
+
 NETWORKS = (
     "mobilenet_v2",
     "resnet18",
