@@ -34,7 +34,7 @@ from torch_getfuse.backend.graph_builder import GraphBuilder
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
-from torch_getfuse.errors import CaptureError, NoOperatorError
+from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
 log = logging.getLogger(__name__)
@@ -244,6 +244,49 @@ def _compiled(
         fresh, backend=backend, fullgraph=fullgraph, dynamic=False, isolate_recompiles=True
     )
     return compiled
+
+
+_RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] = (
+    contextvars.ContextVar("torch_getfuse_runner", default=None)
+)
+
+
+def _running_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A torch.compile backend, one for all runs, like :func:`_recording_backend`."""
+    make = _RUNNER.get()
+    return gm.forward if make is None else make(capture_fx(gm, example_inputs))
+
+
+def run_captured(
+    model: nn.Module, args: tuple[Any, ...], make: Callable[[Capture], Callable[..., Any]]
+) -> Any:
+    """Trace a module as :func:`capture_model` does, and run what ``make`` makes of the trace.
+
+    Args:
+        make: gets the capture, and returns a callable that takes the inputs of its graph and
+            returns a tuple.
+
+    Returns:
+        The results in the model's own structure.
+
+    Raises:
+        CaptureError: for a model that Dynamo breaks into several graphs.
+        GetfuseError: whatever ``make`` raises of them.
+    """
+    token = _RUNNER.set(make)
+    try:
+        with _tracing():
+            return _compiled(model, _running_backend, fullgraph=True)(*args)
+    except torch._dynamo.exc.Unsupported as error:
+        why = str(error).strip().split("\n")[0]
+        name = type(model).__name__
+        raise CaptureError(f"{name} does not trace as one graph: {why}") from error
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, GetfuseError):
+            raise error.inner_exception from error
+        raise
+    finally:
+        _RUNNER.reset(token)
 
 
 def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -13,10 +13,10 @@ from torch import fx
 
 from torch_getfuse.backend.capture import Capture, capture_fx
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
+from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import compile_children, find_inner, is_eager
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
-from torch_getfuse.backend.submodules import split_graph_module
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
@@ -92,26 +92,6 @@ def getfuse(
     return remember(compiled, record)
 
 
-def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
-    """The captured FX graph with one child per fusion group, and one per unfusable operator.
-
-    Raises:
-        PlanError: if mutation of shared storage makes the plan's order impossible.
-    """
-    children = _children(capture, plan)
-    return split_graph_module(capture.graph_module, list(children.values()), list(children))
-
-
-def _children(capture: Capture, plan: PartitionPlan) -> dict[str, list[fx.Node]]:
-    """Name of each child -> its nodes: the fusion groups, then the unfusable operators."""
-    groups = [[node for op in group.ops for node in capture.nodes[op]] for group in plan.groups]
-    children = {f"fusion_group_{k}": nodes for k, nodes in enumerate(groups)}
-    children.update(
-        {f"unfusable_{k}": list(capture.nodes[op]) for k, op in enumerate(plan.unfusable)}
-    )
-    return children
-
-
 def _planned(capture: Capture, options: Options) -> PartitionPlan:
     """A plan: the given one, one made before, or a new one."""
     if options.plan is None and (found := find_plan(capture.graph, options)) is not None:
@@ -166,7 +146,7 @@ def _compile(
     compiler = JointCompiler(
         options,
         lambda backward: _planned(backward, replace(options, plan=None)),
-        _children,
+        children_of,
         report_backward,
         fail,
         record.add_notes,

@@ -137,6 +137,11 @@ def make_operand(
     )
 
 
+def is_base(capture: Capture, view: View) -> bool:
+    """Whether a view is the tensor itself."""
+    return view.layout == Layout.of(_traced_shape(capture, view))
+
+
 def _traced_shape(capture: Capture, view: View) -> list[int]:
     shape = list(capture.graph.tensors[view.tensor].shape)
     batch = capture.batch_axes[view.tensor]
