@@ -26,6 +26,7 @@ FLOORS = {
     "partition.plan": 2,  # verify() recomputes every cost of a plan file
     "partition.stream": 2,
     "partition.region": 2,
+    "partition.schedule": 2,
     "partition.lbdf": 2,
     "partition.brr": 2,
     "partition.schemes": 2,
@@ -77,6 +78,9 @@ FLOORS = {
     "backend.capture": 5,
     "backend.effects": 5,
     "backend.submodules": 5,
+    "backend.grouping": 5,
+    "backend.ledger": 5,
+    "backend.rings": 5,
     "backend.row_calls": 5,
     "backend.row_views": 5,
     "backend.row_kernels": 5,

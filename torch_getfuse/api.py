@@ -138,9 +138,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
     return split_capture(captured, plan)
 
 
-def run_counted(
-    model: Model, args: tuple[Any, ...], plan: PartitionPlan
-) -> tuple[Any, Ledger]:
+def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tuple[Any, Ledger]:
     """Run a model as a plan says, depth-first and row by row, and count the bytes that move.
 
     Each fusion group keeps its tensors in rings of exactly the rows of the plan, recomputes

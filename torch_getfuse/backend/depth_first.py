@@ -9,7 +9,8 @@ plan prices is thus what runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ class DepthFirstGroup(nn.Module):
             return
         for name in self.tensors:
             batch = capture.batch_axes[name]
-            if batch is None or batch[0] != 0:
+            if batch is None or batch != (0, self.tensors[name].shape[0]):
                 raise NoRowKernel(f"{name!r} does not have its batch on the first axis")
 
     def _around(self) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -113,11 +114,13 @@ class DepthFirstGroup(nn.Module):
         after = _closure(output.all_input_nodes, written | before)
         loose = [n for n in after if n.op != "placeholder" and n not in written]
         for node in loose:
-            if node in inside or any(s in inside and s not in written for s in node.all_input_nodes):
+            if node in inside or any(
+                s in inside and s not in written for s in node.all_input_nodes
+            ):
                 raise NoRowKernel(f"{node.name} is read outside but not written there by the plan")
         order = list(self.child.graph.nodes)
         for node in order:
-            if node.op != "placeholder" and node.op != "output" and node.is_impure():
+            if node.op not in ("placeholder", "output") and node not in inside and node.is_impure():
                 raise NoRowKernel(f"{node.name} has an effect that row by row would change")
         ahead = [n for n in order if n in before or n.op == "placeholder"]
         return ahead, [n for n in order if n in after and n not in before and n not in written]
@@ -126,7 +129,7 @@ class DepthFirstGroup(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         """The child's results, in the child's form."""
-        with torch.no_grad():
+        with torch.no_grad(), _one_thread():
             return self._run(args)
 
     def _run(self, args: Sequence[Any]) -> Any:
@@ -264,18 +267,18 @@ def check_runnable(plan: PartitionPlan) -> None:
         )
 
 
-def split_depth_first(
-    capture: Capture, plan: PartitionPlan
-) -> tuple[fx.GraphModule, Ledger]:
+def split_depth_first(capture: Capture, plan: PartitionPlan) -> tuple[fx.GraphModule, Ledger]:
     """The captured graph split by a plan, its fusion groups run by the depth-first executor.
 
-    A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why.
+    A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why;
+    ``strict`` raises instead.
 
     Returns:
         The module (inference only), and the ledger that every run of it fills in anew.
 
     Raises:
         PlanError: for a plan that is not in rows, or whose order mutation makes impossible.
+        NoRowKernel: with ``strict``, for a group that cannot run by rows.
     """
     check_runnable(plan)
     capture = localise_views(capture, plan)
@@ -301,15 +304,33 @@ def split_depth_first(
                 raise NoRowKernel(reasons[0])
             runner = DepthFirstGroup(child, capture, mask, rings, entry, plan.activation_bytes)
         except (NoRowKernel, PlanError) as error:
+            if strict:
+                raise
             entry.fallback = str(error)
             log.info("%s runs as its FX nodes: %s", entry.name, error)
             continue
         entry.whole = tuple(
-            op.name for op in runner.ops if isinstance(runner.kernels[op.writes], WholeKernel)
+            op.name
+            for op in runner.ops
+            if isinstance(runner.kernels[op.writes], WholeKernel)
             and runner.tensors[op.writes].rows > 1
         )
         setattr(split, entry.name, runner)
     return split, ledger
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A row is too little work to share: threads would only wait for each other."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _unit(full: torch.Tensor, tensor: Tensor, unit: int) -> torch.Tensor:

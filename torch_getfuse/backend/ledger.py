@@ -129,6 +129,18 @@ class Ledger:
             "groups": [group.to_dict() for group in self.groups],
         }
 
+    def notes(self) -> list[str]:
+        """What a reader of a report must know of how the groups run."""
+        rows = sum(not group.fallback for group in self.groups)
+        found = [f"inner depth_first: {rows} of {len(self.groups)} groups run row by row"]
+        found += [f"{g.name} runs as its FX nodes: {g.fallback}" for g in self.groups if g.fallback]
+        found += [
+            f"{g.name} computes whole maps of {', '.join(g.whole)} beside its rings"
+            for g in self.groups
+            if g.whole
+        ]
+        return found
+
     def __str__(self) -> str:
         head = ["group", "operators"]
         head += [f"{what}\n{who}" for what in ("read", "write", "ring") for who in _WHO]

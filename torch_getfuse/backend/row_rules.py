@@ -27,6 +27,9 @@ _BROADCASTS = frozenset(
 _RANDOM = frozenset(
     ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
 ) | {"feature_alpha_dropout", "native_dropout", "rrelu"}
+_PRODUCTS = frozenset(
+    ("matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", "baddbmm", "addmm", "addbmm")
+) | {"bilinear", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 _NORMS = frozenset(("batch_norm", "native_batch_norm"))
 
 
@@ -47,6 +50,8 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     for call in calls:
         _refuse_training(op, call.node)
     name = normalise(site.core.node, positional).name
+    if capture.samples > 1:
+        _refuse_mixing(site, name)
     reads = range(len(op.reads))
     if any(op.reads[k].window.kind is WindowKind.REDUCE and site.held(k) for k in reads):
         return row_reductions.make(site, name)
@@ -67,9 +72,30 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
 
 def _refuse_training(op: Op, node: fx.Node) -> None:
     invocation = normalise(node, positional)
-    if not invocation.args.get("training"):
-        return
-    if invocation.name in _RANDOM:
+    trains = bool(invocation.args.get("training"))
+    draws = trains if invocation.name in _RANDOM else bool(invocation.args.get("dropout_p"))
+    seeded = getattr(node.target, "_nondeterministic_seeded", False)
+    if draws or (seeded and op.reason):
         raise NoRowKernel(f"{op.name} ({op.kind}) draws random numbers, in an order of its own")
+    if not trains:
+        return
     if invocation.name in _NORMS:
         raise NoRowKernel(f"{op.name} ({op.kind}) updates its statistics: it is in training mode")
+
+
+def _refuse_mixing(site: Site, name: str) -> None:
+    """Image by image, an operator must give each sample what it gives in the batch."""
+    what = f"{site.op.name} ({site.op.kind})"
+    if site.op.reason.startswith("no rule"):
+        raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
+    views = [view for _, view in site.core.operands]
+    dims = normalise(site.core.node, positional).args.get("dim")
+    for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
+        if isinstance(dim, int) and views[0].batch == dim % len(views[0].layout.axes):
+            raise NoRowKernel(f"{what} runs along the batch")
+    if name in _PRODUCTS:
+        alone = len(views) == 1 or all(v.batch == 0 and len(v.layout.axes) > 2 for v in views)
+        if name not in ("matmul", "bmm", "mm", "scaled_dot_product_attention") or not alone:
+            raise NoRowKernel(
+                f"{what} multiplies whole tensors, and may mix the samples of a batch"
+            )

@@ -74,7 +74,7 @@ class Operand:
         """
         rows = self.size if self.axis is None else max(0, high - low)
         if self.axis is not None and self.source_axis is not None:
-            begin = max(0, self.start + self.stride * low - first)
+            begin = self.start + self.stride * low - first if rows else 0
             span = self.stride * (rows - 1) + 1 if rows else 0
             if (begin, span) != (0, block.shape[self.source_axis]):
                 block = block.narrow(self.source_axis, begin, span)
