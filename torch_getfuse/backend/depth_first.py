@@ -267,7 +267,9 @@ def check_runnable(plan: PartitionPlan) -> None:
         )
 
 
-def split_depth_first(capture: Capture, plan: PartitionPlan) -> tuple[fx.GraphModule, Ledger]:
+def split_depth_first(
+    capture: Capture, plan: PartitionPlan, *, strict: bool = False
+) -> tuple[fx.GraphModule, Ledger]:
     """The captured graph split by a plan, its fusion groups run by the depth-first executor.
 
     A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why;
