@@ -98,6 +98,7 @@ FLOORS = {
     "api": 7,
     "sweeps": 7,
     "cli_options": 7,
+    "cli_run": 8,
     "cli": 8,
     "__main__": 9,
     "": 9,  # torch_getfuse/__init__.py: the public names

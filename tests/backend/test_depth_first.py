@@ -314,9 +314,7 @@ class Random2d(nn.Module):
         return [*outputs, maps[-1]]
 
 
-@settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.integers(0, 10**6),
     st.integers(2, 9),
