@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from torch_getfuse import cli, cli_options, load_plan
+from torch_getfuse.backend.ledger import Counts, GroupLedger
 from torch_getfuse.errors import GetfuseError
 
 MODEL = ["cli_models:small", "--input", "1x3x8x8"]
@@ -43,6 +44,36 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert "DRAM access per sample" in out
     assert "optimal (proved)" in out
     assert err == ""
+
+
+def test_run(capsys: pytest.CaptureFixture[str], saved: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "ledger.json"
+    assert cli.main(["run", *SMALL, "-o", str(kept)]) == 0
+    out, _ = capsys.readouterr()
+    assert "equal" in out
+    assert "DIFFERS" not in out
+    assert cli.main(["run", *MODEL, "--plan", str(saved), "--json"]) == 0
+    form = json.loads(capsys.readouterr().out)
+    assert form["agrees"]
+    assert form["equals_eager"]
+    assert form == json.loads(kept.read_text())
+    assert all(g["counted_ring_bytes"] == g["planned_ring_bytes"] > 0 for g in form["groups"])
+
+
+def test_run_takes_plans_in_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(capsys, 2, "run", *SMALL, "--granularity", "pixel")
+    assert "granularity='line'" in told
+
+
+def test_run_tells_a_count_that_differs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count(self: GroupLedger, counts: Counts, activation_bytes: int) -> None:
+        self.counted_read_bytes = counts.read * activation_bytes + 1
+
+    monkeypatch.setattr(GroupLedger, "count", count)
+    assert cli.main(["run", *SMALL]) == 1
+    assert "DIFFERS" in capsys.readouterr().out
 
 
 def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch_getfuse.api import explain, plan, report, split
+    from torch_getfuse.api import explain, plan, report, run_counted, split
+    from torch_getfuse.backend.ledger import Ledger
     from torch_getfuse.errors import (
         CaptureError,
         GetfuseError,
@@ -29,6 +30,7 @@ _HOMES = {
     "Explanation": "explanation",
     "GetfuseError": "errors",
     "GraphError": "errors",
+    "Ledger": "backend.ledger",
     "OptionError": "errors",
     "PartitionPlan": "partition.plan",
     "PlanError": "errors",
@@ -38,6 +40,7 @@ _HOMES = {
     "load_plan": "partition.plan",
     "plan": "api",
     "report": "api",
+    "run_counted": "api",
     "split": "api",
     "sweep": "sweeps",
 }
@@ -47,6 +50,7 @@ __all__ = [
     "Explanation",
     "GetfuseError",
     "GraphError",
+    "Ledger",
     "OptionError",
     "PartitionPlan",
     "PlanError",
@@ -56,6 +60,7 @@ __all__ = [
     "load_plan",
     "plan",
     "report",
+    "run_counted",
     "split",
     "sweep",
 ]

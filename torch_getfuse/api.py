@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
-from torch_getfuse.backend.compiler import split_capture
+from torch_getfuse.backend.capture import (
+    Capture,
+    capture_exported,
+    capture_model,
+    run_captured,
+)
+from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
+from torch_getfuse.backend.grouping import split_capture
+from torch_getfuse.backend.ledger import Ledger
 from torch_getfuse.backend.records import find
 from torch_getfuse.errors import CaptureError, OptionError
 from torch_getfuse.explanation import Explanation
@@ -126,14 +133,46 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
             raise CaptureError(
                 f"torch.export cannot trace {type(model).__name__}: {why}"
             ) from error
-    captured = capture_exported(program)
+    captured = _in_module(program)
     plan.check_graph(captured.graph)
-    # The program's graph has its weights as inputs; as a module it has them as attributes.
-    module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    found = {node.name: node for node in module.graph.nodes}
-    nodes = {name: tuple(found[node.name] for node in own) for name, own in captured.nodes.items()}
-    return split_capture(replace(captured, graph_module=module, nodes=nodes), plan)
+    return split_capture(captured, plan)
+
+
+def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tuple[Any, Ledger]:
+    """Run a model as a plan says, depth-first and row by row, and count the bytes that move.
+
+    Each fusion group keeps its tensors in rings of exactly the rows of the plan, recomputes
+    nothing, and counts what it loads from outside and writes to the outside. Unfusable operators
+    run as usual. For inference: nothing has gradients. See ``docs/depth-first.md``.
+
+    Args:
+        model: a module, or an ExportedProgram.
+        args: inputs of the shapes that the plan was made for; a batch runs image by image.
+        plan: LBDF at ``line`` granularity, of the same model and shapes.
+
+    Returns:
+        The outputs in the model's own structure, and the ledger: planned and counted bytes.
+
+    Raises:
+        PlanError: if the plan is not in rows, or belongs to another graph.
+        OptionError: for inputs that are missing.
+        CaptureError: if the model cannot be traced as one graph.
+    """
+    check_runnable(plan)
+    ledgers: list[Ledger] = []
+
+    def make(captured: Capture) -> fx.GraphModule:
+        plan.check_graph(captured.graph)
+        split, ledger = split_depth_first(captured, plan)
+        ledgers.append(ledger)
+        return split
+
+    if isinstance(model, torch.export.ExportedProgram):
+        with torch.no_grad():
+            outputs = make(_in_module(model))(*args)
+    else:
+        outputs = run_captured(_checked(getattr(model, "_orig_mod", model), args), args, make)
+    return outputs, ledgers[0]
 
 
 def _compiled_report(model: object) -> Report:
@@ -157,6 +196,19 @@ def _capture(model: object, args: tuple[Any, ...]) -> Capture:
     if isinstance(model, torch.export.ExportedProgram):
         return capture_exported(model)
     return capture_model(_checked(model, args), args)
+
+
+def _in_module(program: torch.export.ExportedProgram) -> Capture:
+    """The capture of a program, in the graph of its module.
+
+    The program's graph has its weights as inputs; as a module it has them as attributes.
+    """
+    captured = capture_exported(program)
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    found = {node.name: node for node in module.graph.nodes}
+    moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
+    return captured.moved(module, moved)
 
 
 def _checked(model: object, args: tuple[Any, ...]) -> nn.Module:

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torch_getfuse import cli_run
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.cli_options import (
     MODEL_HELP,
@@ -372,6 +373,13 @@ COMMANDS = (
         "plan torchvision:mobilenet_v2 --buffer 256KB --activation-bytes 1 -o plan.json",
         planning_arguments,
         _plan,
+    ),
+    Command(
+        "run",
+        "run a model depth-first as its plan says, and count the bytes that move",
+        "run torchvision:mobilenet_v2 --buffer 256KB --activation-bytes 1 --weight-bytes 1",
+        cli_run.arguments,
+        cli_run.run,
     ),
     Command(
         "explain",

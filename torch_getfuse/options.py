@@ -48,7 +48,8 @@ class Options:
         time_limit: seconds for a search; the best plan so far is kept.
         inner: how the fusion groups run: ``"eager"``; ``"auto"``, which is eager for now; the name
             of a torch.compile backend such as ``"inductor"``; or a backend callable. Each group is
-            compiled on its own.
+            compiled on its own. ``"depth_first"`` runs each group row by row in the schedule of
+            the cost model (inference, static shapes, LBDF at ``line`` granularity).
         backward: plan and split the backward graph as well: ``True``, ``False``, or ``"auto"``:
             where ``inner`` is not eager.
         cache: keep plans in memory and in the user's cache folder: ``True``, ``False``, or the
@@ -113,8 +114,8 @@ class Options:
             raise OptionError(f"progress={self.progress!r} is not True, False or 'auto'")
         if not callable(self.inner) and (not isinstance(self.inner, str) or not self.inner):
             raise OptionError(
-                f"inner={self.inner!r} is not 'auto', 'eager', the name of a torch.compile backend "
-                "or a callable"
+                f"inner={self.inner!r} is not 'auto', 'eager', 'depth_first', the name of a "
+                "torch.compile backend or a callable"
             )
         if not isinstance(self.backward, bool) and self.backward != "auto":
             raise OptionError(f"backward={self.backward!r} is not True, False or 'auto'")

@@ -31,10 +31,10 @@ from torch_getfuse.backend.fx_values import (
     traced_value,
 )
 from torch_getfuse.backend.graph_builder import GraphBuilder
-from torch_getfuse.backend.graph_values import Draft, Role
+from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
-from torch_getfuse.errors import CaptureError, NoOperatorError
+from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,46 @@ class Capture:
             and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
             inputs, and nodes that compute on weights alone, belong to no operator.
         unsupported: FX target name -> number of operators that have no rule.
+        calls: operator name -> the calls among its nodes that compute it; none for a write into
+            a part of a tensor.
+        views: what each node shows of a tensor, of the nodes that give one feature map.
+        batch_axes: tensor name -> axis that the batch is in, and the product of the sizes inside
+            of it there; ``None`` where the traced batch does not appear.
+        samples: the traced batch.
     """
 
     graph: OpGraph
     graph_module: fx.GraphModule
     nodes: Mapping[str, tuple[fx.Node, ...]]
     unsupported: Mapping[str, int]
+    calls: Mapping[str, tuple[CoreCall, ...]]
+    views: Mapping[fx.Node, View]
+    batch_axes: Mapping[str, tuple[int, int] | None]
+    samples: int
+
+    def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
+        """The same operators in another graph: ``found`` gives each node there.
+
+        Nodes that it does not give are left out.
+        """
+
+        def call(old: CoreCall) -> CoreCall:
+            return CoreCall(found[old.node], tuple((found[n], v) for n, v in old.operands))
+
+        return replace(
+            self,
+            graph_module=gm,
+            nodes={
+                name: tuple(found[node] for node in own if node in found)
+                for name, own in self.nodes.items()
+            },
+            calls={
+                name: tuple(map(call, own))
+                for name, own in self.calls.items()
+                if all(c.node in found and all(n in found for n, _ in c.operands) for c in own)
+            },
+            views={found[node]: view for node, view in self.views.items() if node in found},
+        )
 
 
 def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = None) -> Capture:
@@ -212,6 +246,49 @@ def _compiled(
     return compiled
 
 
+_RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] = (
+    contextvars.ContextVar("torch_getfuse_runner", default=None)
+)
+
+
+def _running_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A torch.compile backend, one for all runs, like :func:`_recording_backend`."""
+    make = _RUNNER.get()
+    return gm.forward if make is None else make(capture_fx(gm, example_inputs))
+
+
+def run_captured(
+    model: nn.Module, args: tuple[Any, ...], make: Callable[[Capture], Callable[..., Any]]
+) -> Any:
+    """Trace a module as :func:`capture_model` does, and run what ``make`` makes of the trace.
+
+    Args:
+        make: gets the capture, and returns a callable that takes the inputs of its graph and
+            returns a tuple.
+
+    Returns:
+        The results in the model's own structure.
+
+    Raises:
+        CaptureError: for a model that Dynamo breaks into several graphs.
+        GetfuseError: whatever ``make`` raises of them.
+    """
+    token = _RUNNER.set(make)
+    try:
+        with _tracing():
+            return _compiled(model, _running_backend, fullgraph=True)(*args)
+    except torch._dynamo.exc.Unsupported as error:
+        why = str(error).strip().split("\n")[0]
+        name = type(model).__name__
+        raise CaptureError(f"{name} does not trace as one graph: {why}") from error
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, GetfuseError):
+            raise error.inner_exception from error
+        raise
+    finally:
+        _RUNNER.reset(token)
+
+
 def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """How many graphs Dynamo makes of a model that breaks; needs one run, so only in eval."""
     if any(module.training for module in model.modules()):
@@ -260,7 +337,28 @@ def _capture(
     unsupported = Counter(d.target for d in drafts if d.reason.startswith("no rule"))
     for target, times in unsupported.items():
         log.info("no rule for %s (%d operators): whole inputs", target, times)
-    return Capture(graph, gm, nodes, dict(unsupported))
+
+    def view(feature: Feature, name: str = "") -> View:
+        batch = builder.find_batch(feature)
+        # What a convolution writes before its folded batch norm goes by the operator's name.
+        tensor = tensors.get(feature.base, name)
+        return View(tensor, feature.layout, batch[0] if batch else None)
+
+    calls = {
+        name: tuple(
+            CoreCall(node, tuple((operand, view(shown, name)) for operand, shown in operands))
+            for node, operands in draft.calls
+            if all(isinstance(shown, Feature) for _, shown in operands)
+        )
+        for name, draft in zip(names, drafts, strict=True)
+    }
+    views = {
+        node: view(value)
+        for node, value in builder.values.items()
+        if isinstance(value, Feature) and value.base in tensors
+    }
+    batch_axes = {name: builder.bases[base].batch for base, name in tensors.items()}
+    return Capture(graph, gm, nodes, dict(unsupported), calls, views, batch_axes, builder.batch)
 
 
 def _batch_size(inputs: Sequence[fx.Node]) -> int:
@@ -324,6 +422,7 @@ def _fold_batch_norms(drafts: list[Draft], builder: GraphBuilder) -> list[Draft]
         ):
             conv.weight_elements += draft.weight_elements // 2 - conv.spec.bias_elements
             conv.nodes += draft.nodes
+            conv.calls += draft.calls
             conv.writes = draft.writes
         else:
             kept.append(draft)

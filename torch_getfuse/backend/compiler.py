@@ -12,12 +12,13 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.capture import Capture, capture_fx
+from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.fast import fast_program
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
-from torch_getfuse.backend.inner import compile_children, find_inner, is_eager
+from torch_getfuse.backend.grouping import children_of, split_capture
+from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
-from torch_getfuse.backend.submodules import split_graph_module
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
@@ -57,7 +58,8 @@ def getfuse(
 
     Raises:
         OptionError: for an unknown option or value.
-        PlanError: if ``options["plan"]`` cannot be read or belongs to another graph.
+        PlanError: if ``options["plan"]`` cannot be read, belongs to another graph, or cannot be
+            run by ``inner="depth_first"``.
         Exception: whatever made planning fail, with ``strict=True``; otherwise that is a warning
             and the graph runs unplanned.
     """
@@ -68,6 +70,8 @@ def getfuse(
     given = chosen.plan
     if given is not None and not isinstance(given, PartitionPlan):
         given = load_plan(given)
+    if chosen.inner == DEPTH_FIRST:
+        _check_depth_first(chosen, given)
     record = CompiledGraph(example_inputs)
     try:
         capture = capture_fx(gm, example_inputs)
@@ -93,24 +97,15 @@ def getfuse(
     return remember(compiled, record)
 
 
-def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
-    """The captured FX graph with one child per fusion group, and one per unfusable operator.
-
-    Raises:
-        PlanError: if mutation of shared storage makes the plan's order impossible.
-    """
-    children = _children(capture, plan)
-    return split_graph_module(capture.graph_module, list(children.values()), list(children))
-
-
-def _children(capture: Capture, plan: PartitionPlan) -> dict[str, list[fx.Node]]:
-    """Name of each child -> its nodes: the fusion groups, then the unfusable operators."""
-    groups = [[node for op in group.ops for node in capture.nodes[op]] for group in plan.groups]
-    children = {f"fusion_group_{k}": nodes for k, nodes in enumerate(groups)}
-    children.update(
-        {f"unfusable_{k}": list(capture.nodes[op]) for k, op in enumerate(plan.unfusable)}
-    )
-    return children
+def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:
+    """Refuse plans that are not in rows, before any work."""
+    if given is not None:
+        check_runnable(given)
+    elif (options.scheme, options.granularity) != ("lbdf", "line"):
+        raise OptionError(
+            f"inner='depth_first' runs row by row, not scheme={options.scheme!r} with "
+            f"granularity={options.granularity!r}; give scheme='lbdf', granularity='line'"
+        )
 
 
 def _planned(capture: Capture, options: Options) -> PartitionPlan:
@@ -135,6 +130,15 @@ def _compile(
     hints = _shape_notes(gm)
     forward = Section(plan, unsupported=capture.unsupported, notes=hints)
     record.sections.append(forward)
+    if options.inner == DEPTH_FIRST:
+        why = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
+        why = why or ("shapes are dynamic" if hints else "")
+        if not why:
+            split, ledger = split_depth_first(capture, plan, strict=options.strict)
+            record.add_notes(ledger.notes())
+            return split.forward
+        record.add_notes([f"inner depth_first: every group runs as its FX nodes: {why}"])
+        options = replace(options, inner="eager")
     joint = ""
     if needs_gradients(example_inputs):
         if has_checkpoint(gm):
@@ -171,7 +175,7 @@ def _compile(
     compiler = JointCompiler(
         options,
         lambda backward: _planned(backward, replace(options, plan=None)),
-        _children,
+        children_of,
         report_backward,
         fail,
         record.add_notes,

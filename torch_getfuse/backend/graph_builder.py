@@ -179,7 +179,7 @@ class GraphBuilder:
         current = self._current(value)
         if isinstance(current, Weight):
             return Operand(node, info, True, sum(current.elements.values()), value=current)
-        found = self._find_batch(current)
+        found = self.find_batch(current)
         return Operand(node, info, batch=found[0] if found else None, value=current)
 
     def _current(self, value: Feature | Weight) -> Feature | Weight:
@@ -295,6 +295,7 @@ class GraphBuilder:
             in_place=spec.in_place and len(features) == 1 and self._keeps(reads, base),
             reason=reason,
             direct=direct,
+            calls=[(node, [(o.node, o.value) for o in call.activations])],
         )
         self.drafts.append(draft)
         return base, draft
@@ -411,7 +412,7 @@ class GraphBuilder:
         self.bases.append(Base(info, batch, Tensor("", tuple(shape), stream), op))
         return len(self.bases) - 1
 
-    def _find_batch(self, feature: Feature) -> tuple[int, int] | None:
+    def find_batch(self, feature: Feature) -> tuple[int, int] | None:
         """Axis of a view that the batch is in, and the product of the sizes inside of it."""
         batch = self.bases[feature.base].batch
         if batch is None:
@@ -429,7 +430,7 @@ class GraphBuilder:
     def _batch_of(self, spec: Spec, info: TensorInfo) -> tuple[int, int] | None:
         """The batch of the output lies along the axis that runs along the operand's batch."""
         for reading in spec.reads:
-            found = self._find_batch(reading.operand.value)
+            found = self.find_batch(reading.operand.value)
             if found is None:
                 continue
             place, inner = found

@@ -6,7 +6,7 @@ import enum
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -52,6 +52,35 @@ Value = Feature | Weight | tuple["Value | None", ...]
 
 
 @dataclass(frozen=True)
+class View:
+    """What an FX node shows of a tensor of the operator graph.
+
+    Attributes:
+        tensor: its name in the operator graph.
+        layout: the node's axes over those of the tensor (the batch is in both).
+        batch: the node's axis that the batch is in, if that is known.
+    """
+
+    tensor: str
+    layout: Layout
+    batch: int | None
+
+
+@dataclass(frozen=True)
+class CoreCall:
+    """The call that computes an operator (or the batch norm folded into one), and its operands.
+
+    Attributes:
+        node: the call.
+        operands: its feature maps in order: the argument, and what it shows at that moment. A
+            folded batch norm reads the tensor of its own operator.
+    """
+
+    node: fx.Node
+    operands: tuple[tuple[fx.Node, View], ...]
+
+
+@dataclass(frozen=True)
 class Base:
     """A tensor of the operator graph before it has a name.
 
@@ -84,6 +113,8 @@ class Draft:
     reason: str
     direct: bool = False
     """Reads one tensor, and that itself rather than a view of it."""
+    calls: list[tuple[fx.Node, list[tuple[fx.Node, Feature]]]] = field(default_factory=list)
+    """The call, and that of a folded batch norm, each with its feature maps."""
 
 
 def input_stream(node: fx.Node, info: TensorInfo) -> int | None:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 EAGER = ("auto", "eager")
 """Values of ``inner`` that leave the groups as FX modules; "auto" is eager for now."""
 
+DEPTH_FIRST = "depth_first"
+"""The value of ``inner`` that runs the groups row by row (:mod:`depth_first`)."""
+
 _MOST_REASON = 200
 _warned: set[str] = set()
 
@@ -41,20 +44,23 @@ def inner_name(inner: str | Callable[..., Any]) -> str:
 
 
 def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
-    """The function that compiles a group, with a backend's signature; ``None`` for eager.
+    """The function that compiles a group, with a backend's signature.
+
+    ``None`` where there is none to call: for eager and for the depth-first executor.
 
     Raises:
         OptionError: for a name that torch.compile does not know, and for this backend itself.
     """
     if not isinstance(inner, str):
         return inner
-    if is_eager(inner):
+    if is_eager(inner) or inner == DEPTH_FIRST:
         return None
     known = [name for name in torch._dynamo.list_backends(None) if name != "getfuse"]
     if inner not in known:
+        known = [*EAGER, DEPTH_FIRST, *known]
         raise OptionError(
-            f"inner={inner!r} is not a backend of torch.compile{nearest(inner, [*EAGER, *known])}; "
-            f"known: {', '.join([*EAGER, *known])}, or a callable"
+            f"inner={inner!r} is not a backend of torch.compile{nearest(inner, known)}; "
+            f"known: {', '.join(known)}, or a callable"
         )
     backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
     return backend

@@ -162,7 +162,7 @@ def _adaptive_axis(axis: int, size_in: int, size_out: int) -> Access | None:
 def _resize(call: Call) -> Spec:
     """``F.interpolate`` and ATen's ``upsample_*``."""
     operand: Operand = call.args["input"]
-    mode, align = _resize_mode(call)
+    mode, align = resize_mode(call)
     if mode == "area":
         result = _adaptive_pool(
             Call(f"adaptive_avg_pool{operand.rank - 2}d", call.args, call.outputs)
@@ -178,7 +178,7 @@ def _resize(call: Call) -> Spec:
     reason = ""
     for axis in range(2, operand.rank):
         size_in, size_out = operand.shape[axis], call.shape[axis]
-        scale = _given_scale(call, axis - 2, operand.rank - 2)
+        scale = given_scale(call, axis - 2, operand.rank - 2)
         access = _resize_axis(axis, size_in, size_out, mode, align, scale)
         if isinstance(access, All):
             corners = " with align_corners" if align else ""
@@ -187,7 +187,8 @@ def _resize(call: Call) -> Spec:
     return _spatial_spec("interpolate", operand, per_axis, Along(1), reason=reason)
 
 
-def _resize_mode(call: Call) -> tuple[str, bool]:
+def resize_mode(call: Call) -> tuple[str, bool]:
+    """The mode as ``F.interpolate`` names it, and whether corners are aligned."""
     align = bool(call.get("align_corners", False))
     if call.name == "interpolate":
         return str(call.get("mode", "nearest")), align
@@ -197,7 +198,7 @@ def _resize_mode(call: Call) -> tuple[str, bool]:
     return ("nearest-exact" if exact else mode), align
 
 
-def _given_scale(call: Call, axis: int, n: int) -> float | None:
+def given_scale(call: Call, axis: int, n: int) -> float | None:
     """The scale factor that torch computes source positions with, where it was given one."""
     given = call.args.get("scale_factors", call.args.get("scale_factor"))
     if given is None or call.get("recompute_scale_factor", False):
@@ -360,14 +361,14 @@ _MODES = (
     *("nearest_exact3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d"),
     *("bilinear2d_aa", "bicubic2d_aa"),
 )
-_UPSAMPLES = tuple(f"{lead}upsample_{mode}" for lead in ("", "_") for mode in _MODES)
+UPSAMPLES = tuple(f"{lead}upsample_{mode}" for lead in ("", "_") for mode in _MODES)
 
 RULES: tuple[OpRule, ...] = (
     *_conv_rules(),
     *_pool_rules(),
     OpRule(
         "interpolate",
-        ("interpolate", *_UPSAMPLES),
+        ("interpolate", *UPSAMPLES),
         _resize,
         Sample(lambda: Run(lambda x: F.interpolate(x, size=(13, 21), mode="bilinear")), (_MAP,)),
         ("input", "output_size", "align_corners", "scale_factors"),

@@ -1,0 +1,149 @@
+"""LBDF's schedule of a fusion group, unit by unit (method.md section 3), to be carried out.
+
+:class:`~torch_getfuse.partition.lbdf.Lbdf` prices a group without running this; here is the order
+of its steps, one per row that is loaded or computed, and for each the rows that may be dropped.
+``line`` granularity only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch_getfuse.errors import PlanError
+from torch_getfuse.ir import Op, OpGraph, Read, WindowKind
+from torch_getfuse.partition.cost import boundary
+from torch_getfuse.partition.group import bits
+
+
+class Step(NamedTuple):
+    """One unit of one tensor: computed by its operator, or loaded where none in the group does."""
+
+    tensor: str
+    unit: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a group and the rings that they need.
+
+    Attributes:
+        steps: in order; nothing is computed or loaded twice.
+        storage: tensor -> the last tensor of the storage that it is in: itself, unless an
+            operator writes over it.
+        rings: last tensor of each storage -> rows of its ring.
+        loads, writes: tensors from outside, and tensors that are needed outside.
+    """
+
+    steps: tuple[Step, ...]
+    storage: dict[str, str]
+    rings: dict[str, int]
+    loads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
+    """The schedule of a group in rings of a given size.
+
+    After the sinks are done, tensors needed outside are completed and tensors from outside are
+    read to their end: a strided 1x1 window skips the last rows, which cross the border all the
+    same (``F_D`` counts whole tensors).
+
+    Args:
+        graph: the operator graph.
+        mask: the group.
+        rings: last tensor of each storage -> rows, as the cost model has them.
+
+    Raises:
+        PlanError: where a ring is too small for the schedule.
+    """
+    run = _Run(graph, mask, rings)
+    sinks = [op.writes for op in run.makers.values() if not run.readers[op.writes]]
+    longest = max(run.rows[name] for name in sinks)
+    for q in range(1, longest + 1):
+        for name in sinks:
+            run.produce(name, -(-q * run.rows[name] // longest))
+    loads, writes = boundary(graph, mask)
+    for name in (*writes, *loads):
+        run.produce(name, run.rows[name])
+    return Schedule(tuple(run.steps), run.storage, dict(rings), tuple(loads), tuple(writes))
+
+
+class _Run:
+    """Carries out the schedule on counts alone."""
+
+    def __init__(self, graph: OpGraph, mask: int, rings: dict[str, int]) -> None:
+        group = [graph.ops[i] for i in bits(mask)]
+        self.makers: dict[str, Op] = {op.writes: op for op in group}
+        names = dict.fromkeys(
+            name for op in group for name in (*(read.tensor for read in op.reads), op.writes)
+        )
+        self.rows = {name: graph.tensors[name].rows for name in names}
+        self.made = dict.fromkeys(names, 0)
+        self.readers: dict[str, list[tuple[Op, Read]]] = {name: [] for name in names}
+        for op in group:
+            for read in op.reads:
+                self.readers[read.tensor].append((op, read))
+        self.storage = {name: name for name in names}
+        for i in reversed(list(bits(mask))):
+            if graph.overwrites[i]:
+                op = graph.ops[i]
+                self.storage[op.reads[0].tensor] = self.storage[op.writes]
+        self.rings = rings
+        self.steps: list[Step] = []
+        # Per operator and operand: rows needed up to each output row, and the lowest row that it
+        # or any later one needs.
+        self.ends: dict[tuple[str, str], list[int]] = {}
+        self.keeps: dict[tuple[str, str], list[int]] = {}
+        for op in group:
+            for read in op.reads:
+                self._spans(op, read)
+
+    def _spans(self, op: Op, read: Read) -> None:
+        rows_in, rows_out = self.rows[read.tensor], self.rows[op.writes]
+        spans = [read.window.span(0, row, rows_in, rows_out) for row in range(rows_out)]
+        lowest, keeps = rows_in, [rows_in]
+        for low, high in reversed(spans):
+            if low <= high:
+                lowest = min(lowest, low)
+            keeps.append(lowest)
+        self.ends[op.name, read.tensor] = [high + 1 if low <= high else 0 for low, high in spans]
+        self.keeps[op.name, read.tensor] = keeps[::-1]
+
+    def produce(self, name: str, count: int) -> None:
+        """Make the first ``count`` units of a tensor; a stack in place of recursion."""
+        stack = [(name, count)]
+        while stack:
+            name, count = stack[-1]
+            unit = self.made[name]
+            if unit >= count:
+                stack.pop()
+                continue
+            op = self.makers.get(name)
+            wanted = None
+            for read in op.reads if op is not None else ():
+                end = self.ends[op.name, read.tensor][unit]  # type: ignore[union-attr]
+                if self.made[read.tensor] < end:
+                    wanted = read.tensor, end
+                    break
+            if wanted is not None:
+                stack.append(wanted)
+                continue
+            self.made[name] += 1
+            self.steps.append(Step(name, unit))
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        """Hold the live units of a tensor's storage to its ring."""
+        last = self.storage[name]
+        released = self.made[name]
+        for op, read in self.readers[last]:
+            if read.window.kind is not WindowKind.REDUCE:
+                done = self.made[op.writes]
+                released = min(released, self.keeps[op.name, read.tensor][done])
+        live = max(self.made[name] - released, 1)
+        if live > self.rings[last]:
+            raise PlanError(
+                f"the schedule holds {live} rows of {name!r} after its row {self.made[name] - 1}, "
+                f"the cost model gives its ring {self.rings[last]}"
+            )
