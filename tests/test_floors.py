@@ -77,6 +77,7 @@ FLOORS = {
     "backend.capture": 5,
     "backend.effects": 5,
     "backend.submodules": 5,
+    "backend.gradient_order": 5,
     "backend.depth_first": 5,
     "backend.inner": 5,
     "backend.plan_cache": 6,

@@ -83,6 +83,13 @@ def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
     return before
 
 
+def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
+    """The nodes of ``gm`` that may write to a storage of ``value``, in their order."""
+    storages = _Storages(gm)
+    own = storages.of_all([value])
+    return [node for node in gm.graph.nodes if storages.written(node) & own]
+
+
 def attribute(gm: fx.GraphModule, path: str) -> Any:
     """The module, parameter, buffer or object at ``path`` of ``gm``."""
     return functools.reduce(getattr, path.split("."), gm)
