@@ -54,7 +54,7 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def in_a_process(combination: Combination, limit: float) -> dict[str, Any]:
-    """What became of a combination: ``status`` is ``holds``, ``differs``, ``failed`` or ``time``."""
+    """What became of a combination: a ``status`` of holds, differs, failed or time."""
     from torch_getfuse.backend.plan_cache import code_digest
 
     started = time.perf_counter()

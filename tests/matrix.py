@@ -16,9 +16,8 @@ a calibrating pass, so that outputs depend on inputs.
 from __future__ import annotations
 
 import copy
-import itertools
+import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +183,7 @@ class Difference:
 
     Attributes:
         equal: whether all tensors are equal to the last bit.
-        relative: the largest ``norm(ours - eager) / norm(eager)`` of a tensor.
+        relative: ``norm(ours - eager) / norm(eager)`` of all tensors taken together.
         excess: the largest ratio of a tensor's difference to what is allowed; above 1 fails.
     """
 
@@ -198,8 +197,8 @@ def check(combination: Combination) -> dict[str, Any]:
 
     Returns:
         ``holds``; for ``outputs``, ``gradients`` and ``buffers`` a :class:`Difference` as a
-        mapping, the largest over the calls; ``recompiles``; ``notes`` and ``groups`` of the
-        report; ``compile_seconds``: first call less a later one at that shape.
+        mapping, the largest over the calls; ``first_call_seconds``, one per shape; and of the
+        report ``sections``, ``groups`` and ``notes``.
 
     Raises:
         Exception: whatever the backend raises: ``strict`` is on.
@@ -258,20 +257,21 @@ def _difference(
     tolerance: float,
 ) -> Difference:
     assert len(ours) == len(theirs) == len(noise), (len(ours), len(theirs), len(noise))
-    equal, relative, excess = True, 0.0, 0.0
+    equal, excess = True, 0.0
+    all_apart = all_size = 0.0
     for a, b, b_rounded in zip(ours, theirs, noise, strict=True):
         assert a.shape == b.shape, (a.shape, b.shape)
         assert a.dtype == b.dtype, (a.dtype, b.dtype)
+        apart, size = float((a.double() - b.double()).norm()), float(b.double().norm())
+        all_apart, all_size = math.hypot(all_apart, apart), math.hypot(all_size, size)
         if torch.equal(a, b):
             continue
         equal = False
-        apart, size = float((a.double() - b.double()).norm()), float(b.double().norm())
         own = float((b_rounded.double() - b.double()).norm())
         allowed = tolerance * size + AMPLIFIED * own
-        # not <=, so that a difference that is no number fails
-        relative = max(relative, apart / size if size else float("inf"))
-        excess = max(excess, apart / allowed if allowed and apart == apart else float("inf"))
-    return Difference(equal, relative, excess)
+        # A difference that is no number must not pass for a small one.
+        excess = max(excess, apart / allowed if allowed and math.isfinite(apart) else math.inf)
+    return Difference(equal, all_apart / all_size if all_size else all_apart, excess)
 
 
 def _inductor_draws_as_eager() -> Any:
@@ -279,8 +279,3 @@ def _inductor_draws_as_eager() -> Any:
     from torch._inductor import config
 
     return config.patch(fallback_random=True)
-
-
-def quiet() -> None:
-    """Leave out what torch warns of in these networks and says nothing about this package."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch(\.|$)")

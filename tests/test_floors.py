@@ -79,6 +79,7 @@ FLOORS = {
     "backend.submodules": 5,
     "backend.gradient_order": 5,
     "backend.depth_first": 5,
+    "backend.symbols": 5,
     "backend.inner": 5,
     "backend.plan_cache": 6,
     "backend.training": 5,

@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch._guards import tracing
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
+from torch_getfuse.backend.symbols import bind_symbols
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
 
@@ -76,6 +77,7 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
     children = [(n, c) for n, c in split.named_children() if isinstance(c, fx.GraphModule)]
     if backend is None or not children:
         return []
+    bind_symbols(split)
     name = inner_name(options.inner)
     notes: list[str] = []
     done = 0
