@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
 from torch_getfuse.backend.compiler import split_capture
+from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.records import find
 from torch_getfuse.errors import CaptureError, OptionError
 from torch_getfuse.explanation import Explanation
@@ -36,7 +37,7 @@ def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionP
         OptionError: for an unknown option or value, or missing example inputs.
         CaptureError: if the model cannot be traced as one graph.
     """
-    chosen = Options.of(options)
+    chosen = _options(options)
     return plan_graph(_capture(model, args).graph, chosen)
 
 
@@ -55,7 +56,7 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     if isinstance(model, PartitionPlan):
         return Report([Section(model)])
     if args or isinstance(model, torch.export.ExportedProgram):
-        chosen = Options.of(options)
+        chosen = _options(options)
         target = getattr(model, "_orig_mod", model)
         captured = _capture(target, args)
         return Report(
@@ -96,7 +97,7 @@ def explain(
         CaptureError: if the model cannot be traced as one graph.
         WeightsError: where an explainer's weights are missing or made for another model.
     """
-    chosen = Options.of(options)
+    chosen = _options(options)
     check_explainers(explainers)
     return explain_graph(_capture(model, args).graph, chosen, operators, explainers)
 
@@ -134,6 +135,13 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
     found = {node.name: node for node in module.graph.nodes}
     nodes = {name: tuple(found[node.name] for node in own) for name, own in captured.nodes.items()}
     return split_capture(replace(captured, graph_module=module, nodes=nodes), plan)
+
+
+def _options(options: Mapping[str, Any]) -> Options:
+    """Options, refused at once where compiling with them would be refused."""
+    chosen = Options.of(options)
+    find_inner(chosen.inner)
+    return chosen
 
 
 def _compiled_report(model: object) -> Report:
