@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -225,3 +226,35 @@ def test_through_torch_compile(also: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert bool(seen[0][1]) == also
     notes = [note for s in torch_getfuse.report(compiled).sections for note in s.notes]
     assert any("differentiated by AOTAutograd: the gradients of" in n for n in notes) == also
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs_in_random_orders(seed: int) -> None:
+    """Every operator a group of its own, in any order that the graph allows."""
+    draw = random.Random(seed)
+    unary = (torch.tanh, torch.sigmoid, torch.sin, torch.cos, torch.atan, torch.erf)
+
+    # Each step reads two of the last five values; drawn here, for Dynamo would trace the drawing.
+    steps = [
+        (draw.randrange(max(0, k - 5), k), draw.randrange(max(0, k - 5), k), draw.choice(unary))
+        for k in range(2, 16)
+    ]
+
+    def work(x: torch.Tensor) -> torch.Tensor:
+        values = [x.sin(), x.cos()]
+        for a, b, function in steps:
+            values.append(function(values[a]) + values[b])
+        return torch.stack(values[-3:]).sum(0)
+
+    x = make(500)
+    gm = captured(work, x)
+    nodes = [n for n in gm.graph.nodes if n.op in ("call_function", "call_method")]
+    draw.shuffle(nodes)
+    groups = {f"g{k}": [node] for k, node in enumerate(nodes)}
+    split, why = split_in_gradient_order(gm, groups)
+    assert torch.equal(split(x)[0], work(x))
+    if not why:
+        assert torch.equal(gradient(split, x), gradient(work, x))
+        if moved_sums(gm, split_graph_module(gm, list(groups.values()), list(groups))):
+            targets = [n.target for child in split.children() for n in child.graph.nodes]  # type: ignore[union-attr]
+            assert branch_point in targets

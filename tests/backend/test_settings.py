@@ -395,9 +395,7 @@ def test_plans_and_reports_pickle() -> None:
 @pytest.mark.parametrize("ask", [torch_getfuse.plan, torch_getfuse.explain])
 def test_an_inner_backend_is_refused_where_nothing_is_compiled(ask: Callable[..., Any]) -> None:
     model, x = Net().eval(), torch.randn(1, 3, 8, 8)
-    with pytest.raises(
-        torch_getfuse.OptionError, match="'bogus' is not a backend of torch.compile"
-    ):
+    with pytest.raises(torch_getfuse.OptionError, match="'bogus' is not a backend"):
         ask(model, (x,), inner="bogus")
     with pytest.raises(torch_getfuse.OptionError, match="did you mean 'inductor'"):
         ask(model, (x,), inner="inducter")

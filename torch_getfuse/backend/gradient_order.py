@@ -9,6 +9,7 @@ operator adds up the gradients of the aliases in the model's order.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -55,20 +56,17 @@ def split_in_gradient_order(
     env: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(gm.graph, env)
     graph.output(result)
-    copy = fx.GraphModule(gm, graph)
-    copy.meta.update(gm.meta)
+    graph.set_codegen(copy.copy(gm.graph._codegen))
+    branched = fx.GraphModule(gm, graph)
+    branched.meta.update(gm.meta)
     for node, new in env.items():
         # Dynamo hangs the source of an input (and with it a parameter's name) on the node.
         if hasattr(node, "_dynamo_source"):
             new._dynamo_source = node._dynamo_source
     for value in moved:
         _branch(graph, env[value], [env[reader] for reader in _readers(value)])
-    return (
-        split_graph_module(
-            copy, [[env[node] for node in nodes] for nodes in children.values()], list(children)
-        ),
-        "",
-    )
+    groups = [[env[node] for node in nodes] for nodes in children.values()]
+    return split_graph_module(branched, groups, list(children)), ""
 
 
 def moved_sums(gm: fx.GraphModule, split: fx.GraphModule) -> list[fx.Node]:
