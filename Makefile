@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself, the environment in .venv included.
 #   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
 #   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
-#   ARGS="..."         is handed to pytest or to the demo
+#   ARGS="..."         is handed to pytest, to the matrix or to the demo
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -15,7 +15,7 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test matrix lint format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -28,6 +28,9 @@ demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+matrix: $(VENV)/.dev ## run every setting of torch.compile on ten networks (many hours; goes on where it stopped)
+	@$(BIN)/python benchmarks/matrix.py $(ARGS)
 
 lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)
 	@$(BIN)/ruff check .

@@ -5,6 +5,7 @@
 This is what a compiler for an accelerator takes: the plan says which operators run together in
 the on-chip buffer, and each group is an ``ExportedProgram`` that can be lowered by itself. The
 groups are run in sequence from the files, and the result is compared with eager.
+``onnx_groups.py`` and ``executorch_groups.py`` hand the same groups to ONNX and ExecuTorch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import operator
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,35 +41,45 @@ class Net(nn.Module):
         return self.head(y.mean((2, 3)))
 
 
-class Saver(fx.Interpreter):
-    """Runs a split model once; exports each child with the values that reach it."""
+class Lowerer(fx.Interpreter):
+    """Runs a split model once; exports each child with the values that reach it.
 
-    def __init__(self, split: fx.GraphModule, folder: Path) -> None:
+    Args:
+        split: a model as fusion groups.
+        lower: takes the name and the exported program of each, in the order in which they run.
+    """
+
+    def __init__(
+        self, split: fx.GraphModule, lower: Callable[[str, torch.export.ExportedProgram], None]
+    ) -> None:
         super().__init__(split)
-        self.folder = folder
+        self.lower = lower
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Export the child, save it, and go on with its result."""
-        child = self.module.get_submodule(target)
-        program = torch.export.export(child, args)
-        torch.export.save(program, self.folder / f"{target}.pt2")
+        """Export the child, hand it on, and go on with its result."""
+        self.lower(target, torch.export.export(self.module.get_submodule(target), args))
         return super().call_module(target, args, kwargs)
 
 
-def run_saved(order: fx.Graph, folder: Path, x: torch.Tensor) -> Any:
-    """Run the saved groups as the split graph calls them; nothing else is left to compute."""
+def run_lowered(order: fx.Graph, run: Callable[[str, tuple[Any, ...]], Any], x: Any) -> Any:
+    """Run the groups as the split graph calls them; nothing else is left to compute.
+
+    Args:
+        order: the graph of the split model.
+        run: takes the name of a group and its inputs; returns one result bare, several as a tuple.
+        x: the input of the model.
+    """
     values: dict[fx.Node, Any] = {}
     for node in order.nodes:
         args = fx.map_arg(node.args, values.__getitem__)
         if node.op == "placeholder":
             values[node] = x
         elif node.op == "call_module":
-            program = torch.export.load(folder / f"{node.target}.pt2")
-            values[node] = program.module()(*args)
+            values[node] = run(node.target, args)
         elif node.target is operator.getitem:
             values[node] = operator.getitem(*args)
         elif node.op == "output":
-            return args[0]
+            return args[0][0] if isinstance(args[0], (tuple, list)) else args[0]
         else:
             raise ValueError(f"{node.name} is outside the fusion groups")
     raise ValueError("the graph returns nothing")
@@ -80,15 +92,20 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="groups-"))
     folder.mkdir(parents=True, exist_ok=True)
 
+    def save(name: str, program: torch.export.ExportedProgram) -> None:
+        torch.export.save(program, folder / f"{name}.pt2")
+
+    def run_saved(name: str, args: tuple[Any, ...]) -> Any:
+        return torch.export.load(folder / f"{name}.pt2").module()(*args)
+
     plan = torch_getfuse.plan(model, (x,), buffer="16KB")
     split = torch_getfuse.split(model, (x,), plan)
     print(plan)
     with torch.no_grad():
-        Saver(split, folder).run(x)
+        Lowerer(split, save).run(x)
         # From here on only the files and the order of the groups are used.
-        got = run_saved(split.graph, folder, x)
+        result = run_lowered(split.graph, run_saved, x)
         expected = model(x)
-    result = got[0] if isinstance(got, (tuple, list)) else got
     files = sorted(path.name for path in folder.glob("*.pt2"))
     print(f"saved and loaded {len(files)} groups: {', '.join(files)}")
     assert torch.equal(result, expected), "the groups do not compute what the model computes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch_getfuse.backend.capture import (
 )
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.grouping import split_capture
+from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.ledger import Ledger
 from torch_getfuse.backend.records import find
 from torch_getfuse.errors import CaptureError, OptionError
@@ -43,7 +44,7 @@ def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionP
         OptionError: for an unknown option or value, or missing example inputs.
         CaptureError: if the model cannot be traced as one graph.
     """
-    chosen = Options.of(options)
+    chosen = _options(options)
     return plan_graph(_capture(model, args).graph, chosen)
 
 
@@ -62,7 +63,7 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     if isinstance(model, PartitionPlan):
         return Report([Section(model)])
     if args or isinstance(model, torch.export.ExportedProgram):
-        chosen = Options.of(options)
+        chosen = _options(options)
         target = getattr(model, "_orig_mod", model)
         captured = _capture(target, args)
         return Report(
@@ -103,7 +104,7 @@ def explain(
         CaptureError: if the model cannot be traced as one graph.
         WeightsError: where an explainer's weights are missing or made for another model.
     """
-    chosen = Options.of(options)
+    chosen = _options(options)
     check_explainers(explainers)
     return explain_graph(_capture(model, args).graph, chosen, operators, explainers)
 
@@ -173,6 +174,13 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
     else:
         outputs = run_captured(_checked(getattr(model, "_orig_mod", model), args), args, make)
     return outputs, ledgers[0]
+
+
+def _options(options: Mapping[str, Any]) -> Options:
+    """Options, refused at once where compiling with them would be refused."""
+    chosen = Options.of(options)
+    find_inner(chosen.inner)
+    return chosen
 
 
 def _compiled_report(model: object) -> Report:

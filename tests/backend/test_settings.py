@@ -387,3 +387,22 @@ def test_plans_and_reports_pickle() -> None:
     other = pickle.loads(pickle.dumps(plan))
     assert other == plan
     assert torch.equal(torch_getfuse.split(model, (x,), other.verify())(x), model(x))
+
+
+# -- options are refused at once ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ask", [torch_getfuse.plan, torch_getfuse.explain])
+def test_an_inner_backend_is_refused_where_nothing_is_compiled(ask: Callable[..., Any]) -> None:
+    model, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(torch_getfuse.OptionError, match="'bogus' is not a backend"):
+        ask(model, (x,), inner="bogus")
+    with pytest.raises(torch_getfuse.OptionError, match="did you mean 'inductor'"):
+        ask(model, (x,), inner="inducter")
+
+
+def test_report_refuses_an_inner_backend() -> None:
+    model, x = Net().eval(), torch.randn(1, 3, 8, 8)
+    with pytest.raises(torch_getfuse.OptionError, match="did you mean 'inductor'"):
+        torch_getfuse.report(model, x, inner="inducter")
+    assert torch_getfuse.report(model, x, inner="inductor").sections

@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 import torch_getfuse
 from torch_getfuse.backend import compiler, training
-from torch_getfuse.backend.submodules import split_graph_module
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
 
@@ -200,20 +199,6 @@ def test_the_sum_of_many_gradients_keeps_its_order(buffer: str) -> None:
     eager, compiled = pair(Branches(), buffer=buffer)
     assert_same(steps(eager, X), steps(compiled, X))
     assert len(torch_getfuse.report(compiled).sections) == 1
-
-
-def test_a_moved_reader_of_three_is_seen() -> None:
-    def work(x: torch.Tensor) -> torch.Tensor:
-        return (x.relu() + x.tanh()) * x.sigmoid()
-
-    gm = torch.fx.symbolic_trace(work)
-    first, second, third = list(gm.graph.nodes)[1:3] + list(gm.graph.nodes)[4:5]
-    names = ["a", "b", "c"]
-    kept = split_graph_module(gm, [[first], [second], [third]], names)
-    moved = split_graph_module(gm, [[second], [first], [third]], names)
-    assert not training.reorders_sums(gm, kept)
-    assert training.reorders_sums(gm, moved)
-    assert torch.equal(moved(X), work(X))
 
 
 def test_inference_plans_no_backward() -> None:

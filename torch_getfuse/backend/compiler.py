@@ -15,6 +15,7 @@ from torch_getfuse.backend.capture import Capture, capture_fx
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.fast import fast_program
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
+from torch_getfuse.backend.gradient_order import split_in_gradient_order
 from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
@@ -24,7 +25,6 @@ from torch_getfuse.backend.training import (
     has_checkpoint,
     needs_gradients,
     plans_backward,
-    reorders_sums,
     rounds_otherwise,
 )
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
@@ -35,7 +35,6 @@ from torch_getfuse.report import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
-_MOVED = "the groups run parallel branches, whose gradients add up, in another order"
 
 
 def getfuse(
@@ -146,19 +145,21 @@ def _compile(
         elif plans_backward(options):
             joint = "the backward is planned"
     if not joint:
-        split = split_capture(capture, plan)
-        moved = is_eager(options.inner) and needs_gradients(example_inputs)
-        if not (moved and reorders_sums(gm, split)):
+        if not (is_eager(options.inner) and needs_gradients(example_inputs)):
+            split = split_capture(capture, plan)
             record.add_notes(compile_children(split, options))
-            if options.inner == "auto" and not needs_gradients(example_inputs):
+            if options.inner == "auto":
                 program, note = fast_program(gm, example_inputs, split.forward, options.cache)
                 record.add_notes([note])
                 return program or split.forward
             return split.forward
-        if options.backward is False or rounds_otherwise(gm):
-            record.add_notes(["gradients may differ from eager's in the last bit: " + _MOVED])
+        split, moved = split_in_gradient_order(gm, children_of(capture, plan))
+        if not moved:
             return split.forward
-        joint = _MOVED
+        if options.backward is False or rounds_otherwise(gm):
+            record.add_notes([f"gradients may differ from eager's in the last bit: {moved}"])
+            return split.forward
+        joint = moved
     record.add_notes([f"differentiated by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:

@@ -105,6 +105,13 @@ def results_share(gm: fx.GraphModule) -> bool:
     return False
 
 
+def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
+    """The nodes of ``gm`` that may write to a storage of ``value``, in their order."""
+    storages = _Storages(gm)
+    own = storages.of_all([value])
+    return [node for node in gm.graph.nodes if storages.written(node) & own]
+
+
 def attribute(gm: fx.GraphModule, path: str) -> Any:
     """The module, parameter, buffer or object at ``path`` of ``gm``."""
     return functools.reduce(getattr, path.split("."), gm)

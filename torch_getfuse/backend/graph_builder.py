@@ -85,7 +85,8 @@ class GraphBuilder:
         if not isinstance(value, torch.Tensor) or role is Role.NEITHER:
             return
         info = tensor_info(value)
-        if role is Role.CONSTANT:
+        # An empty tensor moves nothing: what eval batch norm saves for its backward.
+        if role is Role.CONSTANT or 0 in info.shape:
             self.values[node] = Weight({}, node)
             return
         if role is Role.WEIGHT:

@@ -18,16 +18,20 @@ from torch import fx, nn
 from torch._guards import tracing
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
+from torch_getfuse.backend.symbols import bind_symbols
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
 
 log = logging.getLogger(__name__)
 
 EAGER = ("auto", "eager")
-"""Values of ``inner`` that leave the groups as FX modules; "auto" is eager for now."""
+"""Values of ``inner`` whose groups are FX modules; "auto" may take a fast program for inference."""
 
 DEPTH_FIRST = "depth_first"
 """The value of ``inner`` that runs the groups row by row (:mod:`depth_first`)."""
+
+OWN = (*EAGER, DEPTH_FIRST)
+"""The values of ``inner`` that are no backend of torch.compile."""
 
 _MOST_REASON = 200
 _warned: set[str] = set()
@@ -53,14 +57,16 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
     """
     if not isinstance(inner, str):
         return inner
-    if is_eager(inner) or inner == DEPTH_FIRST:
+    if inner in OWN:
         return None
     known = [name for name in torch._dynamo.list_backends(None) if name != "getfuse"]
     if inner not in known:
-        known = [*EAGER, DEPTH_FIRST, *known]
+        # Torch lists backends that fail on purpose, for its own tests.
+        others = [name for name in known if name not in OWN and "TESTING_ONLY" not in name]
         raise OptionError(
-            f"inner={inner!r} is not a backend of torch.compile{nearest(inner, known)}; "
-            f"known: {', '.join(known)}, or a callable"
+            f"inner={inner!r} is not a backend of torch.compile"
+            f"{nearest(inner, [*OWN, *others])}; "
+            f"known: {', '.join([*OWN, *others])}, or a callable"
         )
     backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
     return backend
@@ -82,6 +88,7 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
     children = [(n, c) for n, c in split.named_children() if isinstance(c, fx.GraphModule)]
     if backend is None or not children:
         return []
+    bind_symbols(split)
     name = inner_name(options.inner)
     notes: list[str] = []
     done = 0

@@ -53,7 +53,7 @@ def cache_key(graph: OpGraph, options: Options) -> str:
     """SHA-256 of everything that a plan depends on, this package's code included."""
     form = {
         "graph": graph.fingerprint,
-        "code": _code_key(),
+        "code": code_digest(),
         "activation_bytes": options.activation_bytes or graph.activation_bytes,
         "weight_bytes": options.weight_bytes or graph.weight_bytes,
         **{name: getattr(options, name) for name in _MATTERS},
@@ -149,7 +149,7 @@ def _warn(what: str) -> None:
 
 
 @functools.cache
-def _code_key() -> str:
+def code_digest() -> str:
     """A digest of this package: another version, or an edited one, may plan otherwise."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()

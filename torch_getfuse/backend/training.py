@@ -8,7 +8,7 @@ from them. The backward graph is planned as it is: operators without a rule read
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,35 +64,9 @@ def has_checkpoint(gm: fx.GraphModule) -> bool:
     return any(node.target is tag_activation_checkpoint for node in gm.graph.nodes)
 
 
-def reorders_sums(gm: fx.GraphModule, split: fx.GraphModule) -> bool:
-    """Whether autograd would add up some gradient in another order than for ``gm``.
-
-    It runs backward in the reverse of the order in which the forward ran, so the gradients of a
-    value come in the reverse order of its readers. Two can be swapped; the sum of three cannot,
-    to the last bit.
-    """
-    position = {name: i for i, name in enumerate(_executed(split))}
-    for node in gm.graph.nodes:
-        if len(node.users) > 2:
-            at = [position.get(user.name, -1) for user in sorted(node.users) if user.op != "output"]
-            if at != sorted(at):
-                return True
-    return False
-
-
 def rounds_otherwise(gm: fx.GraphModule) -> bool:
     """Whether AOTAutograd computes something in other steps than eager: it takes resizing apart."""
     return any(node.target in _RESIZES for node in gm.graph.nodes)
-
-
-def _executed(split: fx.GraphModule) -> Iterator[str]:
-    """Names of the original nodes in the order in which a split graph runs them."""
-    for node in split.graph.nodes:
-        child = getattr(split, str(node.target), None) if node.op == "call_module" else None
-        if isinstance(child, fx.GraphModule):
-            yield from (inner.name for inner in child.graph.nodes if inner.op != "placeholder")
-        else:
-            yield node.name
 
 
 class JointCompiler:

@@ -1,0 +1,281 @@
+"""The settings of torch.compile that the backend must hold in, and how one of them is checked.
+
+The product is {eval, train} x {static, batch, size} x {fp32, bf16 autocast} x {eager, inductor}
+over ten networks and a small one: 264 combinations. ``make test`` runs :data:`AFFORDABLE`, and
+``make matrix`` (``benchmarks/matrix.py``) all of it.
+
+A combination holds where outputs, gradients and buffers equal eager's: to the last bit with inner
+eager; with inner inductor, which computes in other steps, within :data:`TOLERANCE` plus ten times
+what eager itself changes by when its input is rounded once more in that dtype. The second part is
+there because the batch norms of a deep network over a 2x2 map amplify any rounding.
+
+Inputs are 64x64, which reaches the smallest maps of each network. Running statistics are those of
+a calibrating pass, so that outputs depend on inputs.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import torch_getfuse
+from torch_getfuse.models import calibrate_batch_norm, import_torchvision
+
+MODES = ("eval", "train")
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "static": [(2, 3, 64, 64)],
+    "batch": [(2, 3, 64, 64), (3, 3, 64, 64)],
+    "size": [(2, 3, 64, 64), (2, 3, 96, 64)],
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INNER = ("eager", "inductor")
+# Cheap ones first.
+NETWORKS = (
+    "small",
+    "mobilenet_v2",
+    "shufflenet_v2_x1_0",
+    "resnet50",
+    "convnext_tiny",
+    "efficientnet_b0",
+    "googlenet",
+    "deeplabv3_mobilenet_v3_large",
+    "vit_b_16",
+    "densenet121",
+    "swin_t",
+)
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "deeplabv3_mobilenet_v3_large": {"weights_backbone": None},
+    "vit_b_16": {"image_size": 64},  # its position embedding is made for one size
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "eager": {"strict": True},
+    # Fewer and larger groups: each is a compile of its own.
+    "inductor": {"strict": True, "inner": "inductor", "buffer": "8MB"},
+}
+TOLERANCE = {"fp32": 1e-4, "bf16": 1.6e-2}
+AMPLIFIED = 10
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One cell of the product."""
+
+    network: str
+    mode: str
+    shapes: str
+    dtype: str
+    inner: str
+
+    def __str__(self) -> str:
+        return "-".join((self.network, self.mode, self.shapes, self.dtype, self.inner))
+
+
+#: Inner eager before inductor, then fixed before dynamic shapes, then cheap networks first.
+PRODUCT = [
+    Combination(network, mode, shapes, dtype, inner)
+    for inner in INNER
+    for shapes in SHAPES
+    for network in NETWORKS
+    for mode in MODES
+    for dtype in DTYPES
+]
+
+
+def _affordable(c: Combination) -> bool:
+    setting = (c.mode, c.shapes, c.dtype)
+    if c.inner == "inductor":
+        return c.network == "small" and setting == ("train", "size", "fp32")
+    if c.network == "small":
+        return True
+    if c.network == "mobilenet_v2":  # every pair of values
+        return setting in {
+            ("eval", "static", "fp32"),
+            ("train", "static", "bf16"),
+            ("eval", "batch", "bf16"),
+            ("train", "batch", "fp32"),
+            ("train", "size", "fp32"),
+            ("eval", "size", "bf16"),
+        }
+    if c.network == "swin_t":  # Dynamo alone takes minutes to trace its windows at dynamic shapes
+        return setting in {("train", "static", "fp32"), ("eval", "static", "bf16")}
+    if c.network == "vit_b_16":  # one size; its batch is the other dynamic one
+        return setting in {
+            ("train", "static", "fp32"),
+            ("eval", "batch", "bf16"),
+            ("train", "batch", "fp32"),
+        }
+    return setting in {  # every value
+        ("train", "static", "fp32"),
+        ("eval", "batch", "bf16"),
+        ("train", "size", "fp32"),
+    }
+
+
+AFFORDABLE = [combination for combination in PRODUCT if _affordable(combination)]
+
+
+class Small(nn.Module):
+    """Squeeze-and-excitation, depthwise convolution, in-place activations, branches, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6(True))
+        self.wide = nn.Sequential(
+            nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU(True),
+            nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.BatchNorm2d(16), nn.Hardswish(),
+        )  # fmt: skip
+        self.gate = nn.Sequential(nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1))
+        self.narrow = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.Dropout2d(0.2))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.stem(x)
+        y = self.wide(x)
+        y = y * torch.sigmoid(self.gate(nn.functional.adaptive_avg_pool2d(y, 1)))
+        z = self.narrow(y) + x
+        up = nn.functional.interpolate(z, scale_factor=2, mode="bilinear", align_corners=False)
+        return {"classes": self.head(torch.cat([z, x], 1).mean((2, 3))), "map": up}
+
+
+def build(name: str) -> nn.Module:
+    """A network with random weights of seed 0."""
+    torch.manual_seed(0)
+    if name == "small":
+        return calibrate_batch_norm(Small(), torch.randn(2, 3, 64, 64))
+    models = import_torchvision().models
+    make = getattr(models, name, None) or getattr(models.segmentation, name)
+    model: nn.Module = make(weights=None, **ARGUMENTS.get(name, {}))
+    return calibrate_batch_norm(model, torch.randn(2, 3, 64, 64))
+
+
+Results = dict[str, list[torch.Tensor]]
+"""``outputs``, ``gradients`` and ``buffers`` of one step."""
+
+
+def run(model: Callable[..., Any], owner: nn.Module, x: torch.Tensor, dtype: str) -> Results:
+    """One forward and backward of ``model``, whose parameters and buffers are ``owner``'s."""
+    torch.manual_seed(1)
+    with torch.amp.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16"):
+        outputs = pytree.tree_leaves(model(x))
+    owner.zero_grad()
+    sum(y.float().square().mean() for y in outputs).backward()
+    gradients = [p.grad for p in owner.parameters() if p.grad is not None]
+    assert gradients
+    return {
+        "outputs": [y.detach() for y in outputs],
+        "gradients": gradients,
+        "buffers": [buffer.clone() for buffer in owner.buffers()],
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one kind of result is from eager's.
+
+    Attributes:
+        equal: whether all tensors are equal to the last bit.
+        relative: ``norm(ours - eager) / norm(eager)`` of all tensors taken together.
+        excess: the largest ratio of a tensor's difference to what is allowed; above 1 fails.
+    """
+
+    equal: bool
+    relative: float
+    excess: float
+
+
+def check(combination: Combination) -> dict[str, Any]:
+    """Run a combination and compare it with eager.
+
+    Returns:
+        ``holds``; for ``outputs``, ``gradients`` and ``buffers`` a :class:`Difference` as a
+        mapping, the largest over the calls; ``first_call_seconds``, one per shape; and of the
+        report ``sections``, ``groups`` and ``notes``.
+
+    Raises:
+        Exception: whatever the backend raises: ``strict`` is on.
+    """
+    c = combination
+    torch._dynamo.reset()
+    model = build(c.network).train(c.mode == "train")
+    other, third = copy.deepcopy(model), copy.deepcopy(model)
+    compiled = torch.compile(
+        other, backend="getfuse", options=OPTIONS[c.inner], dynamic=c.shapes != "static"
+    )
+    torch.manual_seed(2)
+    inputs = [torch.randn(shape) for shape in SHAPES[c.shapes]]
+    found: dict[str, list[Difference]] = {}
+    seconds = []
+    with _inductor_draws_as_eager():
+        for x in inputs:
+            started = time.perf_counter()
+            ours = run(compiled, other, x, c.dtype)
+            seconds.append(time.perf_counter() - started)
+            theirs = run(model, model, x, c.dtype)
+            noise = theirs
+            if c.inner != "eager":
+                step = torch.finfo(DTYPES[c.dtype]).eps / 2
+                noise = run(third, third, x * (1 + step * (2 * torch.rand_like(x) - 1)), c.dtype)
+            for kind in theirs:
+                found.setdefault(kind, []).append(
+                    _difference(ours[kind], theirs[kind], noise[kind], TOLERANCE[c.dtype])
+                )
+    report = torch_getfuse.report(compiled)
+    assert report.sections, "nothing was compiled"
+    assert not report.unplanned, report.unplanned
+    worst = {
+        kind: {
+            "equal": all(d.equal for d in differences),
+            "relative": max(d.relative for d in differences),
+            "excess": max(d.excess for d in differences),
+        }
+        for kind, differences in found.items()
+    }
+    exact = c.inner == "eager"
+    return {
+        "holds": all(w["equal"] if exact else w["excess"] <= 1 for w in worst.values()),
+        **worst,
+        "first_call_seconds": [round(s, 2) for s in seconds],
+        "sections": len(report.sections),
+        "groups": sum(len(section.plan.groups) for section in report.sections),
+        "notes": [note for section in report.sections for note in section.notes],
+    }
+
+
+def _difference(
+    ours: Sequence[torch.Tensor],
+    theirs: Sequence[torch.Tensor],
+    noise: Sequence[torch.Tensor],
+    tolerance: float,
+) -> Difference:
+    assert len(ours) == len(theirs) == len(noise), (len(ours), len(theirs), len(noise))
+    equal, excess = True, 0.0
+    all_apart = all_size = 0.0
+    for a, b, b_rounded in zip(ours, theirs, noise, strict=True):
+        assert a.shape == b.shape, (a.shape, b.shape)
+        assert a.dtype == b.dtype, (a.dtype, b.dtype)
+        apart, size = float((a.double() - b.double()).norm()), float(b.double().norm())
+        all_apart, all_size = math.hypot(all_apart, apart), math.hypot(all_size, size)
+        if torch.equal(a, b):
+            continue
+        equal = False
+        own = float((b_rounded.double() - b.double()).norm())
+        allowed = tolerance * size + AMPLIFIED * own
+        # A difference that is no number must not pass for a small one.
+        excess = max(excess, apart / allowed if allowed and math.isfinite(apart) else math.inf)
+    return Difference(equal, all_apart / all_size if all_size else all_apart, excess)
+
+
+def _inductor_draws_as_eager() -> Any:
+    """Dropout would draw from inductor's own generator, and no result could be compared."""
+    from torch._inductor import config
+
+    return config.patch(fallback_random=True)
