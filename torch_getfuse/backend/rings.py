@@ -1,7 +1,9 @@
 """Line buffers: a ring holds the last rows of a tensor, exactly as many as the cost model says.
 
-A slot holds one unit. Tensors that are written in place over each other share a ring; every slot
-is labelled with the unit that it holds, and reading any other raises.
+A slot holds one unit. The rows lie one after the other, so that a window over them is no copy:
+when the last slot is full, the rows move up by one and the oldest goes. Tensors that are written
+in place over each other share a ring; every slot is labelled with the unit that it holds, and
+reading any other raises.
 """
 
 from __future__ import annotations
@@ -23,27 +25,40 @@ class Ring:
     def __init__(self, rows: int, unit_elements: int, dtype: torch.dtype) -> None:
         self.rows = rows
         self.storage = torch.empty(rows * unit_elements, dtype=dtype)
-        self._labels: list[tuple[str, int] | None] = [None] * rows
+        self._slots = self.storage.view(rows, unit_elements)
+        self.clear()
 
     def clear(self) -> None:
         """Forget what is held, for the next sample."""
-        self._labels = [None] * self.rows
+        self._base = 0
+        self._labels: list[tuple[str, int] | None] = [None] * self.rows
 
-    def check(self, name: str, first: int, end: int) -> None:
-        """Raise where units ``[first, end)`` of a tensor are not all held."""
+    def find(self, name: str, first: int, end: int) -> int:
+        """The slot of unit ``first``; raises where units ``[first, end)`` are not all held."""
         for unit in range(first, end):
-            held = self._labels[unit % self.rows]
+            slot = unit - self._base
+            held = self._labels[slot] if 0 <= slot < self.rows else None
             if held != (name, unit):
                 raise RuntimeError(
                     f"depth-first: row {unit} of {name!r} is not in its ring of {self.rows} rows; "
                     f"its place holds {held}. This is an error of torch_getfuse: please report it"
                 )
+        return first - self._base
 
     def label(self, name: str, unit: int) -> int:
         """The slot for a unit that is about to be written."""
-        slot = unit % self.rows
-        self._labels[slot] = (name, unit)
-        return slot
+        while unit - self._base >= self.rows:
+            for slot in range(1, self.rows):
+                self._slots[slot - 1].copy_(self._slots[slot])
+            self._labels = [*self._labels[1:], None]
+            self._base += 1
+        if unit < self._base:
+            raise RuntimeError(
+                f"depth-first: row {unit} of {name!r} comes after its ring of {self.rows} rows has "
+                f"moved on to row {self._base}. This is an error of torch_getfuse: please report it"
+            )
+        self._labels[unit - self._base] = (name, unit)
+        return unit - self._base
 
 
 class RingView:
@@ -81,15 +96,8 @@ class RingView:
         place.copy_(block)
 
     def read(self, first: int, end: int) -> torch.Tensor:
-        """Units ``[first, end)``; a copy only where they wrap around the ring's end."""
-        self.ring.check(self.name, first, end)
+        """Units ``[first, end)``, where they lie."""
+        slot = self.ring.find(self.name, first, end)
         if self.axis is None:
             return self.data
-        begin, count, rows = first % self.ring.rows, end - first, self.ring.rows
-        if begin + count <= rows:
-            return self.data.narrow(self.axis, begin, count)
-        parts = (
-            self.data.narrow(self.axis, begin, rows - begin),
-            self.data.narrow(self.axis, 0, begin + count - rows),
-        )
-        return torch.cat(parts, self.axis)
+        return self.data.narrow(self.axis, slot if end > first else 0, end - first)

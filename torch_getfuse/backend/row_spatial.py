@@ -87,22 +87,32 @@ class ConvKernel(SlidingKernel):
     def compute(
         self, values: Values, blocks: Mapping[fx.Node, torch.Tensor], low: int, high: int
     ) -> Any:
-        """Torch's convolution on the window's rows."""
-        block = self.padded(self._block(blocks), low, high)
+        """The convolution of the window's rows.
+
+        At the upper border torch pads both ends, which costs a few rows of work and no copy of
+        the block, and the first rows are taken.
+        """
+        begin, end = self._span(low, high)
+        have, until = self.operand_rows(self.operand, low, high)
+        above = have - begin if until > have and end == until else 0
+        block = self._block(blocks)
+        if not above:
+            block = self.padded(block, low, high)
         padding = self.begins[1:]
         if self.begins[1:] != self.ends[1:]:
             sides = zip(reversed(self.begins[1:]), reversed(self.ends[1:]), strict=True)
             block = F.pad(block, [size for side in sides for size in side])
             padding = (0,) * len(padding)
-        return _CONVOLUTIONS[self.axes](
+        made = _CONVOLUTIONS[self.axes](
             block,
             fill(self.weight, values),
             fill(self.bias, values),
             self.strides,
-            (0, *padding),
+            (above, *padding),
             self.dilations,
             self.groups,
         )
+        return made.narrow(self.axis, 0, high - low) if above else made
 
 
 class TransposedConvKernel(SpatialKernel):
