@@ -201,6 +201,16 @@ def test_the_sum_of_many_gradients_keeps_its_order(buffer: str) -> None:
     assert len(torch_getfuse.report(compiled).sections) == 1
 
 
+def test_the_backward_of_a_batch_norm_in_eval_mode() -> None:
+    """It saves empty tensors for its backward, which move nothing."""
+    torch.manual_seed(0)
+    eager, compiled = pair(Net().eval(), backward=True)
+    assert_same(steps(eager, X), steps(compiled, X))
+    forward, backward = torch_getfuse.report(compiled).sections
+    assert backward.plan.graph.ops
+    assert all(0 not in t.shape for t in backward.plan.graph.tensors.values())
+
+
 def test_inference_plans_no_backward() -> None:
     _, compiled = pair(Net().eval(), backward=True)
     with torch.no_grad():
