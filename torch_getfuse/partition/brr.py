@@ -26,12 +26,13 @@ dilated convolutions are as tall as they reach.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
 from torch_getfuse.partition.cost import CostTerm, Dram, boundary
-from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.group import bits, mask_of
 
 KAPPA = 32
 _HOPELESS = 1 << 62
@@ -45,6 +46,11 @@ class _Operand(NamedTuple):
     read: Read
     kernel: int
     stride: Rate | None
+
+
+_Held = tuple[int, int, int, int]
+"""Of a convolution's output: bytes of the fewest rows with all channels and with ``kappa`` of
+them, and both again for the rows of one further tile line."""
 
 
 class _Start(NamedTuple):
@@ -70,17 +76,61 @@ class _Tiles(NamedTuple):
         return full if rooms[0] >= rooms[1] else partial
 
 
-class _Table(NamedTuple):
-    """What a sink asks of the operators above it.
+class _Rows(NamedTuple):
+    """What the operators of a group hold.
 
     Attributes:
-        rows, rates: per operator.
-        uneven: mask of the operators whose consumers disagree about the rate.
+        rows, rates: per operator, its fewest rows and those of one further tile line.
+        held: the same of convolutions in bytes (:meth:`Brr._price`).
+        lines: tile lines of the sinks.
     """
 
     rows: dict[int, int]
     rates: dict[int, Rate]
-    uneven: int
+    held: dict[int, _Held]
+    lines: int
+
+
+class _Table:
+    """What a sink asks of the operators above it, worked out upwards as far as was asked.
+
+    Attributes:
+        rows, rates, held: as in :class:`_Rows`.
+        uneven: mask of the operators whose consumers disagree about the rate.
+        next: the next operator to be worked out; those after it have been.
+    """
+
+    __slots__ = ("held", "next", "rates", "rows", "uneven")
+
+    def __init__(self, sink: int, rate: Rate) -> None:
+        self.rows: dict[int, int] = {sink: math.ceil(rate)}
+        self.rates: dict[int, Rate] = {sink: rate}
+        self.held: dict[int, _Held] = {}
+        self.uneven = 0
+        self.next = sink
+
+
+class _Makeup(NamedTuple):
+    """What stays as it is, or only grows, when operators join a group downstream.
+
+    Attributes:
+        first, sinks: members without producers, and without consumers, in the group.
+        rateless: whether a one-row tensor is read by a taller one inside.
+        full, partial: the members that are full, if the first convolutions are full and if they
+            are partial.
+        full_maps, partial_maps: for the same two starts, bytes that all tiles of the group
+            together must have held of its convolutions' outputs.
+        weights: bytes.
+    """
+
+    first: int
+    sinks: int
+    rateless: bool
+    full: int
+    partial: int
+    full_maps: int
+    partial_maps: int
+    weights: int
 
 
 class Brr:
@@ -104,11 +154,11 @@ class Brr:
         self._producer = graph.producer
         self._out = [graph.tensors[op.writes] for op in graph.ops]
         self._operands = [[_operand(graph, r, op.writes) for r in op.reads] for op in graph.ops]
-        self._local = [_is_local(graph, i) for i in range(len(graph))]
+        self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
         row = [out.elements // out.rows * activation_bytes for out in self._out]
         self._row_full = row
-        self._row_partial = [
+        self._row_some = [
             b * min(kappa, _channels(t)) // _channels(t)
             for b, t in zip(row, self._out, strict=True)
         ]
@@ -126,9 +176,27 @@ class Brr:
             )
             for operands in self._operands
         ]
-        self._rateless_readers = sum(1 << i for i, makers in enumerate(self._rateless) if makers)
+        self._rows_in_all = self._count_rows_in_all()
         self._tables: dict[tuple[int, Rate], _Table] = {}
+        self._makeups = {0: _Makeup(0, 0, False, 0, 0, 0, 0, 0)}
         self._known: dict[int, _Tiles | None] = {}
+
+    def _count_rows_in_all(self) -> list[int]:
+        """Rows of each output that all tiles of any group with it together have held at least.
+
+        Those that the last row of the sinks needs at most, see docs/exact-search.md. 0 where a
+        stride beyond the kernel skips rows, for then a tile may hold fewer than its share.
+        """
+        rows = [out.rows for out in self._out]
+        skipped = [False] * len(rows)
+        for c in reversed(range(len(rows))):
+            for operand in self._operands[c]:
+                above = self._producer.get(operand.read.tensor)
+                if above is not None and operand.stride is not None:
+                    reach = math.floor((rows[c] - 1) * operand.stride) + operand.kernel
+                    rows[above] = min(rows[above], reach)
+                    skipped[above] |= skipped[c] or operand.kernel < operand.stride
+        return [0 if skips else count for skips, count in zip(skipped, rows, strict=True)]
 
     # -- the two figures ------------------------------------------------------------------
 
@@ -137,24 +205,45 @@ class Brr:
         tiles = self._tiles(mask)
         return None if tiles is None else tiles.better(buffer_bytes).need
 
-    def floor(self, mask: int) -> int:
+    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
 
         Which convolutions are full depends on what stands above them alone, and the fewest rows
         of an operator only grow with further consumers.
         """
-        if self._has_rateless(mask):
+        makeup = self._makeup(mask, part)
+        if makeup.rateless:
             return _HOPELESS
-        sinks = self._sinks(mask)
-        if len(sinks) == 1:
-            tiles = self._tiles(mask)
-            if tiles is not None:
-                return min(tiles.full.need, tiles.partial.need)
-        rows: dict[int, int] = {}
-        for sink in sinks:
-            _raise_to(rows, self._table(sink, 1).rows, mask)
-        full, partial = self._hold(mask, rows, None)
-        return min(full.need, partial.need)
+        tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
+        if tiles is None:
+            rows: dict[int, int] = {}
+            for sink in bits(makeup.sinks):
+                _raise_to(rows, self._table(sink, 1, mask).rows, mask)
+            starts = self._hold(mask, self._merged(rows, dict.fromkeys(rows, 0), 0))
+        else:
+            starts = tiles.full, tiles.partial
+        return min(start.need for start in starts)
+
+    def passes(self, mask: int, buffer_bytes: int) -> int:
+        """``T`` of a valid group: its weights are read once per tile if they find no room."""
+        tiles = self._tiles(mask)
+        assert tiles is not None, "only valid groups are run"
+        start = tiles.better(buffer_bytes)
+        if start.need + self._makeup(mask).weights <= buffer_bytes:
+            return 1
+        room = buffer_bytes - start.need
+        further = room // start.line if start.line else tiles.lines
+        return -(-tiles.lines // min(tiles.lines, further + 1))
+
+    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """Weights beyond the buffer are read once per tile, and a tile holds one bufferful.
+
+        All tiles together hold the rows that the sinks need in the end (docs/exact-search.md).
+        """
+        makeup = self._makeup(mask, part)
+        if makeup.weights <= buffer_bytes:
+            return 1
+        return max(1, -(-min(makeup.full_maps, makeup.partial_maps) // buffer_bytes))
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -162,98 +251,145 @@ class Brr:
         tensors = self.graph.tensors
         read = sum(tensors[name].elements for name in reads) * self.activation_bytes
         write = sum(tensors[name].elements for name in writes) * self.activation_bytes
-        weight = sum(self._weights[i] for i in bits(mask))
-        tiles = self._tiles(mask)
-        assert tiles is not None, "only valid groups have a traffic"
-        start = tiles.better(buffer_bytes)
-        passes = 1
-        if start.need + weight > buffer_bytes:
-            room = buffer_bytes - start.need
-            further = room // start.line if start.line else tiles.lines
-            passes = -(-tiles.lines // min(tiles.lines, further + 1))
-        return Dram(read, write, weight * passes)
+        return Dram(read, write, self._makeup(mask).weights * self.passes(mask, buffer_bytes))
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
-        tiles = self._tiles(mask)
-        if tiles is None:
+        tiles, found, makeup = self._tiles(mask), self._rows(mask), self._makeup(mask)
+        if tiles is None or found is None:
             return ()
-        rows, rates, _ = self._rows(mask) or ({}, {}, 0)
-        named: tuple[list[CostTerm], list[CostTerm]] = ([], [])
-        self._hold(mask, rows, rates, named)
-        return tuple(named[0] if tiles.better(buffer_bytes) is tiles.full else named[1])
+        is_full = tiles.better(buffer_bytes) is tiles.full
+        full = makeup.full if is_full else makeup.partial
+        terms = []
+        for i in bits(mask & ~self._local):
+            kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
+            terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
+        inputs = self._inputs(mask, makeup.first & (self._local if is_full else mask), found)
+        terms += [
+            CostTerm("input", name, count, self._row_bytes(name))
+            for name, (count, _) in inputs.items()
+        ]
+        return tuple(terms)
 
     def _tiles(self, mask: int) -> _Tiles | None:
         """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
         if mask not in self._known:
-            found = None if self._has_rateless(mask) else self._rows(mask)
+            found = self._rows(mask)
             self._known[mask] = (
-                None if found is None else _Tiles(*self._hold(mask, *found[:2]), found[2])
+                None if found is None else _Tiles(*self._hold(mask, found), found.lines)
             )
         return self._known[mask]
 
+    def _makeup(self, mask: int, part: int = 0) -> _Makeup:
+        """The makeup of a group; ``part`` of it depends on nothing else of it."""
+        found = self._makeups.get(mask)
+        if found is not None:
+            return found
+        if part not in self._makeups:
+            part = 0
+        first, sinks, rateless, full, partial, full_maps, partial_maps, weights = self._makeups[
+            part
+        ]
+        for i in bits(mask & ~part):
+            low = 1 << i
+            local = bool(self._local & low)
+            before = self.graph.predecessors[i] & mask
+            # A local operator is as full as what it follows; a convolution alternates.
+            if not before:
+                first |= low
+            is_full = not before or bool(full & before) == local
+            is_full_too = bool(before) and bool(partial & before) == local
+            sinks = sinks & ~before | low
+            rateless = rateless or bool(self._rateless[i] & mask)
+            full |= low if is_full else 0
+            partial |= low if is_full_too else 0
+            weights += self._weights[i]
+            if not local:
+                rows, whole, some = self._rows_in_all[i], self._row_full[i], self._row_some[i]
+                full_maps += rows * (whole if is_full else some)
+                partial_maps += rows * (whole if is_full_too else some)
+        found = self._makeups[mask] = _Makeup(
+            first, sinks, rateless, full, partial, full_maps, partial_maps, weights
+        )
+        return found
+
     # -- rows -----------------------------------------------------------------------------
 
-    def _has_rateless(self, mask: int) -> bool:
-        """Whether a one-row tensor is read by a taller one inside the group."""
-        return any(self._rateless[i] & mask for i in bits(mask & self._rateless_readers))
-
-    def _sinks(self, mask: int) -> list[int]:
-        successors = self.graph.successors
-        return [i for i in bits(mask) if not successors[i] & mask]
-
-    def _rows(self, mask: int) -> tuple[dict[int, int], dict[int, Rate], int] | None:
-        """Fewest rows and rate per operator, and tile lines of the sinks; ``None``: no rate."""
-        sinks = self._sinks(mask)
+    def _rows(self, mask: int) -> _Rows | None:
+        """What the operators of a group hold; ``None``: it has no common rate."""
+        makeup = self._makeup(mask)
+        if makeup.rateless:
+            return None
+        sinks = list(bits(makeup.sinks))
         if len(sinks) == 1:
-            table = self._table(sinks[0], 1)
+            table = self._table(sinks[0], 1, mask)
             if table.uneven & mask:
                 return None
-            return table.rows, table.rates, self._out[sinks[0]].rows
+            return _Rows(table.rows, table.rates, table.held, self._out[sinks[0]].rows)
         common = Fraction(_lcm([self._cumulative[i] for i in sinks]))
         rows: dict[int, int] = {}
         rates: dict[int, Rate] = {}
         lines = 0
         for sink in sinks:
             own = _plain(common / self._cumulative[sink])
-            table = self._table(sink, own)
+            table = self._table(sink, own, mask)
             if table.uneven & mask:
                 return None
-            for i, rate in table.rates.items():
-                if mask >> i & 1 and rates.setdefault(i, rate) != rate:
+            for i in bits(mask):
+                rate = table.rates.get(i)
+                if rate is not None and rates.setdefault(i, rate) != rate:
                     return None
             _raise_to(rows, table.rows, mask)
             lines = max(lines, math.ceil(self._out[sink].rows / Fraction(own)))
-        return rows, rates, lines
+        return self._merged(rows, rates, lines)
 
-    def _table(self, sink: int, rate: Rate) -> _Table:
-        """Rows and rates of all operators above ``sink`` when it makes ``rate`` rows at a time.
+    def _merged(self, rows: dict[int, int], rates: Mapping[int, Rate], lines: int) -> _Rows:
+        held = {
+            i: self._price(i, count, rates[i])
+            for i, count in rows.items()
+            if not self._local >> i & 1
+        }
+        return _Rows(rows, dict(rates), held, lines)
 
-        A group is convex, so all paths from a member to a sink lie inside it, and what the sink
-        asks of that member is the same in every group that has both.
+    def _price(self, i: int, count: int, rate: Rate) -> _Held:
+        """Bytes of ``count`` rows of an output and of one further tile line."""
+        whole, some, further = self._row_full[i], self._row_some[i], math.ceil(rate)
+        return count * whole, count * some, further * whole, further * some
+
+    def _table(self, sink: int, rate: Rate, mask: int) -> _Table:
+        """Rows and rates of the operators above ``sink`` when it makes ``rate`` rows at a time.
+
+        Worked out for the members of ``mask`` at least. A group is convex, so all paths from a
+        member to a sink lie inside it, and what the sink asks of that member is the same in every
+        group that has both.
         """
-        found = self._tables.get((sink, rate))
-        if found is not None:
-            return found
-        rows: dict[int, int] = {sink: math.ceil(rate)}
-        rates: dict[int, Rate] = {sink: rate}
-        uneven = 0
-        for i in range(sink, -1, -1):
-            if i not in rows:
+        table = self._tables.get((sink, rate))
+        if table is None:
+            table = self._tables[sink, rate] = _Table(sink, rate)
+        lowest = (mask & -mask).bit_length() - 1
+        while table.next >= lowest:
+            self._climb(table)
+        return table
+
+    def _climb(self, table: _Table) -> None:
+        """Work out the next operator of a table: it asks of its producers what it needs."""
+        i, rows, rates = table.next, table.rows, table.rates
+        table.next -= 1
+        if i not in rows:
+            return
+        even = not table.uneven >> i & 1
+        if even and not self._local >> i & 1:
+            table.held[i] = self._price(i, rows[i], rates[i])
+        for operand in self._operands[i]:
+            above = self._producer.get(operand.read.tensor)
+            if above is None:
                 continue
-            for operand in self._operands[i]:
-                above = self._producer.get(operand.read.tensor)
-                if above is None:
+            rows[above] = max(rows.get(above, 0), self._input_rows(operand, rows[i]))
+            if even and operand.stride is not None:
+                wanted = _plain(operand.stride * rates[i])
+                if rates.setdefault(above, wanted) == wanted:
                     continue
-                rows[above] = max(rows.get(above, 0), self._input_rows(operand, rows[i]))
-                if uneven >> i & 1 or operand.stride is None:
-                    uneven |= 1 << above
-                else:
-                    wanted = _plain(operand.stride * rates[i])
-                    if rates.setdefault(above, wanted) != wanted:
-                        uneven |= 1 << above
-        self._tables[sink, rate] = _Table(rows, rates, uneven)
-        return self._tables[sink, rate]
+            table.uneven |= 1 << above
 
     def _input_rows(self, operand: _Operand, count: int) -> int:
         """``min(H, (count - 1) * t + k)`` rows of an operand."""
@@ -262,104 +398,67 @@ class Brr:
             return height
         return min(height, math.ceil((count - 1) * operand.stride) + operand.kernel)
 
-    # -- channels -------------------------------------------------------------------------
+    # -- bytes ----------------------------------------------------------------------------
 
-    def _hold(
-        self,
-        mask: int,
-        rows: dict[int, int],
-        rates: dict[int, Rate] | None,
-        named: tuple[list[CostTerm], list[CostTerm]] | None = None,
-    ) -> tuple[_Start, _Start]:
-        """What the two starts hold, full and partial, in one pass over the group.
-
-        ``rates`` are needed for the further lines; ``named`` collects the terms of each.
-        """
-        predecessors, is_local = self.graph.predecessors, self._local
-        # Bit set of the operators that are full, per start.
-        full_a = full_b = need_a = need_b = line_a = line_b = 0
-        inputs: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
-        left = mask
+    def _hold(self, mask: int, found: _Rows) -> tuple[_Start, _Start]:
+        """What the two starts hold, full and partial."""
+        makeup, held = self._makeup(mask), found.held
+        full, partial = makeup.full, makeup.partial
+        need_a = need_b = line_a = line_b = 0
+        left = mask & ~self._local
         while left:
             low = left & -left
             left ^= low
-            i = low.bit_length() - 1
-            before = predecessors[i] & mask
-            local = is_local[i]
-            # A local operator is as full as what it follows; a convolution alternates.
-            if before:
-                a, b = bool(full_a & before) == local, bool(full_b & before) == local
+            whole, some, further, further_some = held[low.bit_length() - 1]
+            if full & low:
+                need_a += whole
+                line_a += further
             else:
-                a, b = True, False
-            if a:
-                full_a |= low
-            if b:
-                full_b |= low
-            if not local:
-                count = rows[i]
-                all_, some = self._row_full[i], self._row_partial[i]
-                row_a, row_b = all_ if a else some, all_ if b else some
-                need_a += count * row_a
-                need_b += count * row_b
-                if rates is not None:
-                    further = math.ceil(rates[i])
-                    line_a += further * row_a
-                    line_b += further * row_b
-                if named is not None:
-                    name = self._out[i].name
-                    for terms, full, row in ((named[0], a, row_a), (named[1], b, row_b)):
-                        terms.append(CostTerm("full" if full else "partial", name, count, row))
-            if not before:
-                rate = None if rates is None else rates[i]
-                for full, held in ((a, inputs[0]), (b, inputs[1])):
-                    if local or not full:
-                        self._hold_inputs(i, rows[i], rate, mask, held)
-        extra_a = self._add_inputs(inputs[0], named[0] if named else None)
-        extra_b = self._add_inputs(inputs[1], named[1] if named else None)
-        return (
-            _Start(need_a + extra_a.need, line_a + extra_a.line),
-            _Start(need_b + extra_b.need, line_b + extra_b.line),
-        )
-
-    def _add_inputs(
-        self, inputs: dict[str, tuple[int, int]], terms: list[CostTerm] | None
-    ) -> _Start:
-        need = line = 0
-        for name, (count, further) in inputs.items():
-            source = self.graph.tensors[name]
-            row = source.elements // source.rows * self.activation_bytes
-            need += count * row
-            line += further * row
-            if terms is not None:
-                terms.append(CostTerm("input", name, count, row))
-        return _Start(need, line)
-
-    def _hold_inputs(
-        self, i: int, count: int, rate: Rate | None, mask: int, inputs: dict[str, tuple[int, int]]
-    ) -> None:
-        """Rows of the outside inputs of an operator that is first in its group."""
-        for operand in self._operands[i]:
-            name = operand.read.tensor
-            if mask >> self._producer.get(name, len(self.graph)) & 1:
-                continue
-            further = 0 if rate is None else math.ceil(rate)
-            if operand.read.window.kind is WindowKind.REDUCE:
-                held = 1
-            elif self._local[i]:
-                held = count
+                need_a += some
+                line_a += further_some
+            if partial & low:
+                need_b += whole
+                line_b += further
             else:
-                held = self._input_rows(operand, count)
-                if rate is not None:
+                need_b += some
+                line_b += further_some
+        # A local operator that is first streams its input, a partial convolution needs all of it.
+        for name, (count, further) in self._inputs(mask, makeup.first & self._local, found).items():
+            need_a += count * self._row_bytes(name)
+            line_a += further * self._row_bytes(name)
+        for name, (count, further) in self._inputs(mask, makeup.first, found).items():
+            need_b += count * self._row_bytes(name)
+            line_b += further * self._row_bytes(name)
+        return _Start(need_a, line_a), _Start(need_b, line_b)
+
+    def _row_bytes(self, name: str) -> int:
+        source = self.graph.tensors[name]
+        return source.elements // source.rows * self.activation_bytes
+
+    def _inputs(self, mask: int, holders: int, found: _Rows) -> dict[str, tuple[int, int]]:
+        """Rows held of the outside inputs of some first operators, and per further tile line."""
+        inputs: dict[str, tuple[int, int]] = {}
+        for i in bits(holders):
+            count, rate = found.rows[i], found.rates[i]
+            for operand in self._operands[i]:
+                name = operand.read.tensor
+                further = math.ceil(rate)
+                if operand.read.window.kind is WindowKind.REDUCE:
+                    held = 1
+                elif self._local >> i & 1:
+                    held = count
+                else:
+                    held = self._input_rows(operand, count)
                     further = math.ceil(rate * (operand.stride or 1))
-            known = inputs.get(name, (0, 0))
-            inputs[name] = max(known[0], held), max(known[1], further)
+                known = inputs.get(name, (0, 0))
+                inputs[name] = max(known[0], held), max(known[1], further)
+        return inputs
 
 
 def _raise_to(rows: dict[int, int], needed: dict[int, int], mask: int) -> None:
     """Raise the rows of the members of ``mask`` to what one sink needs of them."""
-    for i, count in needed.items():
-        if mask >> i & 1 and rows.get(i, 0) < count:
-            rows[i] = count
+    for i in bits(mask):
+        rows[i] = max(rows.get(i, 0), needed.get(i, 0))
 
 
 def _operand(graph: OpGraph, read: Read, writes: str) -> _Operand:

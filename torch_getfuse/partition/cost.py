@@ -80,9 +80,23 @@ class FusionScheme(Protocol):
         """
         ...
 
-    def floor(self, mask: int) -> int:
+    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
         """A lower bound in bytes of ``F_b`` of every group that contains ``mask`` and, of the
         operators outside it, none that a member of ``mask`` depends on.
+
+        ``part``: members whose own floor ``part_floor`` is known, and that depend on no other
+        member. Makes it faster, and changes nothing.
+        """
+        ...
+
+    def passes(self, mask: int, buffer_bytes: int) -> int:
+        """How often a valid group reads its weights."""
+        ...
+
+    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of the groups of which :meth:`floor` speaks.
+
+        ``part``: members that depend on no other member, of which it was asked before.
         """
         ...
 
@@ -122,7 +136,7 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
-        self._hopeless: dict[int, bool] = {}
+        self._floor: dict[int, int] = {}
         self._dram: dict[int, int] = {}
 
     @property
@@ -156,13 +170,24 @@ class Evaluator:
             found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
             return found
 
-    def hopeless(self, mask: int) -> bool:
-        """Whether no group grown from ``mask`` downstream can be valid."""
-        try:
-            return self._hopeless[mask]
-        except KeyError:
-            found = self._hopeless[mask] = self.scheme.floor(mask) >= self.buffer_bytes
-            return found
+    def hopeless(self, mask: int, part: int = 0) -> bool:
+        """Whether no group grown from ``mask`` downstream can be valid.
+
+        ``part``: members that depend on no other member, of which this was asked before; the
+        answer is then found from what joined them.
+        """
+        found = self._floor.get(mask)
+        if found is None:
+            found = self._floor[mask] = self.scheme.floor(mask, part, self._floor.get(part, 0))
+        return found >= self.buffer_bytes
+
+    def passes(self, mask: int) -> int:
+        """How often a valid group reads its weights."""
+        return self.scheme.passes(mask, self.buffer_bytes)
+
+    def fewest_passes(self, mask: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""
+        return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (method.md section 1)."""

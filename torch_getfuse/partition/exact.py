@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_getfuse.partition.group import bits, mask_of
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import Crossing, FusionProblem, SearchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +79,29 @@ class _State(NamedTuple):
     group: int
 
 
+class _Grown(NamedTuple):
+    """A set on its way to a group, priced by what joined it last.
+
+    Attributes:
+        mask: its operators.
+        after: operators that read what it writes, members among them.
+        features, weights: bytes that it would move as a group, its weights once.
+        rest: a lower bound in bytes of what is left once it has run.
+    """
+
+    mask: int
+    after: int
+    features: int
+    weights: int
+    rest: int
+
+
 class _Search:
     """One run of the dynamic program.
 
     Everything that is done per down-set or group looks at their neighbourhood only, so that the
-    time grows with the depth of a graph and not with its square.
+    time grows with the depth of a graph and not with its square; and a set that grows by an
+    operator is priced by that operator and the tensors that it touches.
     """
 
     def __init__(self, problem: FusionProblem, known: int | None, limits: Limits) -> None:
@@ -112,33 +130,23 @@ class _Search:
             for j in bits(before & ~self.block[i]):
                 ideal |= self.ideal[j]
             self.ideal[i] = ideal
-        # Per operator, what a plan cannot avoid moving because of it.
-        self.duties: list[list[tuple[int, int, int]]] = [[] for _ in range(len(graph))]
-        for duty in problem.duties:
-            for i in bits(duty[0] | duty[1]):
-                self.duties[i].append(duty)
-        self.unavoidable = problem.unavoidable
+        scheme = self.evaluator.scheme
+        self.weights = [op.weight_elements * scheme.weight_bytes for op in graph.ops]
+        self.crossings: list[list[Crossing]] = [[] for _ in range(len(graph))]
+        for crossing in problem.crossings:
+            for i in bits(crossing.touched):
+                self.crossings[i].append(crossing)
+        start = self._absorb(0, self.sources)
+        self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
+        # Down-sets by size, so that each is complete before it is left.
+        self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
+        self.waiting[start.bit_count()].append(start)
 
     def run(self) -> SearchResult:
-        start, open_ = self._absorb(0, 0)
-        best = {start: _State(0, self.unavoidable, open_, 0, 0)}
-        # Down-sets by size, so that each is complete before it is left.
-        waiting: list[list[int]] = [[] for _ in range(len(self.block) + 1)]
-        waiting[start.bit_count()].append(start)
-        for level in waiting:
+        for level in self.waiting:
             for done in level:
-                state = best[done]
-                for group in self._steps(done, state.open):
-                    cost = state.cost + self.evaluator.dram(group)
-                    rest = state.rest + self._less(done, group)
-                    if self.known is not None and cost + rest > self.known:
-                        continue
-                    reached, open_ = self._absorb(done | group, state.open | group)
-                    if reached not in best:
-                        waiting[reached.bit_count()].append(reached)
-                    elif best[reached].cost <= cost:
-                        continue
-                    best[reached] = _State(cost, rest, open_, done, group)
+                self._leave(done)
+        best = self.best
         groups = []
         at = self.everything
         while best[at].group:
@@ -153,40 +161,101 @@ class _Search:
             lower_bound_bytes=cost,
         )
 
-    def _less(self, done: int, group: int) -> int:
-        """Change of the bound of what is left when ``group`` joins ``done``."""
-        left, after = ~done, ~(done | group)
-        change = 0
-        for i in bits(group):
-            for maker, readers, size in self.duties[i]:
-                # A duty that touches several operators of the group counts at the first.
-                if (maker | readers) & group & -((maker | readers) & group) != 1 << i:
+    def _leave(self, done: int) -> None:
+        """Every connected valid group that can run next, and the down-sets that they lead to."""
+        evaluator, successors = self.evaluator, self.successors
+        state = self.best[done]
+        slack = None if self.known is None else self.known - state.cost
+        if slack is not None and state.rest > slack:
+            return
+        after = self.sources & ~done
+        for i in bits(state.open):
+            after |= successors[i]
+        nothing = _Grown(0, 0, 0, 0, state.rest)
+        front = [
+            (self.ideal[i] & ~done, nothing)
+            for i in bits(after & ~done)
+            if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
+        ]
+        seen = {group for group, _ in front}
+        while front:
+            group, part = front.pop()
+            self._count()
+            added = group ^ part.mask
+            if added & self.unfusable:
+                continue
+            if slack is not None:
+                # However it goes on, what it holds already is read so often.
+                weights = part.weights + sum([self.weights[i] for i in bits(added)])
+                extra = evaluator.fewest_passes(group, part.mask) - 1
+                if extra and state.rest + weights * extra > slack:
                     continue
-                for outside, sign in ((left, -1), (after, 1)):
-                    owed = (
-                        (readers & outside and not maker & outside) if readers else maker & outside
-                    )
-                    if owed:
-                        change += sign * size
-        return change
+            if evaluator.hopeless(group, part.mask):
+                continue
+            grown = self._grow(done, part, added)
+            self._reach(done, state, grown)
+            for i in bits(grown.after & ~group):
+                larger = group | self.ideal[i] & ~done
+                if larger not in seen:
+                    seen.add(larger)
+                    front.append((larger, grown))
 
-    def _absorb(self, done: int, open_: int) -> tuple[int, int]:
-        """Add the unfusable operators that can run: they cost nothing and block nothing.
+    def _reach(self, done: int, state: _State, grown: _Grown) -> None:
+        """Take a group for a step from ``done``, if it is valid and better than what is known.
 
-        Returns the down-set and its members that have consumers outside it.
+        Whether it is valid is the dearest question, so it comes last.
         """
-        while True:
-            after = 0 if done else self.sources
-            for i in bits(open_):
-                after |= self.successors[i]
-            ready = 0
-            for i in bits(after & self.unfusable & ~done):
-                if not self.predecessors[i] & ~done:
-                    ready |= 1 << i
-            done |= ready
-            open_ = mask_of(i for i in bits(open_ | ready) if self.successors[i] & ~done)
-            if not ready:
-                return done, open_
+        group = grown.mask
+        cost = state.cost + grown.features + grown.weights
+        if self.known is not None and cost + grown.rest > self.known:
+            return
+        reached = self._absorb(done | group, grown.after)
+        old = self.best.get(reached)
+        if (old is not None and old.cost <= cost) or not self.evaluator.valid(group):
+            return
+        cost += grown.weights * (self.evaluator.passes(group) - 1)
+        if old is not None:
+            if cost < old.cost:
+                self.best[reached] = old._replace(cost=cost, before=done, group=group)
+            return
+        open_ = self._open(reached, state.open | reached & ~done)
+        self.best[reached] = _State(cost, grown.rest, open_, done, group)
+        self.waiting[reached.bit_count()].append(reached)
+
+    def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
+        """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
+        old, new = part.mask, part.mask | added
+        left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
+        _, after, features, weights, rest = part
+        for i in bits(added):
+            after |= self.successors[i]
+            weights += self.weights[i]
+            rest -= self.weights[i]
+            for crossing in self.crossings[i]:
+                touching = crossing.touched & added
+                if touching & -touching == 1 << i:  # else counted at the first that touches it
+                    features += crossing.moved(new) - crossing.moved(old)
+                    rest += crossing.owed(still_left) - crossing.owed(left)
+        return _Grown(new, after, features, weights, rest)
+
+    def _absorb(self, done: int, after: int) -> int:
+        """The down-set ``done`` with the unfusable operators that can run then.
+
+        They cost nothing and block nothing. ``after``: what the last members of it feed.
+        """
+        ready = after & self.unfusable & ~done
+        while ready:
+            low = ready & -ready
+            ready ^= low
+            i = low.bit_length() - 1
+            if not self.predecessors[i] & ~done:
+                done |= low
+                ready |= self.successors[i] & self.unfusable
+        return done
+
+    def _open(self, done: int, candidates: int) -> int:
+        """The candidates that have consumers outside a down-set."""
+        return mask_of(i for i in bits(candidates) if self.successors[i] & ~done)
 
     def _count(self) -> None:
         self.steps += 1
@@ -194,33 +263,3 @@ class _Search:
             raise TooWide(f"more than {self.limits.steps} groups on its down-sets")
         if not self.steps & 255 and time.perf_counter() - self.started > self.limits.seconds:
             raise TooWide(f"more than {self.limits.seconds:g} s")
-
-    def _steps(self, done: int, open_: int) -> list[int]:
-        """Every connected valid group that can run next."""
-        evaluator, unfusable = self.evaluator, self.unfusable
-        after = self.sources & ~done
-        for i in bits(open_):
-            after |= self.successors[i]
-        found = []
-        front = [
-            self.ideal[i] & ~done
-            for i in bits(after & ~done)
-            if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
-        ]
-        seen = set(front)
-        while front:
-            group = front.pop()
-            self._count()
-            if group & unfusable or evaluator.hopeless(group):
-                continue
-            if evaluator.valid(group):
-                found.append(group)
-            after = 0
-            for i in bits(group):
-                after |= self.successors[i]
-            for i in bits(after & ~group):
-                grown = group | self.ideal[i] & ~done
-                if grown not in seen:
-                    seen.add(grown)
-                    front.append(grown)
-        return found

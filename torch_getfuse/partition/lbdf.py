@@ -94,6 +94,7 @@ class Lbdf:
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
+        self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
 
@@ -127,21 +128,42 @@ class Lbdf:
             mask ^= low
         return total
 
-    def floor(self, mask: int) -> int:
-        """Weights and the widest single window of each storage: no larger group needs less.
+    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
+        """Weights and what each storage keeps at least: no larger group needs less.
 
         A tensor's peak is at least that of each of its consumers alone, a consumer only ever
-        joins, and each storage keeps at least one unit.
+        joins, and each storage keeps at least one unit. Where one consumer depends on another,
+        it is at least what the one has demanded and the other not released.
         """
-        total = 0
-        for i in bits(mask):
+        if part & ~mask or not part:
+            part = part_floor = 0
+        total, added = part_floor, mask & ~part
+        touched = set()
+        for i in bits(added):
             total += self._weights[i]
-        for tensor, readers in self._storages(mask):
-            units = 1
-            for c in bits(readers):
-                units = max(units, self.alone_floor[tensor, c])
-            total += units * self.unit_bytes[tensor]
+            touched.update(self._touches[i])
+        for tensor in touched:
+            total += self._least(tensor, mask) - self._least(tensor, part)
         return total
+
+    def _least(self, tensor: int, mask: int) -> int:
+        """Bytes that the storage of a tensor takes at least; 0 for one that is overwritten."""
+        readers = self._readers[tensor] & mask
+        if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
+            return 0
+        units = self._least_units[tensor].get(readers)
+        if units is None:
+            units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
+            self._least_units[tensor][readers] = units
+        return units * self.unit_bytes[tensor]
+
+    def passes(self, mask: int, buffer_bytes: int = 0) -> int:
+        """1: weights stay on chip."""
+        return 1
+
+    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """1."""
+        return 1
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
         """``F_D``; the buffer's size plays no part once a group is valid."""
