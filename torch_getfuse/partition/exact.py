@@ -22,6 +22,7 @@ Graphs with many parallel branches have too many down-sets; :mod:`.cover` plans 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,10 @@ class Limits:
     seconds: float = float("inf")
 
 
+_GUESSES = (16, 4)
+"""Shares of the unavoidable traffic by which the optimum is guessed to exceed it, as 1/n."""
+
+
 class TooWide(Exception):
     """The graph has more down-sets and groups than the limits allow."""
 
@@ -59,7 +64,30 @@ def exact(
     Raises:
         TooWide: where a limit strikes before the proof.
     """
-    return _Search(problem, known, limits or Limits()).run()
+    limits = limits or Limits()
+    started = time.perf_counter()
+    steps = 0
+    for ceiling in _ceilings(problem, known):
+        search = _Search(problem, ceiling, limits, steps, started)
+        if search.run():
+            return search.result()
+        steps = search.steps
+    raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
+
+
+def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]:
+    """What the optimum is taken to cost at most, in turn; the last is sure.
+
+    Where weights are read more than once, a set that grows can become too dear for ever, so that a
+    low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
+    not, it saves little.
+    """
+    if problem.evaluator.fewest_passes(problem.fusable) > 1:
+        for share in _GUESSES:
+            guess = problem.unavoidable + problem.unavoidable // share
+            if known is None or guess < known:
+                yield guess
+    yield known
 
 
 class _State(NamedTuple):
@@ -104,15 +132,22 @@ class _Search:
     operator is priced by that operator and the tensors that it touches.
     """
 
-    def __init__(self, problem: FusionProblem, known: int | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        problem: FusionProblem,
+        ceiling: int | None,
+        limits: Limits,
+        steps: int = 0,
+        started: float = 0.0,
+    ) -> None:
         graph = problem.graph
         self.evaluator = problem.evaluator
         self.unfusable = problem.unfusable
         self.everything = (1 << len(graph)) - 1
-        self.known = known
+        self.ceiling = ceiling
         self.limits = limits
-        self.steps = 0
-        self.started = time.perf_counter()
+        self.steps = steps
+        self.started = started
         self.successors = graph.successors
         self.predecessors = graph.predecessors
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
@@ -142,10 +177,19 @@ class _Search:
         self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
         self.waiting[start.bit_count()].append(start)
 
-    def run(self) -> SearchResult:
+    def run(self) -> bool:
+        """Whether there is a legal plan up to the ceiling.
+
+        Raises:
+            TooWide: where a limit strikes first.
+        """
         for level in self.waiting:
-            for done in level:
+            for done in sorted(level):
                 self._leave(done)
+        return self.everything in self.best
+
+    def result(self) -> SearchResult:
+        """The cheapest plan that was found."""
         best = self.best
         groups = []
         at = self.everything
@@ -165,7 +209,7 @@ class _Search:
         """Every connected valid group that can run next, and the down-sets that they lead to."""
         evaluator, successors = self.evaluator, self.successors
         state = self.best[done]
-        slack = None if self.known is None else self.known - state.cost
+        slack = None if self.ceiling is None else self.ceiling - state.cost
         if slack is not None and state.rest > slack:
             return
         after = self.sources & ~done
@@ -207,7 +251,7 @@ class _Search:
         """
         group = grown.mask
         cost = state.cost + grown.features + grown.weights
-        if self.known is not None and cost + grown.rest > self.known:
+        if self.ceiling is not None and cost + grown.rest > self.ceiling:
             return
         reached = self._absorb(done | group, grown.after)
         old = self.best.get(reached)

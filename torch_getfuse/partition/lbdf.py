@@ -94,6 +94,7 @@ class Lbdf:
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
+        self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
@@ -105,6 +106,7 @@ class Lbdf:
             t = self._writes[i]
             for c in bits(self._readers[t]):
                 least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
+        self._least_written = least
         # Tensor -> units held by its consumers in the group, for none and for each alone.
         self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
         self.alone_floor: dict[tuple[int, int], int] = {}
@@ -155,7 +157,53 @@ class Lbdf:
         if units is None:
             units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
             self._least_units[tensor][readers] = units
+        if readers & (readers - 1):
+            first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
+            key = tensor, first, last
+            if key not in self._ahead:
+                self._ahead[key] = self._demanded_ahead(*key)
+            between, ahead = self._ahead[key]
+            if ahead > units and not between & ~mask:
+                units = ahead
         return units * self.unit_bytes[tensor]
+
+    def _demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
+        """What lies between two consumers of a tensor, and units it keeps because of them.
+
+        When ``last`` writes a unit, everything that leads to it has demanded its share, the
+        paths through ``first`` included, and ``last`` still holds what the unit needs. True of
+        every unit; looked at for the first and one in the middle.
+        """
+        edge = self._edges[tensor, last]
+        cone = front = 1 << last
+        while front:
+            before = 0
+            for i in bits(front):
+                before |= self.graph.predecessors[i] >> first << first
+            front = before & ~cone
+            cone |= front
+        paths = 1 << first
+        for i in bits(cone):
+            if self.graph.predecessors[i] & paths:
+                paths |= 1 << i
+        if not paths >> last & 1 or not edge.holds:
+            return 0, 0
+        out, ahead = self._writes[last], 0
+        middle = self._units[out] // self._rows[out] * (self._rows[out] // 2)
+        for unit in (0, middle + self._units[out] // self._rows[out] // 2):
+            if unit >= self._least_written[out]:
+                continue
+            counts = {last: unit + 1}
+            for i in reversed(list(bits(paths ^ 1 << first))):
+                for source in self._reads[i]:
+                    maker = self._maker[source]
+                    if maker & paths:
+                        made = self._edges[source, i].needed(counts[i])
+                        maker = maker.bit_length() - 1
+                        counts[maker] = max(counts.get(maker, 0), made)
+            demanded = self._edges[tensor, first].needed(counts[first])
+            ahead = max(ahead, demanded - edge.released(unit))
+        return paths & ~(1 << first | 1 << last), ahead
 
     def passes(self, mask: int, buffer_bytes: int = 0) -> int:
         """1: weights stay on chip."""
