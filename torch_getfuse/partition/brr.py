@@ -110,26 +110,38 @@ class _Table:
         self.next = sink
 
 
+class _Course(NamedTuple):
+    """What follows from how a group starts.
+
+    Attributes:
+        full: mask of the members that are full.
+        maps: bytes of the convolutions' outputs that its tiles hold, all tiles together, if each
+            held ``short`` bytes more (:meth:`Brr._count_rows`).
+        short: see there.
+        whole: bytes of all rows of what is held, outside inputs included.
+    """
+
+    full: int
+    maps: int
+    short: int
+    whole: int
+
+
 class _Makeup(NamedTuple):
     """What stays as it is, or only grows, when operators join a group downstream.
 
     Attributes:
         first, sinks: members without producers, and without consumers, in the group.
         rateless: whether a one-row tensor is read by a taller one inside.
-        full, partial: the members that are full, if the first convolutions are full and if they
-            are partial.
-        full_maps, partial_maps: for the same two starts, bytes that all tiles of the group
-            together must have held of its convolutions' outputs.
+        full, partial: what becomes of the group if its first convolutions are full, or partial.
         weights: bytes.
     """
 
     first: int
     sinks: int
     rateless: bool
-    full: int
-    partial: int
-    full_maps: int
-    partial_maps: int
+    full: _Course
+    partial: _Course
     weights: int
 
 
@@ -176,27 +188,34 @@ class Brr:
             )
             for operands in self._operands
         ]
-        self._rows_in_all = self._count_rows_in_all()
+        self._input_bytes = [
+            sum(graph.tensors[r.tensor].elements for r in op.reads) * activation_bytes
+            for op in graph.ops
+        ]
+        self._rows_in_all, self._rows_short = self._count_rows()
         self._tables: dict[tuple[int, Rate], _Table] = {}
-        self._makeups = {0: _Makeup(0, 0, False, 0, 0, 0, 0, 0)}
+        self._makeups = {0: _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)}
         self._known: dict[int, _Tiles | None] = {}
 
-    def _count_rows_in_all(self) -> list[int]:
-        """Rows of each output that all tiles of any group with it together have held at least.
+    def _count_rows(self) -> tuple[list[int], list[int]]:
+        """Two figures per operator that hold whatever group it is in.
 
-        Those that the last row of the sinks needs at most, see docs/exact-search.md. 0 where a
-        stride beyond the kernel skips rows, for then a tile may hold fewer than its share.
+        Rows of its output that the sinks need in the end, at least. And by how many rows a tile
+        may hold less than its share, at most: a stride beyond the kernel skips rows. All tiles
+        of a group, had each so many rows more, hold together at least the former
+        (docs/exact-search.md).
         """
-        rows = [out.rows for out in self._out]
-        skipped = [False] * len(rows)
-        for c in reversed(range(len(rows))):
+        needed = [out.rows for out in self._out]
+        short = [0] * len(needed)
+        for c in reversed(range(len(needed))):
             for operand in self._operands[c]:
-                above = self._producer.get(operand.read.tensor)
-                if above is not None and operand.stride is not None:
-                    reach = math.floor((rows[c] - 1) * operand.stride) + operand.kernel
-                    rows[above] = min(rows[above], reach)
-                    skipped[above] |= skipped[c] or operand.kernel < operand.stride
-        return [0 if skips else count for skips, count in zip(skipped, rows, strict=True)]
+                above, stride = self._producer.get(operand.read.tensor), operand.stride
+                if above is not None and stride is not None:
+                    reach = math.floor((needed[c] - 1) * stride) + operand.kernel
+                    needed[above] = min(needed[above], reach)
+                    skipped = max(0, math.ceil(stride - operand.kernel))
+                    short[above] = max(short[above], math.ceil(short[c] * stride) + skipped)
+        return needed, short
 
     # -- the two figures ------------------------------------------------------------------
 
@@ -205,13 +224,20 @@ class Brr:
         tiles = self._tiles(mask)
         return None if tiles is None else tiles.better(buffer_bytes).need
 
-    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the floor alone needs the buffer; it does not where the whole maps fit."""
+        makeup = self._makeup(mask, part)
+        if not makeup.rateless and min(makeup.full.whole, makeup.partial.whole) < buffer_bytes:
+            return False
+        return self.floor(mask) >= buffer_bytes
+
+    def floor(self, mask: int) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
 
         Which convolutions are full depends on what stands above them alone, and the fewest rows
         of an operator only grow with further consumers.
         """
-        makeup = self._makeup(mask, part)
+        makeup = self._makeup(mask)
         if makeup.rateless:
             return _HOPELESS
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
@@ -243,7 +269,10 @@ class Brr:
         makeup = self._makeup(mask, part)
         if makeup.weights <= buffer_bytes:
             return 1
-        return max(1, -(-min(makeup.full_maps, makeup.partial_maps) // buffer_bytes))
+        return max(
+            1,
+            min(-(-c.maps // (buffer_bytes + c.short)) for c in (makeup.full, makeup.partial)),
+        )
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -259,7 +288,7 @@ class Brr:
         if tiles is None or found is None:
             return ()
         is_full = tiles.better(buffer_bytes) is tiles.full
-        full = makeup.full if is_full else makeup.partial
+        full = (makeup.full if is_full else makeup.partial).full
         terms = []
         for i in bits(mask & ~self._local):
             kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
@@ -287,31 +316,43 @@ class Brr:
             return found
         if part not in self._makeups:
             part = 0
-        first, sinks, rateless, full, partial, full_maps, partial_maps, weights = self._makeups[
-            part
-        ]
-        for i in bits(mask & ~part):
-            low = 1 << i
-            local = bool(self._local & low)
+        first, sinks, rateless, full, partial, weights = self._makeups[part]
+        added = mask & ~part
+        for i in bits(added):
             before = self.graph.predecessors[i] & mask
-            # A local operator is as full as what it follows; a convolution alternates.
             if not before:
-                first |= low
-            is_full = not before or bool(full & before) == local
-            is_full_too = bool(before) and bool(partial & before) == local
-            sinks = sinks & ~before | low
+                first |= 1 << i
+            sinks = sinks & ~before | 1 << i
             rateless = rateless or bool(self._rateless[i] & mask)
-            full |= low if is_full else 0
-            partial |= low if is_full_too else 0
             weights += self._weights[i]
-            if not local:
-                rows, whole, some = self._rows_in_all[i], self._row_full[i], self._row_some[i]
-                full_maps += rows * (whole if is_full else some)
-                partial_maps += rows * (whole if is_full_too else some)
         found = self._makeups[mask] = _Makeup(
-            first, sinks, rateless, full, partial, full_maps, partial_maps, weights
+            first,
+            sinks,
+            rateless,
+            self._follow(full, mask, added, first_full=True),
+            self._follow(partial, mask, added, first_full=False),
+            weights,
         )
         return found
+
+    def _follow(self, course: _Course, mask: int, added: int, first_full: bool) -> _Course:
+        """How a course goes on when ``added`` has joined and made the group ``mask``."""
+        full, maps, short, whole = course
+        for i in bits(added):
+            before = self.graph.predecessors[i] & mask
+            local = bool(self._local >> i & 1)
+            # A local operator is as full as what it follows; a convolution alternates.
+            is_full = bool(full & before) == local if before else first_full
+            if is_full:
+                full |= 1 << i
+            if not local:
+                row = self._row_full[i] if is_full else self._row_some[i]
+                maps += self._rows_in_all[i] * row
+                short += self._rows_short[i] * row
+                whole += self._out[i].rows * row
+            if not before and (local or not first_full):
+                whole += self._input_bytes[i]
+        return _Course(full, maps, short, whole)
 
     # -- rows -----------------------------------------------------------------------------
 
@@ -403,7 +444,7 @@ class Brr:
     def _hold(self, mask: int, found: _Rows) -> tuple[_Start, _Start]:
         """What the two starts hold, full and partial."""
         makeup, held = self._makeup(mask), found.held
-        full, partial = makeup.full, makeup.partial
+        full, partial = makeup.full.full, makeup.partial.full
         need_a = need_b = line_a = line_b = 0
         left = mask & ~self._local
         while left:

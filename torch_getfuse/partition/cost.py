@@ -80,12 +80,12 @@ class FusionScheme(Protocol):
         """
         ...
 
-    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
-        """A lower bound in bytes of ``F_b`` of every group that contains ``mask`` and, of the
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether ``F_b >= B`` is certain for every group that contains ``mask`` and, of the
         operators outside it, none that a member of ``mask`` depends on.
 
-        ``part``: members whose own floor ``part_floor`` is known, and that depend on no other
-        member. Makes it faster, and changes nothing.
+        ``part``: convex, and no member of it depends on one outside it. If this was asked of it
+        before, the answer is found from what joined it; it is the same either way.
         """
         ...
 
@@ -94,9 +94,9 @@ class FusionScheme(Protocol):
         ...
 
     def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
-        """A lower bound of :meth:`passes` of the groups of which :meth:`floor` speaks.
+        """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
 
-        ``part``: members that depend on no other member, of which it was asked before.
+        ``part``: as there.
         """
         ...
 
@@ -136,7 +136,7 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
-        self._floor: dict[int, int] = {}
+        self._hopeless: dict[int, bool] = {}
         self._dram: dict[int, int] = {}
 
     @property
@@ -173,13 +173,12 @@ class Evaluator:
     def hopeless(self, mask: int, part: int = 0) -> bool:
         """Whether no group grown from ``mask`` downstream can be valid.
 
-        ``part``: members that depend on no other member, of which this was asked before; the
-        answer is then found from what joined them.
+        ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        found = self._floor.get(mask)
+        found = self._hopeless.get(mask)
         if found is None:
-            found = self._floor[mask] = self.scheme.floor(mask, part, self._floor.get(part, 0))
-        return found >= self.buffer_bytes
+            found = self._hopeless[mask] = self.scheme.hopeless(mask, self.buffer_bytes, part)
+        return found
 
     def passes(self, mask: int) -> int:
         """How often a valid group reads its weights."""

@@ -43,7 +43,7 @@ class Limits:
     seconds: float = float("inf")
 
 
-_GUESSES = (16, 4)
+_GUESSES = (32, 8)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it, as 1/n."""
 
 

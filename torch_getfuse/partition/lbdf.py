@@ -17,8 +17,6 @@ region and shared by all groups that contain it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import CostTerm, Dram
@@ -94,6 +92,7 @@ class Lbdf:
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
+        self._floors = {0: 0}
         self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
@@ -130,22 +129,32 @@ class Lbdf:
             mask ^= low
         return total
 
-    def floor(self, mask: int, part: int = 0, part_floor: int = 0) -> int:
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the floor alone needs the buffer or more."""
+        return self.floor(mask, part) >= buffer_bytes
+
+    def floor(self, mask: int, part: int = 0) -> int:
         """Weights and what each storage keeps at least: no larger group needs less.
 
         A tensor's peak is at least that of each of its consumers alone, a consumer only ever
         joins, and each storage keeps at least one unit. Where one consumer depends on another,
         it is at least what the one has demanded and the other not released.
+
+        ``part``: convex; if its own floor is known, what joined it is all that is looked at.
         """
-        if part & ~mask or not part:
-            part = part_floor = 0
-        total, added = part_floor, mask & ~part
+        found = self._floors.get(mask)
+        if found is not None:
+            return found
+        if part not in self._floors:
+            part = 0
+        total, added = self._floors[part], mask & ~part
         touched = set()
         for i in bits(added):
             total += self._weights[i]
             touched.update(self._touches[i])
         for tensor in touched:
             total += self._least(tensor, mask) - self._least(tensor, part)
+        self._floors[mask] = total
         return total
 
     def _least(self, tensor: int, mask: int) -> int:
@@ -244,25 +253,8 @@ class Lbdf:
 
     # -- live units -----------------------------------------------------------------------
 
-    def _storages(self, mask: int) -> Iterator[tuple[int, int]]:
-        """Each storage of the group as (its last tensor, mask of that tensor's consumers)."""
-        overwritten = self._overwrites & mask
-        for i in bits(mask):
-            out = self._writes[i]
-            readers = self._readers[out] & mask
-            if not readers & overwritten:
-                yield out, readers
-            for tensor in self._reads[i]:
-                if not self._maker[tensor] & mask:
-                    readers = self._readers[tensor] & mask
-                    if readers & -readers == 1 << i and not readers & overwritten:
-                        yield tensor, readers
-
     def _held(self, mask: int) -> list[tuple[int, int]]:
-        """Each storage's last tensor and its peak of live units.
-
-        Searches ask this of every group, so the loop of :meth:`_storages` stands here once more.
-        """
+        """Each storage's last tensor and its peak of live units."""
         found = []
         finals = self._finals(mask) if mask & self._partial else None
         overwritten = self._overwrites & mask
