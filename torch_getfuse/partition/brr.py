@@ -31,7 +31,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
-from torch_getfuse.partition.cost import CostTerm, Dram, boundary
+from torch_getfuse.partition.cost import CostTerm, Dram, boundary, remember
 from torch_getfuse.partition.group import bits, mask_of
 
 KAPPA = 32
@@ -145,6 +145,9 @@ class _Makeup(NamedTuple):
     weights: int
 
 
+_NOTHING = _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)
+
+
 class Brr:
     """The BRR cost model of one graph.
 
@@ -194,7 +197,7 @@ class Brr:
         ]
         self._rows_in_all, self._rows_short = self._count_rows()
         self._tables: dict[tuple[int, Rate], _Table] = {}
-        self._makeups = {0: _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)}
+        self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
 
     def _count_rows(self) -> tuple[list[int], list[int]]:
@@ -302,21 +305,21 @@ class Brr:
 
     def _tiles(self, mask: int) -> _Tiles | None:
         """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
-        if mask not in self._known:
-            found = self._rows(mask)
-            self._known[mask] = (
-                None if found is None else _Tiles(*self._hold(mask, found), found.lines)
-            )
-        return self._known[mask]
+        if mask in self._known:
+            return self._known[mask]
+        found = self._rows(mask)
+        tiles = None if found is None else _Tiles(*self._hold(mask, found), found.lines)
+        return remember(self._known, mask, tiles)
 
     def _makeup(self, mask: int, part: int = 0) -> _Makeup:
         """The makeup of a group; ``part`` of it depends on nothing else of it."""
         found = self._makeups.get(mask)
         if found is not None:
             return found
-        if part not in self._makeups:
-            part = 0
-        first, sinks, rateless, full, partial, weights = self._makeups[part]
+        base = self._makeups.get(part)
+        if base is None:
+            base, part = _NOTHING, 0
+        first, sinks, rateless, full, partial, weights = base
         added = mask & ~part
         for i in bits(added):
             before = self.graph.predecessors[i] & mask
@@ -325,15 +328,10 @@ class Brr:
             sinks = sinks & ~before | 1 << i
             rateless = rateless or bool(self._rateless[i] & mask)
             weights += self._weights[i]
-        found = self._makeups[mask] = _Makeup(
-            first,
-            sinks,
-            rateless,
-            self._follow(full, mask, added, first_full=True),
-            self._follow(partial, mask, added, first_full=False),
-            weights,
-        )
-        return found
+        full = self._follow(full, mask, added, first_full=True)
+        partial = self._follow(partial, mask, added, first_full=False)
+        found = _Makeup(first, sinks, rateless, full, partial, weights)
+        return remember(self._makeups, mask, found)
 
     def _follow(self, course: _Course, mask: int, added: int, first_full: bool) -> _Course:
         """How a course goes on when ``added`` has joined and made the group ``mask``."""

@@ -9,10 +9,12 @@ buffer size and remembers every group.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.group import bits
+
+_MOST_REMEMBERED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,21 @@ def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
     return list(reads), writes
 
 
+Value = TypeVar("Value")
+
+
+def remember(memo: dict[int, Value], mask: int, value: Value) -> Value:
+    """File what is known of a set that a search may grow, and forget all when it gets too much.
+
+    A search looks at sets near each other, but a mask is as long as its graph: memos of every set
+    that was ever looked at would grow with the square of a graph's depth.
+    """
+    if len(memo) >= _MOST_REMEMBERED:
+        memo.clear()
+    memo[mask] = value
+    return value
+
+
 class Evaluator:
     """A scheme under one buffer size: validity and cost of groups, each computed once.
 
@@ -136,7 +153,6 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
-        self._hopeless: dict[int, bool] = {}
         self._dram: dict[int, int] = {}
 
     @property
@@ -175,10 +191,7 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        found = self._hopeless.get(mask)
-        if found is None:
-            found = self._hopeless[mask] = self.scheme.hopeless(mask, self.buffer_bytes, part)
-        return found
+        return self.scheme.hopeless(mask, self.buffer_bytes, part)
 
     def passes(self, mask: int) -> int:
         """How often a valid group reads its weights."""

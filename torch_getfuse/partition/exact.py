@@ -35,7 +35,7 @@ class Limits:
     """When the dynamic program gives up; counts, so that the same graph always ends the same way.
 
     Attributes:
-        steps: (down-set, group) pairs looked at.
+        steps: (down-set, group) pairs looked at, per thousand operators or part of it.
         seconds: wall time, the one limit that depends on the machine.
     """
 
@@ -146,6 +146,7 @@ class _Search:
         self.everything = (1 << len(graph)) - 1
         self.ceiling = ceiling
         self.limits = limits
+        self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps
         self.started = started
         self.successors = graph.successors
@@ -303,7 +304,7 @@ class _Search:
 
     def _count(self) -> None:
         self.steps += 1
-        if self.steps > self.limits.steps:
-            raise TooWide(f"more than {self.limits.steps} groups on its down-sets")
+        if self.steps > self.most_steps:
+            raise TooWide(f"more than {self.most_steps} groups on its down-sets")
         if not self.steps & 255 and time.perf_counter() - self.started > self.limits.seconds:
             raise TooWide(f"more than {self.limits.seconds:g} s")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import CostTerm, Dram
+from torch_getfuse.partition.cost import CostTerm, Dram, remember
 from torch_getfuse.partition.group import bits, descendants
 from torch_getfuse.partition.region import Clock, Path, Region, join
 from torch_getfuse.partition.stream import Edge, make_edge
@@ -92,7 +92,7 @@ class Lbdf:
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
-        self._floors = {0: 0}
+        self._floors: dict[int, int] = {}
         self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
         self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
@@ -145,17 +145,17 @@ class Lbdf:
         found = self._floors.get(mask)
         if found is not None:
             return found
-        if part not in self._floors:
-            part = 0
-        total, added = self._floors[part], mask & ~part
+        total = self._floors.get(part)
+        if total is None:
+            total = part = 0
+        added = mask & ~part
         touched = set()
         for i in bits(added):
             total += self._weights[i]
             touched.update(self._touches[i])
         for tensor in touched:
             total += self._least(tensor, mask) - self._least(tensor, part)
-        self._floors[mask] = total
-        return total
+        return remember(self._floors, mask, total)
 
     def _least(self, tensor: int, mask: int) -> int:
         """Bytes that the storage of a tensor takes at least; 0 for one that is overwritten."""
