@@ -5,8 +5,9 @@
 The graphs are modules of parallel chains (``wide.generated``), one after another. Measured is all
 between the operator graph and the proved optimum: cost model, problem, search, in seconds of one
 core. Each case runs in a process of its own, so that its peak memory is its own; the last column is
-what it takes beyond the graph, the interpreter and its imports. The aim: seconds per ``n log n`` do not grow. Exits with 1 where those
-of the deepest graph exceed twice the least of the others, for either cost model.
+what it takes beyond the graph, the interpreter and its imports. The aim: seconds per ``n log n`` do
+not grow. Exits with 1 where those of the deepest graph exceed twice the least of the others, for
+either cost model.
 """
 
 from __future__ import annotations

@@ -26,31 +26,15 @@ dilated convolutions are as tall as they reach.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from fractions import Fraction
 from typing import NamedTuple
 
-from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
+from torch_getfuse.ir import OpGraph, Tensor, WindowKind
+from torch_getfuse.partition.brr_rows import Demand, Rows
 from torch_getfuse.partition.cost import CostTerm, Dram, boundary, remember
 from torch_getfuse.partition.group import bits, mask_of
 
 KAPPA = 32
 _HOPELESS = 1 << 62
-
-Rate = int | Fraction  # a Fraction only where a resize makes one: ints are ten times faster
-
-
-class _Operand(NamedTuple):
-    """One operand: its tensor, its rows' kernel and stride (``None``: it has no rate)."""
-
-    read: Read
-    kernel: int
-    stride: Rate | None
-
-
-_Held = tuple[int, int, int, int]
-"""Of a convolution's output: bytes of the fewest rows with all channels and with ``kappa`` of
-them, and both again for the rows of one further tile line."""
 
 
 class _Start(NamedTuple):
@@ -76,47 +60,13 @@ class _Tiles(NamedTuple):
         return full if rooms[0] >= rooms[1] else partial
 
 
-class _Rows(NamedTuple):
-    """What the operators of a group hold.
-
-    Attributes:
-        rows, rates: per operator, its fewest rows and those of one further tile line.
-        held: the same of convolutions in bytes (:meth:`Brr._price`).
-        lines: tile lines of the sinks.
-    """
-
-    rows: dict[int, int]
-    rates: dict[int, Rate]
-    held: dict[int, _Held]
-    lines: int
-
-
-class _Table:
-    """What a sink asks of the operators above it, worked out upwards as far as was asked.
-
-    Attributes:
-        rows, rates, held: as in :class:`_Rows`.
-        uneven: mask of the operators whose consumers disagree about the rate.
-        next: the next operator to be worked out; those after it have been.
-    """
-
-    __slots__ = ("held", "next", "rates", "rows", "uneven")
-
-    def __init__(self, sink: int, rate: Rate) -> None:
-        self.rows: dict[int, int] = {sink: math.ceil(rate)}
-        self.rates: dict[int, Rate] = {sink: rate}
-        self.held: dict[int, _Held] = {}
-        self.uneven = 0
-        self.next = sink
-
-
 class _Course(NamedTuple):
     """What follows from how a group starts.
 
     Attributes:
         full: mask of the members that are full.
         maps: bytes of the convolutions' outputs that its tiles hold, all tiles together, if each
-            held ``short`` bytes more (:meth:`Brr._count_rows`).
+            held ``short`` bytes more (:attr:`Demand.short`).
         short: see there.
         whole: bytes of all rows of what is held, outside inputs included.
     """
@@ -166,59 +116,24 @@ class Brr:
         self.activation_bytes = activation_bytes
         self.weight_bytes = weight_bytes
         self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
-        self._producer = graph.producer
         self._out = [graph.tensors[op.writes] for op in graph.ops]
-        self._operands = [[_operand(graph, r, op.writes) for r in op.reads] for op in graph.ops]
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
-        row = [out.elements // out.rows * activation_bytes for out in self._out]
-        self._row_full = row
+        self._row_full = [out.elements // out.rows * activation_bytes for out in self._out]
         self._row_some = [
             b * min(kappa, _channels(t)) // _channels(t)
-            for b, t in zip(row, self._out, strict=True)
+            for b, t in zip(self._row_full, self._out, strict=True)
         ]
-        cumulative: dict[str, Rate] = dict.fromkeys(graph.inputs, 1)
-        for op, operands in zip(graph.ops, self._operands, strict=True):
-            strides = [cumulative[o.read.tensor] * (o.stride or 1) for o in operands]
-            cumulative[op.writes] = max(strides, default=1)
-        self._cumulative = [cumulative[op.writes] for op in graph.ops]
-        # Producers whose tensor an operator reads without a rate.
-        self._rateless = [
-            sum(
-                1 << graph.producer[o.read.tensor]
-                for o in operands
-                if o.stride is None and o.read.tensor in graph.producer
-            )
-            for operands in self._operands
-        ]
+        stored = zip(self._row_full, self._row_some, strict=True)
+        self._demand = Demand(
+            graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
+        )
         self._input_bytes = [
             sum(graph.tensors[r.tensor].elements for r in op.reads) * activation_bytes
             for op in graph.ops
         ]
-        self._rows_in_all, self._rows_short = self._count_rows()
-        self._tables: dict[tuple[int, Rate], _Table] = {}
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
-
-    def _count_rows(self) -> tuple[list[int], list[int]]:
-        """Two figures per operator that hold whatever group it is in.
-
-        Rows of its output that the sinks need in the end, at least. And by how many rows a tile
-        may hold less than its share, at most: a stride beyond the kernel skips rows. All tiles
-        of a group, had each so many rows more, hold together at least the former
-        (docs/exact-search.md).
-        """
-        needed = [out.rows for out in self._out]
-        short = [0] * len(needed)
-        for c in reversed(range(len(needed))):
-            for operand in self._operands[c]:
-                above, stride = self._producer.get(operand.read.tensor), operand.stride
-                if above is not None and stride is not None:
-                    reach = math.floor((needed[c] - 1) * stride) + operand.kernel
-                    needed[above] = min(needed[above], reach)
-                    skipped = max(0, math.ceil(stride - operand.kernel))
-                    short[above] = max(short[above], math.ceil(short[c] * stride) + skipped)
-        return needed, short
 
     # -- the two figures ------------------------------------------------------------------
 
@@ -245,10 +160,7 @@ class Brr:
             return _HOPELESS
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
         if tiles is None:
-            rows: dict[int, int] = {}
-            for sink in bits(makeup.sinks):
-                _raise_to(rows, self._table(sink, 1, mask).rows, mask)
-            starts = self._hold(mask, self._merged(rows, dict.fromkeys(rows, 0), 0))
+            starts = self._hold(mask, self._demand.least(mask, makeup.sinks))
         else:
             starts = tiles.full, tiles.partial
         return min(start.need for start in starts)
@@ -287,7 +199,8 @@ class Brr:
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
-        tiles, found, makeup = self._tiles(mask), self._rows(mask), self._makeup(mask)
+        tiles, makeup = self._tiles(mask), self._makeup(mask)
+        found = self._demand.of(mask, makeup.sinks)
         if tiles is None or found is None:
             return ()
         is_full = tiles.better(buffer_bytes) is tiles.full
@@ -296,7 +209,7 @@ class Brr:
         for i in bits(mask & ~self._local):
             kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
             terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
-        inputs = self._inputs(mask, makeup.first & (self._local if is_full else mask), found)
+        inputs = self._inputs(makeup.first & (self._local if is_full else mask), found)
         terms += [
             CostTerm("input", name, count, self._row_bytes(name))
             for name, (count, _) in inputs.items()
@@ -307,7 +220,8 @@ class Brr:
         """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
         if mask in self._known:
             return self._known[mask]
-        found = self._rows(mask)
+        makeup = self._makeup(mask)
+        found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
         tiles = None if found is None else _Tiles(*self._hold(mask, found), found.lines)
         return remember(self._known, mask, tiles)
 
@@ -326,7 +240,7 @@ class Brr:
             if not before:
                 first |= 1 << i
             sinks = sinks & ~before | 1 << i
-            rateless = rateless or bool(self._rateless[i] & mask)
+            rateless = rateless or bool(self._demand.rateless[i] & mask)
             weights += self._weights[i]
         full = self._follow(full, mask, added, first_full=True)
         partial = self._follow(partial, mask, added, first_full=False)
@@ -345,101 +259,16 @@ class Brr:
                 full |= 1 << i
             if not local:
                 row = self._row_full[i] if is_full else self._row_some[i]
-                maps += self._rows_in_all[i] * row
-                short += self._rows_short[i] * row
+                maps += self._demand.in_all[i] * row
+                short += self._demand.short[i] * row
                 whole += self._out[i].rows * row
             if not before and (local or not first_full):
                 whole += self._input_bytes[i]
         return _Course(full, maps, short, whole)
 
-    # -- rows -----------------------------------------------------------------------------
-
-    def _rows(self, mask: int) -> _Rows | None:
-        """What the operators of a group hold; ``None``: it has no common rate."""
-        makeup = self._makeup(mask)
-        if makeup.rateless:
-            return None
-        sinks = list(bits(makeup.sinks))
-        if len(sinks) == 1:
-            table = self._table(sinks[0], 1, mask)
-            if table.uneven & mask:
-                return None
-            return _Rows(table.rows, table.rates, table.held, self._out[sinks[0]].rows)
-        common = Fraction(_lcm([self._cumulative[i] for i in sinks]))
-        rows: dict[int, int] = {}
-        rates: dict[int, Rate] = {}
-        lines = 0
-        for sink in sinks:
-            own = _plain(common / self._cumulative[sink])
-            table = self._table(sink, own, mask)
-            if table.uneven & mask:
-                return None
-            for i in bits(mask):
-                rate = table.rates.get(i)
-                if rate is not None and rates.setdefault(i, rate) != rate:
-                    return None
-            _raise_to(rows, table.rows, mask)
-            lines = max(lines, math.ceil(self._out[sink].rows / Fraction(own)))
-        return self._merged(rows, rates, lines)
-
-    def _merged(self, rows: dict[int, int], rates: Mapping[int, Rate], lines: int) -> _Rows:
-        held = {
-            i: self._price(i, count, rates[i])
-            for i, count in rows.items()
-            if not self._local >> i & 1
-        }
-        return _Rows(rows, dict(rates), held, lines)
-
-    def _price(self, i: int, count: int, rate: Rate) -> _Held:
-        """Bytes of ``count`` rows of an output and of one further tile line."""
-        whole, some, further = self._row_full[i], self._row_some[i], math.ceil(rate)
-        return count * whole, count * some, further * whole, further * some
-
-    def _table(self, sink: int, rate: Rate, mask: int) -> _Table:
-        """Rows and rates of the operators above ``sink`` when it makes ``rate`` rows at a time.
-
-        Worked out for the members of ``mask`` at least. A group is convex, so all paths from a
-        member to a sink lie inside it, and what the sink asks of that member is the same in every
-        group that has both.
-        """
-        table = self._tables.get((sink, rate))
-        if table is None:
-            table = self._tables[sink, rate] = _Table(sink, rate)
-        lowest = (mask & -mask).bit_length() - 1
-        while table.next >= lowest:
-            self._climb(table)
-        return table
-
-    def _climb(self, table: _Table) -> None:
-        """Work out the next operator of a table: it asks of its producers what it needs."""
-        i, rows, rates = table.next, table.rows, table.rates
-        table.next -= 1
-        if i not in rows:
-            return
-        even = not table.uneven >> i & 1
-        if even and not self._local >> i & 1:
-            table.held[i] = self._price(i, rows[i], rates[i])
-        for operand in self._operands[i]:
-            above = self._producer.get(operand.read.tensor)
-            if above is None:
-                continue
-            rows[above] = max(rows.get(above, 0), self._input_rows(operand, rows[i]))
-            if even and operand.stride is not None:
-                wanted = _plain(operand.stride * rates[i])
-                if rates.setdefault(above, wanted) == wanted:
-                    continue
-            table.uneven |= 1 << above
-
-    def _input_rows(self, operand: _Operand, count: int) -> int:
-        """``min(H, (count - 1) * t + k)`` rows of an operand."""
-        height = self.graph.tensors[operand.read.tensor].rows
-        if operand.stride is None:
-            return height
-        return min(height, math.ceil((count - 1) * operand.stride) + operand.kernel)
-
     # -- bytes ----------------------------------------------------------------------------
 
-    def _hold(self, mask: int, found: _Rows) -> tuple[_Start, _Start]:
+    def _hold(self, mask: int, found: Rows) -> tuple[_Start, _Start]:
         """What the two starts hold, full and partial."""
         makeup, held = self._makeup(mask), found.held
         full, partial = makeup.full.full, makeup.partial.full
@@ -462,10 +291,10 @@ class Brr:
                 need_b += some
                 line_b += further_some
         # A local operator that is first streams its input, a partial convolution needs all of it.
-        for name, (count, further) in self._inputs(mask, makeup.first & self._local, found).items():
+        for name, (count, further) in self._inputs(makeup.first & self._local, found).items():
             need_a += count * self._row_bytes(name)
             line_a += further * self._row_bytes(name)
-        for name, (count, further) in self._inputs(mask, makeup.first, found).items():
+        for name, (count, further) in self._inputs(makeup.first, found).items():
             need_b += count * self._row_bytes(name)
             line_b += further * self._row_bytes(name)
         return _Start(need_a, line_a), _Start(need_b, line_b)
@@ -474,12 +303,12 @@ class Brr:
         source = self.graph.tensors[name]
         return source.elements // source.rows * self.activation_bytes
 
-    def _inputs(self, mask: int, holders: int, found: _Rows) -> dict[str, tuple[int, int]]:
+    def _inputs(self, holders: int, found: Rows) -> dict[str, tuple[int, int]]:
         """Rows held of the outside inputs of some first operators, and per further tile line."""
         inputs: dict[str, tuple[int, int]] = {}
         for i in bits(holders):
             count, rate = found.rows[i], found.rates[i]
-            for operand in self._operands[i]:
+            for operand in self._demand.operands[i]:
                 name = operand.read.tensor
                 further = math.ceil(rate)
                 if operand.read.window.kind is WindowKind.REDUCE:
@@ -487,38 +316,11 @@ class Brr:
                 elif self._local >> i & 1:
                     held = count
                 else:
-                    held = self._input_rows(operand, count)
+                    held = self._demand.input_rows(operand, count)
                     further = math.ceil(rate * (operand.stride or 1))
                 known = inputs.get(name, (0, 0))
                 inputs[name] = max(known[0], held), max(known[1], further)
         return inputs
-
-
-def _raise_to(rows: dict[int, int], needed: dict[int, int], mask: int) -> None:
-    """Raise the rows of the members of ``mask`` to what one sink needs of them."""
-    for i in bits(mask):
-        rows[i] = max(rows.get(i, 0), needed.get(i, 0))
-
-
-def _operand(graph: OpGraph, read: Read, writes: str) -> _Operand:
-    window = read.window
-    height, tall = graph.tensors[read.tensor].rows, graph.tensors[writes].rows
-    reach = window.dilation[0] * (window.kernel[0] - 1)
-    if window.everything:
-        return _Operand(read, height, height)
-    if window.kind is WindowKind.RESIZE:
-        return _Operand(read, 2, _plain(Fraction(height, tall)))
-    if window.kind is WindowKind.TRANSPOSED:
-        stride = window.stride[0]
-        return _Operand(read, reach // stride + 1, _plain(Fraction(1, stride)))
-    if window.kind is WindowKind.IDENTITY and height == 1 and tall > 1:
-        return _Operand(read, 1, None)
-    return _Operand(read, reach + 1, window.stride[0])
-
-
-def _plain(value: Rate) -> Rate:
-    """A whole Fraction as an int."""
-    return value if isinstance(value, int) or value.denominator > 1 else value.numerator
 
 
 def _channels(tensor: Tensor) -> int:
@@ -532,14 +334,3 @@ def _is_local(graph: OpGraph, position: int) -> bool:
         return True
     source = graph.tensors[op.reads[0].tensor] if op.reads else graph.tensors[op.writes]
     return op.groups > 1 and op.groups == _channels(source)
-
-
-def _lcm(values: list[Rate]) -> Rate:
-    """Least common multiple of positive rationals."""
-    fractions = [Fraction(value) for value in values]
-    return _plain(
-        Fraction(
-            math.lcm(*(value.numerator for value in fractions)),
-            math.gcd(*(value.denominator for value in fractions)),
-        )
-    )

@@ -210,9 +210,6 @@ class _Search:
         """Every connected valid group that can run next, and the down-sets that they lead to."""
         evaluator, successors = self.evaluator, self.successors
         state = self.best[done]
-        slack = None if self.ceiling is None else self.ceiling - state.cost
-        if slack is not None and state.rest > slack:
-            return
         after = self.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
@@ -229,11 +226,11 @@ class _Search:
             added = group ^ part.mask
             if added & self.unfusable:
                 continue
-            if slack is not None:
+            if self.ceiling is not None:
                 # However it goes on, what it holds already is read so often.
+                further = evaluator.fewest_passes(group, part.mask) - 1
                 weights = part.weights + sum([self.weights[i] for i in bits(added)])
-                extra = evaluator.fewest_passes(group, part.mask) - 1
-                if extra and state.rest + weights * extra > slack:
+                if further and self._too_dear(state.cost + weights * further, state.rest):
                     continue
             if evaluator.hopeless(group, part.mask):
                 continue
@@ -252,20 +249,24 @@ class _Search:
         """
         group = grown.mask
         cost = state.cost + grown.features + grown.weights
-        if self.ceiling is not None and cost + grown.rest > self.ceiling:
+        if self._too_dear(cost, grown.rest):
             return
         reached = self._absorb(done | group, grown.after)
         old = self.best.get(reached)
         if (old is not None and old.cost <= cost) or not self.evaluator.valid(group):
             return
         cost += grown.weights * (self.evaluator.passes(group) - 1)
-        if old is not None:
-            if cost < old.cost:
-                self.best[reached] = old._replace(cost=cost, before=done, group=group)
+        if self._too_dear(cost, grown.rest) or (old is not None and old.cost <= cost):
             return
-        open_ = self._open(reached, state.open | reached & ~done)
+        if old is None:
+            open_ = self._open(reached, state.open | reached & ~done)
+            self.waiting[reached.bit_count()].append(reached)
+        else:
+            open_ = old.open
         self.best[reached] = _State(cost, grown.rest, open_, done, group)
-        self.waiting[reached.bit_count()].append(reached)
+
+    def _too_dear(self, cost: int, rest: int) -> bool:
+        return self.ceiling is not None and cost + rest > self.ceiling
 
     def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
         """``part`` with the operators ``added``, on none of which it depends, after ``done``."""

@@ -149,7 +149,7 @@ class Lbdf:
         if total is None:
             total = part = 0
         added = mask & ~part
-        touched = set()
+        touched: set[int] = set()
         for i in bits(added):
             total += self._weights[i]
             touched.update(self._touches[i])
