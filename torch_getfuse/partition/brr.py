@@ -128,9 +128,13 @@ class Brr:
         self._demand = Demand(
             graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
         )
+        # Of all inputs together, if as many rows are held as there are, or as the output has.
         self._input_bytes = [
-            sum(graph.tensors[r.tensor].elements for r in op.reads) * activation_bytes
-            for op in graph.ops
+            sum(
+                self._row_bytes(r.tensor) * max(graph.tensors[r.tensor].rows, out.rows)
+                for r in op.reads
+            )
+            for op, out in zip(graph.ops, self._out, strict=True)
         ]
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}

@@ -70,6 +70,7 @@ class Lbdf:
         self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
         self._writes = [number[op.writes] for op in graph.ops]
         self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
+        self._first_reader = [min(graph.consumers[name], default=0) for name in names]
         self._maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
         self._reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
         self._touches = [(w, *r) for w, r in zip(self._writes, self._reads, strict=True)]
@@ -162,10 +163,11 @@ class Lbdf:
         readers = self._readers[tensor] & mask
         if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
             return 0
-        units = self._least_units[tensor].get(readers)
+        which = readers >> self._first_reader[tensor]  # short, however deep the graph
+        units = self._least_units[tensor].get(which)
         if units is None:
             units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
-            self._least_units[tensor][readers] = units
+            self._least_units[tensor][which] = units
         if readers & (readers - 1):
             first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
             key = tensor, first, last
