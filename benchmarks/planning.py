@@ -7,7 +7,7 @@ Planning is what the torch.compile backend does with the FX graph that it is giv
 Beside it ``torch.export.export`` of the same model in the same process: the median of three, after
 one that warms up. Both are seconds of CPU: single-threaded work, and what else the machine does
 counts in neither. The aim: every ratio below 1, the median below 0.3, every plan proved optimal.
-Single thread; ``--quick`` takes three networks, ``--networks`` those named. Exits with 1 where the aim is missed.
+``--quick`` takes three networks, ``--networks`` those named. Exits with 1 where the aim is missed.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ Steps from a down-set ``D`` are grown by *ideals*: ``P(b) = {b and its ancestors
 ``S`` with ``D | S`` a down-set is the union of the ideals of its members, and it is connected
 exactly if it can be built from one ideal by adding, each time, the ideal of a consumer of what is
 there already. So only connected sets are ever visited, each once per down-set. Validity is not
-monotone, so a set is given up only where :meth:`FusionScheme.floor` shows that no larger one can
-be valid.
+monotone, so a set is given up only where :meth:`FusionScheme.hopeless` shows that no larger one can
+be valid. A set is priced by what joined it last, and whether it is valid is asked only if it would
+reach a down-set at less than the best chain so far.
 
 What is left to do after ``D`` costs at least its weights, one read of every tensor that ``D``
 hands on, and one write of every tensor that must reach DRAM: where that, added to the chain so
-far, exceeds the cost of a plan that is known, the down-set is not followed.
+far, exceeds a ceiling, the down-set is not followed. The ceiling is the cost of a plan that is
+known, or a guess, refuted where no plan is found. docs/exact-search.md has the proofs.
 
 Graphs with many parallel branches have too many down-sets; :mod:`.cover` plans those.
 """
