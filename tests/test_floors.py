@@ -29,6 +29,7 @@ FLOORS = {
     "partition.schedule": 2,
     "partition.lbdf": 2,
     "partition.brr": 2,
+    "partition.brr_rows": 2,
     "partition.schemes": 2,
     "partition.problem": 2,
     "partition.borders": 3,

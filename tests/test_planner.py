@@ -80,20 +80,28 @@ def test_every_method_makes_legal_plans(method: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("buffer", [700, 1000, 2000, 8000])
-def test_auto_is_exact_and_shows_its_stages(scheme: str, buffer: int) -> None:
+def test_auto_proves_at_once_what_takes_few_steps(scheme: str, buffer: int) -> None:
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     exact = plan_graph(cnn(), options("exact", buffer, scheme=scheme))
     assert auto.dram_bytes == exact.dram_bytes == auto.lower_bound_bytes
     assert (auto.proof, auto.method) == ("optimal", "exact")
-    assert [stage.method for stage in auto.stages] == ["direct", "exact"]
-    direct, proved = auto.stages
-    assert direct.dram_bytes is not None
-    assert direct.dram_bytes >= proved.dram_bytes == auto.dram_bytes
+    assert [stage.method for stage in auto.stages] == ["exact"]
 
 
-def test_auto_without_an_explainer_has_no_direct_stage() -> None:
-    plan = plan_graph(cnn(), options("auto", 1000, explainer=None))
-    assert [stage.method for stage in plan.stages] == ["exact"]
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("buffer", [700, 2000])
+def test_auto_takes_direct_first_where_the_proof_is_long(
+    scheme: str, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
+    monkeypatch.setattr(planner, "_FEW_STEPS", 1)
+    auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
+    assert [stage.method for stage in auto.stages] == ["direct", "local", "exact"]
+    assert all((stage.dram_bytes or 0) >= auto.dram_bytes for stage in auto.stages)
+    assert (auto.proof, auto.method) == ("optimal", "exact")
+    assert auto.groups == at_once.groups  # whatever plan was known before
+    unexplained = plan_graph(cnn(), options("auto", buffer, scheme=scheme, explainer=None))
+    assert [stage.method for stage in unexplained.stages] == ["local", "exact"]
 
 
 @pytest.mark.parametrize("explainer", ["all", "random", None])

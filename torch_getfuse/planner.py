@@ -30,7 +30,7 @@ SOLUTION_EDGES = 6
 
 _PROGRESS_AFTER = 2.0
 
-_FEW_STEPS = 600
+_FEW_STEPS = 20_000
 _QUICK_PLANS = 200
 
 
@@ -118,7 +118,10 @@ class _Strategy:
         return methods[self.options.method]()
 
     def _auto(self) -> SearchResult:
-        """Direct first, for it explains; then exact; where that gives up, local search."""
+        """Exact; where a few steps do not prove it, direct and local search help and take over."""
+        found = self._try_exact(None, Limits(_FEW_STEPS, self._left() / 4))
+        if found is not None:
+            return found
         best = None
         if self.options.explainer is not None:
             best = self._direct(self.options.time_limit / 4)
@@ -148,18 +151,16 @@ class _Strategy:
         return self._note(repair.direct(seconds or self.options.time_limit), "direct")
 
     def _exact(self) -> SearchResult:
-        return self._prove(None, self._left())
+        found = self._try_exact(None, Limits(_FEW_STEPS, self._left()))
+        return found or self._prove(None, self._left())
 
     def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
 
-        Most graphs are proved within a few steps. Where not, a short local search first: the
-        better the plan that is known, the more of the dynamic program can be left out.
+        A short local search first: the better the plan that is known, the more of the dynamic
+        program can be left out.
         """
         started = time.perf_counter()
-        found = self._try_exact(known, Limits(_FEW_STEPS, seconds))
-        if found is not None:
-            return found
         quick = local_search(
             self.problem, _QUICK_PLANS, self.options.seed, time_limit=max(1.0, seconds / 4)
         )

@@ -36,8 +36,8 @@ class Told:
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         return self.needs.get(mask, 1)
 
-    def floor(self, mask: int) -> int:
-        return 0
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        return False
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         return Lbdf(self.graph).dram(mask, buffer_bytes)

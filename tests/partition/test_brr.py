@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+from random import Random
 
-from tests.graphs import Builder
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.graphs import Builder, random_graph
 from tests.networks import operator_graph
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.brr import Brr
 from torch_getfuse.partition.cost import Dram, Evaluator
 from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.group import ancestors, is_connected, neighbours
 from torch_getfuse.partition.problem import FusionProblem
 
 AMPLE = 1 << 20
@@ -164,6 +169,62 @@ def test_kappa_bounds_partial_channels(kappa: int) -> None:
     channels = {"conv0": 64, "conv1": 16}
     assert partial
     assert all(t.unit_bytes == min(kappa, channels[t.name]) * 10 for t in partial)
+
+
+def growth(seed: int) -> tuple[OpGraph, list[int]]:
+    """A random graph and sets of it, each grown downstream from the one before."""
+    rng = Random(seed)
+    graph = random_graph(rng, 9, 12)
+    above = ancestors(graph)
+    first = rng.randrange(len(graph))
+    done = above[first] if rng.random() < 0.5 else 0
+    sets = [(above[first] | 1 << first) & ~done]
+    for i in rng.sample(range(len(graph)), 4):
+        grown = sets[-1] | (above[i] | 1 << i) & ~done
+        if grown != sets[-1] and is_connected(grown, neighbours(graph)):
+            sets.append(grown)
+    return graph, sets
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_what_grew_is_judged_as_if_from_nothing(seed: int) -> None:
+    graph, sets = growth(seed)
+    brr, part = Brr(graph), 0
+    size = Random(seed).randint(1, 300)
+    for grown in sets:
+        fresh = Brr(graph)
+        assert brr.hopeless(grown, size, part) == (fresh.floor(grown) >= size)
+        assert brr.fewest_passes(grown, size, part) == fresh.fewest_passes(grown, size)
+        part = grown
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_bounds_hold_for_all_that_grows(seed: int) -> None:
+    graph, sets = growth(seed)
+    brr = Brr(graph)
+    for k, grown in enumerate(sets):
+        need = brr.buffer(grown, AMPLE)
+        for size in [] if need is None else [need + 1, need + 7, 2 * need + 1, 4 * need + 1]:
+            if (brr.buffer(grown, size) or size) < size:
+                for part in sets[: k + 1]:
+                    assert not brr.hopeless(part, size)
+                    assert brr.fewest_passes(part, size) <= brr.passes(grown, size)
+
+
+def test_fewest_passes_of_maps_that_fill_the_buffer_thrice() -> None:
+    """Two convolutions of 16 channels on 16x10, 2560 bytes each; full and partial are the same.
+
+    Their 5120 bytes pass through a buffer of 1800 in three tiles at least; with the halo it is
+    h = (1800 - 640) // 320 + 1 = 4 lines per tile and four tiles.
+    """
+    build = Builder()
+    build.conv(build.conv(build.input((1, 64, 16, 10)), 16, kernel=3), 16, kernel=3)
+    brr = Brr(build.graph())
+    assert brr.buffer(0b11, 1800) == 3 * 160 + 160
+    assert (brr.fewest_passes(0b11, 1800), brr.passes(0b11, 1800)) == (3, 4)
+    assert brr.fewest_passes(0b01, 1800) == 2  # 2560 bytes, 9 KB of weights
 
 
 # (network, buffer KB) -> bytes of the optimum with 2 bytes per element: 7.689, 7.444, 7.085 and

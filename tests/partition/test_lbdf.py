@@ -12,7 +12,7 @@ from tests.graphs import Builder, random_graph, random_group
 from tests.simulator import Simulator
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph, Window
-from torch_getfuse.partition.group import closure
+from torch_getfuse.partition.group import ancestors, closure
 from torch_getfuse.partition.lbdf import Lbdf
 
 
@@ -164,3 +164,37 @@ def test_floor_is_monotone_and_a_bound(seed: int) -> None:
     small = large & ~closure(left_out, graph.successors)
     if small:
         assert lbdf.floor(small) <= lbdf.buffer(large)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_floor_of_what_grew_is_the_floor(seed: int) -> None:
+    """A floor found from a part's is that found from nothing, at every step downstream."""
+    rng = Random(seed)
+    graph = random_graph(rng, 9, 8)
+    granularity = rng.choice(("line", "pixel"))
+    lbdf, above = Lbdf(graph, granularity, 1, 1), ancestors(graph)
+    done = 0
+    for _ in range(rng.randint(0, 3)):
+        i = rng.randrange(len(graph))
+        done |= above[i] | 1 << i
+    part = 0
+    for _ in range(4):
+        i = rng.randrange(len(graph))
+        grown = part | (above[i] | 1 << i) & ~done
+        assert lbdf.floor(grown, part) == Lbdf(graph, granularity, 1, 1).floor(grown)
+        part = grown
+
+
+def test_floor_knows_that_a_squeeze_and_excite_block_holds_its_map() -> None:
+    """The scale waits for the global pool, so the product's first row finds all 8 rows held."""
+    build = Builder()
+    body = build.conv(build.input((1, 4, 8, 8)), 4)
+    pooled = build.op("pool", [(body, Window.reduce())], (1, 4, 1, 1))
+    scale = build.conv(pooled, 4)
+    product = [(body, Window.identity()), (scale, Window.identity())]
+    build.conv(build.op("mul", product, (1, 4, 8, 8)), 4)
+    lbdf = Lbdf(build.graph(), "line", 1, 0)
+    # x 1 row, body 8 rows, pool and scale 4 bytes each, mul and the last convolution 1 row each.
+    assert lbdf.floor(0b11111) == lbdf.buffer(0b11111) == 32 + 8 * 32 + 4 + 4 + 32 + 32
+    assert lbdf.floor(0b01011) == 32 + 32 + 4 + 4 + 32  # without the pool nothing waits

@@ -26,25 +26,15 @@ dilated convolutions are as tall as they reach.
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import NamedTuple
 
-from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
-from torch_getfuse.partition.cost import CostTerm, Dram, boundary
-from torch_getfuse.partition.group import bits
+from torch_getfuse.ir import OpGraph, Tensor, WindowKind
+from torch_getfuse.partition.brr_rows import Demand, Rows
+from torch_getfuse.partition.cost import CostTerm, Dram, boundary, remember
+from torch_getfuse.partition.group import bits, mask_of
 
 KAPPA = 32
 _HOPELESS = 1 << 62
-
-Rate = int | Fraction  # a Fraction only where a resize makes one: ints are ten times faster
-
-
-class _Operand(NamedTuple):
-    """One operand: its tensor, its rows' kernel and stride (``None``: it has no rate)."""
-
-    read: Read
-    kernel: int
-    stride: Rate | None
 
 
 class _Start(NamedTuple):
@@ -70,17 +60,42 @@ class _Tiles(NamedTuple):
         return full if rooms[0] >= rooms[1] else partial
 
 
-class _Table(NamedTuple):
-    """What a sink asks of the operators above it.
+class _Course(NamedTuple):
+    """What follows from how a group starts.
 
     Attributes:
-        rows, rates: per operator.
-        uneven: mask of the operators whose consumers disagree about the rate.
+        full: mask of the members that are full.
+        maps: bytes of the convolutions' outputs that its tiles hold, all tiles together, if each
+            held ``short`` bytes more (:attr:`Demand.short`).
+        short: see there.
+        whole: bytes of all rows of what is held, outside inputs included.
     """
 
-    rows: dict[int, int]
-    rates: dict[int, Rate]
-    uneven: int
+    full: int
+    maps: int
+    short: int
+    whole: int
+
+
+class _Makeup(NamedTuple):
+    """What stays as it is, or only grows, when operators join a group downstream.
+
+    Attributes:
+        first, sinks: members without producers, and without consumers, in the group.
+        rateless: whether a one-row tensor is read by a taller one inside.
+        full, partial: what becomes of the group if its first convolutions are full, or partial.
+        weights: bytes.
+    """
+
+    first: int
+    sinks: int
+    rateless: bool
+    full: _Course
+    partial: _Course
+    weights: int
+
+
+_NOTHING = _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)
 
 
 class Brr:
@@ -101,33 +116,27 @@ class Brr:
         self.activation_bytes = activation_bytes
         self.weight_bytes = weight_bytes
         self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
-        self._producer = graph.producer
         self._out = [graph.tensors[op.writes] for op in graph.ops]
-        self._operands = [[_operand(graph, r, op.writes) for r in op.reads] for op in graph.ops]
-        self._local = [_is_local(graph, i) for i in range(len(graph))]
+        self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
-        row = [out.elements // out.rows * activation_bytes for out in self._out]
-        self._row_full = row
-        self._row_partial = [
+        self._row_full = [out.elements // out.rows * activation_bytes for out in self._out]
+        self._row_some = [
             b * min(kappa, _channels(t)) // _channels(t)
-            for b, t in zip(row, self._out, strict=True)
+            for b, t in zip(self._row_full, self._out, strict=True)
         ]
-        cumulative: dict[str, Rate] = dict.fromkeys(graph.inputs, 1)
-        for op, operands in zip(graph.ops, self._operands, strict=True):
-            strides = [cumulative[o.read.tensor] * (o.stride or 1) for o in operands]
-            cumulative[op.writes] = max(strides, default=1)
-        self._cumulative = [cumulative[op.writes] for op in graph.ops]
-        # Producers whose tensor an operator reads without a rate.
-        self._rateless = [
+        stored = zip(self._row_full, self._row_some, strict=True)
+        self._demand = Demand(
+            graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
+        )
+        # Of all inputs together, if as many rows are held as there are, or as the output has.
+        self._input_bytes = [
             sum(
-                1 << graph.producer[o.read.tensor]
-                for o in operands
-                if o.stride is None and o.read.tensor in graph.producer
+                self._row_bytes(r.tensor) * max(graph.tensors[r.tensor].rows, out.rows)
+                for r in op.reads
             )
-            for operands in self._operands
+            for op, out in zip(graph.ops, self._out, strict=True)
         ]
-        self._rateless_readers = sum(1 << i for i, makers in enumerate(self._rateless) if makers)
-        self._tables: dict[tuple[int, Rate], _Table] = {}
+        self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
 
     # -- the two figures ------------------------------------------------------------------
@@ -137,24 +146,52 @@ class Brr:
         tiles = self._tiles(mask)
         return None if tiles is None else tiles.better(buffer_bytes).need
 
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the floor alone needs the buffer; it does not where the whole maps fit."""
+        makeup = self._makeup(mask, part)
+        if not makeup.rateless and min(makeup.full.whole, makeup.partial.whole) < buffer_bytes:
+            return False
+        return self.floor(mask) >= buffer_bytes
+
     def floor(self, mask: int) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
 
         Which convolutions are full depends on what stands above them alone, and the fewest rows
         of an operator only grow with further consumers.
         """
-        if self._has_rateless(mask):
+        makeup = self._makeup(mask)
+        if makeup.rateless:
             return _HOPELESS
-        sinks = self._sinks(mask)
-        if len(sinks) == 1:
-            tiles = self._tiles(mask)
-            if tiles is not None:
-                return min(tiles.full.need, tiles.partial.need)
-        rows: dict[int, int] = {}
-        for sink in sinks:
-            _raise_to(rows, self._table(sink, 1).rows, mask)
-        full, partial = self._hold(mask, rows, None)
-        return min(full.need, partial.need)
+        tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
+        if tiles is None:
+            starts = self._hold(mask, self._demand.least(mask, makeup.sinks))
+        else:
+            starts = tiles.full, tiles.partial
+        return min(start.need for start in starts)
+
+    def passes(self, mask: int, buffer_bytes: int) -> int:
+        """``T`` of a valid group: its weights are read once per tile if they find no room."""
+        tiles = self._tiles(mask)
+        assert tiles is not None, "only valid groups are run"
+        start = tiles.better(buffer_bytes)
+        if start.need + self._makeup(mask).weights <= buffer_bytes:
+            return 1
+        room = buffer_bytes - start.need
+        further = room // start.line if start.line else tiles.lines
+        return -(-tiles.lines // min(tiles.lines, further + 1))
+
+    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """Weights beyond the buffer are read once per tile, and a tile holds one bufferful.
+
+        All tiles together hold the rows that the sinks need in the end (docs/exact-search.md).
+        """
+        makeup = self._makeup(mask, part)
+        if makeup.weights <= buffer_bytes:
+            return 1
+        return max(
+            1,
+            min(-(-c.maps // (buffer_bytes + c.short)) for c in (makeup.full, makeup.partial)),
+        )
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -162,225 +199,132 @@ class Brr:
         tensors = self.graph.tensors
         read = sum(tensors[name].elements for name in reads) * self.activation_bytes
         write = sum(tensors[name].elements for name in writes) * self.activation_bytes
-        weight = sum(self._weights[i] for i in bits(mask))
-        tiles = self._tiles(mask)
-        assert tiles is not None, "only valid groups have a traffic"
-        start = tiles.better(buffer_bytes)
-        passes = 1
-        if start.need + weight > buffer_bytes:
-            room = buffer_bytes - start.need
-            further = room // start.line if start.line else tiles.lines
-            passes = -(-tiles.lines // min(tiles.lines, further + 1))
-        return Dram(read, write, weight * passes)
+        return Dram(read, write, self._makeup(mask).weights * self.passes(mask, buffer_bytes))
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
-        tiles = self._tiles(mask)
-        if tiles is None:
+        tiles, makeup = self._tiles(mask), self._makeup(mask)
+        found = self._demand.of(mask, makeup.sinks)
+        if tiles is None or found is None:
             return ()
-        rows, rates, _ = self._rows(mask) or ({}, {}, 0)
-        named: tuple[list[CostTerm], list[CostTerm]] = ([], [])
-        self._hold(mask, rows, rates, named)
-        return tuple(named[0] if tiles.better(buffer_bytes) is tiles.full else named[1])
+        is_full = tiles.better(buffer_bytes) is tiles.full
+        full = (makeup.full if is_full else makeup.partial).full
+        terms = []
+        for i in bits(mask & ~self._local):
+            kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
+            terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
+        inputs = self._inputs(makeup.first & (self._local if is_full else mask), found)
+        terms += [
+            CostTerm("input", name, count, self._row_bytes(name))
+            for name, (count, _) in inputs.items()
+        ]
+        return tuple(terms)
 
     def _tiles(self, mask: int) -> _Tiles | None:
         """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
-        if mask not in self._known:
-            found = None if self._has_rateless(mask) else self._rows(mask)
-            self._known[mask] = (
-                None if found is None else _Tiles(*self._hold(mask, *found[:2]), found[2])
-            )
-        return self._known[mask]
+        if mask in self._known:
+            return self._known[mask]
+        makeup = self._makeup(mask)
+        found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
+        tiles = None if found is None else _Tiles(*self._hold(mask, found), found.lines)
+        return remember(self._known, mask, tiles)
 
-    # -- rows -----------------------------------------------------------------------------
-
-    def _has_rateless(self, mask: int) -> bool:
-        """Whether a one-row tensor is read by a taller one inside the group."""
-        return any(self._rateless[i] & mask for i in bits(mask & self._rateless_readers))
-
-    def _sinks(self, mask: int) -> list[int]:
-        successors = self.graph.successors
-        return [i for i in bits(mask) if not successors[i] & mask]
-
-    def _rows(self, mask: int) -> tuple[dict[int, int], dict[int, Rate], int] | None:
-        """Fewest rows and rate per operator, and tile lines of the sinks; ``None``: no rate."""
-        sinks = self._sinks(mask)
-        if len(sinks) == 1:
-            table = self._table(sinks[0], 1)
-            if table.uneven & mask:
-                return None
-            return table.rows, table.rates, self._out[sinks[0]].rows
-        common = Fraction(_lcm([self._cumulative[i] for i in sinks]))
-        rows: dict[int, int] = {}
-        rates: dict[int, Rate] = {}
-        lines = 0
-        for sink in sinks:
-            own = _plain(common / self._cumulative[sink])
-            table = self._table(sink, own)
-            if table.uneven & mask:
-                return None
-            for i, rate in table.rates.items():
-                if mask >> i & 1 and rates.setdefault(i, rate) != rate:
-                    return None
-            _raise_to(rows, table.rows, mask)
-            lines = max(lines, math.ceil(self._out[sink].rows / Fraction(own)))
-        return rows, rates, lines
-
-    def _table(self, sink: int, rate: Rate) -> _Table:
-        """Rows and rates of all operators above ``sink`` when it makes ``rate`` rows at a time.
-
-        A group is convex, so all paths from a member to a sink lie inside it, and what the sink
-        asks of that member is the same in every group that has both.
-        """
-        found = self._tables.get((sink, rate))
+    def _makeup(self, mask: int, part: int = 0) -> _Makeup:
+        """The makeup of a group; ``part`` of it depends on nothing else of it."""
+        found = self._makeups.get(mask)
         if found is not None:
             return found
-        rows: dict[int, int] = {sink: math.ceil(rate)}
-        rates: dict[int, Rate] = {sink: rate}
-        uneven = 0
-        for i in range(sink, -1, -1):
-            if i not in rows:
-                continue
-            for operand in self._operands[i]:
-                above = self._producer.get(operand.read.tensor)
-                if above is None:
-                    continue
-                rows[above] = max(rows.get(above, 0), self._input_rows(operand, rows[i]))
-                if uneven >> i & 1 or operand.stride is None:
-                    uneven |= 1 << above
-                else:
-                    wanted = _plain(operand.stride * rates[i])
-                    if rates.setdefault(above, wanted) != wanted:
-                        uneven |= 1 << above
-        self._tables[sink, rate] = _Table(rows, rates, uneven)
-        return self._tables[sink, rate]
+        base = self._makeups.get(part)
+        if base is None:
+            base, part = _NOTHING, 0
+        first, sinks, rateless, full, partial, weights = base
+        added = mask & ~part
+        for i in bits(added):
+            before = self.graph.predecessors[i] & mask
+            if not before:
+                first |= 1 << i
+            sinks = sinks & ~before | 1 << i
+            rateless = rateless or bool(self._demand.rateless[i] & mask)
+            weights += self._weights[i]
+        full = self._follow(full, mask, added, first_full=True)
+        partial = self._follow(partial, mask, added, first_full=False)
+        found = _Makeup(first, sinks, rateless, full, partial, weights)
+        return remember(self._makeups, mask, found)
 
-    def _input_rows(self, operand: _Operand, count: int) -> int:
-        """``min(H, (count - 1) * t + k)`` rows of an operand."""
-        height = self.graph.tensors[operand.read.tensor].rows
-        if operand.stride is None:
-            return height
-        return min(height, math.ceil((count - 1) * operand.stride) + operand.kernel)
+    def _follow(self, course: _Course, mask: int, added: int, first_full: bool) -> _Course:
+        """How a course goes on when ``added`` has joined and made the group ``mask``."""
+        full, maps, short, whole = course
+        for i in bits(added):
+            before = self.graph.predecessors[i] & mask
+            local = bool(self._local >> i & 1)
+            # A local operator is as full as what it follows; a convolution alternates.
+            is_full = bool(full & before) == local if before else first_full
+            if is_full:
+                full |= 1 << i
+            if not local:
+                row = self._row_full[i] if is_full else self._row_some[i]
+                maps += self._demand.in_all[i] * row
+                short += self._demand.short[i] * row
+                whole += self._out[i].rows * row
+            if not before and (local or not first_full):
+                whole += self._input_bytes[i]
+        return _Course(full, maps, short, whole)
 
-    # -- channels -------------------------------------------------------------------------
+    # -- bytes ----------------------------------------------------------------------------
 
-    def _hold(
-        self,
-        mask: int,
-        rows: dict[int, int],
-        rates: dict[int, Rate] | None,
-        named: tuple[list[CostTerm], list[CostTerm]] | None = None,
-    ) -> tuple[_Start, _Start]:
-        """What the two starts hold, full and partial, in one pass over the group.
-
-        ``rates`` are needed for the further lines; ``named`` collects the terms of each.
-        """
-        predecessors, is_local = self.graph.predecessors, self._local
-        # Bit set of the operators that are full, per start.
-        full_a = full_b = need_a = need_b = line_a = line_b = 0
-        inputs: tuple[dict[str, tuple[int, int]], dict[str, tuple[int, int]]] = ({}, {})
-        left = mask
+    def _hold(self, mask: int, found: Rows) -> tuple[_Start, _Start]:
+        """What the two starts hold, full and partial."""
+        makeup, held = self._makeup(mask), found.held
+        full, partial = makeup.full.full, makeup.partial.full
+        need_a = need_b = line_a = line_b = 0
+        left = mask & ~self._local
         while left:
             low = left & -left
             left ^= low
-            i = low.bit_length() - 1
-            before = predecessors[i] & mask
-            local = is_local[i]
-            # A local operator is as full as what it follows; a convolution alternates.
-            if before:
-                a, b = bool(full_a & before) == local, bool(full_b & before) == local
+            whole, some, further, further_some = held[low.bit_length() - 1]
+            if full & low:
+                need_a += whole
+                line_a += further
             else:
-                a, b = True, False
-            if a:
-                full_a |= low
-            if b:
-                full_b |= low
-            if not local:
-                count = rows[i]
-                all_, some = self._row_full[i], self._row_partial[i]
-                row_a, row_b = all_ if a else some, all_ if b else some
-                need_a += count * row_a
-                need_b += count * row_b
-                if rates is not None:
-                    further = math.ceil(rates[i])
-                    line_a += further * row_a
-                    line_b += further * row_b
-                if named is not None:
-                    name = self._out[i].name
-                    for terms, full, row in ((named[0], a, row_a), (named[1], b, row_b)):
-                        terms.append(CostTerm("full" if full else "partial", name, count, row))
-            if not before:
-                rate = None if rates is None else rates[i]
-                for full, held in ((a, inputs[0]), (b, inputs[1])):
-                    if local or not full:
-                        self._hold_inputs(i, rows[i], rate, mask, held)
-        extra_a = self._add_inputs(inputs[0], named[0] if named else None)
-        extra_b = self._add_inputs(inputs[1], named[1] if named else None)
-        return (
-            _Start(need_a + extra_a.need, line_a + extra_a.line),
-            _Start(need_b + extra_b.need, line_b + extra_b.line),
-        )
-
-    def _add_inputs(
-        self, inputs: dict[str, tuple[int, int]], terms: list[CostTerm] | None
-    ) -> _Start:
-        need = line = 0
-        for name, (count, further) in inputs.items():
-            source = self.graph.tensors[name]
-            row = source.elements // source.rows * self.activation_bytes
-            need += count * row
-            line += further * row
-            if terms is not None:
-                terms.append(CostTerm("input", name, count, row))
-        return _Start(need, line)
-
-    def _hold_inputs(
-        self, i: int, count: int, rate: Rate | None, mask: int, inputs: dict[str, tuple[int, int]]
-    ) -> None:
-        """Rows of the outside inputs of an operator that is first in its group."""
-        for operand in self._operands[i]:
-            name = operand.read.tensor
-            if mask >> self._producer.get(name, len(self.graph)) & 1:
-                continue
-            further = 0 if rate is None else math.ceil(rate)
-            if operand.read.window.kind is WindowKind.REDUCE:
-                held = 1
-            elif self._local[i]:
-                held = count
+                need_a += some
+                line_a += further_some
+            if partial & low:
+                need_b += whole
+                line_b += further
             else:
-                held = self._input_rows(operand, count)
-                if rate is not None:
+                need_b += some
+                line_b += further_some
+        # A local operator that is first streams its input, a partial convolution needs all of it.
+        for name, (count, further) in self._inputs(makeup.first & self._local, found).items():
+            need_a += count * self._row_bytes(name)
+            line_a += further * self._row_bytes(name)
+        for name, (count, further) in self._inputs(makeup.first, found).items():
+            need_b += count * self._row_bytes(name)
+            line_b += further * self._row_bytes(name)
+        return _Start(need_a, line_a), _Start(need_b, line_b)
+
+    def _row_bytes(self, name: str) -> int:
+        source = self.graph.tensors[name]
+        return source.elements // source.rows * self.activation_bytes
+
+    def _inputs(self, holders: int, found: Rows) -> dict[str, tuple[int, int]]:
+        """Rows held of the outside inputs of some first operators, and per further tile line."""
+        inputs: dict[str, tuple[int, int]] = {}
+        for i in bits(holders):
+            count, rate = found.rows[i], found.rates[i]
+            for operand in self._demand.operands[i]:
+                name = operand.read.tensor
+                further = math.ceil(rate)
+                if operand.read.window.kind is WindowKind.REDUCE:
+                    held = 1
+                elif self._local >> i & 1:
+                    held = count
+                else:
+                    held = self._demand.input_rows(operand, count)
                     further = math.ceil(rate * (operand.stride or 1))
-            known = inputs.get(name, (0, 0))
-            inputs[name] = max(known[0], held), max(known[1], further)
-
-
-def _raise_to(rows: dict[int, int], needed: dict[int, int], mask: int) -> None:
-    """Raise the rows of the members of ``mask`` to what one sink needs of them."""
-    for i, count in needed.items():
-        if mask >> i & 1 and rows.get(i, 0) < count:
-            rows[i] = count
-
-
-def _operand(graph: OpGraph, read: Read, writes: str) -> _Operand:
-    window = read.window
-    height, tall = graph.tensors[read.tensor].rows, graph.tensors[writes].rows
-    reach = window.dilation[0] * (window.kernel[0] - 1)
-    if window.everything:
-        return _Operand(read, height, height)
-    if window.kind is WindowKind.RESIZE:
-        return _Operand(read, 2, _plain(Fraction(height, tall)))
-    if window.kind is WindowKind.TRANSPOSED:
-        stride = window.stride[0]
-        return _Operand(read, reach // stride + 1, _plain(Fraction(1, stride)))
-    if window.kind is WindowKind.IDENTITY and height == 1 and tall > 1:
-        return _Operand(read, 1, None)
-    return _Operand(read, reach + 1, window.stride[0])
-
-
-def _plain(value: Rate) -> Rate:
-    """A whole Fraction as an int."""
-    return value if isinstance(value, int) or value.denominator > 1 else value.numerator
+                known = inputs.get(name, (0, 0))
+                inputs[name] = max(known[0], held), max(known[1], further)
+        return inputs
 
 
 def _channels(tensor: Tensor) -> int:
@@ -394,14 +338,3 @@ def _is_local(graph: OpGraph, position: int) -> bool:
         return True
     source = graph.tensors[op.reads[0].tensor] if op.reads else graph.tensors[op.writes]
     return op.groups > 1 and op.groups == _channels(source)
-
-
-def _lcm(values: list[Rate]) -> Rate:
-    """Least common multiple of positive rationals."""
-    fractions = [Fraction(value) for value in values]
-    return _plain(
-        Fraction(
-            math.lcm(*(value.numerator for value in fractions)),
-            math.gcd(*(value.denominator for value in fractions)),
-        )
-    )

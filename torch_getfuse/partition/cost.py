@@ -9,10 +9,12 @@ buffer size and remembers every group.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.group import bits
+
+_MOST_REMEMBERED = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,23 @@ class FusionScheme(Protocol):
         """
         ...
 
-    def floor(self, mask: int) -> int:
-        """A lower bound in bytes of ``F_b`` of every group that contains ``mask`` and, of the
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether ``F_b >= B`` is certain for every group that contains ``mask`` and, of the
         operators outside it, none that a member of ``mask`` depends on.
+
+        ``part``: convex, and no member of it depends on one outside it. If this was asked of it
+        before, the answer is found from what joined it; it is the same either way.
+        """
+        ...
+
+    def passes(self, mask: int, buffer_bytes: int) -> int:
+        """How often a valid group reads its weights."""
+        ...
+
+    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
+
+        ``part``: as there.
         """
         ...
 
@@ -109,6 +125,21 @@ def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
     return list(reads), writes
 
 
+Value = TypeVar("Value")
+
+
+def remember(memo: dict[int, Value], mask: int, value: Value) -> Value:
+    """File what is known of a set that a search may grow, and forget all when it gets too much.
+
+    A search looks at sets near each other, but a mask is as long as its graph: memos of every set
+    that was ever looked at would grow with the square of a graph's depth.
+    """
+    if len(memo) >= _MOST_REMEMBERED:
+        memo.clear()
+    memo[mask] = value
+    return value
+
+
 class Evaluator:
     """A scheme under one buffer size: validity and cost of groups, each computed once.
 
@@ -122,7 +153,6 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
-        self._hopeless: dict[int, bool] = {}
         self._dram: dict[int, int] = {}
 
     @property
@@ -156,13 +186,20 @@ class Evaluator:
             found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
             return found
 
-    def hopeless(self, mask: int) -> bool:
-        """Whether no group grown from ``mask`` downstream can be valid."""
-        try:
-            return self._hopeless[mask]
-        except KeyError:
-            found = self._hopeless[mask] = self.scheme.floor(mask) >= self.buffer_bytes
-            return found
+    def hopeless(self, mask: int, part: int = 0) -> bool:
+        """Whether no group grown from ``mask`` downstream can be valid.
+
+        ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
+        """
+        return self.scheme.hopeless(mask, self.buffer_bytes, part)
+
+    def passes(self, mask: int) -> int:
+        """How often a valid group reads its weights."""
+        return self.scheme.passes(mask, self.buffer_bytes)
+
+    def fewest_passes(self, mask: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""
+        return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (method.md section 1)."""

@@ -9,12 +9,14 @@ Steps from a down-set ``D`` are grown by *ideals*: ``P(b) = {b and its ancestors
 ``S`` with ``D | S`` a down-set is the union of the ideals of its members, and it is connected
 exactly if it can be built from one ideal by adding, each time, the ideal of a consumer of what is
 there already. So only connected sets are ever visited, each once per down-set. Validity is not
-monotone, so a set is given up only where :meth:`FusionScheme.floor` shows that no larger one can
-be valid.
+monotone, so a set is given up only where :meth:`FusionScheme.hopeless` shows that no larger one can
+be valid. A set is priced by what joined it last, and whether it is valid is asked only if it would
+reach a down-set at less than the best chain so far.
 
 What is left to do after ``D`` costs at least its weights, one read of every tensor that ``D``
 hands on, and one write of every tensor that must reach DRAM: where that, added to the chain so
-far, exceeds the cost of a plan that is known, the down-set is not followed.
+far, exceeds a ceiling, the down-set is not followed. The ceiling is the cost of a plan that is
+known, or a guess, refuted where no plan is found. docs/exact-search.md has the proofs.
 
 Graphs with many parallel branches have too many down-sets; :mod:`.cover` plans those.
 """
@@ -22,11 +24,12 @@ Graphs with many parallel branches have too many down-sets; :mod:`.cover` plans 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_getfuse.partition.group import bits, mask_of
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import Crossing, FusionProblem, SearchResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +37,16 @@ class Limits:
     """When the dynamic program gives up; counts, so that the same graph always ends the same way.
 
     Attributes:
-        steps: (down-set, group) pairs looked at.
+        steps: (down-set, group) pairs looked at, per thousand operators or part of it.
         seconds: wall time, the one limit that depends on the machine.
     """
 
     steps: int = 200_000
     seconds: float = float("inf")
+
+
+_GUESSES = (32, 8)
+"""Shares of the unavoidable traffic by which the optimum is guessed to exceed it, as 1/n."""
 
 
 class TooWide(Exception):
@@ -59,7 +66,30 @@ def exact(
     Raises:
         TooWide: where a limit strikes before the proof.
     """
-    return _Search(problem, known, limits or Limits()).run()
+    limits = limits or Limits()
+    started = time.perf_counter()
+    steps = 0
+    for ceiling in _ceilings(problem, known):
+        search = _Search(problem, ceiling, limits, steps, started)
+        if search.run():
+            return search.result()
+        steps = search.steps
+    raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
+
+
+def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]:
+    """What the optimum is taken to cost at most, in turn; the last is sure.
+
+    Where weights are read more than once, a set that grows can become too dear for ever, so that a
+    low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
+    not, it saves little.
+    """
+    if problem.evaluator.fewest_passes(problem.fusable) > 1:
+        for share in _GUESSES:
+            guess = problem.unavoidable + problem.unavoidable // share
+            if known is None or guess < known:
+                yield guess
+    yield known
 
 
 class _State(NamedTuple):
@@ -79,22 +109,48 @@ class _State(NamedTuple):
     group: int
 
 
+class _Grown(NamedTuple):
+    """A set on its way to a group, priced by what joined it last.
+
+    Attributes:
+        mask: its operators.
+        after: operators that read what it writes, members among them.
+        features, weights: bytes that it would move as a group, its weights once.
+        rest: a lower bound in bytes of what is left once it has run.
+    """
+
+    mask: int
+    after: int
+    features: int
+    weights: int
+    rest: int
+
+
 class _Search:
     """One run of the dynamic program.
 
     Everything that is done per down-set or group looks at their neighbourhood only, so that the
-    time grows with the depth of a graph and not with its square.
+    time grows with the depth of a graph and not with its square; and a set that grows by an
+    operator is priced by that operator and the tensors that it touches.
     """
 
-    def __init__(self, problem: FusionProblem, known: int | None, limits: Limits) -> None:
+    def __init__(
+        self,
+        problem: FusionProblem,
+        ceiling: int | None,
+        limits: Limits,
+        steps: int = 0,
+        started: float = 0.0,
+    ) -> None:
         graph = problem.graph
         self.evaluator = problem.evaluator
         self.unfusable = problem.unfusable
         self.everything = (1 << len(graph)) - 1
-        self.known = known
+        self.ceiling = ceiling
         self.limits = limits
-        self.steps = 0
-        self.started = time.perf_counter()
+        self.most_steps = limits.steps * -(-len(graph) // 1000)
+        self.steps = steps
+        self.started = started
         self.successors = graph.successors
         self.predecessors = graph.predecessors
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
@@ -112,33 +168,32 @@ class _Search:
             for j in bits(before & ~self.block[i]):
                 ideal |= self.ideal[j]
             self.ideal[i] = ideal
-        # Per operator, what a plan cannot avoid moving because of it.
-        self.duties: list[list[tuple[int, int, int]]] = [[] for _ in range(len(graph))]
-        for duty in problem.duties:
-            for i in bits(duty[0] | duty[1]):
-                self.duties[i].append(duty)
-        self.unavoidable = problem.unavoidable
-
-    def run(self) -> SearchResult:
-        start, open_ = self._absorb(0, 0)
-        best = {start: _State(0, self.unavoidable, open_, 0, 0)}
+        scheme = self.evaluator.scheme
+        self.weights = [op.weight_elements * scheme.weight_bytes for op in graph.ops]
+        self.crossings: list[list[Crossing]] = [[] for _ in range(len(graph))]
+        for crossing in problem.crossings:
+            for i in bits(crossing.touched):
+                self.crossings[i].append(crossing)
+        start = self._absorb(0, self.sources)
+        self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
         # Down-sets by size, so that each is complete before it is left.
-        waiting: list[list[int]] = [[] for _ in range(len(self.block) + 1)]
-        waiting[start.bit_count()].append(start)
-        for level in waiting:
-            for done in level:
-                state = best[done]
-                for group in self._steps(done, state.open):
-                    cost = state.cost + self.evaluator.dram(group)
-                    rest = state.rest + self._less(done, group)
-                    if self.known is not None and cost + rest > self.known:
-                        continue
-                    reached, open_ = self._absorb(done | group, state.open | group)
-                    if reached not in best:
-                        waiting[reached.bit_count()].append(reached)
-                    elif best[reached].cost <= cost:
-                        continue
-                    best[reached] = _State(cost, rest, open_, done, group)
+        self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
+        self.waiting[start.bit_count()].append(start)
+
+    def run(self) -> bool:
+        """Whether there is a legal plan up to the ceiling.
+
+        Raises:
+            TooWide: where a limit strikes first.
+        """
+        for level in self.waiting:
+            for done in sorted(level):
+                self._leave(done)
+        return self.everything in self.best
+
+    def result(self) -> SearchResult:
+        """The cheapest plan that was found."""
+        best = self.best
         groups = []
         at = self.everything
         while best[at].group:
@@ -153,74 +208,106 @@ class _Search:
             lower_bound_bytes=cost,
         )
 
-    def _less(self, done: int, group: int) -> int:
-        """Change of the bound of what is left when ``group`` joins ``done``."""
-        left, after = ~done, ~(done | group)
-        change = 0
-        for i in bits(group):
-            for maker, readers, size in self.duties[i]:
-                # A duty that touches several operators of the group counts at the first.
-                if (maker | readers) & group & -((maker | readers) & group) != 1 << i:
-                    continue
-                for outside, sign in ((left, -1), (after, 1)):
-                    owed = (
-                        (readers & outside and not maker & outside) if readers else maker & outside
-                    )
-                    if owed:
-                        change += sign * size
-        return change
-
-    def _absorb(self, done: int, open_: int) -> tuple[int, int]:
-        """Add the unfusable operators that can run: they cost nothing and block nothing.
-
-        Returns the down-set and its members that have consumers outside it.
-        """
-        while True:
-            after = 0 if done else self.sources
-            for i in bits(open_):
-                after |= self.successors[i]
-            ready = 0
-            for i in bits(after & self.unfusable & ~done):
-                if not self.predecessors[i] & ~done:
-                    ready |= 1 << i
-            done |= ready
-            open_ = mask_of(i for i in bits(open_ | ready) if self.successors[i] & ~done)
-            if not ready:
-                return done, open_
-
-    def _count(self) -> None:
-        self.steps += 1
-        if self.steps > self.limits.steps:
-            raise TooWide(f"more than {self.limits.steps} groups on its down-sets")
-        if not self.steps & 255 and time.perf_counter() - self.started > self.limits.seconds:
-            raise TooWide(f"more than {self.limits.seconds:g} s")
-
-    def _steps(self, done: int, open_: int) -> list[int]:
-        """Every connected valid group that can run next."""
-        evaluator, unfusable = self.evaluator, self.unfusable
+    def _leave(self, done: int) -> None:
+        """Every connected valid group that can run next, and the down-sets that they lead to."""
+        evaluator, successors = self.evaluator, self.successors
+        state = self.best[done]
         after = self.sources & ~done
-        for i in bits(open_):
-            after |= self.successors[i]
-        found = []
+        for i in bits(state.open):
+            after |= successors[i]
+        nothing = _Grown(0, 0, 0, 0, state.rest)
         front = [
-            self.ideal[i] & ~done
+            (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
             if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
         ]
-        seen = set(front)
+        seen = {group for group, _ in front}
         while front:
-            group = front.pop()
+            group, part = front.pop()
             self._count()
-            if group & unfusable or evaluator.hopeless(group):
+            added = group ^ part.mask
+            if added & self.unfusable:
                 continue
-            if evaluator.valid(group):
-                found.append(group)
-            after = 0
-            for i in bits(group):
-                after |= self.successors[i]
-            for i in bits(after & ~group):
-                grown = group | self.ideal[i] & ~done
-                if grown not in seen:
-                    seen.add(grown)
-                    front.append(grown)
-        return found
+            if self.ceiling is not None:
+                # However it goes on, what it holds already is read so often.
+                further = evaluator.fewest_passes(group, part.mask) - 1
+                weights = part.weights + sum([self.weights[i] for i in bits(added)])
+                if further and self._too_dear(state.cost + weights * further, state.rest):
+                    continue
+            if evaluator.hopeless(group, part.mask):
+                continue
+            grown = self._grow(done, part, added)
+            self._reach(done, state, grown)
+            for i in bits(grown.after & ~group):
+                larger = group | self.ideal[i] & ~done
+                if larger not in seen:
+                    seen.add(larger)
+                    front.append((larger, grown))
+
+    def _reach(self, done: int, state: _State, grown: _Grown) -> None:
+        """Take a group for a step from ``done``, if it is valid and better than what is known.
+
+        Whether it is valid is the dearest question, so it comes last.
+        """
+        group = grown.mask
+        cost = state.cost + grown.features + grown.weights
+        if self._too_dear(cost, grown.rest):
+            return
+        reached = self._absorb(done | group, grown.after)
+        old = self.best.get(reached)
+        if (old is not None and old.cost <= cost) or not self.evaluator.valid(group):
+            return
+        cost += grown.weights * (self.evaluator.passes(group) - 1)
+        if self._too_dear(cost, grown.rest) or (old is not None and old.cost <= cost):
+            return
+        if old is None:
+            open_ = self._open(reached, state.open | reached & ~done)
+            self.waiting[reached.bit_count()].append(reached)
+        else:
+            open_ = old.open
+        self.best[reached] = _State(cost, grown.rest, open_, done, group)
+
+    def _too_dear(self, cost: int, rest: int) -> bool:
+        return self.ceiling is not None and cost + rest > self.ceiling
+
+    def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
+        """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
+        old, new = part.mask, part.mask | added
+        left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
+        _, after, features, weights, rest = part
+        for i in bits(added):
+            after |= self.successors[i]
+            weights += self.weights[i]
+            rest -= self.weights[i]
+            for crossing in self.crossings[i]:
+                touching = crossing.touched & added
+                if touching & -touching == 1 << i:  # else counted at the first that touches it
+                    features += crossing.moved(new) - crossing.moved(old)
+                    rest += crossing.owed(still_left) - crossing.owed(left)
+        return _Grown(new, after, features, weights, rest)
+
+    def _absorb(self, done: int, after: int) -> int:
+        """The down-set ``done`` with the unfusable operators that can run then.
+
+        They cost nothing and block nothing. ``after``: what the last members of it feed.
+        """
+        ready = after & self.unfusable & ~done
+        while ready:
+            low = ready & -ready
+            ready ^= low
+            i = low.bit_length() - 1
+            if not self.predecessors[i] & ~done:
+                done |= low
+                ready |= self.successors[i] & self.unfusable
+        return done
+
+    def _open(self, done: int, candidates: int) -> int:
+        """The candidates that have consumers outside a down-set."""
+        return mask_of(i for i in bits(candidates) if self.successors[i] & ~done)
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self.steps > self.most_steps:
+            raise TooWide(f"more than {self.most_steps} groups on its down-sets")
+        if not self.steps & 255 and time.perf_counter() - self.started > self.limits.seconds:
+            raise TooWide(f"more than {self.limits.seconds:g} s")

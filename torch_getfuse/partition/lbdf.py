@@ -17,11 +17,9 @@ region and shared by all groups that contain it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import CostTerm, Dram
+from torch_getfuse.partition.cost import CostTerm, Dram, remember
 from torch_getfuse.partition.group import bits, descendants
 from torch_getfuse.partition.region import Clock, Path, Region, join
 from torch_getfuse.partition.stream import Edge, make_edge
@@ -72,6 +70,7 @@ class Lbdf:
         self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
         self._writes = [number[op.writes] for op in graph.ops]
         self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
+        self._first_reader = [min(graph.consumers[name], default=0) for name in names]
         self._maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
         self._reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
         self._touches = [(w, *r) for w, r in zip(self._writes, self._reads, strict=True)]
@@ -94,6 +93,9 @@ class Lbdf:
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
+        self._floors: dict[int, int] = {}
+        self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
 
@@ -104,6 +106,7 @@ class Lbdf:
             t = self._writes[i]
             for c in bits(self._readers[t]):
                 least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
+        self._least_written = least
         # Tensor -> units held by its consumers in the group, for none and for each alone.
         self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
         self.alone_floor: dict[tuple[int, int], int] = {}
@@ -127,21 +130,99 @@ class Lbdf:
             mask ^= low
         return total
 
-    def floor(self, mask: int) -> int:
-        """Weights and the widest single window of each storage: no larger group needs less.
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the floor alone needs the buffer or more."""
+        return self.floor(mask, part) >= buffer_bytes
+
+    def floor(self, mask: int, part: int = 0) -> int:
+        """Weights and what each storage keeps at least: no larger group needs less.
 
         A tensor's peak is at least that of each of its consumers alone, a consumer only ever
-        joins, and each storage keeps at least one unit.
+        joins, and each storage keeps at least one unit. Where one consumer depends on another,
+        it is at least what the one has demanded and the other not released.
+
+        ``part``: convex; if its own floor is known, what joined it is all that is looked at.
         """
-        total = 0
-        for i in bits(mask):
+        found = self._floors.get(mask)
+        if found is not None:
+            return found
+        total = self._floors.get(part)
+        if total is None:
+            total = part = 0
+        added = mask & ~part
+        touched: set[int] = set()
+        for i in bits(added):
             total += self._weights[i]
-        for tensor, readers in self._storages(mask):
-            units = 1
-            for c in bits(readers):
-                units = max(units, self.alone_floor[tensor, c])
-            total += units * self.unit_bytes[tensor]
-        return total
+            touched.update(self._touches[i])
+        for tensor in touched:
+            total += self._least(tensor, mask) - self._least(tensor, part)
+        return remember(self._floors, mask, total)
+
+    def _least(self, tensor: int, mask: int) -> int:
+        """Bytes that the storage of a tensor takes at least; 0 for one that is overwritten."""
+        readers = self._readers[tensor] & mask
+        if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
+            return 0
+        which = readers >> self._first_reader[tensor]  # short, however deep the graph
+        units = self._least_units[tensor].get(which)
+        if units is None:
+            units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
+            self._least_units[tensor][which] = units
+        if readers & (readers - 1):
+            first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
+            key = tensor, first, last
+            if key not in self._ahead:
+                self._ahead[key] = self._demanded_ahead(*key)
+            between, ahead = self._ahead[key]
+            if ahead > units and not between & ~mask:
+                units = ahead
+        return units * self.unit_bytes[tensor]
+
+    def _demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
+        """What lies between two consumers of a tensor, and units it keeps because of them.
+
+        When ``last`` writes a unit, everything that leads to it has demanded its share, the
+        paths through ``first`` included, and ``last`` still holds what the unit needs. True of
+        every unit; looked at for the first and one in the middle.
+        """
+        edge = self._edges[tensor, last]
+        cone = front = 1 << last
+        while front:
+            before = 0
+            for i in bits(front):
+                before |= self.graph.predecessors[i] >> first << first
+            front = before & ~cone
+            cone |= front
+        paths = 1 << first
+        for i in bits(cone):
+            if self.graph.predecessors[i] & paths:
+                paths |= 1 << i
+        if not paths >> last & 1 or not edge.holds:
+            return 0, 0
+        out, ahead = self._writes[last], 0
+        middle = self._units[out] // self._rows[out] * (self._rows[out] // 2)
+        for unit in (0, middle + self._units[out] // self._rows[out] // 2):
+            if unit >= self._least_written[out]:
+                continue
+            counts = {last: unit + 1}
+            for i in reversed(list(bits(paths ^ 1 << first))):
+                for source in self._reads[i]:
+                    maker = self._maker[source]
+                    if maker & paths:
+                        made = self._edges[source, i].needed(counts[i])
+                        maker = maker.bit_length() - 1
+                        counts[maker] = max(counts.get(maker, 0), made)
+            demanded = self._edges[tensor, first].needed(counts[first])
+            ahead = max(ahead, demanded - edge.released(unit))
+        return paths & ~(1 << first | 1 << last), ahead
+
+    def passes(self, mask: int, buffer_bytes: int = 0) -> int:
+        """1: weights stay on chip."""
+        return 1
+
+    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """1."""
+        return 1
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
         """``F_D``; the buffer's size plays no part once a group is valid."""
@@ -174,25 +255,8 @@ class Lbdf:
 
     # -- live units -----------------------------------------------------------------------
 
-    def _storages(self, mask: int) -> Iterator[tuple[int, int]]:
-        """Each storage of the group as (its last tensor, mask of that tensor's consumers)."""
-        overwritten = self._overwrites & mask
-        for i in bits(mask):
-            out = self._writes[i]
-            readers = self._readers[out] & mask
-            if not readers & overwritten:
-                yield out, readers
-            for tensor in self._reads[i]:
-                if not self._maker[tensor] & mask:
-                    readers = self._readers[tensor] & mask
-                    if readers & -readers == 1 << i and not readers & overwritten:
-                        yield tensor, readers
-
     def _held(self, mask: int) -> list[tuple[int, int]]:
-        """Each storage's last tensor and its peak of live units.
-
-        Searches ask this of every group, so the loop of :meth:`_storages` stands here once more.
-        """
+        """Each storage's last tensor and its peak of live units."""
         found = []
         finals = self._finals(mask) if mask & self._partial else None
         overwritten = self._overwrites & mask

@@ -6,11 +6,41 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import ancestors, bits, descendants, mask_of, neighbours
+
+
+class Crossing(NamedTuple):
+    """A tensor as what crosses the border of groups.
+
+    Attributes:
+        maker, readers: masks of the fusable operators that write it (0: an input, or what an
+            unfusable operator wrote) and read it.
+        touched: both.
+        size: in bytes.
+        forced: whether it must be written whoever reads it: an output, or an unfusable reader.
+    """
+
+    maker: int
+    readers: int
+    touched: int
+    size: int
+    forced: bool
+
+    def moved(self, group: int) -> int:
+        """Bytes of it that a group moves to or from DRAM."""
+        if self.maker & group:
+            return self.size if self.forced or self.readers & ~group else 0
+        return self.size if self.readers & group else 0
+
+    def owed(self, left: int) -> int:
+        """Bytes of it that every plan of the operators ``left`` moves, a set closed downstream."""
+        if self.maker & left:
+            return self.size if self.forced else 0
+        return self.size if self.readers & left else 0
 
 
 class FusionProblem:
@@ -54,32 +84,27 @@ class FusionProblem:
         return descendants(self.graph)
 
     @cached_property
-    def duties(self) -> tuple[tuple[int, int, int], ...]:
-        """Traffic that no plan avoids, as (maker, readers, bytes) for what is left of a graph.
-
-        With readers: a tensor that must be read if its maker has run and a reader has not.
-        Without: weights and outputs, which the maker itself must move. Masks of fusable
-        operators; a maker of 0 is the world outside.
-        """
-        graph, scheme = self.graph, self.evaluator.scheme
+    def crossings(self) -> tuple[Crossing, ...]:
+        """The tensors that a fusable operator reads or writes."""
+        graph, size = self.graph, self.evaluator.scheme.activation_bytes
         found = []
         for name, tensor in graph.tensors.items():
-            size = tensor.elements * scheme.activation_bytes
             everyone = mask_of(graph.consumers[name])
-            maker = 1 << graph.producer[name] if name in graph.producer else 0
-            maker &= self.fusable
-            if everyone & self.fusable:
-                found.append((maker, everyone & self.fusable, size))
-            if maker and (name in graph.outputs or everyone & self.unfusable):
-                found.append((maker, 0, size))
-        for i in bits(self.fusable):
-            found.append((1 << i, 0, graph.ops[i].weight_elements * scheme.weight_bytes))
+            maker = (1 << graph.producer[name] if name in graph.producer else 0) & self.fusable
+            readers = everyone & self.fusable
+            forced = name in graph.outputs or everyone != readers
+            if maker | readers:
+                found.append(
+                    Crossing(maker, readers, maker | readers, tensor.elements * size, forced)
+                )
         return tuple(found)
 
     @cached_property
     def unavoidable(self) -> int:
         """Bytes that every plan moves: weights and inputs once in, outputs once out."""
-        return sum(size for maker, readers, size in self.duties if not (readers and maker))
+        width = self.evaluator.scheme.weight_bytes
+        weights = sum(self.graph.ops[i].weight_elements for i in bits(self.fusable)) * width
+        return weights + sum(crossing.owed(self.fusable) for crossing in self.crossings)
 
     def cost(self, groups: Sequence[int]) -> int:
         """``F_D`` sum of valid groups in bytes."""
