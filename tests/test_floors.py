@@ -33,6 +33,7 @@ FLOORS = {
     "partition.borders": 3,
     "partition.repair": 3,
     "partition.moves": 3,
+    "partition.regroup": 3,
     "partition.split": 3,
     "partition.search": 3,
     "partition.nsga2": 3,
@@ -51,6 +52,7 @@ FLOORS = {
     "explain.rg_explainer": 3,
     "explain": 3,
     "explain.metrics": 4,
+    "explain.synthetic": 3,
     "explain.data": 6,  # captures the networks that it samples from
     "explain.train": 6,
     "planner": 4,

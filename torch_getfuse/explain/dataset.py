@@ -31,6 +31,12 @@ class Batch(NamedTuple):
     batch: torch.Tensor
     y: torch.Tensor
 
+    def adjacency(self) -> torch.Tensor:
+        """``(n, n)`` sparse: how many edges join two operators, in either direction."""
+        count, edges = len(self.x), self.edge_index
+        ones = torch.ones(edges.shape[1])
+        return torch.sparse_coo_tensor(edges, ones, (count, count)).to_sparse_csr()
+
 
 def part_of(key: str) -> str:
     """``"train"``, ``"validation"`` or ``"test"``: 80/10/10, decided by the group alone.
