@@ -8,6 +8,7 @@ modules, captured like any other model, so that their graphs have the forms that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -90,7 +91,7 @@ class _Branches(nn.Module):
 class _Dense(nn.Module):
     """Every layer reads the concatenation of all maps before it, as DenseNet does."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
@@ -183,9 +184,11 @@ def _dense(rng: Random, before: int, after: int, stride: int) -> tuple[nn.Module
     width = before + count * growth
     if stride == 1 and rng.random() < 0.5:
         return _Dense(layers), width
-    shrink = [nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, after, 1, bias=False)]
-    pool = [nn.AvgPool2d(2, 2)] if stride == 2 else []
-    return nn.Sequential(_Dense(layers), *shrink, *pool), after
+    made = [_Dense(layers), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    made.append(nn.Conv2d(width, after, 1, bias=False))
+    if stride == 2:
+        made.append(nn.AvgPool2d(2, 2))
+    return nn.Sequential(*made), after
 
 
 def _shuffle(rng: Random, before: int, after: int, stride: int) -> tuple[nn.Module, int]:

@@ -15,7 +15,7 @@ from torch_getfuse.partition.group import bits, topological_order
 from torch_getfuse.partition.problem import FusionProblem
 
 Resplit = Callable[[int], Sequence[int] | None]
-"""Valid connected parts of a connected set, split along the order, or ``None`` for no such split."""
+"""Valid connected parts of a connected set, split along the order; ``None`` for no such split."""
 
 
 def regroup(
