@@ -74,7 +74,7 @@ SEARCHES: dict[str, Callable[..., SearchResult]] = {
     "nsga2": nsga2_search,
 }
 LEARNT = EXPLAINERS[:4]  # all but the controls
-THRESHOLD_GRID = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
+THRESHOLD_GRID = (0.7, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.0)
 KB = 1024
 Row = dict[str, Any]
 
@@ -179,17 +179,6 @@ class Asked:
         return self._split(group, rng)
 
 
-def rectifies(problem: FusionProblem, group: int, edges: Sequence[Edge]) -> bool:
-    """Whether the cuts of these edges alone, with no part explained anew, leave valid groups."""
-
-    def rank(asked: int) -> list[tuple[Edge, float]]:
-        return [(edge, 1.0) for edge in edges] if asked == group else []
-
-    split = RecursiveSplit(problem, rank)
-    split(group, Random(0))
-    return bool(split.rectified)
-
-
 def shuffled(problem: FusionProblem, group: int, count: int, seed: int) -> list[Edge]:
     """The random control with as many edges as an explainer has."""
     edges = random_edges(problem.graph, 1.0, seed)(group)
@@ -223,7 +212,8 @@ def rectify(given: argparse.Namespace) -> Iterator[Row]:
                     count = len(ranker(group))
                     counts.append(count)
                     shares.append(count / len(group_edges(graph, group)))
-                    solved += rectifies(problem, group, shuffled(problem, group, count, seed))
+                    chance = shuffled(problem, group, count, seed)
+                    solved += split.cut(group, chance) is not None
                 control.append(100 * solved / max(1, len(repair.groups)))
             yield {
                 "search": label,
@@ -241,39 +231,30 @@ def rectify(given: argparse.Namespace) -> Iterator[Row]:
 
 def thresholds(given: argparse.Namespace) -> Iterator[Row]:
     """Rectify rate by threshold on invalid groups of the training networks, LBDF at 128 KB."""
-    cases: dict[str, list[tuple[str, FusionProblem, int]]] = {"local": [], "random": []}
+    cases: dict[str, list[tuple[str, RecursiveSplit, FusionProblem, int]]] = {}
     # The two largest would only add time: their blocks are those of the others of their family.
     for network in [name for name in TABLE_1 if name not in ("resnet101", "efficientnet_b3")]:
         problem = problem_of(capture_network(network), "lbdf", given.granularity, 128, merge=False)
-        for label, found in cases.items():
+        for label in ("local", "random"):
             split = RecursiveSplit(problem, all_edges(problem.graph))
             repair = Asked(split, problem.evaluator.valid)
-            SEARCHES[label](problem, 150, 0, repair)
+            SEARCHES[label](problem, 100, 0, repair)
             met = list(repair.groups)
-            chosen = Random(0).sample(met, min(given.groups // 2, len(met)))
-            found += [(network, problem, group) for group in chosen]
+            chosen = Random(0).sample(met, min(given.groups // 4, len(met)))
+            cases.setdefault(label, []).extend((network, split, problem, g) for g in chosen)
     for name in LEARNT:
         for label, found in cases.items():
-            scores = []
-            for _, problem, group in found:
+            by_threshold: dict[float, list[_Judged]] = {}
+            for network, split, problem, group in found:
                 ranker = make_ranker(
                     name, problem.graph, "lbdf", 128 * KB, granularity=given.granularity
                 )
                 assert isinstance(ranker, ExplanationRanker)
-                ranked = sorted(ranker.scores(group).items(), key=lambda item: (-item[1], item[0]))
-                scores.append(ranked)
-            for threshold in THRESHOLD_GRID:
-                solved, control, own, counts, shares = [], [], [], [], []
-                for (network, problem, group), ranked in zip(found, scores, strict=True):
-                    edges = [edge for edge, score in ranked if score > threshold]
-                    edges = edges or [ranked[0][0]]
-                    solved.append(rectifies(problem, group, edges))
-                    chance = shuffled(problem, group, len(edges), 0)
-                    control.append(rectifies(problem, group, chance))
-                    counts.append(len(edges))
-                    shares.append(len(edges) / len(ranked))
-                    if network == "mobilenet_v2":
-                        own.append(solved[-1])
+                for threshold, judged in _by_threshold(ranker, split, problem, group):
+                    by_threshold.setdefault(threshold, []).append((network, *judged))
+            for threshold, all_judged in by_threshold.items():
+                own = [solved for network, solved, *_ in all_judged if network == "mobilenet_v2"]
+                _, solved, control, counts, shares = zip(*all_judged, strict=True)
                 yield {
                     "explainer": name,
                     "search": label,
@@ -285,6 +266,29 @@ def thresholds(given: argparse.Namespace) -> Iterator[Row]:
                     "edges": round(statistics.mean(counts), 1),
                     "of the group's %": round(100 * statistics.mean(shares), 1),
                 }
+
+
+_Judged = tuple[str, bool, bool, int, float]
+"""Network; whether the explainer, and random edges, rectified; edges, and their share."""
+
+
+def _by_threshold(
+    ranker: ExplanationRanker, split: RecursiveSplit, problem: FusionProblem, group: int
+) -> Iterator[tuple[float, tuple[bool, bool, int, float]]]:
+    ranked = sorted(ranker.scores(group).items(), key=lambda item: (-item[1], item[0]))
+    known: dict[int, tuple[bool, bool, int, float]] = {}
+    for threshold in THRESHOLD_GRID:
+        count = max(1, sum(score > threshold for _, score in ranked))
+        if count not in known:
+            edges = [edge for edge, _ in ranked[:count]]
+            chance = shuffled(problem, group, count, 0)
+            known[count] = (
+                split.cut(group, edges) is not None,
+                split.cut(group, chance) is not None,
+                count,
+                count / len(ranked),
+            )
+        yield threshold, known[count]
 
 
 def direct(given: argparse.Namespace) -> Iterator[Row]:

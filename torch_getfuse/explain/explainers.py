@@ -39,16 +39,16 @@ EXPLAINERS = ("rgexplainer", "gnnexplainer", "pgexplainer", "saliency", "random"
 INVALID = 0  # the class of groups that do not fit
 
 THRESHOLDS: Mapping[str, float] = {
-    "rgexplainer": 0.5,
+    "rgexplainer": 0.4,
     "gnnexplainer": 0.1,
     "pgexplainer": 0.2,
-    "saliency": 0.2,
+    "saliency": 0.15,
 }
 """Least score of a solution edge, between its group's least (0) and best (1) edge.
 
 Chosen on the networks of the training data, ``benchmarks/explainers.py thresholds``: the largest
 value at which the rectify rate meets the project's target (RG 95, GNNE 90, PG 85 %; saliency as
-RG) over all of them and on MobileNetV2 alone, under local and under random search.
+RG) with 2 points to spare, over all of them and on MobileNetV2 alone, under local and random search.
 """
 
 GNN_EPOCHS = 10

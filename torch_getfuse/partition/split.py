@@ -183,14 +183,22 @@ class RecursiveSplit:
         if parts == [group] and self._cutter.valid(group):
             return (group,)
         self.attempts += 1
-        own = self._explain(group)
-        tree = _Tree(self._cutter, lambda part: [e for e in own if part >> e[0] & part >> e[1] & 1])
-        found = tree.solve(parts, self._width)
+        found = self.cut(group, self._explain(group))
         if found is not None:
             self.rectified += 1
             return tuple(found)
         found = self._tree.solve(parts, self._width)
         return None if found is None else tuple(found)
+
+    def cut(self, group: int, edges: Sequence[Edge]) -> list[int] | None:
+        """Valid parts of a group by cuts at the given edges alone; ``None`` if they do not suffice.
+
+        No part is explained anew: this is what the rectify rate counts.
+        """
+        tree = _Tree(
+            self._cutter, lambda part: [e for e in edges if part >> e[0] & part >> e[1] & 1]
+        )
+        return tree.solve(convex_parts(self._problem, group), self._width)
 
     def _explain(self, group: int) -> list[Edge]:
         if group not in self._edges:
