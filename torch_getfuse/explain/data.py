@@ -84,15 +84,15 @@ def capture_network(network: str, side: int | None = None) -> OpGraph:
         side: pixels per side; ``None`` for the network's usual input.
     """
     side = default_side(network) if side is None else side
+    if network.startswith(_SYNTHETIC):
+        model: torch.nn.Module = synthetic_network(int(network.removeprefix(_SYNTHETIC)))
+    else:
+        # googlenet warns of its slow initialisation unless it is told not to.
+        extra = {"init_weights": False} if network == "googlenet" else {}
+        model = import_torchvision().models.get_model(network, weights=None, **extra)
     # On the meta device nothing is computed, and the graph is the same.
-    with torch.device("meta"):
-        if network.startswith(_SYNTHETIC):
-            model: torch.nn.Module = synthetic_network(int(network.removeprefix(_SYNTHETIC)))
-        else:
-            # googlenet warns of its slow initialisation unless it is told not to.
-            extra = {"init_weights": False} if network == "googlenet" else {}
-            model = import_torchvision().models.get_model(network, weights=None, **extra)
-        return capture_model(model.eval(), (torch.empty(1, 3, side, side),)).graph
+    model = model.eval().to("meta")
+    return capture_model(model, (torch.empty(1, 3, side, side, device="meta"),)).graph
 
 
 @dataclass(frozen=True)

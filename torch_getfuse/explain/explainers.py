@@ -48,7 +48,7 @@ THRESHOLDS: Mapping[str, float] = {
 
 Chosen on the networks of the training data, ``benchmarks/explainers.py thresholds``: the largest
 value at which the rectify rate meets the project's target (RG 95, GNNE 90, PG 85 %; saliency as
-RG) with 2 points to spare, over all of them and on MobileNetV2 alone, under local and random search.
+RG) with 2 points to spare, over all of them and on MobileNetV2 alone, under both searches.
 """
 
 GNN_EPOCHS = 10
