@@ -276,7 +276,7 @@ def _train(args: argparse.Namespace) -> int:
     Options.of({"scheme": args.scheme, "granularity": args.granularity})  # before torch is there
     given = {
         name: value
-        for name in ("data", "groups", "epochs", "jobs")
+        for name in ("data", "groups", "synthetic", "epochs", "jobs")
         if (value := getattr(args, name)) is not None
     }
     from torch_getfuse.explain.train import train
@@ -310,7 +310,10 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="DIR", help="folder for the weights (default: the package's own)"
     )
     parser.add_argument("--data", metavar="DIR", help="working folder; a stopped run goes on there")
-    parser.add_argument("--groups", type=int, metavar="N", help="distinct fusion groups to learn")
+    parser.add_argument("--groups", type=int, metavar="N", help="of the paper's networks, to learn")
+    parser.add_argument(
+        "--synthetic", type=int, metavar="N", help="random networks, half as many groups again"
+    )
     parser.add_argument(
         "--epochs", type=int, metavar="N", help="of the validity predictor, at most"
     )

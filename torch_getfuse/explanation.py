@@ -246,7 +246,7 @@ def _render(why: Explanation, style: _Style) -> str:
     if not why.valid:
         parts += [style.heading("What fills the buffer"), _term_table(why, style)]
     if why.blames:
-        parts += [style.heading("Edges to blame (share of the explainer's best)")]
+        parts += [style.heading("Edges to blame (0: the explainer's least, 1: its best)")]
         parts += [_edge_table(why, style), _blame_table(why, style)]
     if why.cut is not None:
         parts += [style.heading(f"Where the recursive split cuts (edges: {why.cut.by})")]

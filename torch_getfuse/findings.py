@@ -49,8 +49,8 @@ class Blame:
 
     Attributes:
         explainer: its name.
-        edges: (position in ``Explanation.edges``, score), best first; scores are shares of the
-            best edge's, so the first is 1.
+        edges: (position in ``Explanation.edges``, score), best first; the explainer's best edge
+            of the group scores 1, its least would score 0.
         seconds: for the explanation, without loading the explainer.
         parts: groups that the cuts of these edges alone make; ``None`` where they leave an
             invalid one.

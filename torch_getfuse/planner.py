@@ -25,9 +25,6 @@ from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges,
 
 log = logging.getLogger(__name__)
 
-SOLUTION_EDGES = 6
-"""Edges that an explainer may blame per group (method.md section 8)."""
-
 _PROGRESS_AFTER = 2.0
 
 _FEW_STEPS = 20_000
@@ -75,7 +72,7 @@ def ranker_of(name: str, problem: FusionProblem, options: Options) -> EdgeRanker
     if name == "all":
         return all_edges(problem.graph)
     if name == "random":
-        return random_edges(problem.graph, SOLUTION_EDGES, options.seed)
+        return random_edges(problem.graph, seed=options.seed)
     from torch_getfuse.explain.explainers import make_ranker
 
     scheme = problem.evaluator.scheme
@@ -87,7 +84,6 @@ def ranker_of(name: str, problem: FusionProblem, options: Options) -> EdgeRanker
         granularity=options.granularity if options.scheme == "lbdf" else "line",
         activation_bytes=scheme.activation_bytes,
         weight_bytes=scheme.weight_bytes,
-        edges=SOLUTION_EDGES,
         seed=options.seed,
     )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from random import Random
 
 from torch_getfuse.accelerator import format_size
@@ -58,8 +57,7 @@ def explain_graph(
     group = asked if operators is None else _hull(problem, asked)
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
-    with _one_thread():
-        return _Asked(problem, options, group, group & ~asked).explain(explainers)
+    return _Asked(problem, options, group, group & ~asked).explain(explainers)
 
 
 def check_explainers(names: Sequence[str]) -> None:
@@ -70,21 +68,6 @@ def check_explainers(names: Sequence[str]) -> None:
                 f"explainers: {name!r} is not one of {', '.join(EXPLAINERS)}"
                 f"{nearest(name, EXPLAINERS)}"
             )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A group is a tensor of a few hundred rows at most. On two busy cores, threads that wait for
-    each other took GNNExplainer 39 s instead of 0.1 s.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Asked:
@@ -189,6 +172,7 @@ class _Asked:
 
     def _probability(self) -> float:
         """What the validity predictor says of the group."""
+        from torch_getfuse.explain.explainers import one_thread
         from torch_getfuse.explain.features import FeatureTable
         from torch_getfuse.explain.validity import load_model
 
@@ -197,7 +181,8 @@ class _Asked:
         table = FeatureTable(self.graph, granularity, scheme.activation_bytes, scheme.weight_bytes)
         tensors = table.group(self.group, self.evaluator.buffer_bytes)
         model = load_model(scheme.name, granularity).requires_grad_(False)
-        return float(model(tensors.x, tensors.edge_index).sigmoid())
+        with one_thread():
+            return float(model(tensors.x, tensors.edge_index).sigmoid())
 
     # -- the cut --------------------------------------------------------------------------
 

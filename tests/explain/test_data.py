@@ -15,6 +15,7 @@ from torch_getfuse.explain import data
 from torch_getfuse.explain.dataset import PARTS, PackedGroups, part_of
 from torch_getfuse.explain.features import FeatureTable
 from torch_getfuse.explain.sampling import BUFFERS, GroupSampler, Sample, group_key, sample_groups
+from torch_getfuse.explain.validity import ValidityModel
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.group import (
     ancestors,
@@ -105,6 +106,29 @@ def test_a_batch_is_its_groups_side_by_side() -> None:
     assert batch.edge_index.shape[1] == sum(part.shape[1] for part in edges)
 
 
+def test_adjacency_counts_the_edges_of_both_directions() -> None:
+    packed = PackedGroups.of(
+        [(graph := random_graph(Random(5), 12), samples_of(graph, 30))], "line"
+    )
+    batch = packed.batch(packed.part("train")[:40])
+    wanted = torch.zeros(len(batch.x), len(batch.x))
+    for a, b in batch.edge_index.t().tolist():
+        wanted[a, b] += 1
+    found = batch.adjacency().to_dense()
+    assert torch.equal(found, wanted)
+    assert torch.equal(found, found.t())
+    torch.manual_seed(0)
+    model = ValidityModel()
+    logits = [model(batch.x, edges, batch.batch) for edges in (batch.edge_index, batch.adjacency())]
+    torch.testing.assert_close(*logits)
+    gradients = [
+        torch.autograd.grad(found.sum(), list(model.parameters()), retain_graph=True)
+        for found in logits
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
 def test_batches_cover_every_sample_once() -> None:
     packed = PackedGroups.of(
         [(graph := random_graph(Random(5), 12), samples_of(graph, 30))], "line"
@@ -127,28 +151,41 @@ def test_table_1_proportions() -> None:
     wanted = data.requests("lbdf", "line", 12_000, seed=0)
     total = {name: sum(r.groups for r in wanted if r.network == name) for name in data.TABLE_1}
     assert abs(sum(total.values()) - 12_000) < 30
+    assert abs(sum(request.groups for request in wanted) - 18_000) < 60
     share = 12_000 / sum(data.TABLE_1.values())
     for name, count in data.TABLE_1.items():
         assert abs(total[name] - count * share) <= 2
-    brr = {request.network for request in data.requests("brr", "line", 12_000, seed=0)}
+    brr = {r.network for r in data.requests("brr", "line", 12_000, seed=0, synthetic=0)}
     assert brr == set(data.TABLE_1) - set(data.NOT_BRR)
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "TABLE_1", {"squeezenet1_0": 1})
-    first, fingerprint = data.build("lbdf", "line", tmp_path, 24, jobs=1, progress=False)
+    given = "lbdf", "line", tmp_path
+    first, fingerprint = data.build(*given, 24, jobs=1, progress=False, synthetic=1)
     shards = sorted((tmp_path / "lbdf-line").glob("*.json"))
-    assert len(shards) == 3
+    assert len(shards) == 4
     lost, kept = shards[0], shards[1]
     wanted, before = lost.read_text(), kept.stat().st_mtime_ns
     lost.unlink()
-    again, same = data.build("lbdf", "line", tmp_path, 24, jobs=1, progress=False)
+    again, same = data.build(*given, 24, jobs=1, progress=False, synthetic=1)
     assert same == fingerprint
     assert again.keys == first.keys
     assert lost.read_text() == wanted
     assert kept.stat().st_mtime_ns == before, "a finished shard is not made twice"
-    _, other = data.build("lbdf", "line", tmp_path, 30, jobs=1, progress=False)
+    _, other = data.build(*given, 30, jobs=1, progress=False, synthetic=1)
     assert other != fingerprint
     assert (
         json.loads(kept.read_text())["recipe"]["groups"] != json.loads(wanted)["recipe"]["groups"]
     )
+
+
+def test_without_random_networks_each_group_keeps_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "TABLE_1", {"squeezenet1_0": 1})
+    given = "lbdf", "line", tmp_path
+    both, _ = data.build(*given, 24, jobs=1, progress=False, synthetic=1)
+    alone, _ = data.build(*given, 24, jobs=1, progress=False, synthetic=0)
+    assert alone.keys == both.keys[: len(alone.keys)]
+    assert len(both.keys) == len(alone.keys) + 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,31 @@ from tests.graphs import Builder
 from torch_getfuse.errors import OptionError
 from torch_getfuse.explain.explainers import (
     EXPLAINERS,
+    INVALID,
     ExplanationRanker,
+    PGScorer,
     SaliencyScorer,
+    make_explainer,
     make_pg,
     make_ranker,
     save_explainer,
 )
-from torch_getfuse.explain.features import FeatureTable, directed_scores
+from torch_getfuse.explain.features import FeatureTable, GroupTensors, directed_scores
 from torch_getfuse.explain.metrics import measure, split_at
 from torch_getfuse.explain.rg_explainer import RGExplainer
 from torch_getfuse.explain.validity import ValidityModel
 from torch_getfuse.explain.weights_io import WeightsError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Evaluator
+from torch_getfuse.partition.cuts import Edge
 from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.split import RecursiveSplit, group_edges
+from torch_getfuse.partition.split import (
+    RANDOM_SHARE,
+    EdgeRanker,
+    RecursiveSplit,
+    group_edges,
+)
 
 BUFFER = 16_000
 
@@ -61,10 +71,15 @@ def folder(model: ValidityModel, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def ranker(
-    name: str, graph: OpGraph, model: ValidityModel, folder: Path, edges: int = 6, seed: int = 0
-) -> ExplanationRanker:
+    name: str,
+    graph: OpGraph,
+    model: ValidityModel,
+    folder: Path,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> EdgeRanker:
     return make_ranker(
-        name, graph, "lbdf", BUFFER, edges=edges, seed=seed, model=model, folder=folder
+        name, graph, "lbdf", BUFFER, threshold=threshold, seed=seed, model=model, folder=folder
     )
 
 
@@ -81,8 +96,8 @@ def test_solution_edges_lie_in_the_group(name: str, model: ValidityModel, folder
         assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
         if name == "all":
             assert set(edges) == set(group_edges(graph, group))
-        else:
-            assert len(edges) <= 6
+        if name == "random":
+            assert len(edges) == max(1, round(RANDOM_SHARE * len(group_edges(graph, group))))
     assert rank(0b1) == []
 
 
@@ -110,28 +125,76 @@ def test_random_edges_follow_the_seed(model: ValidityModel, folder: Path) -> Non
     assert len(found) == 5
 
 
-@pytest.mark.parametrize("edges", [1, 3])
-def test_number_of_solution_edges(edges: int, model: ValidityModel, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["rgexplainer", "gnnexplainer", "pgexplainer", "saliency"])
+def test_a_higher_threshold_leaves_fewer_edges(
+    name: str, model: ValidityModel, folder: Path
+) -> None:
     graph = blocks()
-    for name in ("saliency", "random", "gnnexplainer"):
-        assert len(ranker(name, graph, model, folder, edges)(0b1111110)) == edges
+    group = (1 << len(graph)) - 2
+    kept = [ranker(name, graph, model, folder, t)(group) for t in (0.0, 0.3, 0.6, 0.99, 1.0)]
+    for more, fewer in pairwise(kept):
+        assert fewer == more[: len(fewer)]
+    assert len(kept[0]) > len(kept[2]) > len(kept[-1]) == 1
+    assert kept[0][0][1] == 1.0
+    assert [edge for edge, score in kept[0] if score > 0.6] == [edge for edge, _ in kept[2]]
 
 
-def test_edges_below_the_threshold_are_left_out() -> None:
+def test_scores_run_from_least_to_best() -> None:
     graph = blocks()
     table = FeatureTable(graph)
-
-    def scorer(tensors: object, seed: int) -> torch.Tensor:
-        found = torch.zeros(len(table.group(group, 1).edges))
-        found[:3] = torch.tensor([0.5, 1.0, 0.001])
-        return found
-
     group = 0b1111110
-    rank = ExplanationRanker("x", table, BUFFER, scorer)
     edges = table.group(group, 1).edges
-    assert [edge for edge, _ in rank(group)] == [edges[1], edges[0]]
-    nothing = ExplanationRanker("x", table, BUFFER, lambda t, s: torch.zeros(len(t.edges)))
-    assert len(nothing(group)) == 1
+
+    def rank(*scores: float, threshold: float = 0.5) -> list[tuple[Edge, float]]:
+        found = torch.full((len(edges),), 3.0)
+        found[: len(scores)] = torch.tensor(scores)
+        return ExplanationRanker("x", table, BUFFER, lambda t, s: found, threshold)(group)
+
+    assert rank(4.0, 5.0, 3.5) == [(edges[1], 1.0)]
+    assert rank(4.5, 5.0, 3.5) == [(edges[1], 1.0), (edges[0], 0.75)]
+    assert rank(4.5, 5.0, 3.5, threshold=0.2) == [
+        (edges[1], 1.0),
+        (edges[0], 0.75),
+        (edges[2], 0.25),
+    ]
+    assert rank(-1e9) == [(edge, 1.0) for edge in sorted(edges) if edge != edges[0]]
+    assert rank() == [(edge, 1.0) for edge in sorted(edges)], "equal scores blame every edge"
+
+
+def test_explainers_run_on_one_thread() -> None:
+    graph = blocks()
+    threads = []
+
+    def scorer(tensors: GroupTensors, seed: int) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        if len(threads) > 1:
+            raise RuntimeError
+        return torch.ones(len(tensors.edges))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        rank = ExplanationRanker("x", FeatureTable(graph), BUFFER, scorer, 0.5)
+        rank(0b110)
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+        with pytest.raises(RuntimeError):
+            rank(0b110)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pg_scores_are_the_logits_of_pygs_mask(model: ValidityModel) -> None:
+    tensors = FeatureTable(blocks()).group(0b1111111110, BUFFER)
+    torch.manual_seed(3)
+    algorithm = make_pg(epochs=0)
+    algorithm.mlp(torch.zeros(1, 256))
+    explanation = make_explainer(model, algorithm)(
+        tensors.x, tensors.edge_index, target=torch.tensor([INVALID])
+    )
+    wanted = directed_scores(torch.logit(explanation.edge_mask.detach().double()))
+    found = PGScorer(model, algorithm)(tensors, 0)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_saliency_is_the_gradient(model: ValidityModel) -> None:
@@ -184,7 +247,7 @@ def test_fidelity_of_the_controls(model: ValidityModel, folder: Path) -> None:
     groups = [0b1111111 << 1, 0b1111111111111 << 1, 0b1]
     everything = measure(ranker("all", graph, model, folder), problem, groups)
     assert (everything.groups, everything.fidelity, everything.sparsity) == (2, 1.0, 0.0)
-    one = measure(ranker("random", graph, model, folder, edges=1), problem, groups)
+    one = measure(ranker("saliency", graph, model, folder, threshold=1.0), problem, groups)
     assert 0.8 < one.sparsity < 1
     assert one.seconds > 0
     with pytest.raises(ValueError, match="no group with an edge"):

@@ -11,7 +11,7 @@ import torch
 from tests.graphs import random_graph, random_group
 from torch_getfuse.explain.explainers import make_explainer
 from torch_getfuse.explain.features import FeatureTable
-from torch_getfuse.explain.rg_explainer import RGExplainer, Rollout, pretrain, subgraph_mask
+from torch_getfuse.explain.rg_explainer import RGExplainer, Rollout, closing_mask, pretrain
 from torch_getfuse.explain.validity import ValidityModel
 from torch_getfuse.partition.group import is_connected, mask_of, neighbours
 
@@ -57,8 +57,34 @@ def test_greedy_is_deterministic_and_sampling_is_not(model: ValidityModel) -> No
 
 def test_edges_score_by_when_they_were_closed() -> None:
     edge_index = torch.tensor([[0, 1, 2, 3, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3]])
-    mask = subgraph_mask((2, 3, 1), edge_index)
-    assert mask.tolist() == [0.0, 0.5, 1.0, 0.0] * 2
+    mask = closing_mask([(2, 3, 1)], edge_index)
+    torch.testing.assert_close(mask, torch.tensor([0.0, 2 / 3, 1.0, 0.0] * 2))
+    # Six additions in all; 0-1 is closed by the fifth of them, 3-4 lies in no subgraph, and 1-2,
+    # which is in both, counts in the first.
+    mask = closing_mask([(2, 3, 1), (1, 0, 2)], edge_index)
+    torch.testing.assert_close(mask, torch.tensor([1 / 2, 5 / 6, 1.0, 0.0] * 2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_subgraphs_cover_the_group(seed: int, model: ValidityModel) -> None:
+    graph = random_graph(Random(seed), 20)
+    near = neighbours(graph)
+    group = random_group(Random(seed), graph)
+    tensors = FeatureTable(graph).group(group, 1024)
+    torch.manual_seed(seed)
+    algorithm = RGExplainer(most=4)
+    embeddings = model.embed(tensors.x, tensors.edge_index)
+    found = algorithm.cover(embeddings, tensors.edge_index)
+    masks = [mask_of(tensors.operators[k] for k in part.nodes) for part in found]
+    covered = 0
+    for part, mask in zip(found, masks, strict=True):
+        assert is_connected(mask, near)
+        assert not covered >> tensors.operators[part.nodes[0]] & 1, "a seed is new"
+        covered |= mask
+    assert covered == group
+    first = algorithm.rollout(embeddings, tensors.edge_index, greedy=True)
+    assert found[0].nodes == first.nodes
+    assert all(len(part.nodes) <= 4 for part in found)
 
 
 def test_reward_is_loss_and_penalties_by_hand(model: ValidityModel) -> None:

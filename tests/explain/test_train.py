@@ -25,6 +25,7 @@ def test_one_command_makes_weights_that_load(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--scheme", "lbdf", "--granularity", "pixel", "--groups", "60", "--epochs", "2"]
+    command += ["--synthetic", "0"]
     paths = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
     assert train.main([*command, *paths, "--jobs", "1", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -54,6 +55,7 @@ def test_one_command_makes_weights_that_load(
         epochs=2,
         jobs=1,
         progress=False,
+        synthetic=0,
     )
     repeated = load_model("lbdf", "pixel", Path(again.files[0]))
     assert model_fingerprint(repeated) == model_fingerprint(model)
@@ -70,7 +72,7 @@ def test_one_command_makes_weights_that_load(
 
 @pytest.mark.usefixtures("small")
 def test_explainers_learn_from_what_searches_ask(tmp_path: Path) -> None:
-    packed, _ = data.build("lbdf", "line", tmp_path, 60, jobs=1, progress=False)
+    packed, _ = data.build("lbdf", "line", tmp_path, 60, jobs=1, progress=False, synthetic=0)
     chosen = train.explained_samples(packed, "lbdf", 1000, seed=0)
     assert len(chosen) > 5
     assert np.isin(chosen, packed.part("train")).all()

@@ -60,7 +60,7 @@ def test_direct_is_legal_and_not_below_the_optimum(scheme: str, rule: str) -> No
     for n in range(80):
         problem = random_problem(rng, rng.randint(1, 24), scheme, rng.random() < 0.5)
         graph = problem.graph
-        ranker = rng.choice((all_edges(graph), random_edges(graph, 2, n), fixed([])))
+        ranker = rng.choice((all_edges(graph), random_edges(graph, 0.3, n), fixed([])))
         found = direct(problem, ranker, rule)
         assert_legal(problem, found.groups)
         assert_runs_in_order(problem, found.groups)
@@ -76,7 +76,7 @@ def test_repairs_are_legal(scheme: str, merge: bool) -> None:
     answers = 0
     for n in range(80):
         problem = random_problem(rng, rng.randint(2, 24), scheme, merge)
-        split = RecursiveSplit(problem, random_edges(problem.graph, 2, n), rng.choice(RULES))
+        split = RecursiveSplit(problem, random_edges(problem.graph, 0.3, n), rng.choice(RULES))
 
         class Checked:
             name = "checked"
@@ -110,7 +110,7 @@ def test_repairs_are_legal(scheme: str, merge: bool) -> None:
 @pytest.mark.parametrize("search", [random_search, local_search])
 def test_as_repair_of_a_search(search: type) -> None:
     problem = random_problem(Random(31), 40)
-    split = RecursiveSplit(problem, random_edges(problem.graph, 3, 0))
+    split = RecursiveSplit(problem, random_edges(problem.graph, 0.2))
     found = search(problem, 100, 0, repair=split)
     assert_legal(problem, found.groups)
     assert 0 < split.rectified <= split.attempts
@@ -240,7 +240,7 @@ def test_ends_on_sixty_operators(ranked: str) -> None:
         problem = random_problem(rng, 60)
         graph = problem.graph
         asked: Counter[int] = Counter()
-        inner = all_edges(graph) if ranked == "all" else random_edges(graph, 4, seed)
+        inner = all_edges(graph) if ranked == "all" else random_edges(graph, 0.4, seed)
 
         def ranker(
             group: int, asked: Counter[int] = asked, inner: EdgeRanker = inner
@@ -265,7 +265,7 @@ def test_a_long_chain_that_loses_one_operator_at_a_time() -> None:
 
 def test_answers_are_remembered() -> None:
     problem = weighty([10] * 20, 34)
-    split = RecursiveSplit(problem, random_edges(problem.graph, 3, 0))
+    split = RecursiveSplit(problem, random_edges(problem.graph, 0.2))
     first = split(problem.fusable, Random(0))
     assert first is not None
     queries = split.queries
@@ -277,11 +277,11 @@ def test_answers_are_remembered() -> None:
 
 def test_random_edges_do_not_depend_on_what_was_asked_before() -> None:
     problem = weighty([10] * 30, 34)
-    one, other = (random_edges(problem.graph, 3, 4) for _ in range(2))
+    one, other = (random_edges(problem.graph, 0.3, seed=4) for _ in range(2))
     groups = [(1 << n) - 1 for n in range(2, 30)]
     forwards = [one(group) for group in groups]
     assert forwards == [other(group) for group in reversed(groups)][::-1]
-    assert all(len(edges) == min(3, n) for n, edges in enumerate(forwards, 1))
+    assert all(len(edges) == max(1, round(0.3 * n)) for n, edges in enumerate(forwards, 1))
     scores = [score for _, score in forwards[-1]]
     assert scores == sorted(scores, reverse=True)
 

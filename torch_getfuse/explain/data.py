@@ -1,4 +1,4 @@
-"""The training data: fusion groups of torchvision networks, made again by one command.
+"""The training data: fusion groups of torchvision and random networks, made by one command.
 
 Nothing of it is committed. A shard holds the groups of one network at one input size; shards are
 made in parallel, each written in one step, and a run that was interrupted goes on where it was.
@@ -24,6 +24,7 @@ from torch_getfuse.backend.capture import capture_model
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.features import FEATURES_ID
 from torch_getfuse.explain.sampling import SAMPLER_VERSION, Sample, sample_groups
+from torch_getfuse.explain.synthetic import synthetic_network
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import import_torchvision
 from torch_getfuse.partition.cost import FusionScheme
@@ -58,11 +59,16 @@ UNSEEN = (
 """Networks that no model is trained on."""
 
 GROUPS = 12_500
+SYNTHETIC = 32
+"""Random networks (:mod:`~.synthetic`) beside the paper's; they give half as many groups again."""
+
+_SYNTHETIC = "synthetic-"
 _SIDE = 224
 _SIDES = {"efficientnet_b3": 300}
 # Half of the groups at the network's own input size; others keep the model from learning sizes
 # by heart, and give a plain chain such as VGG16, with its 666 intervals, enough distinct groups.
 _SHARES = ((1.0, 0.5), (0.75, 0.25), (1.25, 0.25))
+_SYNTHETIC_SIDES = (224, 160, 224, 288)
 
 
 def default_side(network: str) -> int:
@@ -71,14 +77,22 @@ def default_side(network: str) -> int:
 
 
 def capture_network(network: str, side: int | None = None) -> OpGraph:
-    """The operator graph of a torchvision classifier for one square image."""
+    """The operator graph of a classifier for one square image.
+
+    Args:
+        network: a name of torchvision's, or ``"synthetic-N"``.
+        side: pixels per side; ``None`` for the network's usual input.
+    """
     side = default_side(network) if side is None else side
-    models = import_torchvision().models
-    # googlenet warns of its slow initialisation unless it is told not to.
-    extra = {"init_weights": False} if network == "googlenet" else {}
-    model = models.get_model(network, weights=None, **extra).eval()
+    if network.startswith(_SYNTHETIC):
+        model: torch.nn.Module = synthetic_network(int(network.removeprefix(_SYNTHETIC)))
+    else:
+        # googlenet warns of its slow initialisation unless it is told not to.
+        extra = {"init_weights": False} if network == "googlenet" else {}
+        model = import_torchvision().models.get_model(network, weights=None, **extra)
     # On the meta device nothing is computed, and the graph is the same.
-    return capture_model(model.to("meta"), (torch.empty(1, 3, side, side, device="meta"),)).graph
+    model = model.eval().to("meta")
+    return capture_model(model, (torch.empty(1, 3, side, side, device="meta"),)).graph
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,7 @@ class ShardRequest:
 
     Attributes:
         scheme, granularity: the cost model that labels the groups.
-        network, side: torchvision's name, and pixels per side of the input.
+        network, side: as :func:`capture_network` takes them.
         groups: distinct groups wanted.
         seed: of the whole data set.
     """
@@ -104,8 +118,17 @@ class ShardRequest:
         return {**vars(self), "features": FEATURES_ID, "sampler": SAMPLER_VERSION}
 
 
-def requests(scheme: str, granularity: str, groups: int, seed: int) -> list[ShardRequest]:
-    """The shards of a data set of about ``groups`` distinct groups, large ones first."""
+def requests(
+    scheme: str, granularity: str, groups: int, seed: int, synthetic: int = SYNTHETIC
+) -> list[ShardRequest]:
+    """The shards of a data set, large ones first.
+
+    Args:
+        scheme, granularity: the cost model that labels the groups.
+        groups: distinct groups of the paper's networks, about.
+        seed: of the whole data set.
+        synthetic: random networks, which together give half as many groups again.
+    """
     chosen = {
         name: count for name, count in TABLE_1.items() if not (scheme == "brr" and name in NOT_BRR)
     }
@@ -122,6 +145,17 @@ def requests(scheme: str, granularity: str, groups: int, seed: int) -> list[Shar
         for name, count in chosen.items()
         for stretch, share in _SHARES
     ]
+    found += [
+        ShardRequest(
+            scheme,
+            granularity,
+            f"{_SYNTHETIC}{number}",
+            _SYNTHETIC_SIDES[number % len(_SYNTHETIC_SIDES)],
+            round(groups / 2 / synthetic),
+            seed,
+        )
+        for number in range(synthetic)
+    ]
     return sorted(found, key=lambda request: -request.groups)
 
 
@@ -133,18 +167,21 @@ def build(
     seed: int = 0,
     jobs: int = 2,
     progress: bool = True,
+    synthetic: int = SYNTHETIC,
 ) -> tuple[PackedGroups, str]:
     """The data set of a scheme, made where it is missing, and its fingerprint.
 
     Args:
         scheme, granularity: the cost model that labels the groups.
         folder: where graphs and shards are kept between runs.
-        groups: distinct groups over all networks; times five buffers.
+        groups: distinct groups of the paper's networks; times five buffers.
         seed: same seed, same data.
         jobs: processes.
         progress: show a progress bar.
+        synthetic: random networks beside the paper's; 0 gives the paper's groups alone, each
+            in the same part of the split.
     """
-    wanted = requests(scheme, granularity, groups, seed)
+    wanted = requests(scheme, granularity, groups, seed, synthetic)
     folder.mkdir(parents=True, exist_ok=True)
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
         joblib.delayed(_make_shard)(request, folder) for request in wanted

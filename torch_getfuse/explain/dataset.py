@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,16 @@ class Batch(NamedTuple):
     edge_index: torch.Tensor
     batch: torch.Tensor
     y: torch.Tensor
+
+    def adjacency(self) -> torch.Tensor:
+        """``(n, n)`` sparse: how many edges join two operators, in either direction."""
+        count, edges = len(self.x), self.edge_index
+        found = torch.sparse_coo_tensor(
+            edges, torch.ones(edges.shape[1]), (count, count), check_invariants=False
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+            return found.to_sparse_csr()
 
 
 def part_of(key: str) -> str:

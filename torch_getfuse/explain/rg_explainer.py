@@ -9,14 +9,15 @@ for graph classification, as one more ``ExplainerAlgorithm`` of torch_geometric:
   ``-CE(f(subgraph), target) - radius_penalty * radius - size_penalty * |subgraph|``,
   with the mean reward of the step's rollouts as baseline.
 
-The embeddings are those of the explained model, which stays as it is. The subgraph that remains
-is read as follows: the operators that alone already make the group what it was predicted to be.
-An edge inside it scores higher the earlier the agent added its later end.
+The embeddings are those of the explained model, which stays as it is. A subgraph is read as
+follows: the operators that alone already make the group what it was predicted to be. A large
+group is too large in several places, though, and one connected subgraph of ten operators names
+but one of them. So the agent starts again from the locator's next best seed outside all subgraphs
+so far, until they cover the group. An edge scores higher the earlier the agent closed it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +94,7 @@ class RGExplainer(ExplainerAlgorithm):
         index: int | torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Explanation:
-        """An explanation whose ``edge_mask`` is positive on the grown subgraph's edges only.
+        """An explanation whose ``edge_mask`` is :func:`closing_mask` of the subgraphs grown.
 
         Args:
             model: the model to explain.
@@ -104,20 +105,51 @@ class RGExplainer(ExplainerAlgorithm):
             kwargs: further arguments of the model; none is used.
         """
         with torch.no_grad():
-            rollout = self.rollout(model.embed(x, edge_index), edge_index, greedy=True)
-        return Explanation(edge_mask=subgraph_mask(rollout.nodes, edge_index))
+            grown = self.cover(model.embed(x, edge_index), edge_index)
+        return Explanation(edge_mask=closing_mask([part.nodes for part in grown], edge_index))
 
     def rollout(self, embeddings: torch.Tensor, edge_index: torch.Tensor, greedy: bool) -> Rollout:
         """Grow one subgraph from ``(n, HIDDEN)`` embeddings: sampled, or the likeliest choices.
 
         At least two operators where the group has an edge, so that there is an edge to blame.
         """
+        hidden, whole, seeds = self._read(embeddings)
+        seed, log_prob = _choose(seeds, greedy)
         near = _adjacency(edge_index, len(embeddings))
+        return self._grow(hidden, whole, near, seed, log_prob, greedy)
+
+    def cover(self, embeddings: torch.Tensor, edge_index: torch.Tensor) -> list[Rollout]:
+        """Likeliest subgraphs from ``(n, HIDDEN)`` embeddings, until every operator is in one.
+
+        Each starts from the likeliest seed outside those before; they may overlap.
+        """
+        hidden, whole, seeds = self._read(embeddings)
+        near = _adjacency(edge_index, len(embeddings))
+        covered: set[int] = set()
+        found = []
+        for seed in seeds.argsort(descending=True, stable=True).tolist():
+            if seed not in covered:
+                found.append(self._grow(hidden, whole, near, seed, seeds.new_zeros(()), True))
+                covered.update(found[-1].nodes)
+        return found
+
+    def _read(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``(n, width)`` operators and ``(width,)`` group as the agent sees them; seed logits."""
         hidden = torch.log1p(embeddings)  # sums over many operators: large, and never negative
         hidden = self.project(hidden).relu()
         whole = hidden.mean(dim=0)
         seeds = self.seed_head(torch.cat([hidden, whole.expand_as(hidden)], dim=1)).squeeze(1)
-        seed, log_prob = _choose(seeds, greedy)
+        return hidden, whole, seeds
+
+    def _grow(
+        self,
+        hidden: torch.Tensor,
+        whole: torch.Tensor,
+        near: Sequence[Sequence[int]],
+        seed: int,
+        log_prob: torch.Tensor,
+        greedy: bool,
+    ) -> Rollout:
         nodes = [seed]
         hops = {seed: 0}
         front = dict.fromkeys(near[seed])
@@ -223,16 +255,23 @@ def pretrain(
     return history
 
 
-def subgraph_mask(nodes: Sequence[int], edge_index: torch.Tensor) -> torch.Tensor:
-    """``(2 * E,)`` scores: 1 for the first edge that the agent closed, less for later ones.
+def closing_mask(subgraphs: Sequence[Sequence[int]], edge_index: torch.Tensor) -> torch.Tensor:
+    """``(2 * E,)`` scores: 1 for the first edge that the agent closed, falling to 0.
 
-    Zero for an edge that does not lie inside the subgraph.
+    An edge is closed when the later of its ends joins a subgraph; one that lies in several
+    counts the first, and one that lies in none scores 0. All additions are spaced evenly, so
+    that the share of edges above a threshold does not hang on the size of the group.
     """
-    order = {node: k for k, node in enumerate(nodes)}
-    later = [
-        max(order.get(a, math.inf), order.get(b, math.inf)) for a, b in edge_index.t().tolist()
-    ]
-    return torch.tensor([1.0 / k if k < math.inf else 0.0 for k in later])
+    closed: dict[tuple[int, int], int] = {}
+    edges = [(a, b) for a, b in edge_index.t().tolist()]
+    steps = 0
+    for nodes in subgraphs:
+        order = {node: steps + k for k, node in enumerate(nodes)}
+        for a, b in edges:
+            if a in order and b in order:
+                closed.setdefault((a, b), max(order[a], order[b]))
+        steps += len(nodes)
+    return torch.tensor([1 - (closed.get(edge, steps + 1) - 1) / steps for edge in edges])
 
 
 def _choose(logits: torch.Tensor, greedy: bool) -> tuple[int, torch.Tensor]:

@@ -23,7 +23,7 @@ from torch_geometric.utils import get_embeddings
 from tqdm import tqdm
 
 from torch_getfuse.explain import rg_explainer
-from torch_getfuse.explain.data import GROUPS, build
+from torch_getfuse.explain.data import GROUPS, SYNTHETIC, build
 from torch_getfuse.explain.dataset import Batch, PackedGroups
 from torch_getfuse.explain.explainers import INVALID, make_explainer, make_pg, save_explainer
 from torch_getfuse.explain.features import Ints
@@ -80,6 +80,7 @@ def train(
     jobs: int = 2,
     threads: int = 1,
     progress: bool = True,
+    synthetic: int = SYNTHETIC,
 ) -> TrainResult:
     """Train everything of one scheme from nothing.
 
@@ -88,17 +89,20 @@ def train(
         output: folder for the weights; ``None`` for the package's own.
         seed: of data, initialisation and order.
         data: folder for the data set and the state of an interrupted run.
-        groups: distinct fusion groups in all; times five buffers.
+        groups: distinct fusion groups of the paper's networks; times five buffers.
         epochs: of the validity predictor, at most.
         jobs: processes that make the data.
         threads: of torch; more than one changes the last bits of the result.
         progress: show progress bars.
+        synthetic: random networks beside the paper's, with half as many groups again.
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
     granularity = granularity if scheme == "lbdf" else "line"
     folder = WEIGHTS if output is None else Path(output)
-    packed, fingerprint = build(scheme, granularity, Path(data), groups, seed, jobs, progress)
+    packed, fingerprint = build(
+        scheme, granularity, Path(data), groups, seed, jobs, progress, synthetic
+    )
     options = FitOptions(epochs=epochs, seed=seed)
     checkpoint = Path(data) / f"{scheme}-{granularity}" / "fit.pt"
     model = fit(packed, options, checkpoint, progress)
@@ -213,7 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--granularity", choices=GRANULARITIES, default="line")
     parser.add_argument("--output", type=Path, help="folder for the weights (the package's own)")
     parser.add_argument("--data", type=Path, default=Path("runs/explain"), help="working folder")
-    parser.add_argument("--groups", type=int, default=GROUPS, help="distinct fusion groups")
+    parser.add_argument("--groups", type=int, default=GROUPS, help="of the paper's networks")
+    parser.add_argument("--synthetic", type=int, default=SYNTHETIC, help="random networks beside")
     parser.add_argument("--epochs", type=int, default=FitOptions.epochs)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="processes that make the data")
@@ -232,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs=given.jobs,
         threads=given.threads,
         progress=not given.quiet,
+        synthetic=given.synthetic,
     )
     print(json.dumps(asdict(result), indent=1))
     return 0

@@ -32,6 +32,31 @@ HIDDEN = 128
 LAYERS = 4
 
 
+class _SymmetricProduct(torch.autograd.Function):
+    """``A @ x`` for a sparse symmetric ``A`` without gradient: backwards it is ``A`` again."""
+
+    @staticmethod
+    def forward(ctx: Any, adjacency: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(adjacency)
+        with torch.autocast("cpu", enabled=False):  # sparse products exist in float32 only
+            return adjacency @ x.float()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, torch.Tensor]:
+        (adjacency,) = ctx.saved_tensors
+        return None, adjacency @ gradients[0].float()
+
+
+class _Conv(GraphConv):
+    """GraphConv that takes a symmetric sparse adjacency in place of edges: a third less time."""
+
+    def message_and_aggregate(
+        self, edge_index: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        found: torch.Tensor = _SymmetricProduct.apply(edge_index, x[0])  # type: ignore[no-untyped-call]
+        return found
+
+
 class ValidityModel(nn.Module):
     """Logit that a fusion group fits the buffer.
 
@@ -44,7 +69,7 @@ class ValidityModel(nn.Module):
         super().__init__()
         widths = [FEATURES] + [hidden] * layers
         self.layers = nn.ModuleList(
-            GraphConv(before, after, aggr="add") for before, after in pairwise(widths)
+            _Conv(before, after, aggr="add") for before, after in pairwise(widths)
         )
         self.head = nn.Linear(hidden, 1)
 
@@ -70,7 +95,8 @@ class ValidityModel(nn.Module):
 
         Args:
             x: ``(n, FEATURES)`` operators.
-            edge_index: ``(2, 2 * E)`` edges in both directions.
+            edge_index: ``(2, 2 * E)`` edges in both directions, or the symmetric ``(n, n)``
+                sparse matrix of their counts.
             batch: ``(n,)`` group of each operator; ``None`` for a single group.
             edge_weight: ``(2 * E,)`` factors on the messages; ``None`` for ones.
         """
@@ -130,17 +156,17 @@ class FitOptions:
     """How to train the predictor.
 
     Attributes:
-        epochs: passes over the training part at most. Half of the paper's 50 reach 99 %.
+        epochs: passes over the training part at most.
         batch: samples per step.
         rate: peak of the learning rate, which rises for a tenth of the steps and then falls.
         patience: epochs without a better validation accuracy after which training ends.
         seed: of initialisation and order.
     """
 
-    epochs: int = 25
+    epochs: int = 50
     batch: int = 256
     rate: float = 2e-3
-    patience: int = 15
+    patience: int = 20
     seed: int = 0
 
 
@@ -189,7 +215,7 @@ def fit(
             optimizer.zero_grad()
             # Products in bfloat16 halve the time; weights, sums and gradients stay in float32.
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(batch.x, batch.edge_index, batch.batch)
+                logits = model(batch.x, batch.adjacency(), batch.batch)
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.y)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -26,6 +26,7 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cuts import Edge, edge_cuts
 from torch_getfuse.partition.group import bits, components
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.regroup import regroup
 from torch_getfuse.partition.repair import RandomSplit
 from torch_getfuse.partition.search import executable
 
@@ -57,13 +58,18 @@ def all_edges(graph: OpGraph) -> EdgeRanker:
     return rank
 
 
-def random_edges(graph: OpGraph, k: int, seed: int) -> EdgeRanker:
-    """The random control: ``k`` random edges of a group (or all), the same whenever asked."""
+RANDOM_SHARE = 0.5
+"""Of a group's edges that the random control blames: about what explainers do."""
+
+
+def random_edges(graph: OpGraph, share: float = RANDOM_SHARE, seed: int = 0) -> EdgeRanker:
+    """The random control: a share of a group's edges, at least one, the same whenever asked."""
 
     def rank(group: int) -> list[tuple[Edge, float]]:
         edges = group_edges(graph, group)
         rng = Random(f"{seed}:{group}")
-        scored = [(edge, rng.random()) for edge in rng.sample(edges, min(k, len(edges)))]
+        count = max(1, round(share * len(edges)))
+        scored = [(edge, rng.random()) for edge in rng.sample(edges, min(count, len(edges)))]
         return sorted(scored, key=lambda entry: -entry[1])
 
     return rank
@@ -133,10 +139,15 @@ class RecursiveSplit:
         found = self._answers[group]
         return None if found is None else list(found)
 
-    def direct(self, time_limit: float | None = None) -> SearchResult:
+    def direct(self, time_limit: float | None = None, polish: bool = True) -> SearchResult:
         """The plan that comes of taking the whole fusable graph for the first invalid group.
 
         A part for which the explanations give no cut, or no time is left, is split at random.
+
+        Args:
+            time_limit: seconds, or ``None``.
+            polish: split neighbouring groups anew at the end (:mod:`~.regroup`); ``False`` for
+                Algorithm 1 alone.
         """
         started = time.perf_counter()
         problem = self._problem
@@ -149,15 +160,21 @@ class RecursiveSplit:
             except _OutOfTime:
                 found, stopped = None, "time limit"
             plan += RandomSplit(problem)(part, Random(0)) if found is None else found
+        history = [(self._cutter.examined, problem.cost(plan))]
+        if polish and not stopped:
+            try:
+                for better in regroup(problem, plan, self._tree.halve):
+                    plan = list(better)
+                    history.append((self._cutter.examined, problem.cost(plan)))
+            except _OutOfTime:
+                stopped = "time limit"
         self._cutter.deadline = None
-        cost = problem.cost(plan)
-        groups = self._cutter.examined
         return SearchResult(
             groups=executable(problem, tuple(plan)),
-            dram_bytes=cost,
-            plans=groups,
+            dram_bytes=problem.cost(plan),
+            plans=self._cutter.examined,
             seconds=time.perf_counter() - started,
-            history=((groups, cost),),
+            history=tuple(history),
             stopped=stopped,
         )
 
@@ -166,14 +183,22 @@ class RecursiveSplit:
         if parts == [group] and self._cutter.valid(group):
             return (group,)
         self.attempts += 1
-        own = self._explain(group)
-        tree = _Tree(self._cutter, lambda part: [e for e in own if part >> e[0] & part >> e[1] & 1])
-        found = tree.solve(parts, self._width)
+        found = self.cut(group, self._explain(group))
         if found is not None:
             self.rectified += 1
             return tuple(found)
         found = self._tree.solve(parts, self._width)
         return None if found is None else tuple(found)
+
+    def cut(self, group: int, edges: Sequence[Edge]) -> list[int] | None:
+        """Valid parts of a group by cuts at the given edges alone; ``None`` if they do not suffice.
+
+        No part is explained anew: this is what the rectify rate counts.
+        """
+        tree = _Tree(
+            self._cutter, lambda part: [e for e in edges if part >> e[0] & part >> e[1] & 1]
+        )
+        return tree.solve(convex_parts(self._problem, group), self._width)
 
     def _explain(self, group: int) -> list[Edge]:
         if group not in self._edges:
@@ -327,6 +352,21 @@ class _Tree:
                 return None
             waiting += reversed(parts)
         return found
+
+    def halve(self, group: int) -> list[int] | None:
+        """A valid group as it is, else its best cut of category 1; ``None`` if it has none."""
+        cutter = self._cutter
+        if cutter.valid(group):
+            return [group]
+        best: tuple[int, list[int]] | None = None
+        for upper in cutter.cuts(group, self._edges(group)):
+            first, second = cutter.sides(group, upper)
+            parts = [*first, *second]
+            if all(map(cutter.valid, parts)):
+                cost = cutter.problem.cost(parts)
+                if best is None or cost < best[0]:
+                    best = cost, parts
+        return None if best is None else best[1]
 
     def _step(self, group: int, width: int) -> list[int] | None:
         """The parts to go on with in place of an invalid group; ``None`` if nothing cuts it."""
