@@ -80,17 +80,33 @@ def test_every_method_makes_legal_plans(method: str, scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("buffer", [700, 1000, 2000, 8000])
-def test_auto_proves_at_once_what_takes_few_steps(scheme: str, buffer: int) -> None:
+def test_auto_is_exact_and_shows_its_stages(scheme: str, buffer: int) -> None:
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     exact = plan_graph(cnn(), options("exact", buffer, scheme=scheme))
     assert auto.dram_bytes == exact.dram_bytes == auto.lower_bound_bytes
     assert (auto.proof, auto.method) == ("optimal", "exact")
-    assert [stage.method for stage in auto.stages] == ["exact"]
+    assert [stage.method for stage in auto.stages] == ["direct", "exact"]
+    direct, proved = auto.stages
+    assert direct.dram_bytes is not None
+    assert direct.dram_bytes >= proved.dram_bytes == auto.dram_bytes
+    alone = plan_graph(cnn(), options("auto", buffer, scheme=scheme, explainer=None))
+    assert [stage.method for stage in alone.stages] == ["exact"]
+    assert alone.groups == auto.groups  # whatever plan was known before
+
+
+def test_auto_gives_direct_so_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "_DIRECT_SETS", 3)
+    auto = plan_graph(cnn(), options("auto", 700))
+    assert [(stage.method, stage.stopped) for stage in auto.stages] == [
+        ("direct", "set limit"),
+        ("exact", ""),
+    ]
+    assert auto.proof == "optimal"
 
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("buffer", [700, 2000])
-def test_auto_takes_direct_first_where_the_proof_is_long(
+def test_auto_helps_a_long_proof_by_a_local_search(
     scheme: str, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = plan_graph(cnn(), options("auto", buffer, scheme=scheme))

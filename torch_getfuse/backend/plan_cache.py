@@ -23,6 +23,7 @@ from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
+from torch_getfuse.partition.split import SET_LIMIT
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
         return
     key = cache_key(graph, options)
     _keep(key, plan)
-    if any(stage.stopped for stage in plan.stages):
+    if any(stage.stopped not in ("", SET_LIMIT) for stage in plan.stages):
         return
     path = _path(key, options)
     try:

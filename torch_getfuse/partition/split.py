@@ -58,6 +58,9 @@ def all_edges(graph: OpGraph) -> EdgeRanker:
     return rank
 
 
+TIME_LIMIT, SET_LIMIT = "time limit", "set limit"
+"""Why a direct plan was not finished; the second is the same on every machine."""
+
 RANDOM_SHARE = 0.5
 """Of a group's edges that the random control blames: about what explainers do."""
 
@@ -139,7 +142,9 @@ class RecursiveSplit:
         found = self._answers[group]
         return None if found is None else list(found)
 
-    def direct(self, time_limit: float | None = None, polish: bool = True) -> SearchResult:
+    def direct(
+        self, time_limit: float | None = None, polish: bool = True, sets: int | None = None
+    ) -> SearchResult:
         """The plan that comes of taking the whole fusable graph for the first invalid group.
 
         A part for which the explanations give no cut, or no time is left, is split at random.
@@ -148,17 +153,19 @@ class RecursiveSplit:
             time_limit: seconds, or ``None``.
             polish: split neighbouring groups anew at the end (:mod:`~.regroup`); ``False`` for
                 Algorithm 1 alone.
+            sets: distinct sets to look at, at most; like ``time_limit``, but the same everywhere.
         """
         started = time.perf_counter()
         problem = self._problem
         plan: list[int] = []
         stopped = ""
         self._cutter.deadline = None if time_limit is None else started + time_limit
+        self._cutter.sets = sets
         for part in convex_parts(problem, problem.fusable):
             try:
                 found = self._tree.solve([part], self._width)
-            except _OutOfTime:
-                found, stopped = None, "time limit"
+            except _Stopped as limit:
+                found, stopped = None, str(limit)
             plan += RandomSplit(problem)(part, Random(0)) if found is None else found
         history = [(self._cutter.examined, problem.cost(plan))]
         if polish and not stopped:
@@ -166,9 +173,9 @@ class RecursiveSplit:
                 for better in regroup(problem, plan, self._tree.halve):
                     plan = list(better)
                     history.append((self._cutter.examined, problem.cost(plan)))
-            except _OutOfTime:
-                stopped = "time limit"
-        self._cutter.deadline = None
+            except _Stopped as limit:
+                stopped = str(limit)
+        self._cutter.deadline = self._cutter.sets = None
         return SearchResult(
             groups=executable(problem, tuple(plan)),
             dram_bytes=problem.cost(plan),
@@ -238,8 +245,8 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     return found + components(group, problem.near)
 
 
-class _OutOfTime(Exception):
-    """The deadline of a split has passed."""
+class _Stopped(Exception):
+    """A limit of a split is reached; says which."""
 
 
 class _Cutter:
@@ -250,6 +257,7 @@ class _Cutter:
         self.rule = rule
         self.branch = branch
         self.deadline: float | None = None
+        self.sets: int | None = None
         self._valid: dict[int, bool] = {}
         self._chains = [block for block in problem.blocks if block & (block - 1)]
         self._traffic: dict[int, int] = {}
@@ -270,10 +278,12 @@ class _Cutter:
         return len(self._valid)
 
     def valid(self, mask: int) -> bool:
-        """Whether a set is valid; raises :class:`_OutOfTime` after the deadline."""
+        """Whether a set is valid; raises :class:`_Stopped` at a limit."""
         if mask not in self._valid:
             if self.deadline is not None and time.perf_counter() > self.deadline:
-                raise _OutOfTime
+                raise _Stopped(TIME_LIMIT)
+            if self.sets is not None and len(self._valid) >= self.sets:
+                raise _Stopped(SET_LIMIT)
             self._valid[mask] = self.problem.evaluator.valid(mask)
         return self._valid[mask]
 
