@@ -206,7 +206,7 @@ def test_the_backward_of_a_batch_norm_in_eval_mode() -> None:
     torch.manual_seed(0)
     eager, compiled = pair(Net().eval(), backward=True)
     assert_same(steps(eager, X), steps(compiled, X))
-    forward, backward = torch_getfuse.report(compiled).sections
+    _, backward = torch_getfuse.report(compiled).sections
     assert backward.plan.graph.ops
     assert all(0 not in t.shape for t in backward.plan.graph.tensors.values())
 
