@@ -26,6 +26,7 @@ FLOORS = {
     "partition.plan": 2,  # verify() recomputes every cost of a plan file
     "partition.stream": 2,
     "partition.region": 2,
+    "partition.fan": 2,
     "partition.lbdf": 2,
     "partition.brr": 2,
     "partition.schemes": 2,
@@ -38,6 +39,10 @@ FLOORS = {
     "partition.nsga2": 3,
     "partition.exact": 3,
     "partition.frontier": 3,
+    "partition.automaton": 3,
+    "partition.columns": 3,
+    "partition.prices": 3,
+    "partition.choice": 3,
     "partition.bound": 3,
     "partition.listing": 3,
     "partition.cover": 3,

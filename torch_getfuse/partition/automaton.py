@@ -62,12 +62,14 @@ class Automaton:
 
     Attributes:
         problem: whose scheme is LBDF.
+        skeleton: its blocks and tensors.
         layers: the blocks and unfusable operators in the order of their decisions. State 0 of the
             first is the empty set.
         states: number of states.
     """
 
     problem: FusionProblem
+    skeleton: Skeleton
     layers: tuple[Layer, ...]
 
     @property
@@ -84,10 +86,11 @@ class Automaton:
             OptionError: for a scheme other than LBDF.
         """
         buffer_bytes = problem.evaluator.buffer_bytes
-        layers = _Builder(Skeleton.of(problem), len(problem.blocks), buffer_bytes).layers(expired)
+        skeleton = Skeleton.of(problem)
+        layers = _Builder(skeleton, len(problem.blocks), buffer_bytes).layers(expired)
         if layers is None:
             return None
-        return cls(problem, tuple(_fewer_states(layers, buffer_bytes)))
+        return cls(problem, skeleton, tuple(_fewer_states(layers, buffer_bytes)))
 
 
 class _Sets:
@@ -383,9 +386,7 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
         state = np.full(len(leave), -1, np.int64)
         state[order] = np.cumsum(starts) - 1
         kept = rows[:, order[starts]]
-        found.append(
-            Layer(layer.block, kept[0], kept[1], kept[2], kept[3] > 0, kept[4], kept[5])
-        )
+        found.append(Layer(layer.block, kept[0], kept[1], kept[2], kept[3] > 0, kept[4], kept[5]))
     return found[::-1]
 
 

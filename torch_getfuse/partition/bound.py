@@ -18,6 +18,7 @@ undercut its prices join it, until none does. ``docs/exact-search.md`` has the p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -31,7 +32,8 @@ Flags = npt.NDArray[np.bool_]
 
 MOST_LABELS = 8_000
 
-PER_START = 10
+BEAM = 500
+PER_START = 10  # sets per first block
 
 FINE = 1024
 """Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
@@ -96,27 +98,35 @@ class Pricing:
 
     Args:
         automaton: of the problem.
-        share: of the buffer that sets must fit; below 1, what is found bounds nothing.
         most: labels per block; beyond, rooms are rounded down until they fit, which keeps the
             result a bound.
     """
 
-    def __init__(self, automaton: Automaton, share: float = 1.0, most: int = MOST_LABELS) -> None:
+    def __init__(self, automaton: Automaton, most: int = MOST_LABELS) -> None:
         self.automaton = automaton
-        self.buffer_bytes = int(share * automaton.problem.evaluator.buffer_bytes)
+        self.buffer_bytes = automaton.problem.evaluator.buffer_bytes
         self.most = most
+        self.per_start = PER_START
         self._rates = np.array(ROOM_PRICES, np.int64)[:, None]
         some = automaton.layers and len(automaton.layers[0].leave)
         self._layers = tuple(_steps(automaton)) if some else ()
         self._dear = [steps.cost + self._rates * steps.room for steps in self._layers]
 
-    def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False, beam: int = 0
-    ) -> tuple[Ints, list[int]] | None:
-        """Shortfall per block (0 or less, in 1/FINE bytes) and the sets that have it.
+    def within(self, share: float, per_start: int) -> Pricing:
+        """The same for a share of the buffer, with fewer sets: it bounds nothing."""
+        tighter = copy(self)
+        tighter.buffer_bytes = int(share * self.buffer_bytes)
+        tighter.per_start = per_start
+        return tighter
 
-        ``None`` where ``expired`` says so before the end. With ``beam``, no more than so many
-        labels per block are followed, and the shortfall bounds nothing.
+    def run(
+        self, prices: Ints, expired: Callable[[], bool] = lambda: False, quick: bool = False
+    ) -> tuple[Ints, list[int]] | None:
+        """Shortfall per block (0 or less, in 1/FINE bytes), and sets that have it or nearly so.
+
+        ``None`` where ``expired`` says so before the end. With ``quick``, only the
+        :data:`BEAM` most promising labels per block are followed, and the shortfall bounds
+        nothing.
         """
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
         before = self._before(prices)
@@ -126,7 +136,6 @@ class Pricing:
         joined: list[Flags] = []
         starts: list[tuple[int, int]] = []
         state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
-        self.total = 0
         for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
             if expired():
                 return None
@@ -147,15 +156,14 @@ class Pricing:
             if steps.block >= 0 and steps.empty >= 0:
                 here = kept[(states[kept] == steps.empty) & joins[kept] & (costs[kept] < 0)]
                 if len(here):
-                    here = here[np.argsort(costs[here], kind="stable")[:PER_START]]
+                    here = here[np.argsort(costs[here], kind="stable")[: self.per_start]]
                     shortfall[steps.block] = costs[here[0]]
                     starts += [(len(nexts), int(onto[k])) for k in here]
             kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
-            if beam and len(kept) > beam:
-                kept = np.sort(kept[np.argpartition(hope[kept], beam)[:beam]])
+            if quick and len(kept) > BEAM:
+                kept = np.sort(kept[np.argsort(hope[kept], kind="stable")[:BEAM]])
             elif len(kept) > self.most:
                 rooms, kept = self._rounded(states, costs, rooms, kept)
-            self.total += len(kept)
             nexts.append(onto[kept])
             joined.append(joins[kept])
             state, cost, room = states[kept], costs[kept], rooms[kept]

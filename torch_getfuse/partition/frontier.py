@@ -108,6 +108,41 @@ class Skeleton:
         order = _narrow_order(streams, touches)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
+    def classes(self, radius: int) -> npt.NDArray[np.int64]:
+        """Per fusable block its class: blocks whose surroundings of that radius look alike.
+
+        Alike at radius 0: the same room, traffic, and sizes and windows of streams; at each
+        further one, also neighbours that are alike at the one before.
+        """
+        fusable = len(self.room)
+        look: list[object] = []
+        for block, numbers in enumerate(self.touches):
+            sides = sorted(
+                (s.size, s.maker == block, int(s.units[s.level.get(block, 0)]), s.forced)
+                for s in (self.streams[number] for number in numbers)
+            )
+            own = (self.room[block], self.traffic[block]) if block < fusable else ()
+            look.append((own, tuple(sides)))
+        found = _numbered(look)
+        for _ in range(radius):
+            look = []
+            for block, numbers in enumerate(self.touches):
+                beside = []
+                for stream in (self.streams[number] for number in numbers):
+                    if stream.maker == block:
+                        beside += [(1, found[other]) for other in stream.blocks if other != block]
+                    elif stream.maker >= 0:
+                        beside.append((0, found[stream.maker]))
+                look.append((found[block], tuple(sorted(beside))))
+            found = _numbered(look)
+        return np.unique(np.array(found[:fusable], np.int64), return_inverse=True)[1]
+
+
+def _numbered(look: Sequence[object]) -> list[int]:
+    """Equal objects as equal numbers, by their first place."""
+    numbers: dict[object, int] = {}
+    return [numbers.setdefault(one, len(numbers)) for one in look]
+
 
 def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """All blocks, each time the one after which least is left undecided; greedy.
