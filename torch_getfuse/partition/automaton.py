@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -393,7 +394,7 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
 def _least_rooms(layers: list[Layer]) -> list[Ints]:
     """Per layer and state, the least room of a set that comes there."""
     found = [np.zeros(1, np.int64)]
-    for layer, after in zip(layers, layers[1:], strict=False):
+    for layer, after in pairwise(layers):
         room = np.full(len(after.leave), NEVER)
         for target, added in ((layer.leave, layer.leave_room), (layer.join, layer.room)):
             goes = target >= 0

@@ -69,7 +69,8 @@ class Columns:
 
     def reduced(self, groups: Sequence[int], prices: npt.NDArray[np.number]) -> Floats:
         """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
-        return self.costs(groups) * FINE - self.matrix(groups).T @ prices
+        found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
+        return found
 
     def weights(self) -> int:
         """Bytes of the weights of everything fusable, which every plan moves once."""

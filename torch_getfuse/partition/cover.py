@@ -63,7 +63,7 @@ def cover(
     pool = _Pool(problem, (*problem.blocks, *known.groups))
     if listed.complete:
         proof = prove(problem, Listed(problem, listed.groups), known, until(PRICED))
-        pool.add(pool.sorted(proof), math.inf)
+        pool.add(pool.sorted(listed.groups, proof), until(PLANNED))
     else:
         automaton = Automaton.of(problem, lambda: time.perf_counter() >= until(PRICED))
         if automaton is None:  # nothing is proved but what no plan avoids
@@ -110,10 +110,10 @@ class _Pool:
         self.groups += new
         return new
 
-    def sorted(self, proof: Proof) -> list[int]:
-        """The sets met in a proof, those first that are cheapest beside its prices."""
-        reduced = self._columns.reduced(proof.sets, proof.prices)
-        return [proof.sets[k] for k in np.argsort(reduced, kind="stable")]
+    def sorted(self, sets: Sequence[int], proof: Proof) -> list[int]:
+        """Sets, those first that are cheapest beside the prices of a proof."""
+        reduced = self._columns.reduced(sets, proof.prices)
+        return [sets[k] for k in np.argsort(reduced, kind="stable")]
 
     def minimum(self, groups: Sequence[int], ended: float = math.inf) -> Floats | None:
         """Duals of the linear program over some groups."""
@@ -147,12 +147,11 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, ended: float) -> None:
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
     their floor. Sets that are made to fit a somewhat smaller buffer mostly are.
     """
-    problem = pool.problem
 
     def expired() -> bool:
         return time.perf_counter() >= ended
 
-    pool.add(pool.sorted(proof), (time.perf_counter() + ended) / 2)
+    pool.add(pool.sorted(proof.sets, proof), (time.perf_counter() + ended) / 2)
     tries = [
         (pricing.within(share, PER_START), steady) for steady in (0.5, 0.0) for share in TIGHTER
     ]

@@ -29,7 +29,7 @@ def fan_peak(region: Region) -> int | None:
     *middle, ends = region.operands[1:]
     sources = [source for source, _ in ends]
     if (
-        region.steps > MOST_UNITS
+        not 0 < region.steps <= MOST_UNITS
         or any(source for operands in middle for source, _ in operands)
         or any(edge.units_out > MOST_UNITS for _, edge in region.consumers)
     ):
