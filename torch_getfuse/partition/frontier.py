@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -152,22 +153,24 @@ def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -
     """
     left = [set(stream.blocks) for stream in streams]
     behind: list[list[int]] = [[] for _ in streams]
-    open_: dict[int, None] = {}
+    looks: Counter[int] = Counter()  # of the open tensors: their one block, or -1 - tensor
     front: set[int] = set()
     waiting = dict.fromkeys(range(len(touches)))
     found: list[int] = []
 
+    def look(tensor: int) -> int:
+        return behind[tensor][0] if len(behind[tensor]) == 1 else -1 - tensor
+
     def undecided(block: int) -> int:
-        seen = set()
-        for t in open_:
-            if block in left[t]:
-                if len(left[t]) > 1:
-                    seen.add(-1 - t)
+        count, gone = len(looks), Counter[int]()
+        new = False
+        for t in touches[block]:
+            if behind[t]:
+                gone[look(t)] += 1
+                count += len(left[t]) > 1
             else:
-                seen.add(behind[t][0] if len(behind[t]) == 1 else -1 - t)
-        if any(not behind[t] for t in touches[block]):
-            seen.add(block)
-        return len(seen)
+                new = True
+        return count + new - sum(looks[one] == times for one, times in gone.items())
 
     while waiting:
         block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
@@ -175,11 +178,13 @@ def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -
         del waiting[block]
         front.discard(block)
         for t in touches[block]:
+            if behind[t]:
+                looks[look(t)] -= 1
+                if not looks[look(t)]:
+                    del looks[look(t)]
             left[t].discard(block)
             behind[t].append(block)
             if left[t]:
-                open_[t] = None
+                looks[look(t)] += 1
                 front |= left[t]
-            else:
-                open_.pop(t, None)
     return tuple(found)
