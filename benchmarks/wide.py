@@ -99,7 +99,7 @@ def measure(name: str, kilobytes: int, seconds: float, folder: Path) -> list[obj
     graph = load(name, folder)
     started = time.perf_counter()
     problem = FusionProblem(Evaluator(make_scheme("lbdf", graph, "line", 1, 1), kilobytes * 1024))
-    best = local_search(problem, 2000, 0, time_limit=0.15 * seconds)
+    best = local_search(problem, 2000, 0, time_limit=0.1 * seconds)
     try:
         limits = Limits(seconds=0.1 * seconds)
         found, method = exact(problem, best.dram_bytes, limits), "exact"

@@ -38,7 +38,7 @@ PER_START = 10  # sets per first block
 FINE = 1024
 """Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
 
-ROOM_PRICES = (0, 64, 256, 1024, 4096, 16384, 65536)
+ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """What a byte of room may cost in the bound of what follows, in 1/FINE bytes of DRAM access."""
 
 

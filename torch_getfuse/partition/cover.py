@@ -26,9 +26,9 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 
 Floats = npt.NDArray[np.float64]
 
-MOST_COLUMNS = 4_000  # that the integer program is given
+MOST_COLUMNS = 2_500  # that the integer program is given
 # Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.04, 0.45, 0.8, 0.96
+LISTED, PRICED, PLANNED, ENDED = 0.04, 0.38, 0.78, 0.96
 RADII = (0, 1, 2, 3)  # of the surroundings in which blocks of one price look alike
 PER_START = 3  # sets per first block, for a plan
 TIGHTER = (1.0, 0.99, 0.97, 0.94, 0.9, 0.85)  # shares of the buffer that groups aim at
@@ -151,7 +151,7 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, ended: float) -> None:
     def expired() -> bool:
         return time.perf_counter() >= ended
 
-    pool.add(pool.sorted(proof.sets, proof), (time.perf_counter() + ended) / 2)
+    pool.add(pool.sorted(proof.sets, proof)[:MOST_COLUMNS], (time.perf_counter() + ended) / 2)
     tries = [
         (pricing.within(share, PER_START), steady) for steady in (0.5, 0.0) for share in TIGHTER
     ]
