@@ -11,12 +11,14 @@ from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import random_problem
 from torch_getfuse.errors import OptionError
+from torch_getfuse.partition import automaton
 from torch_getfuse.partition.automaton import Automaton
 from torch_getfuse.partition.bound import FINE, Pricing
 from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, is_connected, is_convex
-from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.prices import prove
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
 
 
@@ -119,3 +121,42 @@ def test_columns_cost_what_groups_cost() -> None:
         assert columns.weights() == sum(
             problem.graph.ops[i].weight_elements for i in bits(problem.fusable)
         )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_coarse_prices_bound_the_optimum(seed: int) -> None:
+    """Blocks that share a price: the program is weaker, its bound still one."""
+    rng = Random(4400 + seed)
+    met = 0
+    for _ in range(40):
+        problem = random_problem(rng, rng.randint(2, 8))
+        if not problem.blocks:
+            continue
+        optimum = brute_force(problem.evaluator)[0]
+        known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+        pricing = pricing_of(problem)
+        classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
+        bounds = [prove(problem, pricing, known, classes=chosen).bound for chosen in (classes, [])]
+        assert max(bounds) <= optimum
+        assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
+        met += bounds[0] == optimum
+    assert met >= 25
+
+
+def test_classes_know_what_is_alike() -> None:
+    build = Builder()
+    fork = build.conv(build.input((1, 2, 8, 8)), 2)
+    ends = [build.conv(build.conv(fork, 2, 3), 2, kernel) for kernel in (3, 3, 1)]
+    build.add(*ends)
+    problem = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
+    near, far = (pricing_of(problem).automaton.skeleton.classes(radius) for radius in (0, 2))
+    # fork, three chains of two, the addition
+    assert near[1] == near[3] == near[5]
+    assert near[2] == near[4] != near[6]
+    assert far[1] == far[3] != far[5]
+    assert len(set(far.tolist())) == 6
+
+
+def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automaton, "MOST_STATES", 3)
+    assert Automaton.of(random_problem(Random(2), 8)) is None

@@ -32,6 +32,8 @@ MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 """A tensor seen from a set: its maker is in; some reader is out; its maker is out but depends on
 the set; a reader is out but feeds the set; and, from bit 4 up, the widest reader that is in."""
 
+MOST_STATES = 1_000_000
+
 NEVER = 1 << 60  # room of a state that cannot end
 
 
@@ -82,6 +84,8 @@ class Automaton:
         cls, problem: FusionProblem, expired: Callable[[], bool] = lambda: False
     ) -> Automaton | None:
         """The automaton of a problem; ``None`` where ``expired`` says so before the end.
+
+        ``None`` as well where it has more than :data:`MOST_STATES` states.
 
         Raises:
             OptionError: for a scheme other than LBDF.
@@ -145,9 +149,11 @@ class _Builder:
         spare: list[int] = []
         left = [set(stream.blocks) for stream in skeleton.streams]
         sets = _Sets()
+        states = 0
         found = []
         for block in skeleton.order:
-            if expired():
+            states += len(sets.room)
+            if expired() or states > MOST_STATES:
                 return None
             touched = skeleton.touches[block]
             for number in touched:

@@ -166,7 +166,7 @@ class _Ascent:
                 steady = 0.0
             else:
                 steady = min(STEADIEST, (1 + steady) / 2)
-            near = self.bound >= value - (self.step if last else CLOSE * value)
+            near = self.bound >= value - (0.5 if last else CLOSE * value)
             if self.bound >= self.known.dram_bytes or (last and near):
                 return True
             if near or not (quick or fresh or steady):
