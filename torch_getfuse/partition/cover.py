@@ -28,7 +28,7 @@ Floats = npt.NDArray[np.float64]
 
 MOST_COLUMNS = 2_500  # that the integer program is given
 # Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.04, 0.38, 0.78, 0.96
+LISTED, PRICED, PLANNED, ENDED = 0.04, 0.42, 0.78, 0.95
 RADII = (0, 1, 2, 3)  # of the surroundings in which blocks of one price look alike
 PER_START = 3  # sets per first block, for a plan
 TIGHTER = (1.0, 0.99, 0.97, 0.94, 0.9, 0.85)  # shares of the buffer that groups aim at
