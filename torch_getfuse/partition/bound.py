@@ -1,15 +1,15 @@
 """A proved lower bound for graphs with more legal groups than can be listed.
 
 Prices. Give each block ``b`` a price ``p(b)`` in bytes. With ``m(b)`` the least of ``F_D(S) -
-p(S)`` over the groups ``S`` whose last block is ``b`` (and 0 if that is positive), every plan
+p(S)`` over the groups ``S`` whose first block is ``b`` (and 0 if that is positive), every plan
 costs at least ``sum p(b) + sum m(b)``: its groups are disjoint, cover all blocks, and each has one
-last block. So *any* prices prove a bound, and all that is needed is ``m``.
+first block. So *any* prices prove a bound, and all that is needed is ``m``.
 
 ``m`` is found without listing groups: they are paths through an :class:`.Automaton`, and a *label*
-stands for the paths to a state that are worth going on. Of two labels at a state one is dropped if
-the other is both no dearer and no larger; and a label is dropped if it cannot end below zero, by a
-bound from the states behind it in which room costs so much a byte instead of being limited. All of
-this is integer arithmetic.
+stands for paths from a state to an end. The ends come first. Of two labels at a state one is
+dropped if the other is both no dearer and no larger; and a label is dropped if no beginning makes
+it negative, by a bound in which room costs so much a byte instead of being limited. All of this is
+integer arithmetic.
 
 Good prices come from the linear program that chooses among the sets met so far; the sets that
 undercut its prices join it, until none does. ``docs/exact-search.md`` has the proofs.
@@ -30,16 +30,15 @@ from torch_getfuse.partition.automaton import Automaton
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-MOST_LABELS = 8_000
-
-BEAM = 500
+MOST_LABELS = 8_000  # per block; beyond, rooms are rounded
+BEAM = 500  # labels per block of a quick run
 PER_START = 10  # sets per first block
 
 FINE = 1024
 """Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
-"""What a byte of room may cost in the bound of what follows, in 1/FINE bytes of DRAM access."""
+"""What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access."""
 
 
 @dataclass(frozen=True, slots=True)

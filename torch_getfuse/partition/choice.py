@@ -1,27 +1,32 @@
 """The integer program: of given groups, those that cover each block once at the least cost.
 
 Whole choices of legal groups may depend on each other in a cycle. Each cycle found is cut off, with
-all choices that have it for the same reason, and the program solved again; the last choice is at
-least made legal by splitting groups, for no time may be left.
+all choices that have it for the same reason, and the program solved again; each choice is also made
+legal by splitting groups, for no time may be left. The integer program may find nothing in time, so
+its linear relaxation is rounded first.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from random import Random
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_matrix, vstack
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.group import bits, components, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.repair import RandomSplit
 
+SURE = 0.8  # shares of the relaxation that are rounded up together
 GAP = 1e-4  # share of the value at which the integer program may stop
 
+Ints = npt.NDArray[np.int64]
 Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operator left)
 
 
@@ -39,6 +44,11 @@ def choose(
     columns = Columns(problem)
     matrix, costs = columns.matrix(groups), columns.costs(groups)
     best, least = known.groups, problem.cost(known.groups)
+    rounded = _dive(matrix, costs, ended)
+    if rounded is not None:
+        legal = split_cycles(problem, [groups[k] for k in rounded])
+        if (cost := problem.cost(legal)) < least:
+            best, least = legal, cost
     cuts: list[csr_matrix] = []
     limits: list[int] = []
     while (left := ended - time.perf_counter()) > 0:
@@ -50,7 +60,7 @@ def choose(
             constraints=constraints,
             integrality=np.ones(len(groups)),
             bounds=Bounds(0, 1),
-            options={"mip_rel_gap": GAP} | ({"time_limit": left} if left < float("inf") else {}),
+            options={"mip_rel_gap": GAP} | ({"time_limit": left} if left < math.inf else {}),
         )
         if found.x is None:
             break
@@ -66,6 +76,40 @@ def choose(
             cuts.append(row)
             limits.append(limit)
     return _in_order(problem, best)
+
+
+def _dive(matrix: csc_matrix, costs: Ints, ended: float) -> list[int] | None:
+    """A choice by rounding: most of the relaxation's large shares are set to 1, and again.
+
+    ``None`` where time is up before it covers all rows.
+    """
+    picked: list[int] = []
+    alive = np.arange(matrix.shape[1])
+    open_ = np.ones(matrix.shape[0], bool)
+    by_row = matrix.tocsr()
+    while open_.any():
+        left = ended - time.perf_counter()
+        if left <= 0:
+            return None
+        found = linprog(
+            costs[alive],
+            A_eq=by_row[open_][:, alive],
+            b_eq=np.ones(open_.sum()),
+            bounds=(0, None),
+            method="highs-ds",
+            options={"presolve": False} | ({"time_limit": left} if left < math.inf else {}),
+        )
+        if found.status != 0:
+            return None
+        # Shares above a half never meet in a row, so all of these can be taken.
+        large = alive[found.x > max(0.5, min(SURE, found.x.max() - 1e-6))]
+        if not len(large):
+            large = alive[[int(found.x.argmax())]]
+        picked += large.tolist()
+        open_ &= np.asarray(matrix[:, large].sum(axis=1)).ravel() < 0.5
+        covered = np.asarray((~open_).astype(float) @ matrix).ravel()
+        alive = alive[covered[alive] < 0.5]
+    return picked
 
 
 def _in_order(problem: FusionProblem, plan: Sequence[int]) -> tuple[int, ...]:

@@ -152,7 +152,7 @@ class _Ascent:
             shortfall, undercut = answer
             fresh = [group for group in undercut if group not in self.met]
             self.met.update(dict.fromkeys(fresh))
-            idle = [group for group in undercut if group not in self.always]
+            wanted = [group for group in undercut if group not in self.always]
             proved = int(prices.sum() + shortfall.sum())
             if quick:
                 # The sets are wanted, and prices that are not far off.
@@ -171,7 +171,7 @@ class _Ascent:
                 return True
             if near or not (quick or fresh or steady):
                 return last
-            self._renew(matrix, values, duals, idle, rows)
+            self._renew(matrix, values, duals, wanted, rows)
         return False
 
     def _raise(self, prices: Ints, trial: Floats, proved: int) -> bool:
