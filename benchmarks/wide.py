@@ -6,9 +6,9 @@
 
 Per graph and buffer: local search (5 % of the time at most), then the dynamic program (10 %), then,
 where that gives up, the cover by groups. The goal: within 60 s proved optimal or a proved gap of
-at most 5 %, below 4 GB. LBDF by lines, 1 byte. CPU seconds tell how busy the machine was. Each case runs in a process of its own, so that its
-peak memory is its own. A pickled OpGraph at ``--graphs DIR/g_NAME.pkl`` is read instead of
-capturing the network.
+at most 5 %, below 4 GB. LBDF by lines, 1 byte. CPU seconds tell how busy the machine was. Each
+case runs in a process of its own, so that its peak memory is its own. A pickled OpGraph at
+``--graphs DIR/g_NAME.pkl`` is read instead of capturing the network.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 
 Floats = npt.NDArray[np.float64]
 
-MOST_COLUMNS = 2_500  # that the integer program is given
+MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
 LISTED, PRICED, PLANNED, ENDED = 0.04, 0.42, 0.78, 0.95
 RADII = (0, 1, 2, 3)  # of the surroundings in which blocks of one price look alike
@@ -122,7 +122,8 @@ class _Pool:
         return found[1] if found else None
 
     def best(self, most: int) -> tuple[int, ...]:
-        """Those that the linear program over all would take, then the cheapest by its prices."""
+        """The first ones, and as many more that are cheapest by the prices of all together."""
+        most += len(self.always)
         if len(self.groups) <= most:
             return tuple(self.groups)
         found = self.minimum(self.groups)
