@@ -11,16 +11,26 @@ from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import random_problem
 from torch_getfuse.errors import OptionError
+from torch_getfuse.partition import automaton
+from torch_getfuse.partition.automaton import Automaton
 from torch_getfuse.partition.bound import FINE, Pricing
+from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, is_connected, is_convex
-from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.prices import prove
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
 
 
 def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
     alone = [problem.evaluator.dram(block) for block in problem.blocks]
     return np.array([int(FINE * cost * rng.uniform(0.1, 1.2)) for cost in alone], dtype=np.int64)
+
+
+def pricing_of(problem: FusionProblem, most: int = 8000) -> Pricing:
+    automaton = Automaton.of(problem)
+    assert automaton is not None
+    return Pricing(automaton, most)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -30,7 +40,7 @@ def test_any_prices_bound_the_optimum(seed: int) -> None:
         problem = random_problem(rng, rng.randint(1, 8), merge=rng.random() < 0.5)
         optimum = brute_force(problem.evaluator)[0]
         # Few labels: rooms are rounded, and the bound must still be one.
-        pricing = Pricing(problem, most=rng.choice((8000, 5, 1)))
+        pricing = pricing_of(problem, rng.choice((8000, 5, 1)))
         for _ in range(3):
             prices = random_prices(rng, problem)
             found = pricing.run(prices)
@@ -39,14 +49,15 @@ def test_any_prices_bound_the_optimum(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_no_legal_group_undercuts_its_last_block(seed: int) -> None:
+def test_no_legal_group_undercuts_its_first_block(seed: int) -> None:
     """The claim that the bound's proof rests on, for every legal group one by one."""
     rng = Random(4100 + seed)
     for _ in range(60):
         problem = random_problem(rng, rng.randint(2, 7), merge=rng.random() < 0.5)
         blocks = problem.blocks
-        pricing = Pricing(problem)
-        place = {block: k for k, block in enumerate(pricing.skeleton.order)}
+        pricing = pricing_of(problem)
+        order = pricing.automaton.skeleton.order
+        place = {block: k for k, block in enumerate(order)}
         prices = random_prices(rng, problem)
         found = pricing.run(prices)
         assert found is not None
@@ -59,7 +70,7 @@ def test_no_legal_group_undercuts_its_last_block(seed: int) -> None:
                 and problem.evaluator.valid(group)
             ):
                 reduced = problem.evaluator.dram(group) * FINE - int(prices[members].sum())
-                assert reduced >= found[0][max(members, key=place.__getitem__)]
+                assert reduced >= found[0][min(members, key=place.__getitem__)]
 
 
 def test_sets_have_the_shortfall_that_is_claimed() -> None:
@@ -68,20 +79,24 @@ def test_sets_have_the_shortfall_that_is_claimed() -> None:
     for _ in range(100):
         problem = random_problem(rng, rng.randint(2, 9))
         prices = random_prices(rng, problem)
-        found = Pricing(problem).run(prices)
+        pricing = pricing_of(problem)
+        found = pricing.run(prices)
         assert found is not None
         shortfall, sets = found
-        reduced = []
+        place = {b: k for k, b in enumerate(pricing.automaton.skeleton.order)}
+        least: dict[int, int] = {}
         for group in sets:
             inside = [k for k, block in enumerate(problem.blocks) if block & group]
             cost = problem.evaluator.scheme.dram(group, 0).total * FINE
-            reduced.append(cost - int(prices[inside].sum()))
-        assert sorted(reduced) == sorted(m for m in shortfall if m < 0)
+            first = min(inside, key=place.__getitem__)
+            least[first] = min(least.get(first, 0), cost - int(prices[inside].sum()))
+        assert least == {k: m for k, m in enumerate(shortfall) if m < 0}
 
 
 def test_expired() -> None:
     problem = random_problem(Random(1), 6)
-    assert Pricing(problem).run(random_prices(Random(1), problem), lambda: True) is None
+    assert Automaton.of(problem, lambda: True) is None
+    assert pricing_of(problem).run(random_prices(Random(1), problem), lambda: True) is None
 
 
 def test_lbdf_only() -> None:
@@ -89,4 +104,59 @@ def test_lbdf_only() -> None:
     build.conv(build.input((1, 1, 4, 4)), 1)
     problem = FusionProblem(Evaluator(make_scheme("brr", build.graph(), "line", 1, 1), 1 << 20))
     with pytest.raises(OptionError, match="lbdf"):
-        Pricing(problem)
+        Automaton.of(problem)
+
+
+def test_columns_cost_what_groups_cost() -> None:
+    rng = Random(4300)
+    for _ in range(60):
+        problem = random_problem(rng, rng.randint(1, 9), merge=rng.random() < 0.5)
+        columns = Columns(problem)
+        groups = [sum(block for block in problem.blocks if rng.random() < 0.5) for _ in range(20)]
+        scheme = problem.evaluator.scheme
+        assert columns.costs(groups).tolist() == [scheme.dram(g, 0).total for g in groups]
+        matrix = columns.matrix(groups).toarray()
+        for k, group in enumerate(groups):
+            assert [bool(x) for x in matrix[:, k]] == [bool(b & group) for b in problem.blocks]
+        assert columns.weights() == sum(
+            problem.graph.ops[i].weight_elements for i in bits(problem.fusable)
+        )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_coarse_prices_bound_the_optimum(seed: int) -> None:
+    """Blocks that share a price: the program is weaker, its bound still one."""
+    rng = Random(4400 + seed)
+    met = 0
+    for _ in range(40):
+        problem = random_problem(rng, rng.randint(2, 8))
+        if not problem.blocks:
+            continue
+        optimum = brute_force(problem.evaluator)[0]
+        known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+        pricing = pricing_of(problem)
+        classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
+        bounds = [prove(problem, pricing, known, classes=chosen).bound for chosen in (classes, [])]
+        assert max(bounds) <= optimum
+        assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
+        met += bounds[0] == optimum
+    assert met >= 25
+
+
+def test_classes_know_what_is_alike() -> None:
+    build = Builder()
+    fork = build.conv(build.input((1, 2, 8, 8)), 2)
+    ends = [build.conv(build.conv(fork, 2, 3), 2, kernel) for kernel in (3, 3, 1)]
+    build.add(*ends)
+    problem = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
+    near, far = (pricing_of(problem).automaton.skeleton.classes(radius) for radius in (0, 2))
+    # fork, three chains of two, the addition
+    assert near[1] == near[3] == near[5]
+    assert near[2] == near[4] != near[6]
+    assert far[1] == far[3] != far[5]
+    assert len(set(far.tolist())) == 6
+
+
+def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automaton, "MOST_STATES", 3)
+    assert Automaton.of(random_problem(Random(2), 8)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,6 +109,41 @@ class Skeleton:
         order = _narrow_order(streams, touches)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
+    def classes(self, radius: int) -> npt.NDArray[np.int64]:
+        """Per fusable block its class: blocks whose surroundings of that radius look alike.
+
+        Alike at radius 0: the same room, traffic, and sizes and windows of streams; at each
+        further one, also neighbours that are alike at the one before.
+        """
+        fusable = len(self.room)
+        look: list[object] = []
+        for block, numbers in enumerate(self.touches):
+            sides = sorted(
+                (s.size, s.maker == block, int(s.units[s.level.get(block, 0)]), s.forced)
+                for s in (self.streams[number] for number in numbers)
+            )
+            own = (self.room[block], self.traffic[block]) if block < fusable else ()
+            look.append((own, tuple(sides)))
+        found = _numbered(look)
+        for _ in range(radius):
+            look = []
+            for block, numbers in enumerate(self.touches):
+                beside = []
+                for stream in (self.streams[number] for number in numbers):
+                    if stream.maker == block:
+                        beside += [(1, found[other]) for other in stream.blocks if other != block]
+                    elif stream.maker >= 0:
+                        beside.append((0, found[stream.maker]))
+                look.append((found[block], tuple(sorted(beside))))
+            found = _numbered(look)
+        return np.unique(np.array(found[:fusable], np.int64), return_inverse=True)[1]
+
+
+def _numbered(look: Sequence[object]) -> list[int]:
+    """Equal objects as equal numbers, by their first place."""
+    numbers: dict[object, int] = {}
+    return [numbers.setdefault(one, len(numbers)) for one in look]
+
 
 def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """All blocks, each time the one after which least is left undecided; greedy.
@@ -117,22 +153,24 @@ def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -
     """
     left = [set(stream.blocks) for stream in streams]
     behind: list[list[int]] = [[] for _ in streams]
-    open_: dict[int, None] = {}
+    looks: Counter[int] = Counter()  # of the open tensors: their one block, or -1 - tensor
     front: set[int] = set()
     waiting = dict.fromkeys(range(len(touches)))
     found: list[int] = []
 
+    def look(tensor: int) -> int:
+        return behind[tensor][0] if len(behind[tensor]) == 1 else -1 - tensor
+
     def undecided(block: int) -> int:
-        seen = set()
-        for t in open_:
-            if block in left[t]:
-                if len(left[t]) > 1:
-                    seen.add(-1 - t)
+        count, gone = len(looks), Counter[int]()
+        new = False
+        for t in touches[block]:
+            if behind[t]:
+                gone[look(t)] += 1
+                count += len(left[t]) > 1
             else:
-                seen.add(behind[t][0] if len(behind[t]) == 1 else -1 - t)
-        if any(not behind[t] for t in touches[block]):
-            seen.add(block)
-        return len(seen)
+                new = True
+        return count + new - sum(looks[one] == times for one, times in gone.items())
 
     while waiting:
         block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
@@ -140,11 +178,13 @@ def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -
         del waiting[block]
         front.discard(block)
         for t in touches[block]:
+            if behind[t]:
+                looks[look(t)] -= 1
+                if not looks[look(t)]:
+                    del looks[look(t)]
             left[t].discard(block)
             behind[t].append(block)
             if left[t]:
-                open_[t] = None
+                looks[look(t)] += 1
                 front |= left[t]
-            else:
-                open_.pop(t, None)
     return tuple(found)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import CostTerm, Dram, remember
+from torch_getfuse.partition.fan import fan_peak
 from torch_getfuse.partition.group import bits, descendants
 from torch_getfuse.partition.region import Clock, Path, Region, join
 from torch_getfuse.partition.stream import Edge, make_edge
@@ -313,7 +314,8 @@ class Lbdf:
         if found is None:
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
-                self._peaks[region] = region.peak()
+                peak = fan_peak(region)
+                self._peaks[region] = region.peak() if peak is None else peak
             found = self._lags[key] = self._peaks[region]
         return found
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csc_matrix
 
 from torch_getfuse.partition.bound import FINE
+from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 MAX_SETS = 200_000
 
@@ -103,13 +102,14 @@ class Listed:
 
     def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
         self._groups = groups
-        matrix, costs = program(problem, groups)
-        self._costs = costs.astype(np.int64)
+        columns = Columns(problem)
+        self._costs = columns.costs(groups)
+        matrix = columns.matrix(groups)
         self._rows = matrix.T.tocsr().astype(np.int64)
         self._first = matrix.indices[matrix.indptr[:-1]]
 
     def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False
+        self, prices: Ints, expired: Callable[[], bool] = lambda: False, quick: bool = False
     ) -> tuple[Ints, list[int]] | None:
         """The least of ``F_D - prices`` per first block, and a group that has it."""
         reduced = self._costs * FINE - self._rows @ prices
@@ -118,20 +118,3 @@ class Listed:
         shortfall = np.zeros(len(prices), np.int64)
         shortfall[self._first[least]] = np.minimum(reduced[least], 0)
         return shortfall, [self._groups[k] for k in least if reduced[k] < 0]
-
-
-def program(
-    problem: FusionProblem, groups: tuple[int, ...], costs: dict[int, int] | None = None
-) -> tuple[csc_matrix, Floats]:
-    """Which group (column) has which block (row), and what the groups cost in bytes."""
-    row = {block & -block: k for k, block in enumerate(problem.blocks)}
-    firsts = sum(row)
-    rows, starts = [], [0]
-    for group in groups:
-        rows += [row[1 << i] for i in bits(group & firsts)]
-        starts.append(len(rows))
-    shape = (len(problem.blocks), len(groups))
-    matrix = csc_matrix((np.ones(len(rows)), rows, starts), shape=shape)
-    dram = problem.evaluator.dram
-    values = [costs[group] for group in groups] if costs else [dram(group) for group in groups]
-    return matrix, np.array(values, dtype=float)

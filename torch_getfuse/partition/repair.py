@@ -29,13 +29,16 @@ class Closures:
             for i in bits(block):
                 self.block[i] = block
         self._leads = sum(block & -block for block in problem.blocks)
-        self._up = [0] * len(self.block)
-        self._down = [0] * len(self.block)
+        # A block is a chain, so what its first operator depends on, all of it depends on.
+        before, after = problem.graph.predecessors, problem.graph.successors
+        self._up = list(self.block)
         for i in range(len(self.block)):
-            for j in bits(problem.above[i] | self.block[i]):
-                self._up[i] |= self.block[j]
-            for j in bits(problem.below[i] | self.block[i]):
-                self._down[i] |= self.block[j]
+            for j in bits(before[i]):
+                self._up[i] |= self._up[j]
+        self._down = list(self.block)
+        for i in reversed(range(len(self.block))):
+            for j in bits(after[i]):
+                self._down[i] |= self._down[j]
 
     def leaders(self, mask: int) -> list[int]:
         """The first operator of every block of a mask of whole blocks, ascending."""

@@ -1,0 +1,60 @@
+"""The tables of a fan against the general rule, on whatever regions random graphs have."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.graphs import Builder, grown_group, random_graph
+from tests.simulator import Simulator
+from torch_getfuse.ir import Window
+from torch_getfuse.partition import lbdf
+from torch_getfuse.partition.fan import fan_peak
+from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.region import Region
+
+
+def regions_of(monkeypatch: pytest.MonkeyPatch, rng: Random, graphs: int) -> dict[Region, None]:
+    """The regions of random groups of random graphs, at both granularities."""
+    met: dict[Region, None] = {}
+
+    def note(region: Region) -> int | None:
+        met[region] = None
+        return None
+
+    monkeypatch.setattr(lbdf, "fan_peak", note)
+    for _ in range(graphs):
+        graph = random_graph(rng, rng.randint(3, 12), rng.choice((4, 9, 14)))
+        scheme = Lbdf(graph, rng.choice(("line", "pixel")))
+        for _ in range(6):
+            scheme.buffer(grown_group(rng, graph, rng.randint(2, len(graph))))
+    return met
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_general_rule(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    found = [
+        (fan_peak(region), region.peak())
+        for region in regions_of(monkeypatch, Random(6000 + seed), 150)
+    ]
+    fans = [pair for pair in found if pair[0] is not None]
+    assert len(fans) > 100
+    assert all(fan == general for fan, general in fans)
+
+
+def test_many_branches_against_the_schedule() -> None:
+    rng = Random(6100)
+    for _ in range(12):
+        build = Builder()
+        fork = build.conv(build.input((1, 2, 12, 12)), 2)
+        ends = []
+        for _ in range(rng.randint(2, 7)):
+            end = fork
+            for _ in range(rng.randint(0, 3)):
+                end = build.conv(end, 2, rng.choice((1, 3, 5)))
+            ends.append((end, Window.identity()))
+        build.op("concat", list(dict.fromkeys(ends)), (1, 2 * len(set(ends)), 12, 12))
+        graph = build.graph()
+        everything = (1 << len(graph)) - 1
+        assert Lbdf(graph).buffer(everything) == Simulator(graph, everything).buffer_bytes()

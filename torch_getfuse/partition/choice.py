@@ -1,0 +1,214 @@
+"""The integer program: of given groups, those that cover each block once at the least cost.
+
+Whole choices of legal groups may depend on each other in a cycle. Each cycle found is cut off, with
+all choices that have it for the same reason, and the program solved again; each choice is also made
+legal by splitting groups, for no time may be left. The integer program may find nothing in time, so
+its linear relaxation is rounded first.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.sparse import csc_matrix, csr_matrix, vstack
+
+from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.group import bits, components, topological_order
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.repair import RandomSplit
+
+SURE = 0.8  # shares of the relaxation that are rounded up together
+GAP = 1e-4  # share of the value at which the integer program may stop
+
+Ints = npt.NDArray[np.int64]
+Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operator left)
+
+
+def choose(
+    problem: FusionProblem, groups: tuple[int, ...], known: SearchResult, ended: float
+) -> tuple[int, ...]:
+    """The cheapest acyclic choice found, in an order in which it can run.
+
+    Args:
+        problem: whose blocks are to be covered.
+        groups: legal ones, among them every block.
+        known: a legal plan; the result is never worse.
+        ended: moment of ``time.perf_counter`` to stop at.
+    """
+    columns = Columns(problem)
+    matrix, costs = columns.matrix(groups), columns.costs(groups)
+    best, least = known.groups, problem.cost(known.groups)
+    rounded = _dive(matrix, costs, ended)
+    if rounded is not None:
+        legal = split_cycles(problem, [groups[k] for k in rounded])
+        if (cost := problem.cost(legal)) < least:
+            best, least = legal, cost
+    cuts: list[csr_matrix] = []
+    limits: list[int] = []
+    while (left := ended - time.perf_counter()) > 0:
+        constraints = [LinearConstraint(matrix, 1, 1)]
+        if cuts:
+            constraints.append(LinearConstraint(vstack(cuts), -np.inf, np.array(limits)))
+        found = milp(
+            costs,
+            constraints=constraints,
+            integrality=np.ones(len(groups)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": GAP} | ({"time_limit": left} if left < math.inf else {}),
+        )
+        if found.x is None:
+            break
+        picked = [groups[k] for k in np.flatnonzero(found.x > 0.5)]
+        cycles = find_cycles(problem, picked)
+        legal = split_cycles(problem, picked)
+        if (cost := problem.cost(legal)) < least:
+            best, least = legal, cost
+        if not cycles:
+            break
+        for cycle in cycles:
+            row, limit = _cut(groups, cycle)
+            cuts.append(row)
+            limits.append(limit)
+    return _in_order(problem, best)
+
+
+def _dive(matrix: csc_matrix, costs: Ints, ended: float) -> list[int] | None:
+    """A choice by rounding: most of the relaxation's large shares are set to 1, and again.
+
+    ``None`` where time is up before it covers all rows.
+    """
+    picked: list[int] = []
+    alive = np.arange(matrix.shape[1])
+    open_ = np.ones(matrix.shape[0], bool)
+    by_row = matrix.tocsr()
+    while open_.any():
+        left = ended - time.perf_counter()
+        if left <= 0:
+            return None
+        found = linprog(
+            costs[alive],
+            A_eq=by_row[open_][:, alive],
+            b_eq=np.ones(open_.sum()),
+            bounds=(0, None),
+            method="highs-ds",
+            options={"presolve": False} | ({"time_limit": left} if left < math.inf else {}),
+        )
+        if found.status != 0:
+            return None
+        # Shares above a half never meet in a row, so all of these can be taken.
+        large = alive[found.x > max(0.5, min(SURE, found.x.max() - 1e-6))]
+        if not len(large):
+            large = alive[[int(found.x.argmax())]]
+        picked += large.tolist()
+        open_ &= np.asarray(matrix[:, large].sum(axis=1)).ravel() < 0.5
+        covered = np.asarray((~open_).astype(float) @ matrix).ravel()
+        alive = alive[covered[alive] < 0.5]
+    return picked
+
+
+def _in_order(problem: FusionProblem, plan: Sequence[int]) -> tuple[int, ...]:
+    alone = [1 << i for i in bits(problem.unfusable)]
+    order = topological_order([*plan, *alone], problem.graph)
+    assert order is not None, "the plan is legal"
+    return tuple(plan[k] for k in order if k < len(plan))
+
+
+def _cut(groups: Sequence[int], cycle: Cycle) -> tuple[csr_matrix, int]:
+    """Not all of a cycle's dependences at once, whatever the groups that have them.
+
+    Groups that contain the operators at which one group of the cycle is entered and left, and not
+    those of another one, make the same cycle, if one of each is chosen.
+    """
+    pairs = [1 << entered | 1 << left for _, entered, left in cycle]
+    columns = [
+        k for k, group in enumerate(groups) if sum(pair & ~group == 0 for pair in pairs) == 1
+    ]
+    data = np.ones(len(columns)), ([0] * len(columns), columns)
+    return csr_matrix(data, shape=(1, len(groups))), len(pairs) - 1
+
+
+def find_cycles(problem: FusionProblem, groups: Sequence[int]) -> list[Cycle]:
+    """For each group on a cycle of dependences a shortest one, without the unfusable operators."""
+    nodes = [*groups, *(1 << i for i in bits(problem.unfusable))]
+    home = {i: k for k, mask in enumerate(nodes) for i in bits(mask)}
+    after: list[dict[int, tuple[int, int]]] = [{} for _ in nodes]
+    for i, before in enumerate(problem.graph.predecessors):
+        for j in bits(before):
+            if home[i] != home[j]:
+                after[home[j]].setdefault(home[i], (j, i))
+    found: dict[tuple[int, ...], Cycle] = {}
+    for start in _tangled(after):
+        came: dict[int, int] = {}
+        front = [start]
+        while front and start not in came:
+            following = []
+            for k in front:
+                for other in after[k]:
+                    if other not in came:
+                        came[other] = k
+                        following.append(other)
+            front = following
+        way = [start]
+        while came[way[-1]] != start:
+            way.append(came[way[-1]])
+        way = [start, *way[:0:-1]]
+        cycle = []
+        for k, node in enumerate(way):
+            entered = after[way[k - 1]][node][1]
+            left = after[node][way[(k + 1) % len(way)]][0]
+            if node < len(groups):
+                cycle.append((groups[node], entered, left))
+        found.setdefault(tuple(sorted(group for group, _, _ in cycle)), cycle)
+    return list(found.values())
+
+
+def _tangled(after: Sequence[dict[int, tuple[int, int]]]) -> list[int]:
+    """The nodes that lie on a cycle, in ascending order."""
+    reach = [0] * len(after)
+    for k, others in enumerate(after):
+        for other in others:
+            reach[k] |= 1 << other
+    changed = True
+    while changed:
+        changed = False
+        for k in reversed(range(len(after))):
+            wider = reach[k]
+            for other in bits(reach[k]):
+                wider |= reach[other]
+            if wider != reach[k]:
+                reach[k], changed = wider, True
+    return [k for k, mask in enumerate(reach) if mask >> k & 1]
+
+
+def split_cycles(problem: FusionProblem, groups: Sequence[int]) -> tuple[int, ...]:
+    """A legal plan from a cover by legal groups: as long as there is a cycle, a group is split.
+
+    Some group of a cycle is left at an operator that does not depend on the one at which it is
+    entered; else the operators themselves would form a cycle. What depends on the latter becomes
+    a part of its own, and this cycle is gone.
+    """
+    plan = list(groups)
+    split = RandomSplit(problem)
+    rng = Random(0)
+    while cycles := find_cycles(problem, plan):
+        for cycle in cycles:
+            if any(group not in plan for group, _, _ in cycle):
+                continue  # split already
+            options = []
+            for group, entered, left in cycle:
+                late = group & (problem.below[entered] | 1 << entered)
+                if not late >> left & 1:
+                    sides = components(late, problem.near)
+                    sides += components(group & ~late, problem.near)
+                    parts = [part for side in sides for part in split(side, rng)]
+                    options.append((problem.cost(parts) - problem.cost([group]), group, parts))
+            _, group, parts = min(options)
+            plan.remove(group)
+            plan += parts
+    return tuple(plan)
