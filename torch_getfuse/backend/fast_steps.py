@@ -96,6 +96,10 @@ class Step:
         return bool(self.windows)
 
 
+ByRows = tuple[tuple[fx.Node, ...], tuple[RowWindow | None, ...], Callable[..., Tensor]]
+"""Maps, their windows, and what computes a block of rows from blocks of them."""
+
+
 class Unfit(Exception):
     """Why a graph is left to its FX nodes."""
 
@@ -310,9 +314,7 @@ class _Builder:
                 step.whole = _Reordered(whole, inputs, step.maps)
         return step
 
-    def _by_rows(
-        self, node: fx.Node, call: Invocation
-    ) -> tuple[tuple[fx.Node, ...], tuple[RowWindow | None, ...], Callable[..., Tensor]] | None:
+    def _by_rows(self, node: fx.Node, call: Invocation) -> ByRows | None:
         x = call.args.get("input")
         if call.name in _UNARY and is_map(x):
             return (x,), (RowWindow(),), _UNARY[call.name]
@@ -326,12 +328,10 @@ class _Builder:
         if call.name == "cat":
             return self._cat(node, call)
         if call.name == "max_pool2d" and is_map(x) and not call.args.get("return_indices"):
-            return self._max_pool(x, node, call)
+            return self._max_pool(x, call)
         return None
 
-    def _pointwise(
-        self, node: fx.Node, call: Invocation
-    ) -> tuple[tuple[fx.Node, ...], tuple[RowWindow | None, ...], Callable[..., Tensor]] | None:
+    def _pointwise(self, node: fx.Node, call: Invocation) -> ByRows | None:
         one, two = call.args.get("input"), call.args.get("other")
         rows = traced_value(node).shape[2]
         if not is_map(one) or not is_map(two):
@@ -346,9 +346,7 @@ class _Builder:
             return None
         return maps, windows, _BINARY[call.name]
 
-    def _cat(
-        self, node: fx.Node, call: Invocation
-    ) -> tuple[tuple[fx.Node, ...], tuple[RowWindow | None, ...], Callable[..., Tensor]] | None:
+    def _cat(self, node: fx.Node, call: Invocation) -> ByRows | None:
         parts = call.args.get("tensors") or call.args.get("*") or call.args.get("input")
         if isinstance(parts, (list, tuple)) and len(parts) == 1 and isinstance(parts[0], list):
             parts = parts[0]
@@ -359,9 +357,7 @@ class _Builder:
             return None
         return tuple(parts), (RowWindow(),) * len(parts), lambda *blocks: torch.cat(blocks, 1)
 
-    def _max_pool(
-        self, x: fx.Node, node: fx.Node, call: Invocation
-    ) -> tuple[tuple[fx.Node, ...], tuple[RowWindow | None, ...], Callable[..., Tensor]] | None:
+    def _max_pool(self, x: fx.Node, call: Invocation) -> ByRows | None:
         kernel = spread(call.args["kernel_size"], 2)
         given = call.args.get("stride")
         stride = kernel if given is None or given == [] else spread(given, 2)

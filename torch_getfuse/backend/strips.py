@@ -8,7 +8,7 @@ for a strip of many rows costs less than moving rows between buffers (docs/depth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -199,7 +199,7 @@ def run_strips(
     segment: Segment,
     plan: StripPlan,
     given: Sequence[Tensor],
-    calls: Sequence[object],
+    calls: Sequence[Callable[..., Tensor]],
     results: Sequence[Tensor | None],
     which: range,
 ) -> None:
@@ -212,16 +212,12 @@ def run_strips(
         results: per step, the map to fill; ``None`` where it is needed inside only.
         which: the strips.
     """
-    made: list[Tensor | None] = [None] * len(segment.steps)
+    # Maps from outside stand behind the steps, last first: their positions are negative.
+    values = [given[0]] * len(segment.steps) + list(reversed(given))
     for strip in which:
         for work in plan.strips[strip]:
-            blocks = []
-            for block in work.blocks:
-                source = block.source
-                value = made[source] if source >= 0 else given[-1 - source]
-                blocks.append(block.take(value))  # type: ignore[arg-type]
-            value = calls[work.step](*blocks)  # type: ignore[operator]
-            made[work.step] = value
+            value = calls[work.step](*(block.take(values[block.source]) for block in work.blocks))
+            values[work.step] = value
             if work.keep is not None:
                 begin, first, count = work.keep
                 result = results[work.step]
