@@ -1,0 +1,261 @@
+"""Which runs the tables need, in the order in which they are run, and what each depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from benchmarks.reproduction import provenance
+from benchmarks.reproduction.published import TABLE_2_NETWORKS, TABLE_34_NETWORKS
+from torch_getfuse.explain.data import GROUPS
+from torch_getfuse.planner import SOLUTION_EDGES
+
+PROTOCOL = 1
+"""Raised when a run is carried out in another way, so that older rows no longer count."""
+
+GETS = ("rgexplainer", "pgexplainer", "gnnexplainer")
+"""The paper's graph explanation techniques."""
+CONTROLS = ("random", "all")
+EXPLAINERS = ("none", *GETS, *CONTROLS)
+
+RULE = "most_operators"
+"""The paper's Algorithm 1 keeps the larger valid side; the package's default is least traffic."""
+
+SEARCHES = ("plain", "local", "nsga2", "random")
+LADDER = ("plain", "plain-edits", "local", "local-merged")
+"""From the paper's local search, read literally, to the package's, one step at a time."""
+LADDER_FACTOR = 4  # times the table's budget
+
+CURVE_NETWORK, CURVE_BUDGET = "mobilenet_v2", 4000
+TABLE_5_NETWORK = "mobilenet_v2"
+
+MODELS = (("lbdf", "line"), ("lbdf", "pixel"), ("brr", "line"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run.
+
+    Attributes:
+        kind: ``"search"``, ``"optimum"``, ``"auto"``, ``"predictor"``, ``"samples"`` or
+            ``"explanation"``; what follows means nothing to some of them and then has its default.
+        network: torchvision's name.
+        scheme, granularity: the cost model; BRR has no granularity and says ``"line"``.
+        buffer_kb: the on-chip buffer, KB.
+        search: one of :data:`SEARCHES` or :data:`LADDER`.
+        explainer: one of :data:`EXPLAINERS` or ``"saliency"``.
+        budget: plans; for ``"predictor"`` and ``"samples"`` distinct groups of the data set.
+        seed: of everything that is drawn.
+    """
+
+    kind: str
+    network: str = ""
+    scheme: str = "lbdf"
+    granularity: str = "pixel"
+    buffer_kb: int = 0
+    search: str = ""
+    explainer: str = "none"
+    budget: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How much is run.
+
+    Attributes:
+        name: on the command line.
+        table_2, table_34: networks of Table II, and of Tables III and IV.
+        schemes: cost models of Tables III and IV.
+        granularities: of LBDF; the paper's first.
+        explainers: of all tables.
+        seeds: runs per cell.
+        divide: what budgets are divided by.
+        groups: distinct groups of the data that the predictors are judged on; 0 for none.
+    """
+
+    name: str
+    table_2: Sequence[str] = TABLE_2_NETWORKS
+    table_34: Sequence[str] = TABLE_34_NETWORKS
+    schemes: Sequence[str] = ("lbdf", "brr")
+    granularities: Sequence[str] = ("pixel", "line")
+    explainers: Sequence[str] = EXPLAINERS
+    seeds: int = 3
+    divide: int = 1
+    groups: int = GROUPS
+
+
+MODES = {
+    mode.name: mode
+    for mode in (
+        Mode("full"),
+        Mode("quick", granularities=("pixel",), seeds=1, divide=10, groups=1200),
+        Mode(
+            "smallest",
+            table_2=(),
+            table_34=("squeezenet1_0",),
+            schemes=("lbdf",),
+            granularities=("pixel",),
+            explainers=("none", "rgexplainer", *CONTROLS),
+            seeds=1,
+            divide=100,
+            groups=0,
+        ),
+    )
+}
+
+
+def problems(mode: Mode) -> Iterator[tuple[str, Request]]:
+    """``"II"`` or ``"III"`` and a request with network, cost model, buffer and budget filled in."""
+    for granularity in mode.granularities:
+        for network in mode.table_34:
+            yield "III", Request("", network, "lbdf", granularity, 128, budget=2000 // mode.divide)
+        for network in mode.table_2:
+            yield "II", Request("", network, "lbdf", granularity, 256, budget=5000 // mode.divide)
+    if "brr" in mode.schemes:
+        for network in mode.table_34:
+            yield "III", Request("", network, "brr", "line", 128, budget=2000 // mode.divide)
+
+
+def searches_of(table: str, scheme: str) -> tuple[str, ...]:
+    """The searches of a table, the paper's and the plain one; BRR has no plain one."""
+    return tuple(
+        name
+        for name in SEARCHES
+        if (name != "nsga2" or table == "II") and (name != "plain" or scheme == "lbdf")
+    )
+
+
+def seeded(mode: Mode, request: Request) -> list[Request]:
+    """A request once per seed."""
+    return [replace(request, seed=seed) for seed in range(mode.seeds)]
+
+
+def curve(mode: Mode) -> list[Request]:
+    """Fig. 5 for MobileNetV2, one request per search and explainer; seeds are not filled in."""
+    if CURVE_NETWORK not in mode.table_34:
+        return []
+    base = Request("search", CURVE_NETWORK, buffer_kb=128, budget=CURVE_BUDGET // mode.divide)
+    return [
+        replace(base, search=search, explainer=explainer)
+        for search in ("plain", "local", "random")
+        for explainer in mode.explainers
+    ]
+
+
+def ladder(mode: Mode) -> list[Request]:
+    """What the baseline needs: every problem of the first granularity, without an explainer."""
+    return [
+        replace(problem, kind="search", search=search, budget=LADDER_FACTOR * problem.budget)
+        for _, problem in problems(mode)
+        if problem.granularity == mode.granularities[0] and problem.scheme == "lbdf"
+        for search in LADDER
+    ]
+
+
+def requests(mode: Mode) -> list[Request]:
+    """Every run of a mode, once: what is cheap and asked for most first, GNNExplainer last."""
+    bases = list(problems(mode))
+    runs: list[Request] = []
+    for kind in ("optimum", "auto"):
+        runs += [replace(base, kind=kind, budget=0) for _, base in bases]
+    if mode.groups:
+        for kind in ("samples", "predictor"):
+            for scheme, granularity in MODELS:
+                runs.append(
+                    Request(
+                        kind, scheme=scheme, granularity=granularity, budget=mode.groups
+                    )
+                )
+    if TABLE_5_NETWORK in mode.table_34:
+        runs.append(Request("explanation", TABLE_5_NETWORK, buffer_kb=64))
+    cells: list[Request] = []
+    # LBDF in the paper's granularity before BRR before the second column; Table III before II.
+    ranked = sorted(
+        bases,
+        key=lambda entry: (
+            mode.granularities.index(entry[1].granularity) if entry[1].scheme == "lbdf" else 0.5,
+            entry[0] == "II",
+        ),
+    )
+    for table, base in ranked:
+        for search in searches_of(table, base.scheme):
+            for explainer in mode.explainers:
+                cells.append(replace(base, kind="search", search=search, explainer=explainer))
+    base = Request("search", TABLE_5_NETWORK, buffer_kb=128, budget=2000 // mode.divide)
+    if TABLE_5_NETWORK in mode.table_34:
+        for search in ("local", "random"):
+            cells.append(replace(base, search=search, explainer="saliency"))
+    first = [cell for cell in cells if cell.granularity == mode.granularities[0]]
+    cells = [*first, *ladder(mode), *curve(mode), *cells]
+    # Random search on the large networks asks for thousands of explanations.
+    slow = ("gnnexplainer",)
+    cells.sort(key=lambda cell: (cell.explainer in slow) + (cell.explainer in slow and cell.search == "random"))
+    for cell in cells:
+        runs += seeded(mode, cell)
+    return list(dict.fromkeys(runs))
+
+
+_SEARCH_MODULES = {
+    "plain": ("benchmarks.reproduction.plain",),
+    "plain-edits": ("benchmarks.reproduction.plain",),
+    "local": ("torch_getfuse.partition.search",),
+    "local-merged": ("torch_getfuse.partition.search",),
+    "random": ("torch_getfuse.partition.search",),
+    "nsga2": ("torch_getfuse.partition.nsga2",),
+}
+_WEIGHTS = {
+    "rgexplainer": ("validity", "rg"),
+    "pgexplainer": ("validity", "pg"),
+    "gnnexplainer": ("validity",),
+    "saliency": ("validity",),
+}
+
+
+def depends_on(request: Request, graph: str) -> dict[str, str]:
+    """All that a run's figures depend on beside the request itself.
+
+    Args:
+        request: the run.
+        graph: fingerprint of the network's operator graph; ``""`` where there is none.
+    """
+    modules: list[str] = [f"torch_getfuse.partition.{request.scheme}"]
+    found = {"protocol": str(PROTOCOL), "graph": graph}
+    if request.kind == "search":
+        modules += _SEARCH_MODULES[request.search]
+        if request.search == "nsga2":
+            found["libraries"] = provenance.versions("pymoo")
+        if request.explainer != "none":
+            modules.append("torch_getfuse.partition.split")
+            found["rule"] = RULE
+            found["edges"] = str(SOLUTION_EDGES)
+        if request.explainer in _WEIGHTS:
+            modules.append("torch_getfuse.explain.explainers")
+            found["weights"] = provenance.weights_digest(
+                request.scheme, request.granularity, *_WEIGHTS[request.explainer]
+            )
+    elif request.kind == "optimum":
+        modules.append("torch_getfuse.partition.exact")
+    elif request.kind == "auto":
+        modules.append("torch_getfuse.planner")
+    elif request.kind == "explanation":
+        modules += ["torch_getfuse.why", "torch_getfuse.explain.explainers"]
+        found["weights"] = provenance.weights_digest("lbdf", request.granularity, "validity", "pg", "rg")
+    else:
+        modules.append("torch_getfuse.explain.data")
+        if request.kind == "predictor":
+            found["weights"] = provenance.weights_digest(
+                request.scheme, request.granularity, "validity"
+            )
+    if "weights" in found:
+        found["libraries"] = provenance.versions("torch", "torch_geometric")
+    found["code"] = provenance.code_digest(*modules)
+    return found
+
+
+def key_of(request: Request, provenance_: dict[str, str]) -> str:
+    """Equal for two runs exactly if they must give the same figures."""
+    text = json.dumps([asdict(request), provenance_], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
