@@ -42,9 +42,25 @@ def keyed(mode: Mode, folder: Path) -> dict[Request, str]:
     return found
 
 
-def run(mode: Mode, journal: Journal, folder: Path, jobs: int = 1) -> list[str]:
-    """Carry out what has no row yet; the errors of the runs that failed."""
+def run(
+    mode: Mode,
+    journal: Journal,
+    folder: Path,
+    jobs: int = 1,
+    explainers: Sequence[str] = (),
+) -> list[str]:
+    """Carry out what has no row yet; the errors of the runs that failed.
+
+    Args:
+        mode: which runs there are.
+        journal: where finished ones are kept.
+        folder: where operator graphs and data are kept.
+        jobs: processes.
+        explainers: leave out the runs of all others; empty for none.
+    """
     keys = keyed(mode, folder)
+    if explainers:
+        keys = {request: key for request, key in keys.items() if request.explainer in explainers}
     todo = [request for request, key in keys.items() if key not in journal.rows]
     errors = []
     here = machine()
@@ -94,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("mode", choices=MODES, nargs="?", default="full")
     parser.add_argument("--jobs", type=int, default=1, help="processes; each needs about 2 GB")
+    parser.add_argument("--explainers", nargs="+", help="run no others (none: without one)")
     parser.add_argument("--rows", type=Path, help="default: runs/paper/MODE.jsonl")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "paper")
     parser.add_argument("--page", type=Path, help="default: docs/paper.md, or beside the rows")
@@ -101,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     mode = MODES[given.mode]
     rows = given.rows or given.folder / f"{mode.name}.jsonl"
-    page = given.page or (ROOT / "docs" / "paper.md" if mode.name == "full" else rows.with_suffix(".md"))
+    usual = ROOT / "docs" / "paper.md" if mode.name == "full" else rows.with_suffix(".md")
+    page = given.page or usual
     journal = Journal(rows)
     errors: list[str] = []
     try:
         if not given.page_only:
-            errors = run(mode, journal, given.folder, given.jobs)
+            errors = run(mode, journal, given.folder, given.jobs, given.explainers or ())
     finally:
         print(write_page(results(mode, journal, given.folder), page))
     print(f"{page} written; rows in {rows}")

@@ -25,6 +25,7 @@ from torch_getfuse.explain.sampling import BUFFERS
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.exact import Limits, exact
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.nsga2 import max_buffer, nsga2_search
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search import local_search, random_search
@@ -50,9 +51,10 @@ _SEARCHES: Mapping[str, Callable[..., SearchResult]] = {
 
 @cache
 def graph_of(network: str, folder: Path) -> OpGraph:
-    """The network's operator graph, captured once and kept in a folder while capture is as it is."""
-    digest = provenance.code_digest("torch_getfuse.backend.capture")
-    path = folder / "graphs" / f"{network}-{digest}-{provenance.versions('torch').replace(' ', '-')}.json"
+    """The network's operator graph, captured once and kept while the capture is as it is."""
+    capture = provenance.code_digest("torch_getfuse.backend.capture")
+    library = provenance.versions("torch").replace(" ", "-")
+    path = folder / "graphs" / f"{network}-{capture}-{library}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
@@ -142,7 +144,7 @@ def _plan(problem: FusionProblem, found: SearchResult) -> Figures:
 def _optimum(request: Request, folder: Path) -> Figures:
     problem = _problem(request, folder, merge=True)
     found = exact(problem, limits=Limits(steps=1 << 40))
-    alone = [1 << i for block in problem.blocks for i in range(len(problem.graph)) if block >> i & 1]
+    alone = [1 << i for i in bits(problem.fusable)]
     return {
         **_plan(problem, found),
         "unfused_bytes": problem.cost(alone),

@@ -107,7 +107,11 @@ ACCURACY = 95.0
 
 
 def column(search: str, scheme: str, network: str) -> Mapping[str, float]:
-    """Explainer -> MB of one column, baseline row ``"none"``; empty where the paper has none."""
+    """Explainer -> MB of one column, baseline row ``"none"``; empty where the paper has none.
+
+    The plain local search is another reading of the paper's, so it has the same column.
+    """
+    search = "local" if search == "plain" else search
     table = TABLE_2.get(search, {}) if network in TABLE_2_NETWORKS and scheme == "lbdf" else {}
     table = table or TABLE_34.get((search, scheme), {})
     return {name: row[network] for name, row in table.items() if network in row}
