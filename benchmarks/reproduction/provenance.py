@@ -62,7 +62,8 @@ def _file(name: str) -> Path | None:
 
 
 @cache
-def _tree(name: str) -> ast.Module:
+def tree(name: str) -> ast.Module:
+    """The syntax tree of a module of this repository."""
     path = _file(name)
     if path is None:
         raise ValueError(f"no module {name!r} below {ROOT.name}/: correct the list of modules")
@@ -71,17 +72,17 @@ def _tree(name: str) -> ast.Module:
 
 def _bare(name: str) -> ast.Module:
     """A module without docstrings."""
-    tree = ast.parse(ast.unparse(_tree(name)))
-    for node in ast.walk(tree):
+    found = ast.parse(ast.unparse(tree(name)))
+    for node in ast.walk(found):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
             node, clean=False
         ):
             del node.body[0]
-    return tree
+    return found
 
 
 def _imports(name: str) -> Iterator[str]:
-    for node in ast.walk(_tree(name)):
+    for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
