@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from benchmarks.reproduction import provenance
@@ -157,46 +157,45 @@ def ladder(mode: Mode) -> list[Request]:
 
 def requests(mode: Mode) -> list[Request]:
     """Every run of a mode, once: what is cheap and asked for most first, GNNExplainer last."""
-    bases = list(problems(mode))
     runs: list[Request] = []
     for kind in ("optimum", "auto"):
-        runs += [replace(base, kind=kind, budget=0) for _, base in bases]
-    if mode.groups:
-        for kind in ("samples", "predictor"):
-            for scheme, granularity in MODELS:
-                runs.append(
-                    Request(kind, scheme=scheme, granularity=granularity, budget=mode.groups)
-                )
-    if TABLE_5_NETWORK in mode.table_34:
+        runs += [replace(problem, kind=kind, budget=0) for _, problem in problems(mode)]
+    has_table_5 = TABLE_5_NETWORK in mode.table_34
+    if has_table_5:
         runs.append(Request("explanation", TABLE_5_NETWORK, buffer_kb=64))
-    cells: list[Request] = []
-    # LBDF in the paper's granularity before BRR before the second column; Table III before II.
-    ranked = sorted(
-        bases,
-        key=lambda entry: (
-            mode.granularities.index(entry[1].granularity) if entry[1].scheme == "lbdf" else 0.5,
-            entry[0] == "II",
-        ),
-    )
-    for table, base in ranked:
-        for search in searches_of(table, base.scheme):
-            for explainer in mode.explainers:
-                cells.append(replace(base, kind="search", search=search, explainer=explainer))
-    base = Request("search", TABLE_5_NETWORK, buffer_kb=128, budget=2000 // mode.divide)
-    if TABLE_5_NETWORK in mode.table_34:
+    cells = [*_table_cells(mode), *ladder(mode), *curve(mode)]
+    if has_table_5:
+        base = Request("search", TABLE_5_NETWORK, buffer_kb=128, budget=2000 // mode.divide)
         for search in ("local", "random"):
             cells.append(replace(base, search=search, explainer="saliency"))
-    first = [cell for cell in cells if cell.granularity == mode.granularities[0]]
-    cells = [*first, *ladder(mode), *curve(mode), *cells]
-    cells.sort(key=_slowness)
-    for cell in cells:
-        runs += seeded(mode, cell)
-    return list(dict.fromkeys(runs))
+    judged = [
+        Request(kind, "", scheme, granularity, budget=mode.groups)
+        for kind in ("samples", "predictor")
+        for scheme, granularity in MODELS
+        if mode.groups
+    ]
+    ranked = sorted((request for cell in cells for request in seeded(mode, cell)), key=_rank(mode))
+    quick = [request for request in ranked if request.explainer != "gnnexplainer"]
+    return list(dict.fromkeys([*runs, *quick, *judged, *ranked]))
 
 
-def _slowness(cell: Request) -> int:
-    """GNNExplainer trains per group, and random search asks for thousands of groups."""
-    return (1 + (cell.search == "random")) * (cell.explainer == "gnnexplainer")
+def _table_cells(mode: Mode) -> Iterator[Request]:
+    for table, problem in problems(mode):
+        for search in searches_of(table, problem.scheme):
+            for explainer in mode.explainers:
+                yield replace(problem, kind="search", search=search, explainer=explainer)
+
+
+def _rank(mode: Mode) -> Callable[[Request], tuple[float, ...]]:
+    """Order of searches: the paper's LBDF, then BRR, then the second column."""
+
+    def rank(cell: Request) -> tuple[float, ...]:
+        # GNNExplainer trains per group, and random search asks for thousands of groups.
+        slow = (1 + (cell.search == "random")) * (cell.explainer == "gnnexplainer")
+        column = mode.granularities.index(cell.granularity) if cell.scheme == "lbdf" else 0.5
+        return slow, column, cell.buffer_kb
+
+    return rank
 
 
 _SEARCH_MODULES = {
