@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.reproduction import tables
-from benchmarks.reproduction.claims import OPEN, claims
+from benchmarks.reproduction.claims import OPEN, own_claims, paper_claims
 from benchmarks.reproduction.plots import draw_all
 from benchmarks.reproduction.requests import RULE, Mode
 from benchmarks.reproduction.results import Results
@@ -44,22 +44,27 @@ def write_page(results: Results, path: Path) -> str:
     """
     folder = path.with_suffix("")
     plots = draw_all(results, folder)
-    found = claims(results)
     for _, row in results.of_kind("explanation"):
         if row is not None:
             (folder / "fig4.svg").write_text(row["picture"], encoding="utf-8")
             plots["fig4"] = "An invalid group, the edges blamed, the cut, what fills the buffer"
-    table = tables.claims_table(found)
+    found = paper_claims(results)
     counted = Counter(claim.verdict for claim in found)
     summary = ", ".join(f"{counted[verdict]} {verdict}" for verdict in counted)
+    claims = tables.claims_table(found)
+    questions = tables.claims_table(own_claims(results), own=True)
     parts = [
         "# The paper, reproduced",
         "The evaluation of *Applying Graph Explanation to Operator Fusion* "
         "([arXiv 2501.00636](https://arxiv.org/abs/2501.00636)) with this implementation; "
         f"written by `{_command(results.mode)}`.",
         _state(results),
-        f"## The claims\n\n{summary}. Every verdict is computed from the rows below.",
-        table,
+        "## The claims\n\nGET stands for the paper's graph explanation techniques: RG-, PG- and "
+        f"GNNExplainer. Verdicts are computed from the rows of the tables below: {summary}.",
+        claims,
+        "What the paper does not ask: whether the explainers beat the controls, and where the "
+        "package's own default, `auto`, ends.",
+        questions,
     ]
     if "ratios" in plots:
         parts.append(_image(folder, "ratios", plots))
@@ -82,7 +87,7 @@ def write_page(results: Results, path: Path) -> str:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return f"{table}\n\n{_state(results)}"
+    return f"{claims}\n\n{questions}\n\n{_state(results)}"
 
 
 def _command(mode: Mode) -> str:

@@ -117,4 +117,5 @@ def _curves(results: Results) -> Figure | None:
 
 def _finish(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=8)

@@ -30,10 +30,15 @@ def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     return str(tabulate(rows, headers, "pipe", disable_numparse=True))
 
 
-def claims_table(found: Sequence[Claim]) -> str:
-    """Claim, the paper's figure, ours, verdict."""
+def claims_table(found: Sequence[Claim], own: bool = False) -> str:
+    """Claim, the paper's figure unless the claim is our own, ours, verdict."""
+    if own:
+        return markdown([(c.text, c.ours, f"**{c.verdict}**") for c in found], _OWN)
     rows = [(c.text, c.paper, c.ours, f"**{c.verdict}**") for c in found]
     return markdown(rows, ("claim", "paper", "ours", "verdict"))
+
+
+_OWN = ("claim", "measured", "verdict")
 
 
 def search_table(results: Results, search: str, scheme: str, granularity: str, kb: int) -> str:
