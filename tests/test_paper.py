@@ -194,6 +194,27 @@ def test_a_key_hangs_on_code_but_not_on_comments(
         provenance.tree.cache_clear()
 
 
+def test_a_key_hangs_on_how_many_edges_an_explainer_may_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+
+    def digest(edges: int, other: int) -> str:
+        text = f"EDGES = {edges}\nOTHER = {other}\n\ndef f():\n    return EDGES\n"
+        (tmp_path / "benchmarks" / "low.py").write_text(text, encoding="utf-8")
+        provenance.tree.cache_clear()
+        provenance.function_digest.cache_clear()
+        return provenance.function_digest("benchmarks.low", "f")
+
+    try:
+        assert digest(6, 1) == digest(6, 2)
+        assert digest(6, 1) != digest(7, 1)
+    finally:
+        provenance.tree.cache_clear()
+        provenance.function_digest.cache_clear()
+
+
 def test_a_row_of_lbdf_does_not_hang_on_brr() -> None:
     found = provenance.closure(["torch_getfuse.partition.lbdf", "torch_getfuse.partition.search"])
     assert "torch_getfuse.partition.moves" in found

@@ -19,8 +19,7 @@ from benchmarks.reproduction import provenance
 from benchmarks.reproduction.plain import EDITS, plain_local_search
 from benchmarks.reproduction.requests import RULE, Request
 from torch_getfuse.accelerator import KB
-from torch_getfuse.explain.data import GROUPS, load_samples, make_shards
-from torch_getfuse.explain.explainers import make_ranker
+from torch_getfuse.explain.data import GROUPS, TABLE_1, build, load_samples, requests
 from torch_getfuse.explain.sampling import BUFFERS
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
@@ -29,8 +28,8 @@ from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.nsga2 import max_buffer, nsga2_search
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search import local_search, random_search
-from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges, random_edges
-from torch_getfuse.planner import SOLUTION_EDGES, plan_graph
+from torch_getfuse.partition.split import RecursiveSplit
+from torch_getfuse.planner import plan_graph, ranker_of
 from torch_getfuse.why import DEFAULT, explain_graph
 
 Figures = dict[str, Any]
@@ -100,19 +99,15 @@ def _problem(request: Request, folder: Path, merge: bool = False) -> FusionProbl
     return problem_of(graph, request.scheme, request.granularity, request.buffer_kb, merge)
 
 
-def _ranker(request: Request, problem: FusionProblem) -> EdgeRanker:
-    if request.explainer == "all":
-        return all_edges(problem.graph)
-    if request.explainer == "random":
-        return random_edges(problem.graph, SOLUTION_EDGES, request.seed)
-    return make_ranker(
-        request.explainer,
-        problem.graph,
-        request.scheme,
-        request.buffer_kb * KB,
+def _options(request: Request) -> Options:
+    return Options(
+        buffer=request.buffer_kb * KB,
+        scheme=request.scheme,
         granularity=request.granularity,
-        edges=SOLUTION_EDGES,
+        activation_bytes=1,
+        weight_bytes=1,
         seed=request.seed,
+        progress=False,
     )
 
 
@@ -120,7 +115,8 @@ def _search(request: Request, folder: Path) -> Figures:
     problem = _problem(request, folder, merge=request.search == "local-merged")
     split = None
     if request.explainer != "none":
-        split = RecursiveSplit(problem, _ranker(request, problem), RULE)
+        ranker = ranker_of(request.explainer, problem, _options(request))
+        split = RecursiveSplit(problem, ranker, RULE)
     found = _SEARCHES[request.search](problem, request.budget, request.seed, split)
     return {
         **_plan(problem, found),
@@ -155,16 +151,8 @@ def _optimum(request: Request, folder: Path) -> Figures:
 
 def _auto(request: Request, folder: Path) -> Figures:
     graph = graph_of(request.network, folder)
-    options = Options(
-        buffer=request.buffer_kb * KB,
-        scheme=request.scheme,
-        granularity=request.granularity,
-        activation_bytes=1,
-        weight_bytes=1,
-        progress=False,
-    )
     started = time.perf_counter()
-    plan = plan_graph(graph, options)
+    plan = plan_graph(graph, _options(request))
     return {
         "dram_bytes": plan.dram_bytes,
         "proof": plan.proof,
@@ -174,24 +162,21 @@ def _auto(request: Request, folder: Path) -> Figures:
 
 
 def _samples(request: Request, folder: Path) -> Figures:
-    """Distinct groups per network, and the share of valid ones per buffer."""
+    """Distinct groups of the paper's networks, and the share of valid ones per buffer."""
     data = data_folder(request.budget, folder)
-    shards = make_shards(
-        request.scheme, request.granularity, data, request.budget, jobs=1, progress=False
-    )
+    build(request.scheme, request.granularity, data, request.budget, jobs=1, progress=False)
     counts: dict[str, int] = {}
-    keys: dict[str, set[str]] = {}
     valid = [0] * len(BUFFERS)
-    for shard in shards:
+    for shard in requests(request.scheme, request.granularity, request.budget, seed=0):
+        if shard.network not in TABLE_1:
+            continue
         samples = load_samples(shard, data)
         counts[shard.network] = counts.get(shard.network, 0) + len(samples)
-        keys.setdefault(shard.network, set()).update(sample.key for sample in samples)
         for sample in samples:
             for k, fits in enumerate(sample.valid):
                 valid[k] += fits
     return {
         "groups": counts,
-        "structures": {network: len(found) for network, found in keys.items()},
         "buffers": BUFFERS,
         "valid": [count / sum(counts.values()) for count in valid],
     }
@@ -208,14 +193,8 @@ def _explanation(request: Request, folder: Path) -> Figures:
     """Fig. 4: a group that does not fit, the edges that each explainer blames, and a picture."""
     import matplotlib
 
-    options = Options(
-        buffer=request.buffer_kb * KB,
-        granularity=request.granularity,
-        activation_bytes=1,
-        weight_bytes=1,
-    )
     graph = graph_of(request.network, folder)
-    why = explain_graph(graph, options, EXPLAINED, DEFAULT)
+    why = explain_graph(graph, _options(request), EXPLAINED, DEFAULT)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "group.svg"
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "getfuse"}):

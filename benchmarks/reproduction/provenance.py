@@ -29,6 +29,22 @@ def code_digest(*modules: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
+def function_digest(module: str, name: str) -> str:
+    """A digest of one function of a module and of the module's constants that it names."""
+    body = _bare(module).body
+    function = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == name)
+    named = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    constants = [
+        node
+        for node in body
+        if isinstance(node, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id in named for target in node.targets)
+    ]
+    text = "".join(map(ast.dump, (function, *constants)))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def closure(modules: Iterable[str]) -> set[str]:
     """The modules and everything that they import, directly or not, from this repository."""
     found: set[str] = set()

@@ -144,31 +144,6 @@ def build(
         jobs: processes.
         progress: show a progress bar.
     """
-    wanted = make_shards(scheme, granularity, folder, groups, seed, jobs, progress)
-    digest = hashlib.sha256()
-    loaded = []
-    for request in sorted(wanted, key=lambda r: (r.network, r.side)):
-        digest.update(_shard_path(request, folder).read_bytes())
-        graph = load_graph(request.network, request.side, folder)
-        loaded.append((graph, load_samples(request, folder)))
-    packed = PackedGroups.of(loaded, granularity)
-    log.info("%d groups, %d samples", len(packed.keys), len(packed))
-    return packed, digest.hexdigest()
-
-
-def make_shards(
-    scheme: str,
-    granularity: str,
-    folder: Path,
-    groups: int = GROUPS,
-    seed: int = 0,
-    jobs: int = 2,
-    progress: bool = True,
-) -> list[ShardRequest]:
-    """Make the shards of a data set that are missing; all of its shards, large ones first.
-
-    Arguments as :func:`build`.
-    """
     wanted = requests(scheme, granularity, groups, seed)
     folder.mkdir(parents=True, exist_ok=True)
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
@@ -176,16 +151,20 @@ def make_shards(
     )
     for _ in tqdm(work, total=len(wanted), desc="groups", unit="shard", disable=not progress):
         pass
-    return wanted
+    digest = hashlib.sha256()
+    loaded = []
+    for request in sorted(wanted, key=lambda r: (r.network, r.side)):
+        text = _shard_path(request, folder).read_text(encoding="utf-8")
+        digest.update(text.encode())
+        loaded.append((load_graph(request.network, request.side, folder), _samples(text)))
+    packed = PackedGroups.of(loaded, granularity)
+    log.info("%d groups, %d samples", len(packed.keys), len(packed))
+    return packed, digest.hexdigest()
 
 
 def load_samples(request: ShardRequest, folder: Path) -> list[Sample]:
-    """The samples of a shard that :func:`make_shards` has made."""
-    rows = json.loads(_shard_path(request, folder).read_text(encoding="utf-8"))["groups"]
-    return [
-        Sample(int(mask, 16), act, weight, tuple(bool(v) for v in valid), key)
-        for mask, act, weight, valid, key in rows
-    ]
+    """The samples of a shard of a data set that :func:`build` has made in the folder."""
+    return _samples(_shard_path(request, folder).read_text(encoding="utf-8"))
 
 
 def load_graph(network: str, side: int, folder: Path) -> OpGraph:
@@ -219,6 +198,13 @@ def _make_shard(request: ShardRequest, folder: Path) -> None:
     if len(rows) < request.groups:
         log.info("%s has only %d of %d groups", path.stem, len(rows), request.groups)
     _write(path, json.dumps({"recipe": request.recipe(), "groups": rows}))
+
+
+def _samples(text: str) -> list[Sample]:
+    return [
+        Sample(int(mask, 16), act, weight, tuple(bool(v) for v in valid), key)
+        for mask, act, weight, valid, key in json.loads(text)["groups"]
+    ]
 
 
 def _shard_path(request: ShardRequest, folder: Path) -> Path:
