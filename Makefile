@@ -32,7 +32,7 @@ test: $(VENV)/.dev ## run the tests
 paper: $(VENV)/.dev ## the paper's tables, plots and claims, to docs/paper.md: hours, resumable
 	@$(BIN)/python -m benchmarks.paper full $(ARGS)
 
-paper-quick: $(VENV)/.dev ## the same with one seed and a tenth of the plans, to runs/paper/quick.md
+paper-quick: $(VENV)/.dev ## the same with one seed and few plans, to runs/paper/quick.md
 	@$(BIN)/python -m benchmarks.paper quick $(ARGS)
 
 lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.reproduction import published
 from benchmarks.reproduction.claims import NAMES, search_name
-from benchmarks.reproduction.requests import CURVE_BUDGET, curve
+from benchmarks.reproduction.requests import curve, curve_marks
 from benchmarks.reproduction.results import Results
 from torch_getfuse.accelerator import KB
 
@@ -93,29 +93,34 @@ def _ratios(results: Results) -> Figure | None:
 
 def _curves(results: Results) -> Figure | None:
     requests = curve(results.mode)
+    networks = list(dict.fromkeys(request.network for request in requests))
     searches = list(dict.fromkeys(request.search for request in requests))
     cells = {request: results.cell(request) for request in requests}
     if not any(cells.values()):
         return None
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    budget = CURVE_BUDGET // results.mode.divide
-    marks = [k for k in (10, 20, 50, 100, 200, 500, 1000, 2000, 3000, 4000) if k <= budget]
-    for axes, search in zip(figure.subplots(1, len(searches)), searches, strict=True):
-        for request, cell in cells.items():
-            if request.search == search and cell is not None and cell.optimum is not None:
-                gaps = [100 * (cell.best_at(plans) / cell.optimum - 1) for plans in marks]
-                color, label = _COLORS[request.explainer], NAMES[request.explainer]
-                axes.plot(marks, gaps, marker=".", color=color, label=label)
-        axes.set_xscale("log")
-        axes.set_title(search_name(search), fontsize=9)
-        axes.set_xlabel("plans")
-        axes.set_ylabel("gap to the optimum, %")
-        axes.set_ylim(bottom=0)
-        _finish(axes)
+    figure = Figure(figsize=(9, 2.7 * len(networks)), layout="constrained")
+    panels = figure.subplots(len(networks), len(searches), squeeze=False)
+    marks = [10, *curve_marks(results.mode)]
+    for row, network in zip(panels, networks, strict=True):
+        for axes, search in zip(row, searches, strict=True):
+            for request, cell in cells.items():
+                if (request.network, request.search) != (network, search):
+                    continue
+                if cell is not None and cell.optimum is not None:
+                    gaps = [100 * (cell.best_at(plans) / cell.optimum - 1) for plans in marks]
+                    color, label = _COLORS[request.explainer], NAMES[request.explainer]
+                    axes.plot(marks, gaps, marker=".", color=color, label=label)
+            axes.set_xscale("log")
+            axes.set_title(f"{network}: {search_name(search)}", fontsize=9)
+            axes.set_xlabel("plans")
+            axes.set_ylabel("gap to the optimum, %")
+            axes.set_ylim(bottom=0)
+            _finish(axes)
     return figure
 
 
 def _finish(axes: Any) -> None:
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

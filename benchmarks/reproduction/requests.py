@@ -27,7 +27,9 @@ LADDER = ("plain", "plain-edits", "local", "local-merged")
 """From the paper's local search, read literally, to the package's, one step at a time."""
 LADDER_FACTOR = 4  # times the table's budget
 
-CURVE_NETWORK, CURVE_BUDGET = "mobilenet_v2", 4000
+CURVES = (("mobilenet_v2", 128, 4000), ("efficientnet_b3", 256, 5000))
+"""Network, buffer in KB and budget of Fig. 5's runs."""
+CURVE_END = 4000
 TABLE_5_NETWORK = "mobilenet_v2"
 
 MODELS = (("lbdf", "line"), ("lbdf", "pixel"), ("brr", "line"))
@@ -90,7 +92,7 @@ MODES = {
     mode.name: mode
     for mode in (
         Mode("full"),
-        Mode("quick", granularities=("pixel",), seeds=1, divide=10, groups=1200),
+        Mode("quick", granularities=("pixel",), seeds=1, divide=20, groups=1200),
         Mode(
             "smallest",
             table_2=(),
@@ -133,15 +135,31 @@ def seeded(mode: Mode, request: Request) -> list[Request]:
 
 
 def curve(mode: Mode) -> list[Request]:
-    """Fig. 5 for MobileNetV2, one request per search and explainer; seeds are not filled in."""
-    if CURVE_NETWORK not in mode.table_34:
-        return []
-    base = Request("search", CURVE_NETWORK, buffer_kb=128, budget=CURVE_BUDGET // mode.divide)
+    """Fig. 5, one request per network, search and explainer; seeds are not filled in.
+
+    EfficientNet-B3's are cells of Table II.
+    """
     return [
-        replace(base, search=search, explainer=explainer)
+        Request(
+            "search",
+            network,
+            buffer_kb=buffer_kb,
+            search=search,
+            explainer=explainer,
+            budget=budget // mode.divide,
+        )
+        for network, buffer_kb, budget in CURVES
+        if network in (*mode.table_34, *mode.table_2)
         for search in ("plain", "local", "random")
         for explainer in mode.explainers
     ]
+
+
+def curve_marks(mode: Mode) -> list[int]:
+    """Budgets of Fig. 5: a few small ones, and 1,000 to 4,000 plans."""
+    small = [20, 100, 500]
+    large = [budget // mode.divide for budget in (1000, 2000, 3000, CURVE_END)]
+    return [plans for plans in small if plans < large[0]] + large
 
 
 def ladder(mode: Mode) -> list[Request]:

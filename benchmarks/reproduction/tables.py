@@ -13,11 +13,11 @@ from benchmarks.reproduction import published
 from benchmarks.reproduction.claims import NAMES, OPEN, Claim, search_name, table_5_cell
 from benchmarks.reproduction.requests import (
     CONTROLS,
-    CURVE_BUDGET,
     GETS,
     LADDER_FACTOR,
     Request,
     curve,
+    curve_marks,
     ladder,
 )
 from benchmarks.reproduction.results import MB, Cell, Column, Results
@@ -101,8 +101,8 @@ def _gap(cell: Cell) -> str:
     if cell.gap is None or cell.optimum is None:
         return OPEN
     gaps = [100 * (dram / cell.optimum - 1) for dram in cell.drams]
-    spread = "" if len(gaps) == 1 else f" ({min(gaps):.1f} to {max(gaps):.1f})"
-    return f"+{_percent(cell.gap)}{spread}"
+    least, most = f"{min(gaps):.1f}", f"{max(gaps):.1f}"
+    return f"+{_percent(cell.gap)}" + (f" ({least} to {most})" if least != most else "")
 
 
 def cell_rows(results: Results) -> list[dict[str, Any]]:
@@ -165,7 +165,7 @@ def _model(request: Request) -> str:
 def valid_table(results: Results) -> str:
     """Fig. 3: share of valid groups per buffer."""
     rows: list[list[str]] = []
-    headers = ["cost model"]
+    headers = ["cost model", "share of valid groups"]
     for request, row in results.of_kind("samples"):
         if row is None:
             rows.append([_model(request), OPEN])
@@ -204,18 +204,18 @@ def explanation_table(results: Results) -> str:
 
 def curve_table(results: Results) -> str:
     """Fig. 5: mean gap to the optimum after so many plans."""
-    budget = CURVE_BUDGET // results.mode.divide
-    marks = [budget // 4 * k for k in range(1, 5)]
+    marks = curve_marks(results.mode)
     rows = []
     for request in curve(results.mode):
         cell = results.cell(request)
-        row = [search_name(request.search), NAMES[request.explainer]]
+        row = [request.network, search_name(request.search), NAMES[request.explainer]]
         if cell is None or cell.optimum is None:
             rows.append([*row, OPEN])
         else:
             best = [100 * (cell.best_at(plans) / cell.optimum - 1) for plans in marks]
             rows.append([*row, *(f"+{_percent(gap)}" for gap in best)])
-    return markdown(rows, ("search", "explainer", *(f"{plans} plans" for plans in marks)))
+    headers = ("network", "search", "explainer", *(f"{plans} plans" for plans in marks))
+    return markdown(rows, headers)
 
 
 def rates_table(results: Results) -> str:
