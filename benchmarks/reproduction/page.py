@@ -24,10 +24,10 @@ bytes, KB 1024.
 
 How to read a cell: `+1.2 % (0.0 to 3.5)` is the mean gap to the proved optimum and the least and
 greatest of the seeds; `×0.98 (paper ×0.90)` is DRAM access as a share of the same column's baseline
-(no explainer), ours and the paper's. Absolute MB do not transfer: the paper does not print its
-cost model's last details, and its searches price other operators. `random edges` and `all edges`
-are controls: the same split with edges drawn at random, and with every edge. An explainer that
-does no better explains nothing. Local search comes in two readings. *Local search* is the
+(no explainer), ours and the paper's. Absolute MB do not transfer: the paper gives neither its
+cost models' formulas nor the width of an element. `random edges` and `all edges` are controls:
+the same split with edges drawn at random, and with every edge. An explainer that does no better
+explains nothing. Local search comes in two readings. *Local search* is the
 package's. *Local, as worded* is the least that the paper's sentence needs: an edit moves one
 operator into a neighbouring group and is spent if that makes a cycle, random splitting cuts at a
 position of the topological order, nothing is remembered (`benchmarks/reproduction/plain.py`).
