@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from torch_getfuse.explain.data import GROUPS, UNSEEN, build, capture_network
+from torch_getfuse.explain.data import UNSEEN, build, capture_network
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.explainers import EXPLAINERS, make_ranker
 from torch_getfuse.explain.metrics import measure
@@ -71,37 +71,28 @@ def scored(what: str, scheme: str, granularity: str, found: Scores) -> Row:
     }
 
 
-def accuracy_of(
-    scheme: str, granularity: str, data: Path, drawn: int, groups: int = GROUPS
-) -> Iterator[Row]:
-    """Scores of one predictor: test part, and ``drawn`` groups of each network never trained on.
-
-    ``groups`` distinct groups make up the data set in the folder ``data``.
-    """
-    model = load_model(scheme, granularity)
-    packed, _ = build(scheme, granularity, data, groups)
-    test = packed.part("test")
-    yield scored("test part", scheme, granularity, evaluate(model, packed, test))
-    alone = packed.fits_alone(scheme == "lbdf")[test]
-    found = evaluate(model, packed, test[alone])
-    yield scored("test part, no operator unfusable", scheme, granularity, found)
-    for network in UNSEEN:
-        graph = capture_network(network)
-        samples = sample_groups(
-            graph,
-            lambda a, w, g=graph: make_scheme(scheme, g, granularity, a, w),
-            granularity,
-            drawn,
-            seed=777,
-        )
-        new = PackedGroups.of([(graph, list(samples))], granularity)
-        yield scored(network, scheme, granularity, evaluate(model, new, np.arange(len(new))))
-
-
 def accuracy(given: argparse.Namespace) -> Iterator[Row]:
     """Accuracy and F1 on the test part, and on groups of networks never trained on."""
     for scheme, granularity in MODELS:
-        yield from accuracy_of(scheme, granularity, given.data, given.groups)
+        model = load_model(scheme, granularity)
+        packed, _ = build(scheme, granularity, given.data)
+        test = packed.part("test")
+        yield scored("test part", scheme, granularity, evaluate(model, packed, test))
+        alone = packed.fits_alone(scheme == "lbdf")[test]
+        found = evaluate(model, packed, test[alone])
+        yield scored("test part, no operator unfusable", scheme, granularity, found)
+        for network in UNSEEN:
+            graph = capture_network(network)
+            samples = sample_groups(
+                graph,
+                lambda a, w, s=scheme, g=graph, u=granularity: make_scheme(s, g, u, a, w),
+                granularity,
+                given.groups,
+                seed=777,
+            )
+            new = PackedGroups.of([(graph, list(samples))], granularity)
+            found = evaluate(model, new, np.arange(len(new)))
+            yield scored(network, scheme, granularity, found)
 
 
 def network_graph(name: str) -> OpGraph:

@@ -229,7 +229,7 @@ TABLES = Mode(
     schemes=("lbdf",),
     granularities=("pixel",),
     seeds=2,
-    groups=0,
+    data=False,
 )
 
 

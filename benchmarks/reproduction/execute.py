@@ -7,6 +7,7 @@ import os
 import platform
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.explainers import accuracy_of, network_graph, problem_of
+from benchmarks.explainers import accuracy, network_graph, problem_of
 from benchmarks.reproduction import provenance
 from benchmarks.reproduction.plain import EDITS, plain_local_search
 from benchmarks.reproduction.requests import RULE, Request
@@ -35,8 +36,8 @@ from torch_getfuse.why import DEFAULT, explain_graph
 Figures = dict[str, Any]
 
 EXPLAINED = ("features.2", "features.3")
-"""Two inverted residuals of MobileNetV2: the invalid group of Fig. 4, under 64 KB."""
-_DRAWN = 120  # groups, at most, of each network that no predictor was trained on
+"""Two inverted residuals of MobileNetV2: the invalid group of Fig. 4."""
+_DRAWN = 120  # groups of each network that no predictor was trained on
 
 _SEARCHES: Mapping[str, Callable[..., SearchResult]] = {
     "plain": plain_local_search,
@@ -60,11 +61,6 @@ def graph_of(network: str, folder: Path) -> OpGraph:
         part.write_text(json.dumps(network_graph(network).to_dict()), encoding="utf-8")
         part.replace(path)
     return OpGraph.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def data_folder(groups: int, folder: Path) -> Path:
-    """Where the predictors' data lies: the training's own folder if it is all of it."""
-    return folder.parent / "explain" if groups == GROUPS else folder / f"data-{groups}"
 
 
 def execute(request: Request, folder: Path) -> Figures:
@@ -163,14 +159,13 @@ def _auto(request: Request, folder: Path) -> Figures:
 
 def _samples(request: Request, folder: Path) -> Figures:
     """Distinct groups of the paper's networks, and the share of valid ones per buffer."""
-    data = data_folder(request.budget, folder)
-    build(request.scheme, request.granularity, data, request.budget, jobs=1, progress=False)
+    build(request.scheme, request.granularity, _data(folder), jobs=1, progress=False)
     counts: dict[str, int] = {}
     valid = [0] * len(BUFFERS)
-    for shard in requests(request.scheme, request.granularity, request.budget, seed=0):
+    for shard in requests(request.scheme, request.granularity, GROUPS, seed=0):
         if shard.network not in TABLE_1:
             continue
-        samples = load_samples(shard, data)
+        samples = load_samples(shard, _data(folder))
         counts[shard.network] = counts.get(shard.network, 0) + len(samples)
         for sample in samples:
             for k, fits in enumerate(sample.valid):
@@ -182,11 +177,14 @@ def _samples(request: Request, folder: Path) -> Figures:
     }
 
 
-def _predictor(request: Request, folder: Path) -> Figures:
-    data = data_folder(request.budget, folder)
-    drawn = min(_DRAWN, request.budget // 50)
-    scores = accuracy_of(request.scheme, request.granularity, data, drawn, request.budget)
-    return {"scores": list(scores)}
+def _predictors(request: Request, folder: Path) -> Figures:
+    """Accuracy and F1 of all predictors, by the explainers' own benchmark."""
+    return {"scores": list(accuracy(Namespace(data=_data(folder), groups=_DRAWN)))}
+
+
+def _data(folder: Path) -> Path:
+    """Where the training keeps its data set, so that it is not made twice."""
+    return folder.parent / "explain"
 
 
 def _explanation(request: Request, folder: Path) -> Figures:
@@ -208,6 +206,6 @@ _KINDS: Mapping[str, Callable[[Request, Path], Figures]] = {
     "optimum": _optimum,
     "auto": _auto,
     "samples": _samples,
-    "predictor": _predictor,
+    "predictors": _predictors,
     "explanation": _explanation,
 }

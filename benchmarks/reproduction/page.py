@@ -62,8 +62,8 @@ def write_page(results: Results, path: Path) -> str:
         "## The claims\n\nGET stands for the paper's graph explanation techniques: RG-, PG- and "
         f"GNNExplainer. Verdicts are computed from the rows of the tables below: {summary}.",
         claims,
-        "What the paper does not ask: whether the explainers beat the controls, and where the "
-        "package's own default, `auto`, ends.",
+        "What the paper does not ask: whether GETs help while a search is still far from its end, "
+        "whether they beat the controls, and where the package's own default, `auto`, ends.",
         questions,
     ]
     if "ratios" in plots:
@@ -114,7 +114,7 @@ def _state(results: Results) -> str:
 
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     mode = results.mode
-    if mode.groups:
+    if mode.data:
         yield (
             "Table I: fusion groups of the data",
             "Distinct groups per network, each judged under five buffers. Ours are in proportion "
@@ -157,7 +157,7 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         optional += [
             (
                 "Fig. 4: one invalid group explained",
-                "Two inverted residuals of MobileNetV2 under 64 KB.",
+                "Two inverted residuals of MobileNetV2 that do not fit 32 KB together.",
                 tables.explanation_table,
             ),
             (

@@ -100,7 +100,7 @@ def _curves(results: Results) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 2.7 * len(networks)), layout="constrained")
     panels = figure.subplots(len(networks), len(searches), squeeze=False)
-    marks = [10, *curve_marks(results.mode)]
+    marks = curve_marks(results.mode)
     for row, network in zip(panels, networks, strict=True):
         for axes, search in zip(row, searches, strict=True):
             for request, cell in cells.items():

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 
 from benchmarks.reproduction import provenance
 from benchmarks.reproduction.published import TABLE_2_NETWORKS, TABLE_34_NETWORKS
-from torch_getfuse.explain.data import GROUPS
 
 PROTOCOL = 1
 """Raised when a run is carried out in another way, so that older rows no longer count."""
@@ -40,14 +39,14 @@ class Request:
     """One run.
 
     Attributes:
-        kind: ``"search"``, ``"optimum"``, ``"auto"``, ``"predictor"``, ``"samples"`` or
+        kind: ``"search"``, ``"optimum"``, ``"auto"``, ``"samples"``, ``"predictors"`` or
             ``"explanation"``; what follows means nothing to some of them and then has its default.
         network: torchvision's name.
         scheme, granularity: the cost model; BRR has no granularity and says ``"line"``.
         buffer_kb: the on-chip buffer, KB.
         search: one of :data:`SEARCHES` or :data:`LADDER`.
         explainer: one of :data:`EXPLAINERS` or ``"saliency"``.
-        budget: plans; for ``"predictor"`` and ``"samples"`` distinct groups of the data set.
+        budget: plans.
         seed: of everything that is drawn.
     """
 
@@ -74,7 +73,8 @@ class Mode:
         explainers: of all tables.
         seeds: runs per cell.
         divide: what budgets are divided by.
-        groups: distinct groups of the data that the predictors are judged on; 0 for none.
+        data: whether Table I, Fig. 3 and the predictors are part of it; they need the data set
+            that the predictors are trained on, which takes minutes to make.
     """
 
     name: str
@@ -85,14 +85,14 @@ class Mode:
     explainers: Sequence[str] = EXPLAINERS
     seeds: int = 3
     divide: int = 1
-    groups: int = GROUPS
+    data: bool = True
 
 
 MODES = {
     mode.name: mode
     for mode in (
         Mode("full"),
-        Mode("quick", granularities=("pixel",), seeds=1, divide=20, groups=1200),
+        Mode("quick", granularities=("pixel",), seeds=1, divide=20, data=False),
         Mode(
             "smallest",
             table_2=(),
@@ -102,7 +102,7 @@ MODES = {
             explainers=("none", "rgexplainer", *CONTROLS),
             seeds=1,
             divide=100,
-            groups=0,
+            data=False,
         ),
     )
 }
@@ -157,9 +157,8 @@ def curve(mode: Mode) -> list[Request]:
 
 def curve_marks(mode: Mode) -> list[int]:
     """Budgets of Fig. 5: a few small ones, and 1,000 to 4,000 plans."""
-    small = [20, 100, 500]
-    large = [budget // mode.divide for budget in (1000, 2000, 3000, CURVE_END)]
-    return [plans for plans in small if plans < large[0]] + large
+    plans = (20, 100, 400, 1000, 2000, 3000, CURVE_END)
+    return [count // mode.divide for count in plans]
 
 
 def ladder(mode: Mode) -> list[Request]:
@@ -179,18 +178,16 @@ def requests(mode: Mode) -> list[Request]:
         runs += [replace(problem, kind=kind, budget=0) for _, problem in problems(mode)]
     has_table_5 = TABLE_5_NETWORK in mode.table_34
     if has_table_5:
-        runs.append(Request("explanation", TABLE_5_NETWORK, buffer_kb=64))
+        runs.append(Request("explanation", TABLE_5_NETWORK, buffer_kb=32))
     cells = [*_table_cells(mode), *ladder(mode), *curve(mode)]
     if has_table_5:
         base = Request("search", TABLE_5_NETWORK, buffer_kb=128, budget=2000 // mode.divide)
         for search in ("local", "random"):
             cells.append(replace(base, search=search, explainer="saliency"))
-    judged = [
-        Request(kind, "", scheme, granularity, budget=mode.groups)
-        for kind in ("samples", "predictor")
-        for scheme, granularity in MODELS
-        if mode.groups
-    ]
+    judged: list[Request] = []
+    if mode.data:
+        judged = [Request("samples", "", scheme, granularity) for scheme, granularity in MODELS]
+        judged.append(Request("predictors"))
     ranked = sorted((request for cell in cells for request in seeded(mode, cell)), key=_rank(mode))
     quick = [request for request in ranked if request.explainer != "gnnexplainer"]
     return list(dict.fromkeys([*runs, *quick, *judged, *ranked]))
@@ -264,11 +261,10 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
             "lbdf", request.granularity, "validity", "pg", "rg"
         )
     else:
-        modules.append("torch_getfuse.explain.data")
-        if request.kind == "predictor":
-            found["weights"] = provenance.weights_digest(
-                request.scheme, request.granularity, "validity"
-            )
+        modules += ["torch_getfuse.explain.data", "torch_getfuse.partition.schemes"]
+        if request.kind == "predictors":
+            digests = [provenance.weights_digest(*model, "validity") for model in MODELS]
+            found["weights"] = " ".join(digests)
     if "weights" in found:
         found["libraries"] = provenance.versions("torch", "torch_geometric")
     found["code"] = provenance.code_digest(*modules)

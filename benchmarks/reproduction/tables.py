@@ -15,6 +15,7 @@ from benchmarks.reproduction.requests import (
     CONTROLS,
     GETS,
     LADDER_FACTOR,
+    MODELS,
     Request,
     curve,
     curve_marks,
@@ -177,15 +178,16 @@ def valid_table(results: Results) -> str:
 
 def predictor_table(results: Results) -> str:
     """Accuracy and F1 on the test part and on networks never trained on."""
-    columns: dict[str, dict[str, str]] = {}
-    for request, row in results.of_kind("predictor"):
-        scores = row["scores"] if row is not None else []
-        columns[_model(request)] = {
-            s["on"]: f"{s['accuracy %']:.2f} / {s['F1 %']:.2f}" for s in scores
-        }
-    names = dict.fromkeys(name for found in columns.values() for name in found) or ["test part"]
-    rows = [[name, *(found.get(name, OPEN) for found in columns.values())] for name in names]
-    return markdown(rows, ("on", *(f"{name}, accuracy / F1 %" for name in columns)))
+    row = next((row for _, row in results.of_kind("predictors")), None)
+    if row is None:
+        return OPEN
+    found: dict[str, dict[str, str]] = {}
+    for score in row["scores"]:
+        text = f"{score['accuracy %']:.2f} / {score['F1 %']:.2f}"
+        found.setdefault(score["on"], {})[score["model"]] = text
+    models = [f"{scheme} {granularity}" for scheme, granularity in MODELS]
+    rows = [[name, *(scores.get(model, "–") for model in models)] for name, scores in found.items()]
+    return markdown(rows, ("accuracy / F1, % on", *models))
 
 
 def explanation_table(results: Results) -> str:
