@@ -207,7 +207,7 @@ def _rank(mode: Mode) -> Callable[[Request], tuple[float, ...]]:
         # GNNExplainer trains per group, and random search asks for thousands of groups.
         slow = (1 + (cell.search == "random")) * (cell.explainer == "gnnexplainer")
         column = mode.granularities.index(cell.granularity) if cell.scheme == "lbdf" else 0.5
-        return slow, column, cell.buffer_kb, cell.search == "random"
+        return slow, column, cell.search == "random", cell.buffer_kb
 
     return rank
 
