@@ -114,6 +114,11 @@ def _state(results: Results) -> str:
 
 def _sections(results: Results) -> Iterator[tuple[str, str]]:
     mode = results.mode
+    yield (
+        "In short: mean gap to the optimum",
+        "How much room each search leaves an explainer, over the networks of its table.\n\n"
+        + tables.summary_table(results),
+    )
     if mode.data:
         yield (
             "Table I: fusion groups of the data",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from tabulate import tabulate
@@ -13,6 +13,7 @@ from benchmarks.reproduction import published
 from benchmarks.reproduction.claims import NAMES, OPEN, Claim, search_name, table_5_cell
 from benchmarks.reproduction.requests import (
     CONTROLS,
+    EXPLAINERS,
     GETS,
     LADDER_FACTOR,
     MODELS,
@@ -40,6 +41,29 @@ def claims_table(found: Sequence[Claim], own: bool = False) -> str:
 
 
 _OWN = ("claim", "measured", "verdict")
+
+
+def summary_table(results: Results) -> str:
+    """Mean gap to the optimum over the networks of each table, per explainer."""
+    names = [name for name in EXPLAINERS if name in results.mode.explainers]
+    tables: dict[tuple[Any, ...], list[Column]] = {}
+    for column in results.columns((*GETS, *CONTROLS)):
+        r = column.request
+        tables.setdefault((r.search, _model(r), r.buffer_kb), []).append(column)
+    rows = []
+    for (search, model, buffer_kb), columns in tables.items():
+        row = [search_name(search), f"{model}, {buffer_kb} KB", str(len(columns))]
+        for name in names:
+            gaps = [
+                cell.gap
+                for column in columns
+                for cell in [column.baseline if name == "none" else column.explained[name]]
+                if cell is not None and cell.gap is not None
+            ]
+            row.append(f"+{_percent(mean(gaps))}" if len(gaps) == len(columns) else OPEN)
+        rows.append(row)
+    headers = ("search", "cost model", "networks", *(NAMES[name] for name in names))
+    return markdown(rows, headers)
 
 
 def search_table(results: Results, search: str, scheme: str, granularity: str, kb: int) -> str:
