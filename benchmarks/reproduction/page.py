@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.reproduction import tables
-from benchmarks.reproduction.claims import OPEN, own_claims, paper_claims
+from benchmarks.reproduction.claims import NAMES, OPEN, own_claims, paper_claims, search_name
 from benchmarks.reproduction.plots import draw_all
-from benchmarks.reproduction.requests import RULE, Mode
+from benchmarks.reproduction.requests import EARLY, RULE, Mode
 from benchmarks.reproduction.results import Results
 
 _PROTOCOL = """\
@@ -107,6 +107,8 @@ def _state(results: Results) -> str:
         told = (f"{spent:.2f} h on {machine}" for machine, spent in hours.most_common())
         text += f", together {'; '.join(told)}, one core per run"
     text += "."
+    for search, explainer in mode.left_out:
+        text += f" {NAMES[explainer]} under {search_name(search)} is left out of this mode."
     if len(rows) < len(results.requests):
         text += f' What is missing stands as "{OPEN}"; the same command goes on with it.'
     return text
@@ -117,7 +119,9 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
     yield (
         "In short: mean gap to the optimum",
         "How much room each search leaves an explainer, over the networks of its table.\n\n"
-        + tables.summary_table(results),
+        + tables.summary_table(results)
+        + f"\n\nThe same runs, stopped after one in {EARLY} of their plans:\n\n"
+        + tables.summary_table(results, EARLY),
     )
     if mode.data:
         yield (

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from benchmarks.reproduction.requests import GETS, Mode, Request, problems, searches_of, seeded
+from benchmarks.reproduction.requests import (
+    GETS,
+    Mode,
+    Request,
+    explainers_of,
+    problems,
+    searches_of,
+    seeded,
+)
 
 MB = 1e6
 """The paper's MB: 10**6 bytes."""
@@ -59,6 +67,10 @@ class Cell:
             min(cost for count, cost in row["history"] if count <= plans) for row in self.rows
         )
 
+    def gap_at(self, plans: int) -> float | None:
+        """Mean gap to the optimum of the best after so many plans, percent."""
+        return None if self.optimum is None else 100 * (self.best_at(plans) / self.optimum - 1)
+
     def plans_to(self, bytes_: float) -> list[int | None]:
         """Per seed, after how many plans the best has no more than so many bytes."""
         return [
@@ -106,9 +118,9 @@ class Results:
 
     def columns(self, explained: Sequence[str] = GETS) -> Iterator[Column]:
         """Every column of Tables II, III and IV with the explainers asked for."""
-        names = [name for name in explained if name in self.mode.explainers]
         for table, problem in problems(self.mode):
             for search in searches_of(table, problem.scheme):
+                names = [name for name in explainers_of(self.mode, search) if name in explained]
                 base = replace(problem, kind="search", search=search)
                 cells = {
                     name: self.cell(replace(base, explainer=name)) for name in ("none", *names)

@@ -43,8 +43,11 @@ def claims_table(found: Sequence[Claim], own: bool = False) -> str:
 _OWN = ("claim", "measured", "verdict")
 
 
-def summary_table(results: Results) -> str:
-    """Mean gap to the optimum over the networks of each table, per explainer."""
+def summary_table(results: Results, divide: int = 1) -> str:
+    """Mean gap to the optimum over the networks of each table, per explainer.
+
+    ``divide``: look at the best plans after this fraction of the budget.
+    """
     names = [name for name in EXPLAINERS if name in results.mode.explainers]
     tables: dict[tuple[Any, ...], list[Column]] = {}
     for column in results.columns((*GETS, *CONTROLS)):
@@ -55,10 +58,10 @@ def summary_table(results: Results) -> str:
         row = [search_name(search), f"{model}, {buffer_kb} KB", str(len(columns))]
         for name in names:
             gaps = [
-                cell.gap
+                cell.gap_at(max(1, column.request.budget // divide))
                 for column in columns
-                for cell in [column.baseline if name == "none" else column.explained[name]]
-                if cell is not None and cell.gap is not None
+                for cell in [column.baseline if name == "none" else column.explained.get(name)]
+                if cell is not None and cell.optimum is not None
             ]
             row.append(f"+{_percent(mean(gaps))}" if len(gaps) == len(columns) else OPEN)
         rows.append(row)
@@ -82,7 +85,8 @@ def search_table(results: Results, search: str, scheme: str, granularity: str, k
         ]
         for name in names:
             paper = known[name] / known["none"] if name in known else None
-            row.append(_cell_text(column.explained[name], column.baseline, paper, kb == 256))
+            cell = column.explained.get(name)
+            row.append(_cell_text(cell, column.baseline, paper, kb == 256))
         rows.append(row)
     headers = ["network", "optimum, MB", "auto", "none", *(NAMES[name] for name in names)]
     return markdown(rows, headers)
