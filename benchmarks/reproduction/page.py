@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks.reproduction import tables
-from benchmarks.reproduction.claims import NAMES, OPEN, own_claims, paper_claims, search_name
+from benchmarks.reproduction.claims import (
+    FAILS,
+    HOLDS,
+    NAMES,
+    OPEN,
+    own_claims,
+    paper_claims,
+    search_name,
+)
 from benchmarks.reproduction.plots import draw_all
 from benchmarks.reproduction.requests import EARLY, RULE, Mode
 from benchmarks.reproduction.results import Results
@@ -50,7 +58,9 @@ def write_page(results: Results, path: Path) -> str:
             plots["fig4"] = "An invalid group, the edges blamed, the cut, what fills the buffer"
     found = paper_claims(results)
     counted = Counter(claim.verdict for claim in found)
-    summary = ", ".join(f"{counted[verdict]} {verdict}" for verdict in counted)
+    summary = (
+        f"{counted[HOLDS]} hold, {counted[FAILS]} do not hold, {counted[OPEN]} are not run yet"
+    )
     claims = tables.claims_table(found)
     questions = tables.claims_table(own_claims(results), own=True)
     parts = [
@@ -107,8 +117,9 @@ def _state(results: Results) -> str:
         told = (f"{spent:.2f} h on {machine}" for machine, spent in hours.most_common())
         text += f", together {'; '.join(told)}, one core per run"
     text += "."
-    for search, explainer in mode.left_out:
-        text += f" {NAMES[explainer]} under {search_name(search)} is left out of this mode."
+    if mode.left_out:
+        left = (f"{NAMES[name]} under {search_name(search)}" for search, name in mode.left_out)
+        text += f" Left out of this mode: {'; '.join(left)}."
     if len(rows) < len(results.requests):
         text += f' What is missing stands as "{OPEN}"; the same command goes on with it.'
     return text
