@@ -15,10 +15,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from graphs import random_graph
 
 from benchmarks import paper
-from benchmarks.reproduction import provenance, published
+from benchmarks.reproduction import execute, provenance, published
 from benchmarks.reproduction.claims import FAILS, HOLDS, OPEN, Claim, own_claims, paper_claims
 from benchmarks.reproduction.journal import Journal
 from benchmarks.reproduction.plain import EDITS, PositionSplit, plain_local_search
@@ -31,6 +30,9 @@ from benchmarks.reproduction.requests import (
     requests,
 )
 from benchmarks.reproduction.results import Results
+from tests.graphs import random_graph
+from torch_getfuse.explain.data import ShardRequest
+from torch_getfuse.explain.sampling import Sample
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, topological_order
 from torch_getfuse.partition.lbdf import Lbdf
@@ -110,8 +112,8 @@ def test_a_killed_run_goes_on_where_it_was(
     with rows.open("a", encoding="utf-8") as file:
         file.write('{"key": "half a li')
     ran = []
-    execute = paper.execute
-    monkeypatch.setattr(paper, "execute", lambda r, f: ran.append(r) or execute(r, f))
+    real = paper.execute
+    monkeypatch.setattr(paper, "execute", lambda r, f: ran.append(r) or real(r, f))
     assert paper.main(arguments) == 0
     assert len(ran) == len(requests(SMALLEST)) - len(done)
     whole = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
@@ -126,12 +128,12 @@ def test_a_failed_run_is_told_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    execute = paper.execute
+    real = paper.execute
 
     def broken(request: Request, place: Path) -> dict[str, Any]:
         if request.kind == "auto":
             raise RuntimeError("out of coffee")
-        return execute(request, place)
+        return real(request, place)
 
     arguments = ["smallest", "--folder", str(folder), "--rows", str(tmp_path / "rows.jsonl")]
     monkeypatch.setattr(paper, "execute", broken)
@@ -139,7 +141,7 @@ def test_a_failed_run_is_told_and_tried_again(
     assert "out of coffee" in capsys.readouterr().err
     assert len(Journal(tmp_path / "rows.jsonl").rows) == len(requests(SMALLEST)) - 1
     assert OPEN in (tmp_path / "rows.md").read_text(encoding="utf-8")
-    monkeypatch.setattr(paper, "execute", execute)
+    monkeypatch.setattr(paper, "execute", real)
     assert paper.main(arguments) == 0
 
 
@@ -338,6 +340,25 @@ def test_the_papers_figures() -> None:
     assert published.column("plain", "lbdf", "resnet152")["none"] == 80.733
     assert published.column("random", "brr", "resnet50")["rgexplainer"] == 92.376
     assert not published.column("random", "brr", "resnet152")
+
+
+def test_table_1_counts_the_papers_networks_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*valid: bool) -> Sample:
+        return Sample(1, 1, 1, valid, "00")
+
+    drawn = {
+        "vgg16": [sample(False, False, True, True, True), sample(*[True] * 5)],
+        "another": [sample(*[False] * 5)],
+    }
+    shards = [ShardRequest("lbdf", "line", name, 224, 2, 0) for name in drawn]
+    monkeypatch.setattr(execute, "build", lambda *given, **more: None)
+    monkeypatch.setattr(execute, "requests", lambda *given, **more: shards)
+    monkeypatch.setattr(execute, "load_samples", lambda shard, folder: drawn[shard.network])
+    row = execute.execute(Request("samples", granularity="line"), tmp_path)
+    assert row["groups"] == {"vgg16": 2}
+    assert row["valid"] == [0.5, 0.5, 1.0, 1.0, 1.0]
 
 
 # -- the plain local search -----------------------------------------------------------------
