@@ -63,7 +63,7 @@ def summary_table(results: Results, divide: int = 1) -> str:
                 for cell in [column.baseline if name == "none" else column.explained.get(name)]
                 if cell is not None and cell.optimum is not None
             ]
-            row.append(f"+{_percent(mean(gaps))}" if len(gaps) == len(columns) else OPEN)
+            row.append(_percent(mean(gaps)) if len(gaps) == len(columns) else OPEN)
         rows.append(row)
     headers = ("search", "cost model", "networks", *(NAMES[name] for name in names))
     return markdown(rows, headers)
@@ -122,8 +122,9 @@ def _cell_text(cell: Cell | None, baseline: Cell | None, paper: float | None, bu
     return text
 
 
-def _percent(value: float) -> str:
-    return f"{value:.1f} %" if abs(value) >= 0.05 or value == 0 else f"{value:.2g} %"
+def _percent(gap: float) -> str:
+    """A gap to the optimum; 0 only where it is the optimum."""
+    return "0 %" if gap == 0 else "<0.05 %" if gap < 0.05 else f"+{gap:.1f} %"
 
 
 def _gap(cell: Cell) -> str:
@@ -131,7 +132,7 @@ def _gap(cell: Cell) -> str:
         return OPEN
     gaps = [100 * (dram / cell.optimum - 1) for dram in cell.drams]
     least, most = f"{min(gaps):.1f}", f"{max(gaps):.1f}"
-    return f"+{_percent(cell.gap)}" + (f" ({least} to {most})" if least != most else "")
+    return f"{_percent(cell.gap)}" + (f" ({least} to {most})" if least != most else "")
 
 
 def cell_rows(results: Results) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ def curve_table(results: Results) -> str:
             rows.append([*row, OPEN])
         else:
             best = [100 * (cell.best_at(plans) / cell.optimum - 1) for plans in marks]
-            rows.append([*row, *(f"+{_percent(gap)}" for gap in best)])
+            rows.append([*row, *map(_percent, best)])
     headers = ("network", "search", "explainer", *(f"{plans} plans" for plans in marks))
     return markdown(rows, headers)
 
@@ -282,7 +283,7 @@ def ladder_table(results: Results) -> str:
             rows.append([*row, OPEN])
             continue
         for plans in (budget // 4, budget, request.budget):
-            row.append(f"+{_percent(100 * (cell.best_at(plans) / cell.optimum - 1))}")
+            row.append(_percent(100 * (cell.best_at(plans) / cell.optimum - 1)))
         for share in (1.01, 1.0):
             row.append(_plans(cell.plans_to(share * cell.optimum)))
         rows.append(row)
