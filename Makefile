@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself, the environment in .venv included.
 #   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
 #   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
-#   ARGS="..."         is handed to pytest, to the matrix or to the demo
+#   ARGS="..."         is handed to pytest, the matrix, the demo or the benchmark (ARGS="--jobs 2")
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -15,12 +15,12 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix lint format clean
+.PHONY: help demo test matrix paper paper-quick lint format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
 	@echo "torch_getfuse: make TARGET"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^#   [A-Z]/ { sub(/^# /, ""); print }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
@@ -31,6 +31,12 @@ test: $(VENV)/.dev ## run the tests
 
 matrix: $(VENV)/.dev ## run every setting of torch.compile on ten networks (many hours; goes on where it stopped)
 	@$(BIN)/python benchmarks/matrix.py $(ARGS)
+
+paper: $(VENV)/.dev ## the paper's tables, plots and claims, to docs/paper.md: hours, resumable
+	@$(BIN)/python -m benchmarks.paper full $(ARGS)
+
+paper-quick: $(VENV)/.dev ## the same with one seed and few plans, to runs/paper/quick.md
+	@$(BIN)/python -m benchmarks.paper quick $(ARGS)
 
 lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)
 	@$(BIN)/ruff check .

@@ -147,6 +147,20 @@ def test_keys_know_structure_not_place() -> None:
     assert group_key(table, masks[0]) == group_key(FeatureTable(graph), masks[0])
 
 
+def test_a_shard_is_read_as_it_was_drawn(tmp_path: Path) -> None:
+    request = data.ShardRequest("lbdf", "line", "squeezenet1_0", 64, 12, seed=0)
+    data._make_shard(request, tmp_path)
+    found = data.load_samples(request, tmp_path)
+    assert len({sample.mask for sample in found}) == 12
+    graph = data.load_graph("squeezenet1_0", 64, tmp_path)
+    for sample in found:
+        scheme = Lbdf(graph, "line", sample.activation_bytes, sample.weight_bytes)
+        needs = [scheme.buffer(sample.mask, size) for size in BUFFERS]
+        assert sample.valid == tuple(
+            n is not None and n < b for n, b in zip(needs, BUFFERS, strict=True)
+        )
+
+
 def test_table_1_proportions() -> None:
     wanted = data.requests("lbdf", "line", 12_000, seed=0)
     total = {name: sum(r.groups for r in wanted if r.network == name) for name in data.TABLE_1}

@@ -199,6 +199,11 @@ def build(
     return packed, digest.hexdigest()
 
 
+def load_samples(request: ShardRequest, folder: Path) -> list[Sample]:
+    """The samples of a shard of a data set that :func:`build` has made in the folder."""
+    return _samples(_shard_path(request, folder).read_text(encoding="utf-8"))
+
+
 def load_graph(network: str, side: int, folder: Path) -> OpGraph:
     """A network's operator graph, captured once and kept under ``folder``."""
     path = folder / "graphs" / f"{network}-{side}.json"
