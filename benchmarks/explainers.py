@@ -192,7 +192,7 @@ def rectify(given: argparse.Namespace) -> Iterator[Row]:
     """
     graph = capture_network("mobilenet_v2")
     for label in ("local", "random"):
-        for name in EXPLAINERS:
+        for name in given.explainers:
             rates, control, counts, shares, seconds = [], [], [], [], 0.0
             met = 0
             for seed in range(given.seeds):
@@ -419,6 +419,9 @@ def main() -> None:
     parser.add_argument("--rules", action="store_true", help="'direct' by the paper's rule too")
     parser.add_argument("--granularity", choices=("line", "pixel"), default="line")
     parser.add_argument("--networks", nargs="*")
+    parser.add_argument(
+        "--explainers", nargs="+", default=EXPLAINERS, choices=EXPLAINERS, help="of 'rectify'"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     given.rng = Random(0)

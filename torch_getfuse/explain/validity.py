@@ -48,7 +48,7 @@ class _SymmetricProduct(torch.autograd.Function):
 
 
 class _Conv(GraphConv):
-    """GraphConv that takes a symmetric sparse adjacency in place of edges: a third less time."""
+    """GraphConv that takes a symmetric sparse adjacency in place of edges, which is faster."""
 
     def message_and_aggregate(
         self, edge_index: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]
