@@ -29,7 +29,7 @@ _PROGRESS_AFTER = 2.0
 
 _FEW_STEPS = 20_000
 _QUICK_PLANS = 200
-_DIRECT_SETS = 2_000
+_DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
 
 
