@@ -51,6 +51,10 @@ _SYNC = 150e-6
 _NEAR = 2**20
 """Bytes that a strip's maps may have to be found in a core's own cache: L2 of most processors."""
 
+_WORTH = 8 * 2**20
+"""Bytes of the largest map between two steps above which strips may pay: a smaller one is still in
+the last-level cache when it is read. So models of small maps need no timing at all."""
+
 _FAR = 12 * 2**20
 """Bytes of maps between two uses where a strip is larger than that; the most a strip may have."""
 
@@ -254,7 +258,6 @@ def choose_strips(
     for at, step in enumerate(steps):
         for node in step.maps:
             last[node] = at
-    whole = [times.whole(step) if step.by_rows else 0.0 for step in steps]
     arrivals: list[list[tuple[float, Choice, int]]] = [[] for _ in range(len(steps) + 1)]
     best: list[tuple[float, Choice | None, int]] = [(0.0, None, 0)]
     for at in range(len(steps)):
@@ -263,17 +266,20 @@ def choose_strips(
             part = steps[at:end]
             if not all(step.by_rows for step in part):
                 break
-            inner = max(block_bytes(step.node, map_rows(step.node)) for step in part[:-1])
-            if inner <= _NEAR:
-                continue  # what lies between stays in cache anyway
+            if max(block_bytes(step.node, map_rows(step.node)) for step in part[:-1]) <= _WORTH:
+                continue
             needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
             segment = Segment(part, needed)
             if not segment.runs:
                 continue
             found = _best_strips(segment, times, threads)
-            if found is not None and found[0] * _GAIN < sum(whole[at:end]):
-                arrivals[end].append((cost + found[0], Choice(at, end, found[1]), at))
-        alone: tuple[float, Choice | None, int] = (cost + whole[at], None, at)
+            if found is None:
+                continue
+            whole = sum(map(times.whole, part))
+            if found[0] * _GAIN < whole:
+                # Costs are counted from those of running everything whole.
+                arrivals[end].append((cost + found[0] - whole, Choice(at, end, found[1]), at))
+        alone: tuple[float, Choice | None, int] = (cost, None, at)
         best.append(min([alone, *arrivals[at + 1]], key=lambda option: option[0]))
     chosen = []
     at = len(steps)
