@@ -291,6 +291,7 @@ def test_training_runs_by_fx_nodes() -> None:
     run = compiled(model)
     assert torch.equal(run(x), model(x))  # parameters need gradients
     run(x).sum().backward()
+    assert "recorded for gradients" in notes(run)
     assert "packed" not in notes(run)
     with torch.no_grad():
         close(run(x), model(x))

@@ -153,6 +153,8 @@ def _compile(
                 record.add_notes([note])
                 return program or split.forward
             return split.forward
+        if options.inner == "auto":
+            record.add_notes(["inner auto: runs by FX nodes: the call is recorded for gradients"])
         split, moved = split_in_gradient_order(gm, children_of(capture, plan))
         if not moved:
             return split.forward
