@@ -22,14 +22,14 @@ from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fast_steps import Step, as_traced
 from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.packed import ConvWeights
-from torch_getfuse.backend.strips import Segment, StripPlan, run_strips
+from torch_getfuse.backend.strips import Segment, StripPlan, last_reads, run_strips
 
 _LAST = torch.channels_last
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Consecutive steps ``first`` to ``end - 1`` that run as so many strips; 1 for whole maps."""
+    """Consecutive steps ``first`` to ``end - 1`` that run as so many strips."""
 
     first: int
     end: int
@@ -71,12 +71,9 @@ class FastProgram:
     ) -> list[tuple[int, Callable[[list[Any]], None]]]:
         """What is called in turn, each with the position of its first step."""
         returned = set(gm.graph.output_node().all_input_nodes)
-        last: dict[fx.Node, int] = {}
-        for at, step in enumerate(steps):
-            for node in (*step.maps, *(w for w in step.weights if w is not None)):
-                last[node] = at
+        last = last_reads(steps)
         units: list[tuple[int, Callable[[list[Any]], None]]] = []
-        starts = {choice.first: choice for choice in choices if choice.strips > 1}
+        starts = {choice.first: choice for choice in choices}
         at = 0
         while at < len(steps):
             choice = starts.get(at)
@@ -84,9 +81,7 @@ class FastProgram:
             if choice is None:
                 units.append((at, self._whole(steps[at])))
             else:
-                part = steps[at:end]
-                needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
-                segment = Segment(part, needed)
+                segment = Segment.part(steps, at, end, returned, last)
                 plan = segment.plan(choice.strips)
                 units.append((at, _Strips(segment, plan, self._slots, self._threads)))
             gone = [

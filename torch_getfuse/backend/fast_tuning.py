@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import platform
-import tempfile
 import threading
 import time
 from collections import deque
@@ -28,8 +27,8 @@ from torch_getfuse.backend.fast_program import Choice
 from torch_getfuse.backend.fast_steps import Step
 from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.packed import ConvWeights
-from torch_getfuse.backend.plan_cache import default_folder
-from torch_getfuse.backend.strips import Segment, map_rows
+from torch_getfuse.backend.plan_cache import default_folder, write_whole
+from torch_getfuse.backend.strips import Segment, last_reads, map_rows
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +83,8 @@ class StepTimes:
         if self._path is None or not self._fresh:
             return
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=".new-", suffix=".json")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self._seconds, file)
-            os.replace(name, self._path)
+            form = json.dumps(self._seconds)
+            write_whole(self._path, lambda name: Path(name).write_text(form, encoding="utf-8"))
             self._fresh = False
         except OSError as error:
             log.info("cannot keep the times of this machine: %s", error)
@@ -254,10 +250,7 @@ def choose_strips(
         times: of this machine.
         threads: that share the strips.
     """
-    last: dict[fx.Node, int] = {}
-    for at, step in enumerate(steps):
-        for node in step.maps:
-            last[node] = at
+    last = last_reads(steps)
     arrivals: list[list[tuple[float, Choice, int]]] = [[] for _ in range(len(steps) + 1)]
     best: list[tuple[float, Choice | None, int]] = [(0.0, None, 0)]
     for at in range(len(steps)):
@@ -268,8 +261,7 @@ def choose_strips(
                 break
             if max(block_bytes(step.node, map_rows(step.node)) for step in part[:-1]) <= _WORTH:
                 continue
-            needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
-            segment = Segment(part, needed)
+            segment = Segment.part(steps, at, end, returned, last)
             if not segment.runs:
                 continue
             found = _best_strips(segment, times, threads)

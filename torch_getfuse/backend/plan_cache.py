@@ -17,6 +17,7 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from torch_getfuse.errors import GetfuseError
@@ -103,17 +104,30 @@ def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
         return
     path = _path(key, options)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".json")
-        os.close(handle)
-        try:
-            plan.save(name)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, plan.save)
     except OSError as error:
         _warn(f"cannot write the plan cache {str(path.parent)!r}: {error}")
+
+
+def write_whole(path: Path, save: Callable[[str], object]) -> None:
+    """Write a file of a cache under another name and move it into place; nothing else is left.
+
+    Args:
+        path: of the file; its folder is made.
+        save: writes to the path that it is given.
+
+    Raises:
+        OSError: where the folder or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".json")
+    os.close(handle)
+    try:
+        save(name)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def clear_memory() -> None:

@@ -8,7 +8,7 @@ for a strip of many rows costs less than moving rows between buffers (docs/depth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +89,16 @@ def map_rows(node: fx.Node) -> int:
     return int(traced_value(node).shape[2])
 
 
+def last_reads(steps: Sequence[Step]) -> dict[fx.Node, int]:
+    """Node -> position of the last step that reads its value, as a map or as a weight."""
+    return {
+        node: at
+        for at, step in enumerate(steps)
+        for node in (*step.maps, *step.weights)
+        if node is not None
+    }
+
+
 class Segment:
     """Steps that may run as strips: their maps, and what is needed outside.
 
@@ -96,6 +106,26 @@ class Segment:
         steps: consecutive steps of a program, each able to run by rows.
         needed: nodes whose values are needed after the segment.
     """
+
+    @classmethod
+    def part(
+        cls,
+        steps: Sequence[Step],
+        first: int,
+        end: int,
+        returned: set[fx.Node],
+        last: Mapping[fx.Node, int],
+    ) -> Segment:
+        """Steps ``first`` to ``end - 1`` of a program.
+
+        Args:
+            steps: of the whole program.
+            returned: nodes that the graph returns.
+            last: :func:`last_reads` of the program.
+        """
+        part = steps[first:end]
+        needed = {s.node for s in part if s.node in returned or last.get(s.node, -1) >= end}
+        return cls(part, needed)
 
     def __init__(self, steps: Sequence[Step], needed: set[fx.Node]) -> None:
         self.steps = tuple(steps)
