@@ -54,11 +54,14 @@ def notes(compiled: object) -> list[str]:
     return [note for s in torch_getfuse.report(compiled).sections for note in s.notes]
 
 
-@pytest.mark.parametrize("name", ["auto", "eager"])
-def test_eager_compiles_nothing(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("eager", []), ("auto", ["inner auto: runs by FX nodes: the call is recorded for gradients"])],
+)
+def test_fx_nodes_give_every_bit_and_auto_says_why_it_runs_them(name: str, said: list[str]) -> None:
     model, compiled = compiled_net(name)
     assert torch.equal(compiled(X), model(X))
-    assert notes(compiled) == []
+    assert notes(compiled) == said
 
 
 def test_a_callable_gets_each_group_with_fake_inputs_and_a_tuple_to_return() -> None:
