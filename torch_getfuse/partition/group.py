@@ -61,36 +61,76 @@ def descendants(graph: OpGraph) -> tuple[int, ...]:
     return tuple(found)
 
 
-def neighbours(graph: OpGraph) -> tuple[int, ...]:
-    """Per operator, its producers and its consumers."""
-    return tuple(p | s for p, s in zip(graph.predecessors, graph.successors, strict=True))
+class Neighbours(tuple[int, ...]):
+    """Per operator, the mask of its producers and consumers.
 
+    Most operators read the one before them, so what is asked of connectivity goes by *runs*:
+    operators of a mask with consecutive positions, each a neighbour of the one before. A long
+    chain is one step of big-integer arithmetic, and only edges that are not such a step, those of
+    skips and branches, are followed one by one.
+    """
 
-def is_connected(mask: int, near: Sequence[int]) -> bool:
-    """Whether a non-empty mask is weakly connected through edges inside it."""
-    reached = front = mask & -mask
-    while front:
-        grown = 0
-        for i in bits(front):
-            grown |= near[i]
-        front = grown & mask & ~reached
-        reached |= front
-    return reached == mask
+    _next: int  # operators that are neighbours of the one after them
+    _ends: int  # operators with an edge that is not to the one before or after
+    _far: list[int]  # those edges
 
+    def __new__(cls, masks: Iterable[int]) -> Neighbours:
+        self = super().__new__(cls, masks)
+        self._next = mask_of(i for i, near in enumerate(self) if near >> i & 2)
+        self._far = [near & ~(1 << i + 1 | (1 << i) >> 1) for i, near in enumerate(self)]
+        self._ends = mask_of(i for i, far in enumerate(self._far) if far)
+        return self
 
-def components(mask: int, near: Sequence[int]) -> list[int]:
-    """The weakly connected components of a mask, by their first operator."""
-    found = []
-    while mask:
-        reached = front = mask & -mask
-        while front:
-            grown = 0
-            for i in bits(front):
-                grown |= near[i]
-            front = grown & mask & ~reached
+    def runs(self, mask: int) -> list[int]:
+        """The runs of a mask, each of which is connected, by their first operator."""
+        inner = mask & mask >> 1 & self._next  # members of a run but its last
+        starts = mask & ~(inner << 1)
+        found = []
+        while starts:
+            low = starts & -starts
+            starts ^= low
+            # The sum carries through the run: it clears the inner members and sets the last.
+            found.append(inner + low ^ inner)
+        return found
+
+    def component(self, runs: list[int]) -> tuple[int, list[int]]:
+        """The component of the first of some runs, and the runs that it leaves over."""
+        reached = front = runs[0]
+        left = runs[1:]
+        while left:
+            touched = 0
+            for i in bits(front & self._ends):
+                touched |= self._far[i]
+            front, rest = 0, []
+            for run in left:
+                if run & touched:
+                    front |= run
+                else:
+                    rest.append(run)
+            if not front:
+                break
             reached |= front
+            left = rest
+        return reached, left
+
+
+def neighbours(graph: OpGraph) -> Neighbours:
+    """Per operator, its producers and its consumers."""
+    return Neighbours(p | s for p, s in zip(graph.predecessors, graph.successors, strict=True))
+
+
+def is_connected(mask: int, near: Neighbours) -> bool:
+    """Whether a non-empty mask is weakly connected through edges inside it."""
+    return not near.component(near.runs(mask))[1]
+
+
+def components(mask: int, near: Neighbours) -> list[int]:
+    """The weakly connected components of a mask, by their first operator."""
+    runs = near.runs(mask)
+    found = []
+    while runs:
+        reached, runs = near.component(runs)
         found.append(reached)
-        mask &= ~reached
     return found
 
 

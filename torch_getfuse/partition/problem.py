@@ -10,7 +10,14 @@ from typing import NamedTuple, Protocol
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import ancestors, bits, descendants, mask_of, neighbours
+from torch_getfuse.partition.group import (
+    Neighbours,
+    ancestors,
+    bits,
+    descendants,
+    mask_of,
+    neighbours,
+)
 
 
 class Crossing(NamedTuple):
@@ -69,7 +76,7 @@ class FusionProblem:
         )
 
     @cached_property
-    def near(self) -> tuple[int, ...]:
+    def near(self) -> Neighbours:
         """Per operator, its producers and consumers."""
         return neighbours(self.graph)
 
