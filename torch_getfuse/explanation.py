@@ -17,8 +17,8 @@ from tabulate import tabulate
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.drawing import Arrow, Bar, Box, Drawing, save_picture, to_dot
-from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.findings import Blame, Cut, GroupEdge, dram_dict
+from torch_getfuse.forms import known_suffix
 from torch_getfuse.partition.cost import CostTerm, Dram
 
 SCHEMA_VERSION = 1
@@ -174,8 +174,7 @@ class Explanation:
             OptionError: for another suffix, or a picture without matplotlib.
             OSError: where the file cannot be written.
         """
-        self.check_suffix(path)
-        suffix = Path(path).suffix.lower()
+        suffix = known_suffix(path, "an explanation", _SUFFIXES)
         if suffix in _PICTURES:
             save_picture(self.drawing(), path)
         else:
@@ -184,13 +183,7 @@ class Explanation:
     @staticmethod
     def check_suffix(path: str | Path) -> None:
         """Raises :class:`OptionError` for a path that :meth:`save` would not take."""
-        suffix = Path(path).suffix.lower()
-        known = [*_FORMS, *_PICTURES]
-        if suffix not in known:
-            raise OptionError(
-                f"cannot save an explanation as {str(path)!r}: the suffix must be one of "
-                f"{', '.join(known)}{nearest(suffix, known) if suffix else ''}"
-            )
+        known_suffix(path, "an explanation", _SUFFIXES)
 
 
 _PICTURES = (".svg", ".png")
@@ -200,6 +193,7 @@ _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".md": Explanation.to_markdown,
     ".dot": Explanation.to_dot,
 }
+_SUFFIXES = (*_FORMS, *_PICTURES)
 
 
 # -- text ---------------------------------------------------------------------------------

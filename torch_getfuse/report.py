@@ -6,9 +6,7 @@ anything new except the baseline: every fusable operator as a group of its own.
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.findings import dram_dict
+from torch_getfuse.forms import csv_text, data_frame, known_suffix
 from torch_getfuse.partition.cost import Dram, boundary
 from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
 
@@ -109,14 +108,14 @@ class Section:
             "totals": {
                 "operators": len(plan.graph),
                 "groups": len(plan.groups),
-                "unfused": _dram_dict(self.unfused),
-                "planned": _dram_dict(self.planned),
+                "unfused": dram_dict(self.unfused),
+                "planned": dram_dict(self.planned),
                 "saved_bytes": self.unfused.total - self.planned.total,
                 "lower_bound_bytes": plan.lower_bound_bytes,
                 "proof": plan.proof,
                 "max_buffer_bytes": plan.max_buffer_bytes,
                 "unfusable_operators": len(plan.unfusable),
-                "unfusable": _dram_dict(_sum(list(self.unfusable.values()))),
+                "unfusable": dram_dict(_sum(list(self.unfusable.values()))),
             },
             "method": plan.method,
             "stages": plan.to_dict()["stages"],
@@ -128,13 +127,13 @@ class Section:
                         plan.graph.ops[plan.graph.index[name]].module for name in group.ops
                     ],
                     "buffer_bytes": group.buffer_bytes,
-                    **_dram_dict(_dram(group)),
+                    **dram_dict(_dram(group)),
                     "ends": group.ends,
                 }
                 for k, group in enumerate(plan.groups)
             ],
             "unfusable": [
-                {"name": name, "kind": self.kind(name), **_dram_dict(dram)}
+                {"name": name, "kind": self.kind(name), **dram_dict(dram)}
                 for name, dram in self.unfusable.items()
             ],
             "unsupported": dict(self.unsupported),
@@ -205,7 +204,7 @@ class Report:
                 "operators": len(group.ops),
                 "ops": " ".join(group.ops),
                 "buffer_bytes": group.buffer_bytes,
-                **_dram_dict(_dram(group)),
+                **dram_dict(_dram(group)),
                 "ends": group.ends,
             }
             for section in self.sections
@@ -214,11 +213,7 @@ class Report:
 
     def to_csv(self) -> str:
         """One line per fusion group below a line of names; operators are joined by spaces."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.to_records())
-        return text.getvalue()
+        return csv_text(self.to_records(), _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per fusion group.
@@ -226,11 +221,7 @@ class Report:
         Raises:
             GetfuseError: where pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self.to_records(), columns=list(_COLUMNS))
+        return data_frame(self.to_records(), _COLUMNS)
 
     def save(self, path: str | Path) -> None:
         """Write the form that the suffix names: .txt, .json, .csv, .md or .html.
@@ -239,7 +230,8 @@ class Report:
             OptionError: for another suffix.
             OSError: where the file cannot be written.
         """
-        Path(path).write_text(_form(path)(self), encoding="utf-8")
+        suffix = known_suffix(path, "a report", _FORMS)
+        Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -248,7 +240,7 @@ class Report:
         Raises:
             OptionError: names the known suffixes.
         """
-        _form(path)
+        known_suffix(path, "a report", _FORMS)
 
     # -- tables ---------------------------------------------------------------------------
 
@@ -451,15 +443,6 @@ def _dram(group: FusionGroup) -> Dram:
     return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)
 
 
-def _dram_dict(dram: Dram) -> dict[str, int]:
-    return {
-        "dram_read_bytes": dram.read,
-        "dram_write_bytes": dram.write,
-        "dram_weight_bytes": dram.weight,
-        "dram_bytes": dram.total,
-    }
-
-
 def _features(dram: Dram) -> int:
     return dram.read + dram.write
 
@@ -493,13 +476,3 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".md": Report.to_markdown,
     ".html": Report.to_html,
 }
-
-
-def _form(path: str | Path) -> Callable[[Report], str]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMS:
-        raise OptionError(
-            f"cannot save a report as {str(path)!r}: the suffix must be one of "
-            f"{', '.join(_FORMS)}{nearest(suffix, _FORMS) if suffix else ''}"
-        )
-    return _FORMS[suffix]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import json
 import logging
 import os
@@ -16,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from torch_getfuse.accelerator import KB, MB, format_size
-from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.errors import GetfuseError
+from torch_getfuse.forms import csv_text, data_frame, known_suffix, save_figure
 
 if TYPE_CHECKING:
     import pandas
@@ -116,11 +115,7 @@ class Sweep:
 
     def to_csv(self) -> str:
         """One line per point below a line of names."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records)
-        return text.getvalue()
+        return csv_text(self.records, _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per point.
@@ -128,11 +123,7 @@ class Sweep:
         Raises:
             GetfuseError: where pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
-        return pandas.DataFrame(list(self.records), columns=list(_COLUMNS))
+        return data_frame(self.records, _COLUMNS)
 
     def plot(self) -> Figure:
         """DRAM access against the buffer, a line per model, scheme and method.
@@ -185,7 +176,7 @@ class Sweep:
             GetfuseError: for a picture where matplotlib is not installed.
             OSError: where the file cannot be written.
         """
-        _form(path)(self, Path(path))
+        _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -194,7 +185,7 @@ class Sweep:
         Raises:
             OptionError: names the known suffixes.
         """
-        _form(path)
+        known_suffix(path, "a sweep", _FORMS)
 
 
 def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -331,13 +322,7 @@ def _text(form: Callable[[Sweep], str]) -> Callable[[Sweep, Path], None]:
 
 
 def _picture(result: Sweep, path: Path) -> None:
-    figure = result.plot()
-    from matplotlib import rc_context
-
-    svg = path.suffix.lower() == ".svg"
-    # Without a date and random names the same sweep gives the same file.
-    with rc_context({"svg.hashsalt": "torch-getfuse"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if svg else None)
+    save_figure(result.plot(), path, dpi=150)
 
 
 _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
@@ -348,13 +333,3 @@ _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
     ".svg": _picture,
     ".png": _picture,
 }
-
-
-def _form(path: str | Path) -> Callable[[Sweep, Path], None]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMS:
-        raise OptionError(
-            f"cannot save a sweep as {str(path)!r}: the suffix must be one of "
-            f"{', '.join(_FORMS)}{nearest(suffix, _FORMS) if suffix else ''}"
-        )
-    return _FORMS[suffix]
