@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,6 +112,21 @@ def test_second_instance_of_a_class_has_its_own_results_and_a_report() -> None:
     again = torch.compile(second, backend="getfuse", options=options)
     assert torch.equal(again(x)["sum"], second(x)["sum"])
     assert "compiled for another instance of this class" in str(torch_getfuse.report(again))
+
+
+@pytest.mark.parametrize("make", [Block, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
+def test_a_report_where_dynamo_freezes_parameters(make: Callable[[], nn.Module]) -> None:
+    """They are attributes of the graph then, not inputs; each instance has code of its own."""
+    x = torch.randn(2, 3, 8, 8)
+    with torch._inductor.config.patch(freezing=True), torch.no_grad():
+        for model in (make().eval(), make().eval()):
+            compiled = torch.compile(model, backend="getfuse", options={"strict": True})
+            compiled(x)
+            text = str(torch_getfuse.report(compiled))
+            assert text == str(torch_getfuse.report(model))
+            assert "fusion_group_0" in torch_getfuse.report(model).to_csv()
+            assert len(torch_getfuse.report(model).sections) == 1
+            assert "another instance" not in text
 
 
 def test_replaced_and_updated_parameters_are_used() -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import CodeType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch._guards import TracingContext
 
 from torch_getfuse.report import Section
@@ -30,15 +30,18 @@ class CompiledGraph:
         failures: part -> why it runs unplanned: ``""`` for the graph, else ``"forward"`` or
             ``"backward"``.
         code: the code object that Dynamo traced, the outermost one.
-        parameters: weak references to the parameters and buffers that the graph was given.
+        parameters: weak references to the parameters that the graph reads: among its inputs, or
+            its own attributes, which they are where ``torch._inductor.config.freezing`` is on.
     """
 
-    def __init__(self, example_inputs: Sequence[object]) -> None:
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[object]) -> None:
         self.sections: list[Section] = []
         self.failures: dict[str, str] = {}
         self.code = _traced_code()
         self.parameters = [
-            weakref.ref(value) for value in example_inputs if isinstance(value, nn.Parameter)
+            weakref.ref(value)
+            for value in (*example_inputs, *gm.parameters())
+            if isinstance(value, nn.Parameter)
         ]
 
     def add_notes(self, notes: Sequence[str]) -> None:
