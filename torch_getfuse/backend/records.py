@@ -77,22 +77,24 @@ def remember(compiled: Callable[..., Any], record: CompiledGraph) -> Callable[..
 def find(model: object) -> tuple[list[CompiledGraph], bool]:
     """Records of a module, compiled wrapper or function, and whether they are of this instance.
 
-    Records that were given a parameter of the module are its own. A module whose class was
-    compiled for another instance runs that instance's code (Dynamo shares it), so those records
-    are its plans as well; the second value is then ``False``.
+    Records that were given a parameter of the module are its own; of a bound method, those of its
+    code. A module whose class was compiled for another instance runs that instance's code (Dynamo
+    shares it), so those records are its plans as well; the second value is then ``False``. A
+    function has no instances.
     """
     target = getattr(model, "_orig_mod", model)
     target = getattr(target, "_torchdynamo_orig_callable", target)
     with _lock:
         records = sorted(_records, key=_order.__getitem__)
-    identities: set[int] = set()
-    function = target
-    if isinstance(target, nn.Module):
-        identities = {id(parameter) for parameter in target.parameters()}
-        function = type(target).forward
-    own = [record for record in records if record.shares(identities)]
+    module = getattr(target, "__self__", target)
+    function = type(target).forward if isinstance(target, nn.Module) else target
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     same = [record for record in records if code is not None and _within(record.code, code)]
+    if not isinstance(module, nn.Module):
+        return same, True
+    identities = {id(parameter) for parameter in module.parameters()}
+    candidates = records if module is target else same
+    own = [record for record in candidates if record.shares(identities)]
     if own:
         ours = set(own) | {record for record in same if not record.parameters}
         return [record for record in records if record in ours], True
