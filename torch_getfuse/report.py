@@ -30,7 +30,9 @@ SCHEMA_VERSION = 1
 
 _EMPTY = (
     "Nothing to report: no graph has been compiled yet. Call the compiled model once with an "
-    "input, or ask for report(model, x), which plans without running."
+    "input, or ask for report(model, x), which plans without running. An nn.Sequential, or another "
+    "module of torch's own, is not found where it has no parameters or runs what was compiled for "
+    "another one: torch runs one code for them all."
 )
 _CSS = (
     "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
