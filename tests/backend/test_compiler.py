@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,6 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         y = self.norm(self.conv(x)).relu()
         return {"sum": self.last(y) + y, "skip": y}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def compile_block(**options: object) -> tuple[nn.Module, object, torch.Tensor]:
