@@ -1,18 +1,86 @@
-"""What results share that write themselves: suffixes, CSV, pandas, pictures."""
+"""What results share that write themselves: tables, suffixes, CSV, pandas, pictures."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
 
 from torch_getfuse.errors import GetfuseError, OptionError, nearest
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Style:
+    """One text form: how to write a heading, a paragraph and a table."""
+
+    table_format: str
+    heading: Callable[[str], str]
+    paragraph: Callable[[str], str]
+    cell: Callable[[str], str] = str
+    wrap: bool = False
+
+    def table(
+        self,
+        rows: Sequence[Sequence[str]],
+        headers: Sequence[str],
+        align: str,
+        widths: Mapping[int, int] | None = None,
+    ) -> str:
+        """A table of text.
+
+        Args:
+            rows: of cells.
+            headers: names of the columns, or none.
+            align: a letter per column, ``l`` or ``r``.
+            widths: column -> characters at most, in the plain form; words stay whole.
+        """
+        bounds = (widths or {}) if self.wrap else {}
+        cells = [
+            [_fit(self.cell(value), bounds.get(k)) for k, value in enumerate(row)] for row in rows
+        ]
+        return str(
+            tabulate(
+                cells,
+                headers=[self.cell(value) for value in headers],
+                tablefmt=self.table_format,
+                colalign=[{"l": "left", "r": "right"}[letter] for letter in align],
+                disable_numparse=True,
+            )
+        )
+
+
+def _fit(text: str, width: int | None) -> str:
+    """Break a cell between words; a name stays whole, whatever its length."""
+    if width is None:
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def compact(ops: Sequence[str]) -> str:
+    """First, last and how many; names are module paths, with the kind where a path has several."""
+    if len(ops) == 1:
+        return ops[0]
+    return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
+
+
+PLAIN = Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
+MARKDOWN = Style("pipe", lambda text: f"### {text}", str, lambda text: text.replace("|", "\\|"))
+HTML = Style(
+    "html",
+    lambda text: f"<h3>{html.escape(text)}</h3>",
+    lambda text: f"<p>{html.escape(text)}</p>",
+)
 
 
 def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:

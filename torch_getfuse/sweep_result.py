@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import logging
 import os
@@ -11,11 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from torch_getfuse.accelerator import KB, MB, format_size
 from torch_getfuse.errors import GetfuseError
-from torch_getfuse.forms import csv_text, data_frame, known_suffix, save_figure
+from torch_getfuse.forms import (
+    HTML,
+    PLAIN,
+    Style,
+    csv_text,
+    data_frame,
+    known_suffix,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -81,21 +86,20 @@ class Sweep:
         return [record for record in self.records if record["error"] is not None]
 
     def __str__(self) -> str:
-        return self._render("simple", str)
+        return self._render(PLAIN)
 
     def __repr__(self) -> str:
         return f"<Sweep of {len(self.records)} points, {len(self.errors)} failed>"
 
     def _repr_html_(self) -> str:
-        return self._render("html", lambda text: f"<p>{html.escape(text)}</p>")
+        return self._render(HTML)
 
-    def _render(self, form: str, paragraph: Callable[[str], str]) -> str:
+    def _render(self, style: Style) -> str:
         parts = []
         rows = [_row(record) for record in self.records if record["error"] is None]
         if rows:
-            align = ("left",) * 3 + ("right",) * (len(_HEADERS) - 4) + ("left",)
-            parts.append(str(tabulate(rows, _HEADERS, form, colalign=align, disable_numparse=True)))
-        parts += [paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
+            parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
+        parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
