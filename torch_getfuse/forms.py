@@ -67,13 +67,6 @@ def _fit(text: str, width: int | None) -> str:
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
-def compact(ops: Sequence[str]) -> str:
-    """First, last and how many; names are module paths, with the kind where a path has several."""
-    if len(ops) == 1:
-        return ops[0]
-    return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
-
-
 PLAIN = Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
 MARKDOWN = Style("pipe", lambda text: f"### {text}", str, lambda text: text.replace("|", "\\|"))
 HTML = Style(
@@ -81,6 +74,13 @@ HTML = Style(
     lambda text: f"<h3>{html.escape(text)}</h3>",
     lambda text: f"<p>{html.escape(text)}</p>",
 )
+
+
+def compact(ops: Sequence[str]) -> str:
+    """First, last and how many; names are module paths, with the kind where a path has several."""
+    if len(ops) == 1:
+        return ops[0]
+    return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
 
 
 def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:
