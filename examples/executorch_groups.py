@@ -5,22 +5,19 @@
 
 ExecuTorch gives whole pieces of a model to a *delegate*, the compiler of one accelerator. Here the
 plan says what the pieces are: :func:`hand_on` lowers one group, and ``partitioner`` is where the
-delegate goes, such as ``XnnpackPartitioner()``; each ``.pte`` then holds one call of it. Without
-ExecuTorch the groups are left as ``.pt2`` files of ``torch.export``, which is what it takes.
+delegate goes, such as ``XnnpackPartitioner()``; each ``.pte`` then holds one call of it. The rest
+is ``round_trip`` of ``export_groups.py``. Without ExecuTorch the groups are left as ``.pt2`` files
+of ``torch.export``, which is what it takes.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from export_groups import Lowerer, Net, run_lowered
-
-import torch_getfuse
+from export_groups import load_and_run, round_trip
 
 
 def hand_on(program: torch.export.ExportedProgram, file: Path, partitioner: Any = None) -> None:
@@ -49,40 +46,9 @@ def run_executorch(file: Path, args: tuple[torch.Tensor, ...]) -> Any:
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def main() -> None:
-    """Plan, split, hand on, run from the files, compare."""
-    torch.manual_seed(0)
-    model, x = Net().eval(), torch.randn(1, 3, 32, 32)
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="pte-groups-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    there = importlib.util.find_spec("executorch") is not None
-
-    def lower(name: str, program: torch.export.ExportedProgram) -> None:
-        torch.export.save(program, folder / f"{name}.pt2")
-        if there:
-            hand_on(program, folder / f"{name}.pte")
-
-    def run(name: str, args: tuple[Any, ...]) -> Any:
-        if there:
-            return run_executorch(folder / f"{name}.pte", args)
-        return torch.export.load(folder / f"{name}.pt2").module()(*args)
-
-    plan = torch_getfuse.plan(model, (x,), buffer="12KB")
-    split = torch_getfuse.split(model, (x,), plan)
-    with torch.no_grad():
-        Lowerer(split, lower).run(x)
-        result, expected = run_lowered(split.graph, run, x), model(x)
-    if not there:
-        print("pip install executorch: without it the groups stay files of torch.export")
-    for file in sorted(folder.glob("*.pte" if there else "*.pt2")):
-        print(f"{file.name}: {file.stat().st_size:,} bytes")
-    error = float((result - expected).abs().max() / expected.abs().max())
-    assert error < 1e-5, f"the groups are off by {error:.1e} of what the model computes"
-    print(
-        f"{len(plan.groups)} fusion groups and {len(plan.unfusable)} unfusable operators run from "
-        f"their files; off eager by {error:.1e} at most"
-    )
-
-
 if __name__ == "__main__":
-    main()
+    if importlib.util.find_spec("executorch"):
+        round_trip(".pte", hand_on, run_executorch)
+    else:
+        print("pip install executorch: without it the groups stay files of torch.export")
+        round_trip(".pt2", torch.export.save, load_and_run)

@@ -97,6 +97,15 @@ class Builder:
         return OpGraph(tuple(used), wanted, tuple(self.ops), tensors)
 
 
+def heavy_between() -> OpGraph:
+    """Two convolutions and the sum of both; the second has 1000 weights, the first next to none."""
+    build = Builder()
+    first = build.conv(build.input((1, 1, 4, 4)), 1)
+    heavy = build.op("conv", [(first, IDENTITY)], (1, 1, 4, 4), weights=1000)
+    build.add(heavy, first)
+    return build.graph()
+
+
 def random_graph(rng: Random, operators: int = 8, size: int = 12) -> OpGraph:
     """A graph of exactly ``operators`` operators over maps of up to ``size`` rows."""
     build = Builder()

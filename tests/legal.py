@@ -8,7 +8,7 @@ from random import Random
 from tests.graphs import random_graph
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, is_connected, topological_order
-from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
 
 
@@ -22,6 +22,11 @@ def random_problem(
     whole = model.buffer((1 << operators) - 1, 1 << 30) or 2 * alone[-1]
     low = max(1, alone[operators // 3])
     return FusionProblem(Evaluator(model, rng.randint(low, max(low, whole) + 1)), merge)
+
+
+def single(problem: FusionProblem) -> SearchResult:
+    """The plan of single blocks."""
+    return SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
 
 
 def assert_legal(problem: FusionProblem, groups: Sequence[int], valid: bool = True) -> None:

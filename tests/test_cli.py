@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -363,6 +364,8 @@ def test_every_option_is_a_flag_with_help(capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     for option in dataclasses.fields(cli.Options):
         assert "--" + option.name.replace("_", "-") in out
+    _, _, running = out.partition("\noptions of torch.compile:")
+    assert re.findall(r"^  --([a-z]+)", running, re.MULTILINE) == list(cli_options.RUNNING)
 
 
 def test_values_become_the_types_of_the_options() -> None:

@@ -19,6 +19,7 @@ FLOORS = {
     "errors": 0,
     "ir": 0,
     "accelerator": 0,
+    "forms": 1,
     "options": 0,
     "partition.group": 1,
     "partition.cuts": 1,

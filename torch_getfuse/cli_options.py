@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 OPTION = "option_"
+RUNNING = ("inner", "backward", "cache", "strict")
+"""Options of torch.compile alone: the commands check them and have no other use for them."""
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable, or a .pt2 file of "
     "torch.export"
@@ -65,7 +67,11 @@ def planning_arguments(parser: argparse.ArgumentParser) -> None:
 
 def option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
     """One flag per option of planning, but for those in ``without``."""
-    group = parser.add_argument_group("options of planning")
+    planning = parser.add_argument_group("options of planning")
+    running = parser.add_argument_group(
+        "options of torch.compile",
+        "checked, so that one set of options serves both; no effect here",
+    )
     hints = typing.get_type_hints(Options)
     help_of = _option_help()
     defaults = Options()
@@ -76,6 +82,7 @@ def option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = (
         text = help_of.get(option.name, "").replace("%", "%%")
         if option.name in CHOICES:
             text += f" ({', '.join(str(choice) for choice in CHOICES[option.name])})"
+        group = running if option.name in RUNNING else planning
         default = getattr(defaults, option.name)
         if option.name == "buffer":
             default = format_size(defaults.buffer_bytes).replace(" ", "")  # as people type it

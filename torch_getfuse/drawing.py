@@ -14,6 +14,7 @@ from typing import Any
 
 from torch_getfuse.accelerator import KB, format_size
 from torch_getfuse.errors import OptionError
+from torch_getfuse.forms import save_figure
 
 _BARS = 12  # more terms than this are drawn as one
 _MARGIN = -2.4  # where the longest skips run; the boxes begin at 0
@@ -109,6 +110,8 @@ def to_dot(drawing: Drawing) -> str:
 def save_picture(drawing: Drawing, path: str | Path) -> None:
     """Draw to a ``.png`` or ``.svg`` file; the suffix says which.
 
+    The same drawing gives the same bytes.
+
     Raises:
         OptionError: where matplotlib is not installed.
         OSError: where the file cannot be written.
@@ -128,7 +131,7 @@ def save_picture(drawing: Drawing, path: str | Path) -> None:
     graph, terms = figure.subplots(1, 2, width_ratios=(5, 4))
     _draw_graph(graph, drawing, rows)
     _draw_bars(terms, drawing, bars, rows[-1])
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
 
 
 def _rows(drawing: Drawing) -> list[float]:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.drawing import Arrow, Bar, Box, Drawing, save_picture, to_dot
-from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.findings import Blame, Cut, GroupEdge, dram_dict
+from torch_getfuse.forms import MARKDOWN, PLAIN, Style, compact, known_suffix
 from torch_getfuse.partition.cost import CostTerm, Dram
 
 SCHEMA_VERSION = 1
@@ -87,11 +85,11 @@ class Explanation:
     # -- text forms -----------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return _render(self, _PLAIN)
+        return _render(self, PLAIN)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return _render(self, _MARKDOWN) + "\n"
+        return _render(self, MARKDOWN) + "\n"
 
     def to_dot(self) -> str:
         """The group's operator graph in the DOT language."""
@@ -174,8 +172,7 @@ class Explanation:
             OptionError: for another suffix, or a picture without matplotlib.
             OSError: where the file cannot be written.
         """
-        self.check_suffix(path)
-        suffix = Path(path).suffix.lower()
+        suffix = known_suffix(path, "an explanation", _SUFFIXES)
         if suffix in _PICTURES:
             save_picture(self.drawing(), path)
         else:
@@ -184,13 +181,7 @@ class Explanation:
     @staticmethod
     def check_suffix(path: str | Path) -> None:
         """Raises :class:`OptionError` for a path that :meth:`save` would not take."""
-        suffix = Path(path).suffix.lower()
-        known = [*_FORMS, *_PICTURES]
-        if suffix not in known:
-            raise OptionError(
-                f"cannot save an explanation as {str(path)!r}: the suffix must be one of "
-                f"{', '.join(known)}{nearest(suffix, known) if suffix else ''}"
-            )
+        known_suffix(path, "an explanation", _SUFFIXES)
 
 
 _PICTURES = (".svg", ".png")
@@ -200,49 +191,15 @@ _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".md": Explanation.to_markdown,
     ".dot": Explanation.to_dot,
 }
+_SUFFIXES = (*_FORMS, *_PICTURES)
 
 
 # -- text ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Style:
-    table_format: str
-    heading: Callable[[str], str]
-    wrap: bool
-
-    def table(
-        self, rows: Sequence[Sequence[str]], headers: Sequence[str], widths: Mapping[int, int]
-    ) -> str:
-        """A table of text; ``widths`` bound columns in the plain form, names stay whole."""
-        cells = [
-            [
-                textwrap.fill(cell, widths[k], break_long_words=False, break_on_hyphens=False)
-                if self.wrap and k in widths
-                else cell
-                for k, cell in enumerate(row)
-            ]
-            for row in rows
-        ]
-        align = ["left" if k in widths or not headers else "right" for k in range(len(rows[0]))]
-        return str(
-            tabulate(
-                cells,
-                headers=list(headers),
-                tablefmt=self.table_format,
-                colalign=align,
-                disable_numparse=True,
-            )
-        )
-
-
-_PLAIN = _Style("simple", lambda text: f"{text}\n{'=' * len(text)}", wrap=True)
-_MARKDOWN = _Style("pipe", lambda text: f"### {text}", wrap=False)
-
-
-def _render(why: Explanation, style: _Style) -> str:
+def _render(why: Explanation, style: Style) -> str:
     parts = [style.heading(f"{_title(why)}: {_verdict(why)}")]
-    parts.append(style.table(_facts(why), (), {1: 92}))
+    parts.append(style.table(_facts(why), (), "ll", {1: 92}))
     if not why.valid:
         parts += [style.heading("What fills the buffer"), _term_table(why, style)]
     if why.blames:
@@ -304,7 +261,7 @@ def _facts(why: Explanation) -> list[list[str]]:
     return rows
 
 
-def _term_table(why: Explanation, style: _Style) -> str:
+def _term_table(why: Explanation, style: Style) -> str:
     rows = [
         [_term(term), format_size(term.bytes), f"{term.bytes / why.buffer_bytes:.1%}"]
         for term in why.terms[:_TERMS]
@@ -317,7 +274,7 @@ def _term_table(why: Explanation, style: _Style) -> str:
         return f"{why.scheme} has no schedule for this group, so nothing to add up."
     total = sum(term.bytes for term in why.terms)
     rows.append(["together", format_size(total), f"{total / why.buffer_bytes:.1%}"])
-    return style.table(rows, ("", "bytes", "of the buffer"), {0: 88})
+    return style.table(rows, ("", "bytes", "of the buffer"), "lrr", {0: 88})
 
 
 def _term(term: CostTerm) -> str:
@@ -331,7 +288,7 @@ def _term(term: CostTerm) -> str:
     )
 
 
-def _edge_table(why: Explanation, style: _Style) -> str:
+def _edge_table(why: Explanation, style: Style) -> str:
     scores = [dict(blame.edges) for blame in why.blames]
     named = {edge for blame in scores for edge in blame}
     best = sorted(named, key=lambda edge: (-sum(s.get(edge, 0.0) for s in scores), edge))
@@ -349,10 +306,11 @@ def _edge_table(why: Explanation, style: _Style) -> str:
     if len(best) > _EDGES:
         rows.append([f"{len(best) - _EDGES} more", *[""] * (3 + len(scores))])
     short = [blame.explainer.removesuffix("explainer") for blame in why.blames]
-    return style.table(rows, ("edge", "tensor", "held", *short, ""), {0: 48})
+    align = "lrr" + "r" * len(short) + "r"
+    return style.table(rows, ("edge", "tensor", "held", *short, ""), align, {0: 48})
 
 
-def _blame_table(why: Explanation, style: _Style) -> str:
+def _blame_table(why: Explanation, style: Style) -> str:
     rows = [
         [
             blame.explainer,
@@ -363,14 +321,13 @@ def _blame_table(why: Explanation, style: _Style) -> str:
         ]
         for blame in why.blames
     ]
-    return style.table(rows, ("explainer", "time", "its edges alone"), {0: 20, 2: 60})
+    return style.table(rows, ("explainer", "time", "its edges alone"), "lrl", {0: 20, 2: 60})
 
 
-def _part_table(cut: Cut, buffer_bytes: int, style: _Style) -> str:
+def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
     rows = []
     for k, part in enumerate(cut.parts):
-        ops = part.operators
-        name = ops[0] if len(ops) == 1 else f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
+        name = compact(part.operators)
         used = part.buffer_bytes
         rows.append(
             [
@@ -382,7 +339,7 @@ def _part_table(cut: Cut, buffer_bytes: int, style: _Style) -> str:
             ]
         )
     headers = ("part", "operators", "buffer", "share", "read", "write", "weights")
-    return style.table(rows, headers, {1: 44})
+    return style.table(rows, headers, "rlrrrrr", {1: 44})
 
 
 def _cost(why: Explanation, cut: Cut) -> str:

@@ -39,17 +39,18 @@ class Options:
         scheme: the cost model.
         granularity: unit of LBDF's streams; BRR has none and ignores it.
         activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
-        accelerator: a named preset that sets the three above where they are not given.
+        accelerator: a named preset of buffer and element widths, where these are not given.
         method: the search.
         explainer: says which edges make a group too big; ``None``: split at random.
-        split_rule: which cut is taken where only one side fits (method.md section 8).
+        split_rule: which cut is taken where only one side fits.
         budget: plans that random, local and NSGA-II search evaluate.
         seed: of everything that is drawn; same seed, same plan.
         time_limit: seconds for a search; the best plan so far is kept.
-        inner: how the fusion groups run: ``"eager"``; ``"auto"``, which is eager for now; the name
-            of a torch.compile backend such as ``"inductor"``; or a backend callable. Each group is
-            compiled on its own. ``"depth_first"`` runs each group row by row in the schedule of
-            the cost model (inference, static shapes, LBDF at ``line`` granularity).
+        inner: how the fusion groups run: ``"eager"``; ``"auto"``: inference on a CPU by packed
+            convolutions where these are timed faster, else eager; the name of a torch.compile
+            backend such as ``"inductor"``; or a backend callable. Each group is compiled on its
+            own. ``"depth_first"`` runs each group row by row in the schedule of the cost model
+            (inference, static shapes, LBDF at ``line`` granularity).
         backward: plan and split the backward graph as well: ``True``, ``False``, or ``"auto"``:
             where ``inner`` is not eager.
         cache: keep plans in memory and in the user's cache folder: ``True``, ``False``, or the

@@ -6,21 +6,25 @@ anything new except the baseline: every fusable operator as a group of its own.
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import json
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.findings import dram_dict
+from torch_getfuse.forms import (
+    HTML,
+    MARKDOWN,
+    PLAIN,
+    Style,
+    compact,
+    csv_text,
+    data_frame,
+    known_suffix,
+)
 from torch_getfuse.partition.cost import Dram, boundary
 from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
 
@@ -31,7 +35,9 @@ SCHEMA_VERSION = 1
 
 _EMPTY = (
     "Nothing to report: no graph has been compiled yet. Call the compiled model once with an "
-    "input, or ask for report(model, x), which plans without running."
+    "input, or ask for report(model, x), which plans without running. An nn.Sequential, or another "
+    "module of torch's own, is not found where it has no parameters or runs what was compiled for "
+    "another one: torch runs one code for them all."
 )
 _CSS = (
     "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
@@ -109,14 +115,14 @@ class Section:
             "totals": {
                 "operators": len(plan.graph),
                 "groups": len(plan.groups),
-                "unfused": _dram_dict(self.unfused),
-                "planned": _dram_dict(self.planned),
+                "unfused": dram_dict(self.unfused),
+                "planned": dram_dict(self.planned),
                 "saved_bytes": self.unfused.total - self.planned.total,
                 "lower_bound_bytes": plan.lower_bound_bytes,
                 "proof": plan.proof,
                 "max_buffer_bytes": plan.max_buffer_bytes,
                 "unfusable_operators": len(plan.unfusable),
-                "unfusable": _dram_dict(_sum(list(self.unfusable.values()))),
+                "unfusable": dram_dict(_sum(list(self.unfusable.values()))),
             },
             "method": plan.method,
             "stages": plan.to_dict()["stages"],
@@ -128,13 +134,13 @@ class Section:
                         plan.graph.ops[plan.graph.index[name]].module for name in group.ops
                     ],
                     "buffer_bytes": group.buffer_bytes,
-                    **_dram_dict(_dram(group)),
+                    **dram_dict(_dram(group)),
                     "ends": group.ends,
                 }
                 for k, group in enumerate(plan.groups)
             ],
             "unfusable": [
-                {"name": name, "kind": self.kind(name), **_dram_dict(dram)}
+                {"name": name, "kind": self.kind(name), **dram_dict(dram)}
                 for name, dram in self.unfusable.items()
             ],
             "unsupported": dict(self.unsupported),
@@ -161,25 +167,25 @@ class Report:
     # -- text forms -----------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return self._render(_PLAIN)
+        return self._render(PLAIN)
 
     def __repr__(self) -> str:
         groups = sum(len(section.plan.groups) for section in self.sections)
         return f"<Report of {len(self.sections)} graph(s), {groups} fusion groups>"
 
     def _repr_html_(self) -> str:
-        return self._render(_HTML)
+        return self._render(HTML)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return self._render(_MARKDOWN) + "\n"
+        return self._render(MARKDOWN) + "\n"
 
     def to_html(self) -> str:
         """A page of its own, without scripts or anything fetched."""
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f"<title>torch-getfuse report</title><style>{_CSS}</style></head>\n"
-            f"<body>\n{self._render(_HTML)}\n</body></html>\n"
+            f"<body>\n{self._render(HTML)}\n</body></html>\n"
         )
 
     # -- data forms -----------------------------------------------------------------------
@@ -205,7 +211,7 @@ class Report:
                 "operators": len(group.ops),
                 "ops": " ".join(group.ops),
                 "buffer_bytes": group.buffer_bytes,
-                **_dram_dict(_dram(group)),
+                **dram_dict(_dram(group)),
                 "ends": group.ends,
             }
             for section in self.sections
@@ -214,11 +220,7 @@ class Report:
 
     def to_csv(self) -> str:
         """One line per fusion group below a line of names; operators are joined by spaces."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.to_records())
-        return text.getvalue()
+        return csv_text(self.to_records(), _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per fusion group.
@@ -226,11 +228,7 @@ class Report:
         Raises:
             GetfuseError: where pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
-        return pandas.DataFrame(self.to_records(), columns=list(_COLUMNS))
+        return data_frame(self.to_records(), _COLUMNS)
 
     def save(self, path: str | Path) -> None:
         """Write the form that the suffix names: .txt, .json, .csv, .md or .html.
@@ -239,7 +237,8 @@ class Report:
             OptionError: for another suffix.
             OSError: where the file cannot be written.
         """
-        Path(path).write_text(_form(path)(self), encoding="utf-8")
+        suffix = known_suffix(path, "a report", _FORMS)
+        Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -248,11 +247,11 @@ class Report:
         Raises:
             OptionError: names the known suffixes.
         """
-        _form(path)
+        known_suffix(path, "a report", _FORMS)
 
     # -- tables ---------------------------------------------------------------------------
 
-    def _render(self, style: _Style) -> str:
+    def _render(self, style: Style) -> str:
         if not self.sections and not self.unplanned:
             return style.paragraph(_EMPTY)
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
@@ -271,51 +270,6 @@ class Report:
         )
 
 
-@dataclass(frozen=True)
-class _Style:
-    """One text form: how to write a heading, a paragraph and a table."""
-
-    table_format: str
-    heading: Callable[[str], str]
-    paragraph: Callable[[str], str]
-    cell: Callable[[str], str] = str
-    wrap: bool = False
-
-    def table(
-        self, rows: Sequence[Sequence[str]], headers: Sequence[str], widths: Sequence[int | None]
-    ) -> str:
-        """A table of text; ``widths`` bound the columns in the plain form."""
-        text = tabulate(
-            [
-                [
-                    self._fit(self.cell(value), width)
-                    for value, width in zip(row, widths, strict=True)
-                ]
-                for row in rows
-            ],
-            headers=[self.cell(value) for value in headers],
-            tablefmt=self.table_format,
-            colalign=["right" if name in _FIGURES else "left" for name in headers] or None,
-            disable_numparse=True,
-        )
-        return str(text)
-
-    def _fit(self, text: str, width: int | None) -> str:
-        """Break a cell between words; a name stays whole, whatever its length."""
-        if not self.wrap or width is None:
-            return text
-        return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
-
-
-_PLAIN = _Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
-_MARKDOWN = _Style("pipe", lambda text: f"### {text}", str, lambda text: text.replace("|", "\\|"))
-_HTML = _Style(
-    "html",
-    lambda text: f"<h3>{html.escape(text)}</h3>",
-    lambda text: f"<p>{html.escape(text)}</p>",
-)
-
-_FIGURES = ("features", "weights", "total", "buffer", "share", "read", "write", "count")
 _COLUMNS = (
     "graph",
     "group",
@@ -330,10 +284,10 @@ _COLUMNS = (
 )
 
 
-def _section_parts(section: Section, style: _Style) -> list[str]:
+def _section_parts(section: Section, style: Style) -> list[str]:
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
     parts.append(_dram_table(section, style))
-    parts.append(style.table(_facts(section), (), (None, 88)))
+    parts.append(style.table(_facts(section), (), "ll", {1: 88}))
     parts.append(style.heading("Fusion groups (group k is the child module fusion_group_k)"))
     parts.append(_group_table(section, style))
     if section.unfusable:
@@ -343,12 +297,12 @@ def _section_parts(section: Section, style: _Style) -> list[str]:
             for name, dram in section.unfusable.items()
         ]
         parts.append(
-            style.table(rows, ("operator", "kind", "read", "write", "weights"), (60, *[None] * 4))
+            style.table(rows, ("operator", "kind", "read", "write", "weights"), "llrrr", {0: 60})
         )
     if section.unsupported:
         parts.append(style.heading("Unsupported operators: priced as reading everything at once"))
         counts = [[target, str(count)] for target, count in sorted(section.unsupported.items())]
-        parts.append(style.table(counts, ("operator", "count"), (90, None)))
+        parts.append(style.table(counts, ("operator", "count"), "lr", {0: 90}))
     parts += [style.paragraph(f"Note: {note}") for note in section.notes]
     return parts
 
@@ -356,7 +310,7 @@ def _section_parts(section: Section, style: _Style) -> list[str]:
 _TITLE = "DRAM access per sample"
 
 
-def _dram_table(section: Section, style: _Style) -> str:
+def _dram_table(section: Section, style: Style) -> str:
     unfused, planned = section.unfused, section.planned
     rows = [
         ["unfused: every fusable operator a group of its own", *_split(unfused)],
@@ -368,7 +322,7 @@ def _dram_table(section: Section, style: _Style) -> str:
             _saved(unfused.total, planned.total),
         ],
     ]
-    return style.table(rows, ("", "features", "weights", "total"), (None,) * 4)
+    return style.table(rows, ("", "features", "weights", "total"), "lrrr")
 
 
 def _facts(section: Section) -> list[list[str]]:
@@ -414,12 +368,12 @@ def _facts(section: Section) -> list[list[str]]:
     return rows
 
 
-def _group_table(section: Section, style: _Style) -> str:
+def _group_table(section: Section, style: Style) -> str:
     buffer = section.plan.buffer_bytes
     rows = [
         [
             str(k),
-            _compact(group.ops),
+            compact(group.ops),
             format_size(group.buffer_bytes),
             f"{group.buffer_bytes / buffer:.1%}",
             *map(format_size, _dram(group)),
@@ -428,7 +382,7 @@ def _group_table(section: Section, style: _Style) -> str:
         for k, group in enumerate(section.plan.groups)
     ]
     headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
-    return style.table(rows, headers, (None, 28, *[None] * 5, 33))
+    return style.table(rows, headers, "llrrrrrl", {1: 28, 7: 33})
 
 
 def _granularity(plan: PartitionPlan) -> str | None:
@@ -451,15 +405,6 @@ def _dram(group: FusionGroup) -> Dram:
     return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)
 
 
-def _dram_dict(dram: Dram) -> dict[str, int]:
-    return {
-        "dram_read_bytes": dram.read,
-        "dram_write_bytes": dram.write,
-        "dram_weight_bytes": dram.weight,
-        "dram_bytes": dram.total,
-    }
-
-
 def _features(dram: Dram) -> int:
     return dram.read + dram.write
 
@@ -471,13 +416,6 @@ def _split(dram: Dram) -> list[str]:
 def _saved(unfused: int, planned: int) -> str:
     saved = unfused - planned
     return f"{format_size(saved)} ({saved / unfused:.1%})" if unfused and saved else "0 B"
-
-
-def _compact(ops: Sequence[str]) -> str:
-    """First, last and how many; names are module paths, with the kind where a path has several."""
-    if len(ops) == 1:
-        return ops[0]
-    return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
 
 
 def _share(used: int, buffer: int) -> str:
@@ -493,13 +431,3 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".md": Report.to_markdown,
     ".html": Report.to_html,
 }
-
-
-def _form(path: str | Path) -> Callable[[Report], str]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMS:
-        raise OptionError(
-            f"cannot save a report as {str(path)!r}: the suffix must be one of "
-            f"{', '.join(_FORMS)}{nearest(suffix, _FORMS) if suffix else ''}"
-        )
-    return _FORMS[suffix]

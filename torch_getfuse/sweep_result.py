@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import json
 import logging
 import os
@@ -13,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tabulate import tabulate
-
 from torch_getfuse.accelerator import KB, MB, format_size
-from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.errors import GetfuseError
+from torch_getfuse.forms import (
+    HTML,
+    PLAIN,
+    Style,
+    csv_text,
+    data_frame,
+    known_suffix,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -82,21 +86,20 @@ class Sweep:
         return [record for record in self.records if record["error"] is not None]
 
     def __str__(self) -> str:
-        return self._render("simple", str)
+        return self._render(PLAIN)
 
     def __repr__(self) -> str:
         return f"<Sweep of {len(self.records)} points, {len(self.errors)} failed>"
 
     def _repr_html_(self) -> str:
-        return self._render("html", lambda text: f"<p>{html.escape(text)}</p>")
+        return self._render(HTML)
 
-    def _render(self, form: str, paragraph: Callable[[str], str]) -> str:
+    def _render(self, style: Style) -> str:
         parts = []
         rows = [_row(record) for record in self.records if record["error"] is None]
         if rows:
-            align = ("left",) * 3 + ("right",) * (len(_HEADERS) - 4) + ("left",)
-            parts.append(str(tabulate(rows, _HEADERS, form, colalign=align, disable_numparse=True)))
-        parts += [paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
+            parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
+        parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,11 +119,7 @@ class Sweep:
 
     def to_csv(self) -> str:
         """One line per point below a line of names."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.records)
-        return text.getvalue()
+        return csv_text(self.records, _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per point.
@@ -128,11 +127,7 @@ class Sweep:
         Raises:
             GetfuseError: where pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
-        return pandas.DataFrame(list(self.records), columns=list(_COLUMNS))
+        return data_frame(self.records, _COLUMNS)
 
     def plot(self) -> Figure:
         """DRAM access against the buffer, a line per model, scheme and method.
@@ -185,7 +180,7 @@ class Sweep:
             GetfuseError: for a picture where matplotlib is not installed.
             OSError: where the file cannot be written.
         """
-        _form(path)(self, Path(path))
+        _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -194,7 +189,7 @@ class Sweep:
         Raises:
             OptionError: names the known suffixes.
         """
-        _form(path)
+        known_suffix(path, "a sweep", _FORMS)
 
 
 def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -331,13 +326,7 @@ def _text(form: Callable[[Sweep], str]) -> Callable[[Sweep, Path], None]:
 
 
 def _picture(result: Sweep, path: Path) -> None:
-    figure = result.plot()
-    from matplotlib import rc_context
-
-    svg = path.suffix.lower() == ".svg"
-    # Without a date and random names the same sweep gives the same file.
-    with rc_context({"svg.hashsalt": "torch-getfuse"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if svg else None)
+    save_figure(result.plot(), path, dpi=150)
 
 
 _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
@@ -348,13 +337,3 @@ _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
     ".svg": _picture,
     ".png": _picture,
 }
-
-
-def _form(path: str | Path) -> Callable[[Sweep, Path], None]:
-    suffix = Path(path).suffix.lower()
-    if suffix not in _FORMS:
-        raise OptionError(
-            f"cannot save a sweep as {str(path)!r}: the suffix must be one of "
-            f"{', '.join(_FORMS)}{nearest(suffix, _FORMS) if suffix else ''}"
-        )
-    return _FORMS[suffix]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,14 +30,6 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         y = self.norm(self.conv(x)).relu()
         return {"sum": self.last(y) + y, "skip": y}
-
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def compile_block(**options: object) -> tuple[nn.Module, object, torch.Tensor]:
@@ -114,6 +107,44 @@ def test_second_instance_of_a_class_has_its_own_results_and_a_report() -> None:
     assert "compiled for another instance of this class" in str(torch_getfuse.report(again))
 
 
+def test_reports_of_a_function_and_of_methods() -> None:
+    class Two(Block):
+        def half(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).relu()
+
+    model, second, x = Two().eval(), Two().eval(), torch.randn(2, 3, 8, 8)
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return model.half(x) * 2
+
+    def compile_it(what: Callable[..., Any]) -> Callable[..., Any]:
+        run = torch.compile(what, backend="getfuse", options={"strict": True})
+        run(x)
+        return run
+
+    compile_it(model)
+    for one in (compile_it(model.half), model.half, compile_it(doubled), doubled):
+        report = torch_getfuse.report(one)
+        assert len(report.sections) == 1
+        assert "another instance" not in str(report)
+    assert "another instance" in str(torch_getfuse.report(compile_it(second.half)))
+
+
+@pytest.mark.parametrize("make", [Block, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
+def test_a_report_where_dynamo_freezes_parameters(make: Callable[[], nn.Module]) -> None:
+    """They are attributes of the graph then, not inputs; each instance has code of its own."""
+    x = torch.randn(2, 3, 8, 8)
+    with torch._inductor.config.patch(freezing=True), torch.no_grad():
+        for model in (make().eval(), make().eval()):
+            compiled = torch.compile(model, backend="getfuse", options={"strict": True})
+            compiled(x)
+            text = str(torch_getfuse.report(compiled))
+            assert text == str(torch_getfuse.report(model))
+            assert "fusion_group_0" in torch_getfuse.report(model).to_csv()
+            assert len(torch_getfuse.report(model).sections) == 1
+            assert "another instance" not in text
+
+
 def test_replaced_and_updated_parameters_are_used() -> None:
     model, compiled, x = compile_block()
     compiled(x)  # type: ignore[operator]
@@ -177,6 +208,7 @@ def test_a_failure_warns_once_and_runs_unplanned(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("no plan today")
 
     monkeypatch.setattr(compiler, "plan_graph", fail)
+    monkeypatch.setattr(compiler, "find_plan", lambda *_: None)  # none kept by another test
     model, x = Block().eval(), torch.randn(1, 3, 8, 8)
     compiled = torch.compile(model, backend="getfuse")
     with pytest.warns(UserWarning, match="RuntimeError: no plan today"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
@@ -38,13 +38,6 @@ BATCHED = {
     "topk": "may mix the samples",
     "roll": "may mix the samples",
 }
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def plan_of(model: nn.Module, x: Sequence[torch.Tensor], **options: object) -> PartitionPlan:

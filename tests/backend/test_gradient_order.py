@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -18,14 +18,6 @@ from torch_getfuse.backend.gradient_order import (
     split_in_gradient_order,
 )
 from torch_getfuse.backend.submodules import split_graph_module
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def captured(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> fx.GraphModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._subclasses.fake_tensor import FakeTensor
 
 import torch_getfuse
-from torch_getfuse.backend import inner
 
 
 class Net(nn.Module):
@@ -30,14 +29,6 @@ class Net(nn.Module):
         y = self.norm(self.a(x)).relu_()
         y = torch.relu_(self.b(y) + y)
         return self.head(y.mean((2, 3)))
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    inner._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def compiled_net(backend: object, **options: object) -> tuple[nn.Module, Callable[..., Any]]:

@@ -5,20 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from matrix import AFFORDABLE, DTYPES, INNER, MODES, NETWORKS, PRODUCT, SHAPES, Combination, check
 
 import torch_getfuse
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def test_the_affordable_part_has_every_value_of_every_network() -> None:

@@ -24,13 +24,11 @@ X = torch.ones(1, 3, 8, 8)
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
+def no_plans() -> Iterator[None]:
     plan_cache.clear_memory()
     plan_cache._warned.clear()
     yield
     plan_cache.clear_memory()
-    torch._dynamo.reset()
 
 
 @pytest.fixture(scope="module")

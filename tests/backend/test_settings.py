@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -37,12 +37,8 @@ class Net(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
+def seeded() -> None:
     torch.manual_seed(0)
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def compile_it(model: Any, dynamic: bool | None = None, **options: object) -> Callable[..., Any]:

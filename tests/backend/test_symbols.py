@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import free_symbols
-
-from torch_getfuse.backend import compiler
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 class Strided(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torch_getfuse
-from torch_getfuse.backend import compiler, training
+from torch_getfuse.backend import training
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
 
@@ -34,14 +33,6 @@ class Net(nn.Module):
         else:
             z = self.body(y)
         return self.head(nn.functional.max_pool2d(z + y, 2)).mean((2, 3))
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    compiler._warned.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def pair(model: nn.Module, **options: object) -> tuple[nn.Module, nn.Module]:

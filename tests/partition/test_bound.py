@@ -9,7 +9,7 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import random_problem
+from tests.legal import random_problem, single
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition import automaton
 from torch_getfuse.partition.automaton import Automaton
@@ -18,7 +18,7 @@ from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, is_connected, is_convex
 from torch_getfuse.partition.prices import prove
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.schemes import make_scheme
 
 
@@ -133,10 +133,12 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
         if not problem.blocks:
             continue
         optimum = brute_force(problem.evaluator)[0]
-        known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
         pricing = pricing_of(problem)
         classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
-        bounds = [prove(problem, pricing, known, classes=chosen).bound for chosen in (classes, [])]
+        bounds = [
+            prove(problem, pricing, single(problem), classes=chosen).bound
+            for chosen in (classes, [])
+        ]
         assert max(bounds) <= optimum
         assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
         met += bounds[0] == optimum

@@ -8,11 +8,11 @@ from random import Random
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import assert_legal, assert_runs_in_order, random_problem
+from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
 from torch_getfuse.partition.choice import choose, find_cycles, split_cycles
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.listing import list_groups
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.schemes import make_scheme
 
 
@@ -23,10 +23,6 @@ def crossing(rng: Random, width: int) -> FusionProblem:
     for _ in range(width):
         build.add(*rng.sample(maps, 2))
     return FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
-
-
-def single(problem: FusionProblem) -> SearchResult:
-    return SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
 
 
 def test_a_cycle_of_two_groups() -> None:

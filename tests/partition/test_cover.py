@@ -11,19 +11,14 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import assert_legal, assert_runs_in_order, random_problem
+from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.cover import cover
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.group import bits, is_connected, is_convex
 from torch_getfuse.partition.listing import list_groups
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.schemes import make_scheme
-
-
-def single(problem: FusionProblem) -> SearchResult:
-    """The plan of single blocks."""
-    return SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
 
 
 @pytest.mark.parametrize("most", [60_000, 3], ids=["listed", "priced"])

@@ -9,8 +9,7 @@ from unittest.mock import ANY
 import pytest
 
 from tests.brute import brute_force
-from tests.graphs import Builder, random_graph
-from torch_getfuse.ir import Window
+from tests.graphs import Builder, heavy_between, random_graph
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.exact import exact
 from torch_getfuse.partition.group import is_connected, neighbours, topological_order
@@ -78,11 +77,6 @@ def test_in_place_chain_is_one_block() -> None:
 
 
 def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
-    build = Builder()
-    x = build.input((1, 1, 4, 4))
-    first = build.conv(x, 1)
-    heavy = build.op("conv", [(first, Window.identity())], (1, 1, 4, 4), weights=1000)
-    build.add(heavy, first)
-    evaluator = Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 100)
+    evaluator = Evaluator(make_scheme("lbdf", heavy_between(), "line", 1, 1), 100)
     assert evaluator.unfusable() == 0b010
     assert exact(FusionProblem(evaluator)).groups == (0b001, 0b100)

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.brute import brute_force
-from tests.graphs import Builder
+from tests.graphs import Builder, heavy_between
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import Window
@@ -129,12 +129,7 @@ def test_all_edges_rectify_everything() -> None:
 
 
 def test_a_group_around_an_unfusable_operator_is_cut_there() -> None:
-    build = Builder()
-    x = build.input((1, 1, 4, 4))
-    first = build.conv(x, 1)
-    heavy = build.op("conv", [(first, Window.identity())], (1, 1, 4, 4), weights=1000)
-    build.add(heavy, first)
-    problem = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 100))
+    problem = FusionProblem(Evaluator(make_scheme("lbdf", heavy_between(), "line", 1, 1), 100))
     split = RecursiveSplit(problem, all_edges(problem.graph))
     assert problem.evaluator.valid(0b101)
     assert split(0b101, Random(0)) == [0b001, 0b100]

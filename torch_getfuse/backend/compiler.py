@@ -71,7 +71,7 @@ def getfuse(
         given = load_plan(given)
     if chosen.inner == DEPTH_FIRST:
         _check_depth_first(chosen, given)
-    record = CompiledGraph(example_inputs)
+    record = CompiledGraph(gm, example_inputs)
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:

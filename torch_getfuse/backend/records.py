@@ -15,7 +15,7 @@ from dataclasses import replace
 from types import CodeType
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 from torch._guards import TracingContext
 
 from torch_getfuse.report import Section
@@ -30,15 +30,18 @@ class CompiledGraph:
         failures: part -> why it runs unplanned: ``""`` for the graph, else ``"forward"`` or
             ``"backward"``.
         code: the code object that Dynamo traced, the outermost one.
-        parameters: weak references to the parameters and buffers that the graph was given.
+        parameters: weak references to the parameters that the graph reads: among its inputs, or
+            its own attributes, which they are where ``torch._inductor.config.freezing`` is on.
     """
 
-    def __init__(self, example_inputs: Sequence[object]) -> None:
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[object]) -> None:
         self.sections: list[Section] = []
         self.failures: dict[str, str] = {}
         self.code = _traced_code()
         self.parameters = [
-            weakref.ref(value) for value in example_inputs if isinstance(value, nn.Parameter)
+            weakref.ref(value)
+            for value in (*example_inputs, *gm.parameters())
+            if isinstance(value, nn.Parameter)
         ]
 
     def add_notes(self, notes: Sequence[str]) -> None:
@@ -74,22 +77,24 @@ def remember(compiled: Callable[..., Any], record: CompiledGraph) -> Callable[..
 def find(model: object) -> tuple[list[CompiledGraph], bool]:
     """Records of a module, compiled wrapper or function, and whether they are of this instance.
 
-    Records that were given a parameter of the module are its own. A module whose class was
-    compiled for another instance runs that instance's code (Dynamo shares it), so those records
-    are its plans as well; the second value is then ``False``.
+    Records that were given a parameter of the module are its own; of a bound method, those of its
+    code. A module whose class was compiled for another instance runs that instance's code (Dynamo
+    shares it), so those records are its plans as well; the second value is then ``False``. A
+    function has no instances.
     """
     target = getattr(model, "_orig_mod", model)
     target = getattr(target, "_torchdynamo_orig_callable", target)
     with _lock:
         records = sorted(_records, key=_order.__getitem__)
-    identities: set[int] = set()
-    function = target
-    if isinstance(target, nn.Module):
-        identities = {id(parameter) for parameter in target.parameters()}
-        function = type(target).forward
-    own = [record for record in records if record.shares(identities)]
+    module = getattr(target, "__self__", target)
+    function = type(target).forward if isinstance(target, nn.Module) else target
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     same = [record for record in records if code is not None and _within(record.code, code)]
+    if not isinstance(module, nn.Module):
+        return same, True
+    identities = {id(parameter) for parameter in module.parameters()}
+    candidates = records if module is target else same
+    own = [record for record in candidates if record.shares(identities)]
     if own:
         ours = set(own) | {record for record in same if not record.parameters}
         return [record for record in records if record in ours], True

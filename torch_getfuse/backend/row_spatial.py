@@ -50,39 +50,49 @@ def make(site: Site, name: str) -> RowKernel | None:
     return maker(site, name)
 
 
-class ConvKernel(SlidingKernel):
-    """Convolution over one or two axes.
+class _Convolution(SpatialKernel):
+    """What a convolution and a transposed one read of their call.
 
     Attributes:
         weight, bias: arguments; nodes or ``None``.
-        strides, dilations: per axis of the map.
-        begins, ends: padding per axis of the map.
+        kernels, strides, dilations: per axis of the map.
         groups: channel groups.
     """
 
-    def __init__(self, site: Site, name: str) -> None:
+    def __init__(self, site: Site, by_axes: Mapping[int, Callable[..., torch.Tensor]]) -> None:
         weight = normalise(site.core.node, positional).args["weight"]
-        axes = len(node_shape(weight)) - 2
+        shape = node_shape(weight)
+        axes = len(shape) - 2
         super().__init__(site, axes)
-        args = self.args
-        self.weight, self.bias = weight, args.get("bias")
+        self.weight, self.bias = weight, self.args.get("bias")
         if any(isinstance(a, fx.Node) and a not in self.weights for a in (weight, self.bias)):
             raise NoRowKernel(f"{self.op.name} has a kernel that is itself computed from the input")
-        self.strides = spread(or_default(args.get("stride"), 1), axes)
-        self.dilations = spread(or_default(args.get("dilation"), 1), axes)
-        self.groups = int(or_default(args.get("groups"), 1))
-        kernels = node_shape(weight)[2:]
-        padding = or_default(args.get("padding"), 0)
+        if axes not in by_axes:
+            raise NoRowKernel(f"{self.op.name} convolves over {axes} axes")
+        self.kernels = shape[2:]
+        self.strides = spread(or_default(self.args.get("stride"), 1), axes)
+        self.dilations = spread(or_default(self.args.get("dilation"), 1), axes)
+        self.groups = int(or_default(self.args.get("groups"), 1))
+
+
+class ConvKernel(_Convolution, SlidingKernel):
+    """Convolution over one or two axes.
+
+    Attributes:
+        begins, ends: padding per axis of the map.
+    """
+
+    def __init__(self, site: Site, name: str) -> None:
+        super().__init__(site, _CONVOLUTIONS)
+        padding = or_default(self.args.get("padding"), 0)
         if padding == "same":
-            reach = [d * (k - 1) for d, k in zip(self.dilations, kernels, strict=True)]
+            reach = [d * (k - 1) for d, k in zip(self.dilations, self.kernels, strict=True)]
             self.begins = tuple(r // 2 for r in reach)
             self.ends = tuple(r - r // 2 for r in reach)
         else:
-            self.begins = self.ends = spread(0 if padding == "valid" else padding, axes)
-        self.kernel, self.stride = kernels[0], self.strides[0]
+            self.begins = self.ends = spread(0 if padding == "valid" else padding, self.axes)
+        self.kernel, self.stride = self.kernels[0], self.strides[0]
         self.dilation, self.padding = self.dilations[0], self.begins[0]
-        if axes not in _CONVOLUTIONS:
-            raise NoRowKernel(f"{self.op.name} convolves over {axes} axes")
 
     def compute(
         self, values: Values, blocks: Mapping[fx.Node, torch.Tensor], low: int, high: int
@@ -115,23 +125,13 @@ class ConvKernel(SlidingKernel):
         return made.narrow(self.axis, 0, high - low) if above else made
 
 
-class TransposedConvKernel(SpatialKernel):
+class TransposedConvKernel(_Convolution):
     """Transposed convolution: input row ``i`` adds to rows ``i*stride - padding + dilation*k``."""
 
     def __init__(self, site: Site, name: str) -> None:
-        weight = normalise(site.core.node, positional).args["weight"]
-        axes = len(node_shape(weight)) - 2
-        super().__init__(site, axes)
-        args = self.args
-        self.weight, self.bias = weight, args.get("bias")
-        self.strides = spread(or_default(args.get("stride"), 1), axes)
-        self.dilations = spread(or_default(args.get("dilation"), 1), axes)
-        self.paddings = spread(or_default(args.get("padding"), 0), axes)
-        self.extra = spread(or_default(args.get("output_padding"), 0), axes)
-        self.groups = int(or_default(args.get("groups"), 1))
-        self.kernels = node_shape(weight)[2:]
-        if axes not in _TRANSPOSED:
-            raise NoRowKernel(f"{self.op.name} convolves over {axes} axes")
+        super().__init__(site, _TRANSPOSED)
+        self.paddings = spread(or_default(self.args.get("padding"), 0), self.axes)
+        self.extra = spread(or_default(self.args.get("output_padding"), 0), self.axes)
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
         """Input rows that add to some of the output rows, clipped to the map."""
