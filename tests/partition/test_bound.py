@@ -136,7 +136,7 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
         known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
         pricing = pricing_of(problem)
         classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
-        bounds = [prove(problem, pricing, known, classes=chosen).bound for chosen in (classes, [])]
+        bounds = [prove(Columns(problem), pricing, known, classes=chosen).bound for chosen in (classes, [])]
         assert max(bounds) <= optimum
         assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
         met += bounds[0] == optimum

@@ -60,9 +60,10 @@ def cover(
         return started + share * seconds
 
     listed = list_groups(problem, LISTED * seconds, most)
-    pool = _Pool(problem, (*problem.blocks, *known.groups))
+    columns = Columns(problem)
+    pool = _Pool(columns, (*problem.blocks, *known.groups))
     if listed.complete:
-        proof = prove(problem, Listed(problem, listed.groups), known, until(PRICED))
+        proof = prove(columns, Listed(columns, listed.groups), known, until(PRICED))
         pool.add(pool.sorted(listed.groups, proof), until(PLANNED))
     else:
         automaton = Automaton.of(problem, lambda: time.perf_counter() >= until(PRICED))
@@ -73,9 +74,9 @@ def cover(
         else:
             classes = [automaton.skeleton.classes(radius) for radius in RADII]
             pricing = Pricing(automaton)
-            proof = prove(problem, pricing, known, until(PRICED), classes)
+            proof = prove(columns, pricing, known, until(PRICED), classes)
             _enrich(pool, pricing, proof, until(PLANNED))
-    plan = choose(problem, pool.best(MOST_COLUMNS), known, until(ENDED))
+    plan = choose(columns, pool.best(MOST_COLUMNS), known, until(ENDED))
     cost = problem.cost(plan)
     return SearchResult(
         groups=plan,
@@ -90,12 +91,11 @@ def cover(
 class _Pool:
     """Legal groups for a plan."""
 
-    def __init__(self, problem: FusionProblem, always: Iterable[int]) -> None:
-        self.problem = problem
+    def __init__(self, columns: Columns, always: Iterable[int]) -> None:
         self.always = tuple(dict.fromkeys(always))
         self.groups = list(self.always)
         self._seen = set(self.always)
-        self._columns = Columns(problem)
+        self._columns = columns
 
     def add(self, sets: Iterable[int], ended: float) -> list[int]:
         """Take in the legal groups among ``sets``, as far as time allows; the new ones."""
@@ -105,7 +105,7 @@ class _Pool:
                 break
             if mask not in self._seen:
                 self._seen.add(mask)
-                if _legal(self.problem, mask):
+                if _legal(self._columns.problem, mask):
                     new.append(mask)
         self.groups += new
         return new

@@ -100,9 +100,8 @@ def list_groups(
 class Listed:
     """An oracle that looks through a complete list; groups belong to their first block."""
 
-    def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
+    def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
         self._groups = groups
-        columns = Columns(problem)
         self._costs = columns.costs(groups)
         matrix = columns.matrix(groups)
         self._rows = matrix.T.tocsr().astype(np.int64)

@@ -36,7 +36,7 @@ Floats = npt.NDArray[np.float64]
 
 STEADY, STEADIEST = 0.5, 0.95  # weight of the best prices so far against the linear program's
 CLOSE = 0.002  # share of the program's value at which finer classes take over
-COLUMNS = 1_500, 3  # of a program: so many, and so many per row
+COLUMNS = 1_500, 3  # of a program beside those it always has: so many, and so many per row
 
 
 class Oracle(Protocol):
@@ -72,7 +72,7 @@ class Proof:
 
 
 def prove(
-    problem: FusionProblem,
+    columns: Columns,
     oracle: Oracle,
     known: SearchResult,
     ended: float = math.inf,
@@ -81,17 +81,14 @@ def prove(
     """Raise the lower bound until it meets the linear program, the known plan, or the clock.
 
     Args:
-        problem: the problem; its plans' blocks are priced.
+        columns: of the problem whose blocks are priced.
         oracle: finds sets that undercut the prices.
         known: a legal plan; the first prices share its cost out to its blocks.
         ended: moment of ``time.perf_counter`` to stop at.
         classes: per block its class, from coarse to fine; single blocks come after them.
     """
-    return _Ascent(problem, oracle, known, ended).run([*classes, _singles(problem)])
-
-
-def _singles(problem: FusionProblem) -> Ints:
-    return np.arange(len(problem.blocks))
+    singles = np.arange(len(columns.problem.blocks))
+    return _Ascent(columns, oracle, known, ended).run([*classes, singles])
 
 
 class _Ascent:
@@ -99,15 +96,16 @@ class _Ascent:
 
     def __init__(
         self,
-        problem: FusionProblem,
+        columns: Columns,
         oracle: Oracle,
         known: SearchResult,
         ended: float,
     ) -> None:
+        problem = columns.problem
         self.oracle = oracle
         self.known = known
         self.ended = ended
-        self.columns = Columns(problem)
+        self.columns = columns
         self.met = dict.fromkeys((*problem.blocks, *known.groups))
         self.always = frozenset(self.met)
         self.active = list(self.met)
@@ -185,7 +183,7 @@ class _Ascent:
 
     def _choose(self, rows: csr_matrix) -> None:
         """The sets met that a new program starts with: those cheapest beside the prices."""
-        most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
+        most = len(self.always) + COLUMNS[0] + COLUMNS[1] * rows.shape[0]
         if len(self.met) > most:
             sets = tuple(self.met)
             reduced = self.columns.reduced(sets, self.centre)
@@ -199,8 +197,8 @@ class _Ascent:
         self, matrix: csc_matrix, values: Ints, duals: Floats, new: list[int], rows: csr_matrix
     ) -> None:
         """Take in new sets; where they have become too many, drop those that cost most."""
-        most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
-        if len(self.active) + len(new) > 2 * most:
+        most = len(self.always) + COLUMNS[0] + COLUMNS[1] * rows.shape[0]
+        if len(self.active) + len(new) > most + COLUMNS[0] + COLUMNS[1] * rows.shape[0]:
             reduced = values - matrix.T @ duals
             best = np.sort(np.argsort(reduced, kind="stable")[:most])
             kept = {self.active[k] for k in best} | self.always
