@@ -22,6 +22,9 @@ class Columns:
 
     Args:
         problem: whose blocks are the rows.
+
+    Attributes:
+        weights: of each block, in bytes; every plan moves them once.
     """
 
     def __init__(self, problem: FusionProblem) -> None:
@@ -45,6 +48,8 @@ class Columns:
         ones = np.ones(len(written), np.int64)
         self._writes = csr_matrix((ones, (np.arange(len(written)), written)), shape)
         self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
+        inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
+        self.weights = np.array(inside, np.int64)
         self._number: dict[int, int] = {}  # of a group, among those met
         self._rows = csr_matrix((0, len(leaders)))
         self._costs = np.zeros(0, np.int64)
@@ -99,7 +104,3 @@ class Columns:
         """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
         found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
         return found
-
-    def weights(self) -> int:
-        """Bytes of the weights of everything fusable, which every plan moves once."""
-        return int(self._weights[list(bits(self.problem.fusable))].sum())
