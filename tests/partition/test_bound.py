@@ -118,7 +118,7 @@ def test_columns_cost_what_groups_cost() -> None:
         matrix = columns.matrix(groups).toarray()
         for k, group in enumerate(groups):
             assert [bool(x) for x in matrix[:, k]] == [bool(b & group) for b in problem.blocks]
-        assert columns.weights() == sum(
+        assert columns.weights.sum() == sum(
             problem.graph.ops[i].weight_elements for i in bits(problem.fusable)
         )
 
@@ -136,7 +136,8 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
         known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
         pricing = pricing_of(problem)
         classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
-        bounds = [prove(Columns(problem), pricing, known, classes=chosen).bound for chosen in (classes, [])]
+        columns = Columns(problem)
+        bounds = [prove(columns, pricing, known, classes=chosen).bound for chosen in (classes, [])]
         assert max(bounds) <= optimum
         assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
         met += bounds[0] == optimum

@@ -9,8 +9,8 @@ from random import Random
 from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
-from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.choice import choose, find_cycles, split_cycles
+from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.listing import list_groups
 from torch_getfuse.partition.problem import FusionProblem, SearchResult

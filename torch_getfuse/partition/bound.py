@@ -140,7 +140,8 @@ class Pricing:
         nexts: list[Ints] = []
         joined: list[Flags] = []
         starts: list[tuple[int, int]] = []
-        state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
+        # Where rooms are rounded, the true ones tell which sets do fit.
+        state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
         for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
             if expired():
                 return None
@@ -153,7 +154,9 @@ class Pricing:
             joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
             costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
             costs -= price * joins
-            rooms = np.concatenate([room[onto] + steps.room[back], steps.last_room])
+            added = steps.room[back]
+            rooms = np.concatenate([room[onto] + added, steps.last_room])
+            trues = np.concatenate([true[onto] + added, steps.last_room])
             onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
             # What a label can start from at best, whatever a byte of room costs.
             hopes = rates * rooms + (least - limit)[:, states]
@@ -163,8 +166,9 @@ class Pricing:
             if steps.block >= 0 and steps.empty >= 0:
                 here = kept[(states[kept] == steps.empty) & joins[kept] & (costs[kept] < 0)]
                 if len(here):
+                    shortfall[steps.block] = costs[here].min()
+                    here = here[trues[here] < self.buffer_bytes]
                     here = here[np.argsort(costs[here], kind="stable")[: self.per_start]]
-                    shortfall[steps.block] = costs[here[0]]
                     starts += [(len(nexts), int(onto[k])) for k in here]
             kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
             if len(kept) > self.most:
@@ -172,7 +176,7 @@ class Pricing:
             used += np.bincount(use[kept], minlength=len(used))
             nexts.append(onto[kept])
             joined.append(joins[kept])
-            state, cost, room = states[kept], costs[kept], rooms[kept]
+            state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
         self._rates = _closer(self._rates, used)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,14 @@ Floats = npt.NDArray[np.float64]
 
 MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.04, 0.42, 0.78, 0.95
+LISTED, PRICED, PLANNED, ENDED = 0.02, 0.42, 0.82, 0.95
 RADII = (0, 1, 2)  # of the surroundings in which blocks of one price look alike
-PER_START = 3  # sets per first block, for a plan
+PER_START = 20  # sets per first block, for a plan
+CHECKED = 4_000  # sets whose legality is looked at after each round
+BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
 SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
 MOSTLY = 0.5, 0.9  # shares of them that are to fit
-ROUNDS = 5  # of prices, for one share of the buffer after the other
+ROUNDS = 4  # of prices, for one share of the buffer after the other
 
 
 def cover(
@@ -152,21 +155,21 @@ def _legal(problem: FusionProblem, mask: int) -> bool:
     )
 
 
-def _enrich(
-    pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, ended: float
-) -> None:
+def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, ended: float) -> None:
     """Legal groups for a plan: the ascent goes on for somewhat smaller buffers.
 
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
     their floor. Sets that are made to fit a smaller buffer mostly are.
     """
     tighter = [pricing.within(share, PER_START) for share in _shares(pool, proof)]
-    pool.add(pool.sorted(proof.sets, proof), ended, MOST_COLUMNS)
+    pool.add(pool.sorted(proof.sets, proof), ended, CHECKED)
     idle = turn = 0
     while idle < len(tighter) and time.perf_counter() < ended:
         oracle = tighter[turn % len(tighter)]
-        proof = prove(pool.columns, oracle, known, ended, start=proof, rounds=ROUNDS)
-        fresh = pool.add(pool.sorted(proof.sets, proof), ended, MOST_COLUMNS)
+        # Sets that are too large for a smaller buffer would mislead.
+        start = replace(proof, sets=tuple(pool.groups))
+        proof = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
+        fresh = pool.add(pool.sorted(proof.sets, proof), ended, CHECKED)
         idle = 0 if fresh else idle + 1
         turn += 1
 

@@ -36,10 +36,11 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-BOX = 0.2, 0.03  # half its width at first and with finer classes, as a share of F_D alone
-WIDEST = 1.0
+BOX, FINER, WIDEST = 0.1, 0.03, 1.0  # half its width at first, with finer classes, at most
+NARROWEST = 1e-4  # half width of a box in which no more is looked for
 PROMISE = 0.3  # share of the program's promise that must hold for the box to grow
-CLOSE = 0.002  # share of what is proved at which finer classes take over
+CLOSE = 0.0005  # share of what is proved; if less is promised, finer classes take over
+CLOSER = 0.0001  # and at last the box grows
 COLUMNS = 1_500, 3  # of a program: so many, and so many per row
 
 
@@ -84,6 +85,7 @@ def prove(
     classes: Sequence[Ints] = (),
     start: Proof | None = None,
     rounds: float = math.inf,
+    box: float = BOX,
 ) -> Proof:
     """Raise the lower bound until it meets the linear program, the known plan, or the clock.
 
@@ -95,9 +97,10 @@ def prove(
         classes: per block its class, from coarse to fine; single blocks come after them.
         start: prices and sets to begin with; without, each block's price is its weights.
         rounds: prices to try for each kind of classes.
+        box: half the first box's width, as a share of what each block would cost alone.
     """
     singles = np.arange(len(columns.problem.blocks))
-    return _Ascent(columns, oracle, known, ended, start).run([*classes, singles], rounds)
+    return _Ascent(columns, oracle, known, ended, start).run([*classes, singles], rounds, box)
 
 
 class _Ascent:
@@ -120,7 +123,6 @@ class _Ascent:
         self.alone = columns.costs(problem.blocks)
         sets = (*known.groups, *(start.sets if start else ()))
         self.met = dict.fromkeys(group for group in sets if group not in self.single)
-        self.fresh = start is None
         self.active: list[int] = []  # sets of the program; single blocks are in it as a limit
         self.base, self.step = int(columns.weights.sum()), _granularity(problem)
         self.bound = problem.unavoidable
@@ -130,15 +132,14 @@ class _Ascent:
     def expired(self) -> bool:
         return time.perf_counter() >= self.ended
 
-    def run(self, classes: Sequence[Ints], rounds: float) -> Proof:
+    def run(self, classes: Sequence[Ints], rounds: float, box: float) -> Proof:
         finished = False
         if self._try(self.prices) is not None:
-            box = BOX[0] if self.fresh else BOX[1]
             for number, home in enumerate(classes):
                 finished = self._climb(home, box, number == len(classes) - 1, rounds)
                 if finished or self.expired():
                     break
-                box = BOX[1]
+                box = FINER
         return Proof(self.bound, tuple(self.met), self.prices, finished)
 
     def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
@@ -159,13 +160,17 @@ class _Ascent:
                 return False
             value, trial, reduced = found
             before = self.level
-            if value - before / FINE < (0.5 if last else CLOSE * value):
+            promised = value - before / FINE
+            if promised < (CLOSER if last else CLOSE) * value:
+                if not last:
+                    return False
                 slack = 1e-6 * alone
                 held = (trial < low + slack) | (trial > high - slack) & (high < alone)
-                if not last or box >= WIDEST or not held.any():
-                    return last
-                box = min(WIDEST, 4 * box)
-                continue
+                if box < WIDEST and held.any():
+                    box = min(WIDEST, 2 * box)
+                    continue
+                if promised < 0.5:
+                    return True
             undercut = self._try(np.floor(trial[home] * FINE).astype(np.int64))
             if undercut is None:
                 return False
@@ -173,12 +178,15 @@ class _Ascent:
             gained = (self.level - before) / FINE
             if gained > 0:
                 best = trial
-                if gained > PROMISE * (value - before / FINE):
+                if gained > PROMISE * promised:
                     box = min(WIDEST, 1.5 * box)
             else:
                 box /= 2
             if not self._renew(reduced, undercut, len(sizes)) and gained <= 0:
-                return last
+                # The oracle's m is a bound of what sets cost; nearer prices make it a better one.
+                box /= 4
+                if box < NARROWEST:
+                    return last
         return True
 
     def _program(
