@@ -21,6 +21,7 @@ from torch_getfuse.partition.automaton import Automaton
 from torch_getfuse.partition.bound import FINE, Pricing
 from torch_getfuse.partition.choice import choose
 from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import is_connected, is_convex
 from torch_getfuse.partition.listing import MAX_SETS, Listed, list_groups
 from torch_getfuse.partition.prices import Proof, prove
@@ -161,8 +162,13 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, en
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
     their floor. Sets that are made to fit a smaller buffer mostly are.
     """
-    tighter = [pricing.within(share, PER_START) for share in _shares(pool, proof)]
-    pool.add(pool.sorted(proof.sets, proof), ended, CHECKED)
+    problem = pool.columns.problem
+    shares = _shares(pool, proof)
+    tighter = [pricing.within(share, PER_START) for share in shares]
+    # F_b takes long to work out, and sets whose floor is as large as that are seldom legal.
+    limit = Evaluator(problem.evaluator.scheme, int(max(shares) * problem.evaluator.buffer_bytes))
+    likely = [mask for mask in pool.sorted(proof.sets, proof) if not limit.hopeless(mask)]
+    pool.add(likely, ended, CHECKED)
     idle = turn = 0
     while idle < len(tighter) and time.perf_counter() < ended:
         oracle = tighter[turn % len(tighter)]
