@@ -37,7 +37,7 @@ PER_START = 20  # sets per first block, for a plan
 CHECKED = 4_000  # sets whose legality is looked at after each round
 BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
 SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
-MOSTLY = 0.5, 0.9  # shares of them that are to fit
+POWERS = 1, 2, 4  # of the share of the buffer that half of the sets should fit
 ROUNDS = 4  # of prices, for one share of the buffer after the other
 
 
@@ -121,7 +121,7 @@ class _Pool:
         reduced = self.columns.reduced(sets, proof.prices)
         return [sets[k] for k in np.argsort(reduced, kind="stable")]
 
-    def _duals(self, groups: Sequence[int], ended: float) -> Floats | None:
+    def duals(self, groups: Sequence[int], ended: float) -> Floats | None:
         """Prices of the linear program that covers each block once by some groups."""
         left = ended - time.perf_counter()
         found = linprog(
@@ -140,7 +140,7 @@ class _Pool:
         most += len(self.always)
         if len(self.groups) <= most:
             return tuple(self.groups)
-        duals = self._duals(self.groups, ended)
+        duals = self.duals(self.groups, ended)
         if duals is None:
             return self.always
         reduced = self.columns.reduced(self.groups, duals * FINE)
@@ -162,32 +162,34 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, en
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
     their floor. Sets that are made to fit a smaller buffer mostly are.
     """
-    problem = pool.columns.problem
-    shares = _shares(pool, proof)
-    tighter = [pricing.within(share, PER_START) for share in shares]
+    evaluator = pool.columns.problem.evaluator
+    share = _share(pool, proof)
+    tighter = [pricing.within(share**power, PER_START) for power in POWERS]
     # F_b takes long to work out, and sets whose floor is as large as that are seldom legal.
-    limit = Evaluator(problem.evaluator.scheme, int(max(shares) * problem.evaluator.buffer_bytes))
+    limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes))
     likely = [mask for mask in pool.sorted(proof.sets, proof) if not limit.hopeless(mask)]
     pool.add(likely, ended, CHECKED)
     idle = turn = 0
-    while idle < len(tighter) and time.perf_counter() < ended:
-        oracle = tighter[turn % len(tighter)]
+    while idle < len(tighter):
+        duals = pool.duals(pool.groups, ended)
+        if duals is None:
+            break
+        # Legal groups alone have prices of their own, which jump as long as they are few.
+        prices = np.floor((proof.prices + FINE * duals) / 2).astype(np.int64)
         # Sets that are too large for a smaller buffer would mislead.
-        start = replace(proof, sets=tuple(pool.groups))
-        proof = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
-        fresh = pool.add(pool.sorted(proof.sets, proof), ended, CHECKED)
-        idle = 0 if fresh else idle + 1
+        start = replace(proof, sets=tuple(pool.groups), prices=prices)
+        oracle = tighter[turn % len(tighter)]
+        found = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
+        idle = 0 if pool.add(pool.sorted(found.sets, found), ended, CHECKED) else idle + 1
         turn += 1
 
 
-def _shares(pool: _Pool, proof: Proof) -> list[float]:
-    """Shares of the buffer that sets should fit by their floor, to be legal mostly or nearly all.
+def _share(pool: _Pool, proof: Proof) -> float:
+    """Share of the buffer that sets should fit by their floor, so that every other one is legal.
 
     Measured on the sets that are cheapest beside the prices.
     """
     evaluator = pool.columns.problem.evaluator
     needs = [evaluator.buffer(group) for group in pool.sorted(proof.sets, proof)[:SAMPLE]]
     over = [need for need in needs if need is not None and need >= evaluator.buffer_bytes]
-    if not over:
-        return [1.0]
-    return [evaluator.buffer_bytes / float(np.quantile(over, most)) for most in MOSTLY]
+    return evaluator.buffer_bytes / float(np.median(over)) if over else 1.0
