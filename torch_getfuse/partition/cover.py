@@ -34,10 +34,10 @@ MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 LISTED, PRICED, PLANNED, ENDED = 0.02, 0.4, 0.75, 0.95
 RADII = (0, 1, 2)  # of the surroundings in which blocks of one price look alike
 PER_START = 20  # sets per first block, for a plan
-CHECKED = 4_000  # sets whose legality is looked at after each round
+CHECKED, LATER = 4_000, 500  # sets whose legality is looked at, and less likely ones, each time
 BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
 SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
-POWERS = 1, 2, 4  # of the share of the buffer that half of the sets should fit
+POWERS = 1, 2, 0.5, 0.25, 0  # of the share of the buffer that half of the sets should fit
 ROUNDS = 4  # of prices, for one share of the buffer after the other
 
 
@@ -165,22 +165,24 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, en
     evaluator = pool.columns.problem.evaluator
     share = _share(pool, proof)
     tighter = [pricing.within(share**power, PER_START) for power in POWERS]
-    # F_b takes long to work out, and sets whose floor is as large as that are seldom legal.
+    tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
+    # F_b takes long to work out, and sets whose floor is as large as that are less often legal.
     limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes))
-    likely = [mask for mask in pool.sorted(proof.sets, proof) if not limit.hopeless(mask)]
-    pool.add(likely, ended, CHECKED)
+    met = pool.sorted(proof.sets, proof)
+    pool.add([mask for mask in met if not limit.hopeless(mask)], ended, CHECKED)
     idle = turn = 0
-    while idle < len(tighter):
+    while idle < len(tries):
+        oracle, steady = tries[turn % len(tries)]
         duals = pool.duals(pool.groups, ended)
         if duals is None:
             break
         # Legal groups alone have prices of their own, which jump as long as they are few.
-        prices = np.floor((proof.prices + FINE * duals) / 2).astype(np.int64)
+        prices = np.floor(steady * proof.prices + (1 - steady) * FINE * duals).astype(np.int64)
         # Sets that are too large for a smaller buffer would mislead.
         start = replace(proof, sets=tuple(pool.groups), prices=prices)
-        oracle = tighter[turn % len(tighter)]
         found = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
-        idle = 0 if pool.add(pool.sorted(found.sets, found), ended, CHECKED) else idle + 1
+        new = pool.add(pool.sorted(found.sets, found), ended, CHECKED)
+        idle = 0 if pool.add(met, ended, LATER) or new else idle + 1
         turn += 1
 
 
