@@ -149,6 +149,7 @@ class _Ascent:
         alone = rows @ self.alone / sizes
         best = rows @ self.prices / sizes / FINE
         self._choose(rows)
+        widest = WIDEST
         while self.bound < self.known.dram_bytes:
             if self.expired() or rounds <= 0:
                 return False
@@ -166,8 +167,8 @@ class _Ascent:
                     return False
                 slack = 1e-6 * alone
                 held = (trial < low + slack) | (trial > high - slack) & (high < alone)
-                if box < WIDEST and held.any():
-                    box = min(WIDEST, 2 * box)
+                if box < widest and held.any():
+                    box = min(widest, 2 * box)
                     continue
                 if promised < 0.5:
                     return True
@@ -177,14 +178,14 @@ class _Ascent:
             rounds -= 1
             gained = (self.level - before) / FINE
             if gained > 0:
-                best = trial
+                best, widest = trial, WIDEST
                 if gained > PROMISE * promised:
-                    box = min(WIDEST, 1.5 * box)
+                    box = min(widest, 1.5 * box)
             else:
                 box /= 2
             if not self._renew(reduced, undercut, len(sizes)) and gained <= 0:
                 # The oracle's m is a bound of what sets cost; nearer prices make it a better one.
-                box /= 4
+                box = widest = box / 4
                 if box < NARROWEST:
                     return last
         return True
