@@ -93,6 +93,39 @@ def test_sets_have_the_shortfall_that_is_claimed() -> None:
         assert least == {k: m for k, m in enumerate(shortfall) if m < 0}
 
 
+def test_what_was_priced_before_does_not_matter() -> None:
+    """The prices of room that a run tries come from the one before; they only save labels."""
+    rng = Random(4250)
+    for _ in range(40):
+        problem = random_problem(rng, rng.randint(2, 9))
+        used = pricing_of(problem)
+        for _ in range(4):
+            prices = random_prices(rng, problem)
+            again, fresh = used.run(prices), pricing_of(problem).run(prices)
+            assert again is not None
+            assert fresh is not None
+            assert again[0].tolist() == fresh[0].tolist()
+
+
+def test_sets_fit_where_rooms_are_rounded() -> None:
+    """What rounding lets in counts for the bound, but is no set that the program may use."""
+    rng = Random(4270)
+    seen = 0
+    for _ in range(100):
+        problem = random_problem(rng, rng.randint(3, 9))
+        prices = random_prices(rng, problem)
+        found = pricing_of(problem, most=1).run(prices)
+        assert found is not None
+        for group in found[1]:
+            # Prices by which this set is the cheapest of all that there are.
+            inside = np.array([bool(block & group) for block in problem.blocks])
+            exact = pricing_of(problem).run(np.where(inside, 1, -1) * (FINE << 24))
+            assert exact is not None
+            assert group in exact[1]
+            seen += 1
+    assert seen > 100
+
+
 def test_expired() -> None:
     problem = random_problem(Random(1), 6)
     assert Automaton.of(problem, lambda: True) is None
@@ -118,7 +151,7 @@ def test_columns_cost_what_groups_cost() -> None:
         matrix = columns.matrix(groups).toarray()
         for k, group in enumerate(groups):
             assert [bool(x) for x in matrix[:, k]] == [bool(b & group) for b in problem.blocks]
-        assert columns.weights() == sum(
+        assert columns.weights.sum() == sum(
             problem.graph.ops[i].weight_elements for i in bits(problem.fusable)
         )
 
@@ -135,14 +168,25 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
         optimum = brute_force(problem.evaluator)[0]
         pricing = pricing_of(problem)
         classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
-        bounds = [
-            prove(problem, pricing, single(problem), classes=chosen).bound
-            for chosen in (classes, [])
-        ]
+        columns, known = Columns(problem), single(problem)
+        bounds = [prove(columns, pricing, known, classes=chosen).bound for chosen in (classes, [])]
         assert max(bounds) <= optimum
         assert bounds[0] == bounds[1]  # the last rows are single blocks in any case
         met += bounds[0] == optimum
     assert met >= 25
+
+
+def test_the_ascent_goes_on_from_where_it_was() -> None:
+    rng = Random(4450)
+    for _ in range(20):
+        problem = random_problem(rng, rng.randint(3, 8))
+        columns = Columns(problem)
+        known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+        whole = prove(columns, pricing_of(problem), known)
+        part = prove(columns, pricing_of(problem), known, rounds=2)
+        assert part.bound <= whole.bound
+        rest = prove(columns, pricing_of(problem), known, start=part)
+        assert part.bound <= rest.bound == whole.bound
 
 
 def test_classes_know_what_is_alike() -> None:

@@ -10,6 +10,7 @@ from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
 from torch_getfuse.partition.choice import choose, find_cycles, split_cycles
+from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.listing import list_groups
 from torch_getfuse.partition.problem import FusionProblem
@@ -32,7 +33,7 @@ def test_a_cycle_of_two_groups() -> None:
     assert find_cycles(problem, tangled) == [[(0b0101, 2, 0), (0b1010, 3, 1)]]
     assert_legal(problem, split_cycles(problem, tangled))
     groups = (*problem.blocks, *tangled)
-    plan = choose(problem, groups, single(problem), math.inf)
+    plan = choose(Columns(problem), groups, single(problem), math.inf)
     assert_legal(problem, plan)
     assert len(plan) == 3  # one of the two can stay
 
@@ -45,7 +46,7 @@ def test_agrees_with_enumeration() -> None:
             continue
         listed = list_groups(problem)
         groups = tuple(dict.fromkeys([*problem.blocks, *listed.groups]))
-        plan = choose(problem, groups, single(problem), math.inf)
+        plan = choose(Columns(problem), groups, single(problem), math.inf)
         assert_legal(problem, plan)
         assert_runs_in_order(problem, plan)
         assert problem.cost(plan) == brute_force(problem.evaluator)[0]
@@ -72,5 +73,5 @@ def test_covers_with_cycles_are_split() -> None:
 def test_no_time() -> None:
     problem = crossing(Random(0), 3)
     known = single(problem)
-    plan = choose(problem, problem.blocks, known, time.perf_counter() - 1)
+    plan = choose(Columns(problem), problem.blocks, known, time.perf_counter() - 1)
     assert sorted(plan) == sorted(known.groups)

@@ -31,14 +31,18 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 MOST_LABELS = 8_000  # per block; beyond, rooms are rounded
-BEAM = 500  # labels per block of a quick run
 PER_START = 10  # sets per first block
 
 FINE = 1024
 """Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
-"""What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access."""
+"""What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access.
+
+These at first; each run then tries as many between those that the last one had use for.
+"""
+RARE = 0.05  # share of the labels, at each end, whose room prices the next run does without
+WIDER = 1.25  # how far it goes beyond the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +110,12 @@ class Pricing:
         self.buffer_bytes = automaton.problem.evaluator.buffer_bytes
         self.most = most
         self.per_start = PER_START
-        self._rates = np.array(ROOM_PRICES, np.int64)[:, None]
+        fusable = len(automaton.problem.blocks)
+        order = [block for block in automaton.skeleton.order if block < fusable]
+        self.place = np.argsort(order)
         some = automaton.layers and len(automaton.layers[0].leave)
         self._layers = tuple(_steps(automaton)) if some else ()
-        self._dear = [steps.cost + self._rates * steps.room for steps in self._layers]
+        self._rates = np.array(ROOM_PRICES, np.int64)
 
     def within(self, share: float, per_start: int) -> Pricing:
         """The same for a share of the buffer, with fewer sets: it bounds nothing."""
@@ -119,22 +125,23 @@ class Pricing:
         return tighter
 
     def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False, quick: bool = False
+        self, prices: Ints, expired: Callable[[], bool] = lambda: False
     ) -> tuple[Ints, list[int]] | None:
         """Shortfall per block (0 or less, in 1/FINE bytes), and sets that have it or nearly so.
 
-        ``None`` where ``expired`` says so before the end. With ``quick``, only the
-        :data:`BEAM` most promising labels per block are followed, and the shortfall bounds
-        nothing.
+        ``None`` where ``expired`` says so before the end.
         """
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
-        before = self._before(prices)
-        limit = self._rates * (self.buffer_bytes - 1)
+        rates = self._rates[:, None]
+        before = self._before(prices, rates)
+        limit = rates * (self.buffer_bytes - 1)
+        used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the label that each label goes on to, -1: an end.
         nexts: list[Ints] = []
         joined: list[Flags] = []
         starts: list[tuple[int, int]] = []
-        state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
+        # Where rooms are rounded, the true ones tell which sets do fit.
+        state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
         for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
             if expired():
                 return None
@@ -147,34 +154,39 @@ class Pricing:
             joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
             costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
             costs -= price * joins
-            rooms = np.concatenate([room[onto] + steps.room[back], steps.last_room])
+            added = steps.room[back]
+            rooms = np.concatenate([room[onto] + added, steps.last_room])
+            trues = np.concatenate([true[onto] + added, steps.last_room])
             onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
             # What a label can start from at best, whatever a byte of room costs.
-            hope = (costs + self._rates * rooms + least[:, states] - limit).max(axis=0)
+            hopes = rates * rooms + (least - limit)[:, states]
+            use = hopes.argmax(axis=0)
+            hope = hopes[use, np.arange(len(use))] + costs
             kept = np.flatnonzero((hope < 0) & (rooms < self.buffer_bytes))
             if steps.block >= 0 and steps.empty >= 0:
                 here = kept[(states[kept] == steps.empty) & joins[kept] & (costs[kept] < 0)]
                 if len(here):
+                    shortfall[steps.block] = costs[here].min()
+                    here = here[trues[here] < self.buffer_bytes]
                     here = here[np.argsort(costs[here], kind="stable")[: self.per_start]]
-                    shortfall[steps.block] = costs[here[0]]
                     starts += [(len(nexts), int(onto[k])) for k in here]
             kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
-            if quick and len(kept) > BEAM:
-                kept = np.sort(kept[np.argsort(hope[kept], kind="stable")[:BEAM]])
-            elif len(kept) > self.most:
+            if len(kept) > self.most:
                 rooms, kept = self._rounded(states, costs, rooms, kept)
+            used += np.bincount(use[kept], minlength=len(used))
             nexts.append(onto[kept])
             joined.append(joins[kept])
-            state, cost, room = states[kept], costs[kept], rooms[kept]
+            state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
+        self._rates = _closer(self._rates, used)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 
-    def _before(self, prices: Ints) -> list[Ints]:
+    def _before(self, prices: Ints, rates: Ints) -> list[Ints]:
         """Per layer, room price and state: the least cost, room included, from the empty set."""
-        least = np.zeros((len(self._rates), 1), np.int64)
+        least = np.zeros((len(rates), 1), np.int64)
         found = []
-        for steps, dear in zip(self._layers, self._dear, strict=True):
+        for steps in self._layers:
             found.append(least)
-            cost = least[:, steps.source] + dear
+            cost = least[:, steps.source] + rates * steps.room + steps.cost
             if steps.block >= 0:
                 cost -= prices[steps.block] * steps.joins
             least = np.minimum.reduceat(cost, steps.first[:-1], axis=1) if len(cost[0]) else cost
@@ -214,3 +226,14 @@ class Pricing:
                 mask |= blocks[self._layers[-1 - step].block]
             label = int(nexts[step][label])
         return mask
+
+
+def _closer(rates: Ints, used: Ints) -> Ints:
+    """As many prices of room, spread over the range that was of use; ``used``: how often each."""
+    total = np.cumsum(np.where(rates > 0, used, 0))
+    if not total[-1]:
+        return rates
+    low, high = np.searchsorted(total, [RARE * total[-1], (1 - RARE) * total[-1]])
+    ends = rates[low] / WIDER, min(rates[high] * WIDER, ROOM_PRICES[-1])
+    inner = np.geomspace(*ends, len(rates) - 2).astype(np.int64)
+    return np.concatenate([[0], inner, [ROOM_PRICES[-1]]])

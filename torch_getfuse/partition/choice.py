@@ -31,17 +31,17 @@ Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operato
 
 
 def choose(
-    problem: FusionProblem, groups: tuple[int, ...], known: SearchResult, ended: float
+    columns: Columns, groups: tuple[int, ...], known: SearchResult, ended: float
 ) -> tuple[int, ...]:
     """The cheapest acyclic choice found, in an order in which it can run.
 
     Args:
-        problem: whose blocks are to be covered.
+        columns: of the problem whose blocks are to be covered.
         groups: legal ones, among them every block.
         known: a legal plan; the result is never worse.
         ended: moment of ``time.perf_counter`` to stop at.
     """
-    columns = Columns(problem)
+    problem = columns.problem
     matrix, costs = columns.matrix(groups), columns.costs(groups)
     best, least = known.groups, problem.cost(known.groups)
     rounded = _dive(matrix, costs, ended)

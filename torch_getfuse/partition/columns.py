@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from torch_getfuse.partition.bound import FINE
 from torch_getfuse.partition.group import bits
@@ -18,18 +18,23 @@ Ints = npt.NDArray[np.int64]
 
 
 class Columns:
-    """Turns masks of many groups into columns at once.
+    """Turns masks of many groups into columns at once, and remembers them.
 
     Args:
         problem: whose blocks are the rows.
+
+    Attributes:
+        weights: of each block, in bytes; every plan moves them once.
     """
 
     def __init__(self, problem: FusionProblem) -> None:
         self.problem = problem
         self._bytes = -(-len(problem.graph) // 8)
-        self._leaders = np.array([(b & -b).bit_length() - 1 for b in problem.blocks], np.int64)
-        self._lbdf = isinstance(problem.evaluator.scheme, Lbdf)
+        leaders = [(block & -block).bit_length() - 1 for block in problem.blocks]
+        self._row = np.full(len(problem.graph), -1)
+        self._row[leaders] = np.arange(len(leaders))
         graph, scheme = problem.graph, problem.evaluator.scheme
+        self._lbdf = isinstance(scheme, Lbdf)
         number = {name: k for k, name in enumerate(graph.tensors)}
         sizes = [tensor.elements * scheme.activation_bytes for tensor in graph.tensors.values()]
         self._sizes = np.array(sizes, np.int64)
@@ -43,35 +48,59 @@ class Columns:
         ones = np.ones(len(written), np.int64)
         self._writes = csr_matrix((ones, (np.arange(len(written)), written)), shape)
         self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
+        inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
+        self.weights = np.array(inside, np.int64)
+        self._number: dict[int, int] = {}  # of a group, among those met
+        self._rows = csr_matrix((0, len(leaders)))
+        self._costs = np.zeros(0, np.int64)
 
-    def _members(self, groups: Sequence[int]) -> npt.NDArray[np.bool_]:
+    def _numbers(self, groups: Sequence[int]) -> Ints:
+        """Numbers of the groups; new ones are worked out."""
+        number = self._number
+        if fresh := [group for group in dict.fromkeys(groups) if group not in number]:
+            number.update(zip(fresh, range(len(number), len(number) + len(fresh)), strict=True))
+            members = self._members(fresh)
+            rows = self._row[members.indices]
+            starts = np.concatenate([[0], np.cumsum(rows >= 0)])[members.indptr]
+            rows = rows[rows >= 0]
+            shape = (len(fresh), self._rows.shape[1])
+            added = csr_matrix((np.ones(len(rows)), rows, starts), shape)
+            self._rows = vstack([self._rows, added], "csr")
+            self._costs = np.concatenate([self._costs, self._priced(fresh, members)])
+        return np.fromiter((number[group] for group in groups), np.int64, len(groups))
+
+    def _members(self, groups: Sequence[int]) -> csr_matrix:
+        """Which group (row) has which operator (column)."""
         raw = b"".join(group.to_bytes(self._bytes, "little") for group in groups)
-        rows = np.frombuffer(raw, np.uint8).reshape(len(groups), self._bytes)
-        return np.unpackbits(rows, axis=1, bitorder="little").astype(bool)
+        flags = np.frombuffer(raw, np.uint8).reshape(len(groups), self._bytes)
+        row, column = np.nonzero(np.unpackbits(flags, axis=1, bitorder="little"))
+        starts = np.searchsorted(row, np.arange(len(groups) + 1))
+        ones = np.ones(len(column), np.int64)
+        return csr_matrix((ones, column, starts), (len(groups), len(self._weights)))
+
+    def _priced(self, groups: Sequence[int], members: csr_matrix) -> Ints:
+        if not self._lbdf:
+            return np.array([self.problem.evaluator.dram(group) for group in groups], np.int64)
+        used, made = members @ self._reads, members @ self._writes
+        inner = used.multiply(made).tocsr()  # of what a group makes: how many of it read it
+        read = used.astype(bool).astype(np.int64) - inner.astype(bool).astype(np.int64)
+        # Not written: what all its readers are there for, unless it is an output.
+        inner.data = (inner.data == self._readers[inner.indices]) & ~self._kept[inner.indices]
+        wanted = np.where(self._kept | (self._readers > 0), self._sizes, 0)
+        written = made @ wanted - inner.astype(np.int64) @ self._sizes
+        return np.asarray(members @ self._weights + read @ self._sizes + written, np.int64)
 
     def matrix(self, groups: Sequence[int]) -> csc_matrix:
         """Which group (column) has which block (row)."""
-        members = self._members(groups)[:, self._leaders]
-        row = np.nonzero(members)[1]
-        starts = np.concatenate([[0], np.cumsum(members.sum(axis=1))])
-        shape = (len(self._leaders), len(groups))
-        return csc_matrix((np.ones(len(row)), row, starts), shape=shape)
+        numbers = self._numbers(groups)
+        return self._rows[numbers].T.tocsc()
 
     def costs(self, groups: Sequence[int]) -> Ints:
         """``F_D`` of each group in bytes."""
-        if not self._lbdf or not groups:
-            return np.array([self.problem.evaluator.dram(group) for group in groups], np.int64)
-        members = csr_matrix(self._members(groups)[:, : len(self._weights)].astype(np.int64))
-        used = (members @ self._reads).toarray()
-        made = (members @ self._writes).toarray() > 0
-        moved = (used > 0) & ~made | made & (self._kept | (used < self._readers))
-        return np.asarray(moved @ self._sizes + members @ self._weights, np.int64)
+        numbers = self._numbers(groups)
+        return self._costs[numbers]
 
     def reduced(self, groups: Sequence[int], prices: npt.NDArray[np.number]) -> Floats:
         """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
         found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
         return found
-
-    def weights(self) -> int:
-        """Bytes of the weights of everything fusable, which every plan moves once."""
-        return int(self._weights[list(bits(self.problem.fusable))].sum())

@@ -11,27 +11,34 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import linprog
 
 from torch_getfuse.partition.automaton import Automaton
 from torch_getfuse.partition.bound import FINE, Pricing
 from torch_getfuse.partition.choice import choose
 from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import is_connected, is_convex
 from torch_getfuse.partition.listing import MAX_SETS, Listed, list_groups
-from torch_getfuse.partition.prices import Proof, minimum, prove
+from torch_getfuse.partition.prices import Proof, prove
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 
 Floats = npt.NDArray[np.float64]
 
 MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.04, 0.42, 0.78, 0.95
-RADII = (0, 1, 2, 3)  # of the surroundings in which blocks of one price look alike
-PER_START = 3  # sets per first block, for a plan
-TIGHTER = (1.0, 0.99, 0.97, 0.94, 0.9, 0.85)  # shares of the buffer that groups aim at
+LISTED, PRICED, PLANNED, ENDED = 0.02, 0.4, 0.75, 0.95
+RADII = (0, 1, 2)  # of the surroundings in which blocks of one price look alike
+PER_START = 20  # sets per first block, for a plan
+CHECKED, LATER = 4_000, 500  # sets whose legality is looked at, and less likely ones, each time
+BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
+SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
+POWERS = 1, 2, 0.5, 0.25, 0  # of the share of the buffer that half of the sets should fit
+ROUNDS = 4  # of prices, for one share of the buffer after the other
 
 
 def cover(
@@ -60,22 +67,23 @@ def cover(
         return started + share * seconds
 
     listed = list_groups(problem, LISTED * seconds, most)
-    pool = _Pool(problem, (*problem.blocks, *known.groups))
+    columns = Columns(problem)
+    pool = _Pool(columns, (*problem.blocks, *known.groups))
     if listed.complete:
-        proof = prove(problem, Listed(problem, listed.groups), known, until(PRICED))
-        pool.add(pool.sorted(listed.groups, proof), until(PLANNED))
+        proof = prove(columns, Listed(columns, listed.groups), known, until(PRICED))
+        pool.add(pool.sorted(listed.groups, proof), until(PLANNED), most)
     else:
         automaton = Automaton.of(problem, lambda: time.perf_counter() >= until(PRICED))
         if automaton is None:  # nothing is proved but what no plan avoids
             nothing = np.zeros(len(problem.blocks), np.int64)
             proof = Proof(problem.unavoidable, listed.groups, nothing, False)
-            pool.add(listed.groups, until(PLANNED))
+            pool.add(listed.groups, until(PLANNED), most)
         else:
             classes = [automaton.skeleton.classes(radius) for radius in RADII]
             pricing = Pricing(automaton)
-            proof = prove(problem, pricing, known, until(PRICED), classes)
-            _enrich(pool, pricing, proof, until(PLANNED))
-    plan = choose(problem, pool.best(MOST_COLUMNS), known, until(ENDED))
+            proof = prove(columns, pricing, known, until(PRICED), classes)
+            _enrich(pool, pricing, proof, known, until(PLANNED))
+    plan = choose(columns, pool.best(MOST_COLUMNS, until(ENDED)), known, until(ENDED))
     cost = problem.cost(plan)
     return SearchResult(
         groups=plan,
@@ -90,46 +98,52 @@ def cover(
 class _Pool:
     """Legal groups for a plan."""
 
-    def __init__(self, problem: FusionProblem, always: Iterable[int]) -> None:
-        self.problem = problem
+    def __init__(self, columns: Columns, always: Iterable[int]) -> None:
         self.always = tuple(dict.fromkeys(always))
         self.groups = list(self.always)
         self._seen = set(self.always)
-        self._columns = Columns(problem)
+        self.columns = columns
 
-    def add(self, sets: Iterable[int], ended: float) -> list[int]:
-        """Take in the legal groups among ``sets``, as far as time allows; the new ones."""
-        new = []
-        for mask in sets:
+    def add(self, sets: Sequence[int], ended: float, most: int) -> bool:
+        """Take in the legal groups among the first new ``sets``, as far as time allows; if any."""
+        size = len(self.groups)
+        fresh = [mask for mask in sets if mask not in self._seen]
+        for mask in fresh[:most]:
             if time.perf_counter() >= ended:
                 break
-            if mask not in self._seen:
-                self._seen.add(mask)
-                if _legal(self.problem, mask):
-                    new.append(mask)
-        self.groups += new
-        return new
+            self._seen.add(mask)
+            if _legal(self.columns.problem, mask):
+                self.groups.append(mask)
+        return len(self.groups) > size
 
     def sorted(self, sets: Sequence[int], proof: Proof) -> list[int]:
         """Sets, those first that are cheapest beside the prices of a proof."""
-        reduced = self._columns.reduced(sets, proof.prices)
+        reduced = self.columns.reduced(sets, proof.prices)
         return [sets[k] for k in np.argsort(reduced, kind="stable")]
 
-    def minimum(self, groups: Sequence[int], ended: float = math.inf) -> Floats | None:
-        """Duals of the linear program over some groups."""
-        matrix = self._columns.matrix(groups)
-        found = minimum(self._columns.costs(groups), matrix, np.ones(matrix.shape[0]), ended)
-        return found[1] if found else None
+    def duals(self, groups: Sequence[int], ended: float) -> Floats | None:
+        """Prices of the linear program that covers each block once by some groups."""
+        left = ended - time.perf_counter()
+        found = linprog(
+            self.columns.costs(groups),
+            A_eq=self.columns.matrix(groups),
+            b_eq=np.ones(len(self.columns.problem.blocks)),
+            bounds=(0, None),
+            method="highs-ds",
+            options={"presolve": False}
+            | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
+        )
+        return np.asarray(found.eqlin.marginals) if found.status == 0 else None
 
-    def best(self, most: int) -> tuple[int, ...]:
+    def best(self, most: int, ended: float) -> tuple[int, ...]:
         """The first ones, and as many more that are cheapest by the prices of all together."""
         most += len(self.always)
         if len(self.groups) <= most:
             return tuple(self.groups)
-        found = self.minimum(self.groups)
-        if found is None:
+        duals = self.duals(self.groups, ended)
+        if duals is None:
             return self.always
-        reduced = self._columns.reduced(self.groups, found * FINE)
+        reduced = self.columns.reduced(self.groups, duals * FINE)
         reduced[: len(self.always)] = -math.inf
         return tuple(self.groups[k] for k in np.sort(np.argsort(reduced, kind="stable")[:most]))
 
@@ -142,30 +156,42 @@ def _legal(problem: FusionProblem, mask: int) -> bool:
     )
 
 
-def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, ended: float) -> None:
-    """Legal groups for a plan: column generation once more, with legal groups only.
+def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, ended: float) -> None:
+    """Legal groups for a plan: the ascent goes on for somewhat smaller buffers.
 
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
-    their floor. Sets that are made to fit a somewhat smaller buffer mostly are.
+    their floor. Sets that are made to fit a smaller buffer mostly are.
     """
-
-    def expired() -> bool:
-        return time.perf_counter() >= ended
-
-    pool.add(pool.sorted(proof.sets, proof)[:MOST_COLUMNS], (time.perf_counter() + ended) / 2)
-    tries = [
-        (pricing.within(share, PER_START), steady) for steady in (0.5, 0.0) for share in TIGHTER
-    ]
+    evaluator = pool.columns.problem.evaluator
+    share = _share(pool, proof)
+    tighter = [pricing.within(share**power, PER_START) for power in POWERS]
+    tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
+    # F_b takes long to work out, and sets whose floor is as large as that are less often legal.
+    limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes))
+    met = pool.sorted(proof.sets, proof)
+    pool.add([mask for mask in met if not limit.hopeless(mask)], ended, CHECKED)
     idle = turn = 0
-    while idle < len(tries) and not expired():
-        groups = pool.best(MOST_COLUMNS)
-        duals = pool.minimum(groups, ended)
+    while idle < len(tries):
+        oracle, steady = tries[turn % len(tries)]
+        duals = pool.duals(pool.groups, ended)
         if duals is None:
             break
-        tight, steady = tries[turn % len(tries)]
-        prices = steady * proof.prices + (1 - steady) * FINE * duals
-        answer = tight.run(np.floor(prices).astype(np.int64), expired, quick=True)
-        if answer is None:
-            break
-        idle = 0 if pool.add(answer[1], ended) else idle + 1
+        # Legal groups alone have prices of their own, which jump as long as they are few.
+        prices = np.floor(steady * proof.prices + (1 - steady) * FINE * duals).astype(np.int64)
+        # Sets that are too large for a smaller buffer would mislead.
+        start = replace(proof, sets=tuple(pool.groups), prices=prices)
+        found = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
+        new = pool.add(pool.sorted(found.sets, found), ended, CHECKED)
+        idle = 0 if pool.add(met, ended, LATER) or new else idle + 1
         turn += 1
+
+
+def _share(pool: _Pool, proof: Proof) -> float:
+    """Share of the buffer that sets should fit by their floor, so that every other one is legal.
+
+    Measured on the sets that are cheapest beside the prices.
+    """
+    evaluator = pool.columns.problem.evaluator
+    needs = [evaluator.buffer(group) for group in pool.sorted(proof.sets, proof)[:SAMPLE]]
+    over = [need for need in needs if need is not None and need >= evaluator.buffer_bytes]
+    return evaluator.buffer_bytes / float(np.median(over)) if over else 1.0

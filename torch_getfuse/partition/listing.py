@@ -100,16 +100,16 @@ def list_groups(
 class Listed:
     """An oracle that looks through a complete list; groups belong to their first block."""
 
-    def __init__(self, problem: FusionProblem, groups: tuple[int, ...]) -> None:
+    def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
         self._groups = groups
-        columns = Columns(problem)
         self._costs = columns.costs(groups)
         matrix = columns.matrix(groups)
         self._rows = matrix.T.tocsr().astype(np.int64)
-        self._first = matrix.indices[matrix.indptr[:-1]]
+        self._first = np.minimum.reduceat(matrix.indices, matrix.indptr[:-1])
+        self.place = np.arange(matrix.shape[0])
 
     def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False, quick: bool = False
+        self, prices: Ints, expired: Callable[[], bool] = lambda: False
     ) -> tuple[Ints, list[int]] | None:
         """The least of ``F_D - prices`` per first block, and a group that has it."""
         reduced = self._costs * FINE - self._rows @ prices

@@ -1,4 +1,4 @@
-"""Prices of blocks that prove a lower bound: column generation, coarse prices before fine ones.
+"""Prices of blocks that prove a lower bound: cutting planes in a box, coarse prices before fine.
 
 Every legal plan covers each block of operators by exactly one connected, convex, valid group, so
 
@@ -8,10 +8,12 @@ is a relaxation of the planning problem: it drops the rule that the groups must 
 other in a cycle, and wholeness. The duals of its rows are prices of blocks. An *oracle* finds the
 sets that undercut them; these join the program, until none does.
 
-A program with one row for each block needs many rounds, for its prices jump. So blocks that look
-alike first share one price: the rows of a class of blocks are added up to one. The classes are then
-refined, down to single blocks. The solver is never trusted: whatever prices it returns are rounded
-to integers, and the bound that they prove is computed here (``docs/exact-search.md`` section 3).
+Left to itself, such a program's prices jump, for it knows too few sets. So prices are sought in a
+box around those that proved most so far; it grows where they hold what the program promised, and
+shrinks where they prove less than the best. Blocks that look alike first share one price; the
+classes are then refined, down to single blocks. The solver is never trusted: whatever prices it
+returns are rounded to integers, and the bound that they prove is computed here
+(``docs/exact-search.md`` section 3).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linprog
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csr_matrix, hstack, identity
 
 from torch_getfuse.partition.bound import FINE
 from torch_getfuse.partition.columns import Columns
@@ -34,29 +36,33 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-STEADY, STEADIEST = 0.5, 0.95  # weight of the best prices so far against the linear program's
-CLOSE = 0.002  # share of the program's value at which finer classes take over
+BOX, FINER, WIDEST = 0.1, 0.03, 1.0  # half its width at first, with finer classes, at most
+NARROWEST = 1e-4  # half width of a box in which no more is looked for
+PROMISE = 0.3  # share of the program's promise that must hold for the box to grow
+CLOSE = 0.0005  # share of what is proved; if less is promised, finer classes take over
+CLOSER = 0.0001  # and at last the box grows
 COLUMNS = 1_500, 3  # of a program: so many, and so many per row
 
 
 class Oracle(Protocol):
     """Finds groups that undercut prices."""
 
-    def run(
-        self, prices: Ints, expired: Callable[[], bool] = ..., quick: bool = ...
-    ) -> tuple[Ints, list[int]] | None:
+    @property
+    def place(self) -> Ints:
+        """Per block a number; each group is assigned to the one of its blocks with the least."""
+        ...
+
+    def run(self, prices: Ints, expired: Callable[[], bool] = ...) -> tuple[Ints, list[int]] | None:
         """Per block ``m <= 0`` and sets, or ``None`` if time is up; 1/:data:`FINE` bytes.
 
-        Every legal group can be assigned to one of its blocks, the same for all prices, so that
-        ``F_D - prices`` of the group is at least that block's ``m``. With ``quick`` the sets
-        matter alone, and ``m`` may be anything.
+        ``F_D - prices`` of each legal group is at least ``m`` of the block it is assigned to.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What column generation reached.
+    """What the ascent reached.
 
     Attributes:
         bound: no legal plan has less, in bytes.
@@ -72,177 +78,197 @@ class Proof:
 
 
 def prove(
-    problem: FusionProblem,
+    columns: Columns,
     oracle: Oracle,
     known: SearchResult,
     ended: float = math.inf,
     classes: Sequence[Ints] = (),
+    start: Proof | None = None,
+    rounds: float = math.inf,
+    box: float = BOX,
 ) -> Proof:
     """Raise the lower bound until it meets the linear program, the known plan, or the clock.
 
     Args:
-        problem: the problem; its plans' blocks are priced.
+        columns: of the problem whose blocks are priced.
         oracle: finds sets that undercut the prices.
-        known: a legal plan; the first prices share its cost out to its blocks.
+        known: a legal plan; its groups join the program.
         ended: moment of ``time.perf_counter`` to stop at.
         classes: per block its class, from coarse to fine; single blocks come after them.
+        start: prices and sets to begin with; without, each block's price is its weights.
+        rounds: prices to try for each kind of classes.
+        box: half the first box's width, as a share of what each block would cost alone.
     """
-    return _Ascent(problem, oracle, known, ended).run([*classes, _singles(problem)])
-
-
-def _singles(problem: FusionProblem) -> Ints:
-    return np.arange(len(problem.blocks))
+    singles = np.arange(len(columns.problem.blocks))
+    return _Ascent(columns, oracle, known, ended, start).run([*classes, singles], rounds, box)
 
 
 class _Ascent:
-    """The state of one proof: sets met, best prices, bound."""
+    """The state of one proof: sets met, best prices, what they prove."""
 
     def __init__(
         self,
-        problem: FusionProblem,
+        columns: Columns,
         oracle: Oracle,
         known: SearchResult,
         ended: float,
+        start: Proof | None,
     ) -> None:
+        problem = columns.problem
+        self.columns = columns
         self.oracle = oracle
         self.known = known
         self.ended = ended
-        self.columns = Columns(problem)
-        self.met = dict.fromkeys((*problem.blocks, *known.groups))
-        self.always = frozenset(self.met)
-        self.active = list(self.met)
-        self.base, self.step = self.columns.weights(), _granularity(problem)
+        self.single = frozenset(problem.blocks)
+        self.alone = columns.costs(problem.blocks)
+        sets = (*known.groups, *(start.sets if start else ()))
+        self.met = dict.fromkeys(group for group in sets if group not in self.single)
+        self.active: list[int] = []  # sets of the program; single blocks are in it as a limit
+        self.base, self.step = int(columns.weights.sum()), _granularity(problem)
         self.bound = problem.unavoidable
-        self.prices = np.zeros(len(problem.blocks), np.int64)
-        self.centre = _shares(problem, known) * FINE
-        self.level = -(1 << 62)
+        self.prices = start.prices if start else FINE * columns.weights
+        self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
 
     def expired(self) -> bool:
         return time.perf_counter() >= self.ended
 
-    def run(self, classes: Sequence[Ints]) -> Proof:
+    def run(self, classes: Sequence[Ints], rounds: float, box: float) -> Proof:
         finished = False
-        quick = len(classes) > 1
-        for number, home in enumerate(classes):
-            rows = _sums(home)
-            self._choose(rows)
-            last = number == len(classes) - 1
-            finished = self._climb(home, rows, last, quick)
-            quick = False
-            if finished or self.expired():
-                break
+        if self._try(self.prices) is not None:
+            for number, home in enumerate(classes):
+                finished = self._climb(home, box, number == len(classes) - 1, rounds)
+                if finished or self.expired():
+                    break
+                box = FINER
         return Proof(self.bound, tuple(self.met), self.prices, finished)
 
-    def _climb(self, home: Ints, rows: csr_matrix, last: bool, quick: bool) -> bool:
-        """Better prices, the same for each class, until the program's value is near; or proved."""
+    def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
+        """Better prices, the same for each class, until no more is to be gained; or proved."""
+        rows = csr_matrix((np.ones(len(home)), (home, np.arange(len(home)))))
         sizes = np.asarray(rows.sum(axis=1)).ravel()
-        steady = 0.0 if quick else STEADY
-        while not self.expired():
-            matrix, values = self.columns.matrix(self.active), self.columns.costs(self.active)
-            found = minimum(values, (rows @ matrix).tocsc(), sizes, self.ended)
+        alone = rows @ self.alone / sizes
+        best = rows @ self.prices / sizes / FINE
+        self._choose(rows)
+        widest = WIDEST
+        while self.bound < self.known.dram_bytes:
+            if self.expired() or rounds <= 0:
+                return False
+            low = best - box * alone
+            # No price above F_D alone proves more: the block itself would undercut it.
+            high = np.maximum(low, np.minimum(best + box * alone, alone))
+            found = self._program(rows, sizes, low, high)
             if found is None:
                 return False
-            value, marginals = found
-            duals = marginals[home]
-            trial = steady * self.centre + (1 - steady) * duals * FINE
-            prices = np.floor(trial).astype(np.int64)
-            answer = self.oracle.run(prices, self.expired, quick)
-            if answer is None:
+            value, trial, reduced = found
+            before = self.level
+            promised = value - before / FINE
+            if promised < (CLOSER if last else CLOSE) * value:
+                if not last:
+                    return False
+                slack = 1e-6 * alone
+                held = (trial < low + slack) | (trial > high - slack) & (high < alone)
+                if box < widest and held.any():
+                    box = min(widest, 2 * box)
+                    continue
+                if promised < 0.5:
+                    return True
+            undercut = self._try(np.floor(trial[home] * FINE).astype(np.int64))
+            if undercut is None:
                 return False
-            shortfall, undercut = answer
-            fresh = [group for group in undercut if group not in self.met]
-            self.met.update(dict.fromkeys(fresh))
-            wanted = [group for group in undercut if group not in self.always]
-            proved = int(prices.sum() + shortfall.sum())
-            if quick:
-                # The sets are wanted, and prices that are not far off.
-                self.centre = trial
-                quick = bool(fresh) and proved < value * FINE / 2
-                steady = 0.0 if quick else STEADY
-            elif self._raise(prices, trial, proved):
-                steady = max(STEADY, steady - 0.1)
-            elif steady and not fresh:
-                # Steadied prices may miss the sets that undercut the program's own.
-                steady = 0.0
+            rounds -= 1
+            gained = (self.level - before) / FINE
+            if gained > 0:
+                best, widest = trial, WIDEST
+                if gained > PROMISE * promised:
+                    box = min(widest, 1.5 * box)
             else:
-                steady = min(STEADIEST, (1 + steady) / 2)
-            near = self.bound >= value - (0.5 if last else CLOSE * value)
-            if self.bound >= self.known.dram_bytes or (last and near):
-                return True
-            if near or not (quick or fresh or steady):
-                return last
-            self._renew(matrix, values, duals, wanted, rows)
-        return False
-
-    def _raise(self, prices: Ints, trial: Floats, proved: int) -> bool:
-        if proved <= self.level:
-            return False
-        self.level, self.centre, self.prices = proved, trial, prices
-        # Every plan costs the weights and whole multiples of the step.
-        whole = self.base - (self.base * FINE - proved) // (FINE * self.step) * self.step
-        self.bound = max(self.bound, whole)
+                box /= 2
+            if not self._renew(reduced, undercut, len(sizes)) and gained <= 0:
+                # The oracle's m is a bound of what sets cost; nearer prices make it a better one.
+                box = widest = box / 4
+                if box < NARROWEST:
+                    return last
         return True
+
+    def _program(
+        self, rows: csr_matrix, sizes: Floats, low: Floats, high: Floats
+    ) -> tuple[float, Floats, Floats] | None:
+        """The prices in a box that prove most by the active sets alone, in bytes.
+
+        Returns:
+            What they would prove, the price of each class, and what each active set costs beside
+            them. ``None`` without a solution in time.
+        """
+        count = len(sizes)
+        matrix, costs = self.columns.matrix(self.active), self.columns.costs(self.active)
+        covers = (rows @ matrix).tocsc()
+        # At the ends of the box, a class can be covered, or covered once too often, at its price.
+        within = hstack([covers, identity(count), -identity(count)], "csc")
+        homes = limits = None
+        if self.active:
+            # The m of a block is paid once, however many sets are assigned to the block.
+            places = np.minimum.reduceat(self.oracle.place[matrix.indices], matrix.indptr[:-1])
+            some, number = np.unique(places, return_inverse=True)
+            entries = np.ones(len(number)), (number, np.arange(len(number)))
+            homes = csr_matrix(entries, shape=(len(some), within.shape[1]))
+            limits = np.ones(len(some))
+        left = self.ended - time.perf_counter()
+        found = linprog(
+            np.concatenate([costs, high, -low]),
+            A_ub=homes,
+            b_ub=limits,
+            A_eq=within,
+            b_eq=sizes,
+            bounds=(0, None),
+            method="highs-ds",
+            # Looking for simplifications takes longer than the program.
+            options={"presolve": False}
+            | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
+        )
+        if found.status != 0:
+            return None
+        trial = np.asarray(found.eqlin.marginals)
+        return float(found.fun), trial, costs - covers.T @ trial
+
+    def _try(self, prices: Ints) -> list[int] | None:
+        """The sets that undercut prices; they are kept if they prove more than the best so far."""
+        answer = self.oracle.run(prices, self.expired)
+        if answer is None:
+            return None
+        shortfall, undercut = answer
+        undercut = [group for group in undercut if group not in self.single]
+        self.met.update(dict.fromkeys(undercut))
+        proved = int(prices.sum() + shortfall.sum())
+        if proved > self.level:
+            self.level, self.prices = proved, prices
+            # Every plan costs the weights and whole multiples of the step.
+            whole = self.base - (self.base * FINE - proved) // (FINE * self.step) * self.step
+            self.bound = max(self.bound, whole)
+        return undercut
 
     def _choose(self, rows: csr_matrix) -> None:
         """The sets met that a new program starts with: those cheapest beside the prices."""
+        sets = tuple(self.met)
         most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
-        if len(self.met) > most:
-            sets = tuple(self.met)
-            reduced = self.columns.reduced(sets, self.centre)
+        if len(sets) > most:
+            reduced = self.columns.reduced(sets, self.prices)
             best = np.sort(np.argsort(reduced, kind="stable")[:most])
-            kept = {sets[k] for k in best} | self.always
-            self.active = [group for group in sets if group in kept]
-        else:
-            self.active = list(self.met)
+            sets = tuple(sets[k] for k in best)
+        self.active = list(sets)
 
-    def _renew(
-        self, matrix: csc_matrix, values: Ints, duals: Floats, new: list[int], rows: csr_matrix
-    ) -> None:
-        """Take in new sets; where they have become too many, drop those that cost most."""
-        most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
-        if len(self.active) + len(new) > 2 * most:
-            reduced = values - matrix.T @ duals
-            best = np.sort(np.argsort(reduced, kind="stable")[:most])
-            kept = {self.active[k] for k in best} | self.always
-            self.active = [group for group in self.active if group in kept]
+    def _renew(self, reduced: Floats, new: list[int], count: int) -> bool:
+        """Take in new sets, if any; where they become too many, drop those that cost most."""
         here = set(self.active)
-        self.active += [group for group in dict.fromkeys(new) if group not in here]
-
-
-def _sums(home: Ints) -> csr_matrix:
-    """The matrix that adds up the rows of each class."""
-    return csr_matrix((np.ones(len(home)), (home, np.arange(len(home)))))
-
-
-def minimum(
-    values: Ints, matrix: csc_matrix, sizes: Floats, ended: float = math.inf
-) -> tuple[float, Floats] | None:
-    """Value and duals of the linear program; ``None`` without a solution in time."""
-    left = ended - time.perf_counter()
-    found = linprog(
-        values,
-        A_eq=matrix,
-        b_eq=sizes,
-        bounds=(0, None),
-        method="highs-ds",
-        # Looking for simplifications takes longer than the program.
-        options={"presolve": False} | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
-    )
-    return (float(found.fun), np.asarray(found.eqlin.marginals)) if found.status == 0 else None
+        fresh = [group for group in dict.fromkeys(new) if group not in here]
+        most = COLUMNS[0] + COLUMNS[1] * count
+        if len(self.active) + len(fresh) > 2 * most:
+            best = np.sort(np.argsort(reduced, kind="stable")[:most])
+            self.active = [self.active[k] for k in best]
+        self.active += fresh
+        return bool(fresh)
 
 
 def _granularity(problem: FusionProblem) -> int:
     """The largest step, in bytes, that all tensors' sizes are multiples of."""
     width = problem.evaluator.scheme.activation_bytes
     return math.gcd(*(tensor.elements * width for tensor in problem.graph.tensors.values()))
-
-
-def _shares(problem: FusionProblem, known: SearchResult) -> Floats:
-    """The known plan's cost, each group's shared out by what its blocks would cost alone."""
-    dram = problem.evaluator.dram
-    shares = np.zeros(len(problem.blocks))
-    for group in known.groups:
-        inside = [k for k, block in enumerate(problem.blocks) if block & group]
-        alone = np.array([max(1, dram(problem.blocks[k])) for k in inside], dtype=float)
-        shares[inside] = dram(group) * alone / alone.sum()
-    return shares
