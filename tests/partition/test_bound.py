@@ -181,7 +181,7 @@ def test_the_ascent_goes_on_from_where_it_was() -> None:
     for _ in range(20):
         problem = random_problem(rng, rng.randint(3, 8))
         columns = Columns(problem)
-        known = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+        known = single(problem)
         whole = prove(columns, pricing_of(problem), known)
         part = prove(columns, pricing_of(problem), known, rounds=2)
         assert part.bound <= whole.bound
