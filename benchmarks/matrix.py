@@ -118,6 +118,8 @@ def table(found: dict[Combination, dict[str, Any]]) -> str:
     ]
     for network in NETWORKS:
         for shapes in SHAPES:
+            if not any((c.network, c.shapes) == (network, shapes) for c in PRODUCT):
+                continue
             cells = [
                 cell(found.get(Combination(network, mode, shapes, dtype, inner)))
                 for inner, mode, dtype in columns

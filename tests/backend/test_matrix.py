@@ -13,7 +13,7 @@ import torch_getfuse
 
 
 def test_the_affordable_part_has_every_value_of_every_network() -> None:
-    assert len(PRODUCT) == len(set(PRODUCT)) == 11 * 2 * 3 * 2 * 2
+    assert len(PRODUCT) == len(set(PRODUCT)) == (11 * 3 - 1) * 2 * 2 * 2
     for values, field in ((MODES, "mode"), (DTYPES, "dtype"), (INNER, "inner"), (SHAPES, "shapes")):
         assert {getattr(c, field) for c in AFFORDABLE} == set(values)
     for name in NETWORKS:
