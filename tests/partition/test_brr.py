@@ -14,7 +14,7 @@ from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.brr import Brr
 from torch_getfuse.partition.cost import Dram, Evaluator
 from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import ancestors, is_connected, neighbours
+from torch_getfuse.partition.group import ancestors, bits, is_connected, neighbours
 from torch_getfuse.partition.problem import FusionProblem
 
 AMPLE = 1 << 20
@@ -241,3 +241,20 @@ OPTIMA = {
 def test_optimum_of_networks(name: str, kilobytes: int) -> None:
     evaluator = Evaluator(Brr(operator_graph(name), 2, 2), kilobytes * 1024)
     assert exact(FusionProblem(evaluator)).dram_bytes == OPTIMA[name, kilobytes]
+
+
+def test_operators_in_place_are_not_merged() -> None:
+    """A group that starts with a ReLU may alternate in another way, and so be cheaper."""
+    problem = FusionProblem(Evaluator(Brr(operator_graph("resnet50")), 128 * 1024))
+    graph, cost = problem.graph, problem.evaluator.dram
+    assert problem.blocks == tuple(1 << i for i in bits(problem.fusable))
+    plan = exact(problem).groups
+    saved = []
+    for group in plan:
+        first = group & -group
+        before = graph.predecessors[first.bit_length() - 1]
+        home = next((other for other in plan if other & before), 0)
+        if home and graph.overwrites[first.bit_length() - 1] and group != first:
+            merged = cost(home | first) + cost(group & ~first)
+            saved.append(merged - cost(home) - cost(group))
+    assert max(saved) > 0

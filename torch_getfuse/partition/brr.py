@@ -108,6 +108,9 @@ class Brr:
     """
 
     name = "brr"
+    # A group that starts with such an operator holds its rows whichever way it alternates, so the
+    # rule that picks a start may pick another one, and the weights may be read less often.
+    merges_in_place = False
 
     def __init__(
         self, graph: OpGraph, activation_bytes: int = 1, weight_bytes: int = 1, kappa: int = KAPPA

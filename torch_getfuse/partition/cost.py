@@ -61,6 +61,11 @@ class FusionScheme(Protocol):
         ...
 
     @property
+    def merges_in_place(self) -> bool:
+        """Whether some optimum keeps an operator that writes over its input with its producer."""
+        ...
+
+    @property
     def graph(self) -> OpGraph:
         """The graph whose groups it prices."""
         ...

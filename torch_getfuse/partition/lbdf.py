@@ -46,6 +46,7 @@ class Lbdf:
     """
 
     name = "lbdf"
+    merges_in_place = True
 
     def __init__(
         self,

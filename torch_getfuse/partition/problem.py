@@ -55,8 +55,9 @@ class FusionProblem:
 
     Args:
         evaluator: cost model and buffer.
-        merge: search over blocks of operators that some optimum keeps together (see
-            :func:`merge_in_place`); ``False`` for single operators, the paper's protocol.
+        merge: search over blocks of operators that some optimum keeps together, where the cost
+            model has such (see :func:`merge_in_place`); ``False`` for single operators, the
+            paper's protocol.
 
     Attributes:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
@@ -71,7 +72,7 @@ class FusionProblem:
         self.fusable = everything & ~self.unfusable
         self.blocks: tuple[int, ...] = (
             merge_in_place(self.graph, self.unfusable)
-            if merge
+            if merge and evaluator.scheme.merges_in_place
             else tuple(1 << i for i in bits(self.fusable))
         )
 
@@ -162,12 +163,14 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
-    at most one consumer, and both are fusable. Lossless: in a plan that separates them, move
-    ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of ``p``'s, which
-    has the same size and shares its storage, so its buffer and traffic stay. The group that ``e``
-    leaves reads the one tensor instead of the other and stays connected, for ``e`` touched it
-    through its only consumer alone; a group of ``e`` alone disappears. No new dependence between
-    groups arises. (With two consumers ``e`` may be what connects its group: not lossless.)
+    at most one consumer, and both are fusable. Lossless under LBDF: in a plan that separates
+    them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of
+    ``p``'s, which has the same size and shares its storage, so its buffer and traffic stay. The
+    group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
+    ``e`` touched it through its only consumer alone; a group of ``e`` alone disappears. No new
+    dependence between groups arises. (With two consumers ``e`` may be what connects its group:
+    not lossless. Nor is it under BRR, where a group that starts with ``e`` may alternate in
+    another way.)
     """
     leader = list(range(len(graph)))
     for i, op in enumerate(graph.ops):
