@@ -161,7 +161,11 @@ def build(name: str) -> nn.Module:
 
 
 Results = dict[str, list[torch.Tensor]]
-"""``outputs``, ``gradients`` and ``buffers`` of one step."""
+"""``outputs``, ``gradients`` and ``buffers`` of one step.
+
+Gradients of a module's own parameters are one tensor: that of a bias before a batch norm is zero
+but for rounding, and tells something only beside its weight's.
+"""
 
 
 def run(model: Callable[..., Any], owner: nn.Module, x: torch.Tensor, dtype: str) -> Results:
@@ -171,7 +175,10 @@ def run(model: Callable[..., Any], owner: nn.Module, x: torch.Tensor, dtype: str
         outputs = pytree.tree_leaves(model(x))
     owner.zero_grad()
     sum(y.float().square().mean() for y in outputs).backward()
-    gradients = [p.grad for p in owner.parameters() if p.grad is not None]
+    gradients = []
+    for module in owner.modules():
+        found = [p.grad.flatten() for p in module.parameters(recurse=False) if p.grad is not None]
+        gradients += [torch.cat(found)] if found else []
     assert gradients
     return {
         "outputs": [y.detach() for y in outputs],
