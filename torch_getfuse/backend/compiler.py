@@ -129,9 +129,9 @@ def _compile(
     hints = _shape_notes(gm)
     forward = Section(plan, unsupported=capture.unsupported, notes=hints)
     record.sections.append(forward)
+    recorded = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
     if options.inner == DEPTH_FIRST:
-        why = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
-        why = why or ("shapes are dynamic" if hints else "")
+        why = recorded or ("shapes are dynamic" if hints else "")
         if not why:
             split, ledger = split_depth_first(capture, plan, strict=options.strict)
             record.add_notes(ledger.notes())
@@ -139,13 +139,13 @@ def _compile(
         record.add_notes([f"inner depth_first: every group runs as its FX nodes: {why}"])
         options = replace(options, inner="eager")
     joint = ""
-    if needs_gradients(example_inputs):
+    if recorded:
         if has_checkpoint(gm):
             joint = "it has a checkpointed region"
         elif plans_backward(options):
             joint = "the backward is planned"
     if not joint:
-        if not (is_eager(options.inner) and needs_gradients(example_inputs)):
+        if not (is_eager(options.inner) and recorded):
             split = split_capture(capture, plan)
             record.add_notes(compile_children(split, options))
             if options.inner == "auto":
@@ -154,7 +154,7 @@ def _compile(
                 return program or split.forward
             return split.forward
         if options.inner == "auto":
-            record.add_notes(["inner auto: runs by FX nodes: the call is recorded for gradients"])
+            record.add_notes([f"inner auto: runs by FX nodes: {recorded}"])
         split, moved = split_in_gradient_order(gm, children_of(capture, plan))
         if not moved:
             return split.forward

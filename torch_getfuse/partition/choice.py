@@ -15,10 +15,10 @@ from random import Random
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, linprog, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
-from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.columns import Columns, minimum
 from torch_getfuse.partition.group import bits, components, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.repair import RandomSplit
@@ -88,18 +88,11 @@ def _dive(matrix: csc_matrix, costs: Ints, ended: float) -> list[int] | None:
     open_ = np.ones(matrix.shape[0], bool)
     by_row = matrix.tocsr()
     while open_.any():
-        left = ended - time.perf_counter()
-        if left <= 0:
+        if time.perf_counter() >= ended:
             return None
-        found = linprog(
-            costs[alive],
-            A_eq=by_row[open_][:, alive],
-            b_eq=np.ones(open_.sum()),
-            bounds=(0, None),
-            method="highs-ds",
-            options={"presolve": False} | ({"time_limit": left} if left < math.inf else {}),
-        )
-        if found.status != 0:
+        sizes = np.ones(open_.sum())
+        found = minimum(costs[alive], by_row[open_][:, alive], sizes, ended)
+        if found is None:
             return None
         # Shares above a half never meet in a row, so all of these can be taken.
         large = alive[found.x > max(0.5, min(SURE, found.x.max() - 1e-6))]

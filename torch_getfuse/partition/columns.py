@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import OptimizeResult, linprog
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from torch_getfuse.partition.bound import FINE
@@ -104,3 +107,34 @@ class Columns:
         """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
         found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
         return found
+
+
+def minimum(
+    costs: Ints | Floats,
+    matrix: csc_matrix | csr_matrix,
+    sizes: Floats,
+    ended: float,
+    homes: csr_matrix | None = None,
+) -> OptimizeResult | None:
+    """The linear program over columns; ``None`` without a solution in time.
+
+    Args:
+        costs: of each column.
+        matrix: of the rows that are covered exactly.
+        sizes: how often each of them is.
+        ended: moment of ``time.perf_counter`` to stop at.
+        homes: rows that are covered once at most.
+    """
+    left = ended - time.perf_counter()
+    found = linprog(
+        costs,
+        A_ub=homes,
+        b_ub=None if homes is None else np.ones(homes.shape[0]),
+        A_eq=matrix,
+        b_eq=sizes,
+        bounds=(0, None),
+        method="highs-ds",
+        # Looking for simplifications takes longer than the program.
+        options={"presolve": False} | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
+    )
+    return found if found.status == 0 else None

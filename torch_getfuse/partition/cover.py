@@ -15,12 +15,11 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
 
 from torch_getfuse.partition.automaton import Automaton
 from torch_getfuse.partition.bound import FINE, Pricing
 from torch_getfuse.partition.choice import choose
-from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.columns import Columns, minimum
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import is_connected, is_convex
 from torch_getfuse.partition.listing import MAX_SETS, Listed, list_groups
@@ -123,17 +122,10 @@ class _Pool:
 
     def duals(self, groups: Sequence[int], ended: float) -> Floats | None:
         """Prices of the linear program that covers each block once by some groups."""
-        left = ended - time.perf_counter()
-        found = linprog(
-            self.columns.costs(groups),
-            A_eq=self.columns.matrix(groups),
-            b_eq=np.ones(len(self.columns.problem.blocks)),
-            bounds=(0, None),
-            method="highs-ds",
-            options={"presolve": False}
-            | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
-        )
-        return np.asarray(found.eqlin.marginals) if found.status == 0 else None
+        columns = self.columns
+        sizes = np.ones(len(columns.problem.blocks))
+        found = minimum(columns.costs(groups), columns.matrix(groups), sizes, ended)
+        return None if found is None else np.asarray(found.eqlin.marginals)
 
     def best(self, most: int, ended: float) -> tuple[int, ...]:
         """The first ones, and as many more that are cheapest by the prices of all together."""

@@ -26,11 +26,10 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
 from scipy.sparse import csr_matrix, hstack, identity
 
 from torch_getfuse.partition.bound import FINE
-from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.columns import Columns, minimum
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 
 Ints = npt.NDArray[np.int64]
@@ -204,28 +203,15 @@ class _Ascent:
         covers = (rows @ matrix).tocsc()
         # At the ends of the box, a class can be covered, or covered once too often, at its price.
         within = hstack([covers, identity(count), -identity(count)], "csc")
-        homes = limits = None
+        homes = None
         if self.active:
             # The m of a block is paid once, however many sets are assigned to the block.
             places = np.minimum.reduceat(self.oracle.place[matrix.indices], matrix.indptr[:-1])
             some, number = np.unique(places, return_inverse=True)
             entries = np.ones(len(number)), (number, np.arange(len(number)))
             homes = csr_matrix(entries, shape=(len(some), within.shape[1]))
-            limits = np.ones(len(some))
-        left = self.ended - time.perf_counter()
-        found = linprog(
-            np.concatenate([costs, high, -low]),
-            A_ub=homes,
-            b_ub=limits,
-            A_eq=within,
-            b_eq=sizes,
-            bounds=(0, None),
-            method="highs-ds",
-            # Looking for simplifications takes longer than the program.
-            options={"presolve": False}
-            | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
-        )
-        if found.status != 0:
+        found = minimum(np.concatenate([costs, high, -low]), within, sizes, self.ended, homes)
+        if found is None:
             return None
         trial = np.asarray(found.eqlin.marginals)
         return float(found.fun), trial, costs - covers.T @ trial
