@@ -7,18 +7,15 @@
 Per graph and buffer: local search (5 % of the time at most), then the dynamic program (10 %), then,
 where that gives up, the cover by groups. The goal: within 60 s proved optimal or a proved gap of
 at most 5 %, below 4 GB. LBDF by lines, 1 byte. CPU seconds tell how busy the machine was. Each
-case runs in a process of its own, so that its peak memory is its own. A pickled OpGraph at
-``--graphs DIR/g_NAME.pkl`` is read instead of capturing the network.
+case runs in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import pickle
 import resource
 import time
-from pathlib import Path
 from random import Random
 
 from tabulate import tabulate
@@ -77,26 +74,22 @@ def generated(width: int, operators: int, seed: int = 0) -> OpGraph:
     return OpGraph(("x",), (at,), tuple(ops), tensors)
 
 
-def load(name: str, folder: Path) -> OpGraph:
+def load(name: str) -> OpGraph:
+    """``WIDTHxOPERATORS``, or a network of timm at its own input size."""
     if name[0].isdigit():
         width, operators = map(int, name.split("x"))
         return generated(width, operators)
-    kept = folder / f"g_{name}.pkl"
-    if kept.exists():
-        graph = pickle.loads(kept.read_bytes())
-        assert isinstance(graph, OpGraph)
-        return graph
-    import timm
     import torch
 
     from torch_getfuse.backend.capture import capture_model
+    from torch_getfuse.models import default_input, load_model
 
-    model = timm.create_model(name, pretrained=False).eval()
-    return capture_model(model, (torch.zeros(1, *model.default_cfg["input_size"]),)).graph
+    spec = f"timm:{name}"
+    return capture_model(load_model(spec), (torch.zeros(default_input(spec)),)).graph
 
 
-def measure(name: str, kilobytes: int, seconds: float, folder: Path) -> list[object]:
-    graph = load(name, folder)
+def measure(name: str, kilobytes: int, seconds: float) -> list[object]:
+    graph = load(name)
     started, worked = time.perf_counter(), time.process_time()
     problem = FusionProblem(Evaluator(make_scheme("lbdf", graph, "line", 1, 1), kilobytes * 1024))
     best = local_search(problem, 2000, 0, time_limit=0.05 * seconds)
@@ -135,13 +128,12 @@ def main() -> None:
     parser.add_argument("--generated", nargs="*", default=GENERATED, help="WIDTHxOPERATORS")
     parser.add_argument("--buffers", nargs="*", type=int, default=(128, 256), help="KB")
     parser.add_argument("--seconds", type=float, default=60.0, help="per graph and buffer")
-    parser.add_argument("--graphs", type=Path, default=Path("/tmp"))
     args = parser.parse_args()
     rows = []
     for name in [*args.networks, *args.generated]:
         for kilobytes in args.buffers:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                rows.append(pool.apply(measure, (name, kilobytes, args.seconds, args.graphs)))
+                rows.append(pool.apply(measure, (name, kilobytes, args.seconds)))
             print(*rows[-1], flush=True)
     heads = ["graph", "ops", "KB", "method", "local", "plan", "bound", "gap", "s", "CPU s", "MB"]
     heads.append("misses")

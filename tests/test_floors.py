@@ -43,6 +43,8 @@ FLOORS = {
     "partition.nsga2": 3,
     "partition.exact": 3,
     "partition.frontier": 3,
+    "partition.levels": 3,
+    "partition.lending": 3,
     "partition.automaton": 3,
     "partition.columns": 3,
     "partition.prices": 3,

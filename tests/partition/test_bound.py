@@ -73,6 +73,47 @@ def test_no_legal_group_undercuts_its_first_block(seed: int) -> None:
                 assert reduced >= found[0][min(members, key=place.__getitem__)]
 
 
+def room_of(automaton: Automaton, group: int) -> int | None:
+    """What the automaton counts for a set in all; ``None`` if it knows no such set."""
+    blocks = automaton.problem.blocks
+    joins = [
+        layer.block < len(blocks) and bool(blocks[layer.block] & group)
+        for layer in automaton.layers
+    ]
+    last = max(k for k, in_ in enumerate(joins) if in_)
+    state = room = 0
+    for layer, in_ in zip(automaton.layers[:last], joins[:last], strict=True):
+        room += int((layer.room if in_ else layer.leave_room)[state])
+        state = int((layer.join if in_ else layer.leave)[state])
+        if state < 0:
+            return None
+    layer = automaton.layers[last]
+    return room + int(layer.last_room[state]) if layer.ends[state] else None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_automaton_counts_between_floor_and_buffer(seed: int) -> None:
+    """For every connected convex set: all that the floor knows, and no more than ``F_b``."""
+    rng = Random(4120 + seed)
+    counted = 0
+    for _ in range(120):
+        problem = random_problem(rng, rng.randint(2, 8), merge=rng.random() < 0.5)
+        automaton = Automaton.of(problem)
+        assert automaton is not None
+        scheme = problem.evaluator.scheme
+        for choice in range(1, 1 << len(problem.blocks)):
+            group = sum(problem.blocks[k] for k in bits(choice))
+            if is_connected(group, problem.near) and is_convex(group, problem.above, problem.below):
+                room, buffer = room_of(automaton, group), scheme.buffer(group)
+                floor = scheme.floor(group)
+                if buffer < problem.evaluator.buffer_bytes:
+                    assert room is not None
+                if room is not None:
+                    assert floor <= room <= buffer
+                    counted += 1
+    assert counted > 800
+
+
 def test_sets_have_the_shortfall_that_is_claimed() -> None:
     """Where no room was rounded, each set costs exactly what the program says."""
     rng = Random(4200)

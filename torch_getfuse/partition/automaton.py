@@ -14,7 +14,7 @@ states with the same future become one. ``docs/exact-search.md`` section 5 has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -48,6 +48,7 @@ class Layer:
         join: state after the block joins, -1 where nothing can follow.
         ends: whether the set with the block is connected, and may be a group.
         cost, room: what joining adds to ``F_D`` and to the floor.
+        last_room: what it adds to the floor if no further block joins.
     """
 
     block: int
@@ -57,6 +58,7 @@ class Layer:
     ends: Flags
     cost: Ints
     room: Ints
+    last_room: Ints
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,13 @@ class _Builder:
             views = [(skeleton.streams[t], slots[t], left[t]) for t in touched]
             size = len(sets.room)
             without, out = self._leave(sets, block, views)
-            leave_room, cost, room = (np.zeros(size, np.int64) for _ in range(3))
+            leave_room, cost, room, last_room = (np.zeros(size, np.int64) for _ in range(4))
             leave_room[out] = without.room - sets.room[out]
             ends = np.zeros(size, bool)
             if block < self.fusable:
                 within, in_ = self._join(sets, block, views)
                 cost[in_], room[in_] = within.cost, within.room - sets.room[in_]
+                last_room[in_] = room[in_] + self._overwritten_outside(within, slots, left)
                 ends[in_] = within.parts == 1
             else:
                 within, in_ = sets.take(out[:0]), out[:0]
@@ -187,8 +190,19 @@ class _Builder:
             leave, join = np.full((2, size), -1, np.int64)
             leave[out], join[in_] = state[: len(out)], state[len(out) :]
             sets = after.take(kept)
-            found.append(Layer(block, leave, leave_room, join, ends, cost, room))
+            found.append(Layer(block, leave, leave_room, join, ends, cost, room, last_room))
         return found
+
+    def _overwritten_outside(
+        self, sets: _Sets, slots: Mapping[int, int], left: Sequence[set[int]]
+    ) -> Ints:
+        """Room of tensors that a reader yet to be decided writes over, if it stays out."""
+        room = np.zeros(len(sets.room), np.int64)
+        for number, slot in slots.items():
+            stream = self.skeleton.streams[number]
+            if stream.overwritten and stream.readers & left[number]:
+                room += np.where(sets.state[slot] & MAKER, stream.unit_bytes, 0)
+        return room
 
     def _leave(self, sets: _Sets, block: int, views: Views) -> tuple[_Sets, Ints]:
         """The sets that go on without ``block``, and where they came from."""
@@ -202,7 +216,7 @@ class _Builder:
                 above |= (column >> LEVEL > 0) | (column & ABOVE > 0)
             else:
                 below |= column & (MAKER | BELOW) > 0
-                if stream.overwritten and block in stream.level:
+                if stream.overwritten and block in stream.readers:
                     room += np.where(column & MAKER, stream.unit_bytes, 0)
         for stream, slot, _ in views:
             if stream.maker == block:
@@ -229,7 +243,8 @@ class _Builder:
             column = sets.state[slot]
             before = (column >> LEVEL).astype(np.int64)
             made = column & MAKER > 0
-            after = np.maximum(before, stream.level.get(block, 0))
+            after = stream.levels.joined(block)[before]
+            units = stream.levels.units
             waiting = bool(left - {stream.maker})
             size, unit = stream.size, stream.unit_bytes
             if stream.maker == block:
@@ -240,7 +255,7 @@ class _Builder:
                 else:
                     cost += np.where(column & SPILLED, size, 0)
                 if not stream.overwritten:
-                    room += unit * (np.maximum(stream.units[after], 1) - stream.units[before])
+                    room += unit * (np.maximum(units[after], 1) - units[before])
                 elif not waiting:
                     room += np.where(before > 0, 0, unit)
                 mark = MAKER
@@ -250,8 +265,8 @@ class _Builder:
                 if not stream.forced and not waiting:
                     cost -= np.where(made & (column & SPILLED == 0), size, 0)
                 if not stream.overwritten:
-                    held = np.maximum(stream.units[before], made)
-                    room += unit * (stream.units[after] - held).clip(0)
+                    held = np.maximum(units[before], made)
+                    room += unit * (units[after] - held).clip(0)
                 mark = 0
             state[slot] = (column & 15) | mark | (after << LEVEL).astype(np.uint8)
         keep = np.flatnonzero(~hole & (room < self.buffer_bytes))
@@ -293,18 +308,15 @@ def _normalise(sets: _Sets, stream: Stream, slot: int, left: set[int]) -> None:
         sets.part[slot] = 0
         return
     made = column & MAKER > 0
-    level = column >> LEVEL
-    widest = max((stream.level[b] for b in left if b in stream.level), default=0)
+    level = stream.levels.seen(left & (stream.readers | {stream.maker}))[column >> LEVEL]
     flags = column & (MAKER | SPILLED | BELOW | ABOVE)
-    if stream.maker in left:
-        widest = max(widest, 1)
-    else:
+    if stream.maker not in left:
         # The maker is decided: only if it is in does it matter who is out.
         flags = np.where(made, flags & (MAKER | SPILLED), flags & BELOW)
         sets.part[slot] = np.where(made, sets.part[slot], 0)
     if stream.forced:
         flags = flags & ~np.uint8(SPILLED)
-    sets.state[slot] = flags | (np.minimum(level, widest) << LEVEL).astype(np.uint8)
+    sets.state[slot] = flags | (level << LEVEL).astype(np.uint8)
 
 
 def _alive(sets: _Sets) -> Ints:
@@ -368,7 +380,7 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
         out, in_ = (np.full(len(leave), NEVER) for _ in range(2))
         out[goes] = need[leave[goes]] + layer.leave_room[goes]
         in_[comes] = need[join[comes]] + layer.room[comes]
-        ends = layer.ends & (before + layer.room < buffer_bytes)
+        ends = layer.ends & (before + layer.last_room < buffer_bytes)
         leave = np.where(before + out < buffer_bytes, leave, -1)
         join = np.where(before + in_ < buffer_bytes, join, -1)
         leave[leave >= 0] = state[leave[leave >= 0]]
@@ -382,10 +394,11 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
                 ends,
                 np.where(joins, layer.cost, 0),
                 np.where(joins, layer.room, 0),
+                np.where(ends, layer.last_room, 0),
             ]
         )
         need = np.minimum(np.where(leave >= 0, out, NEVER), np.where(join >= 0, in_, NEVER))
-        need = np.minimum(need, np.where(ends, layer.room, NEVER))
+        need = np.minimum(need, np.where(ends, layer.last_room, NEVER))
         useful = np.flatnonzero(need < NEVER)
         order = useful[np.lexsort(rows[:, useful])]
         starts = np.ones(len(order), bool)
@@ -393,7 +406,10 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
         state = np.full(len(leave), -1, np.int64)
         state[order] = np.cumsum(starts) - 1
         kept = rows[:, order[starts]]
-        found.append(Layer(layer.block, kept[0], kept[1], kept[2], kept[3] > 0, kept[4], kept[5]))
+        goes_out, room_out, comes_in, at_end, cost, room, last_room = kept
+        found.append(
+            Layer(layer.block, goes_out, room_out, comes_in, at_end > 0, cost, room, last_room)
+        )
     return found[::-1]
 
 

@@ -91,7 +91,7 @@ def _steps(automaton: Automaton) -> Iterator[_Steps]:
             first=np.searchsorted(target[order], np.arange(states + 1)),
             ending=ending,
             last_cost=FINE * layer.cost[ending],
-            last_room=layer.room[ending],
+            last_room=layer.last_room[ending],
         )
         empty = int(layer.leave[empty]) if empty >= 0 else -1
 

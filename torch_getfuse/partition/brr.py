@@ -59,6 +59,13 @@ class _Tiles(NamedTuple):
             return full if full.line * rooms[1] <= partial.line * rooms[0] else partial
         return full if rooms[0] >= rooms[1] else partial
 
+    def passes(self, start: _Start, weights: int, buffer_bytes: int) -> int:
+        """How often so many bytes of weights are read by a start that fits."""
+        if start.need + weights <= buffer_bytes:
+            return 1
+        further = (buffer_bytes - start.need) // start.line if start.line else self.lines
+        return -(-self.lines // min(self.lines, further + 1))
+
 
 class _Course(NamedTuple):
     """What follows from how a group starts.
@@ -172,16 +179,18 @@ class Brr:
             starts = tiles.full, tiles.partial
         return min(start.need for start in starts)
 
-    def passes(self, mask: int, buffer_bytes: int) -> int:
-        """``T`` of a valid group: its weights are read once per tile if they find no room."""
+    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
+        """``T`` of a valid group: its weights are read once per tile if they find no room.
+
+        ``least``: that of the start with the fewest, whichever is kept.
+        """
         tiles = self._tiles(mask)
         assert tiles is not None, "only valid groups are run"
-        start = tiles.better(buffer_bytes)
-        if start.need + self._makeup(mask).weights <= buffer_bytes:
-            return 1
-        room = buffer_bytes - start.need
-        further = room // start.line if start.line else tiles.lines
-        return -(-tiles.lines // min(tiles.lines, further + 1))
+        weights = self._makeup(mask).weights
+        if not least:
+            return tiles.passes(tiles.better(buffer_bytes), weights, buffer_bytes)
+        starts = (start for start in (tiles.full, tiles.partial) if start.need < buffer_bytes)
+        return min(tiles.passes(start, weights, buffer_bytes) for start in starts)
 
     def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
         """Weights beyond the buffer are read once per tile, and a tile holds one bufferful.

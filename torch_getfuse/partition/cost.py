@@ -96,8 +96,11 @@ class FusionScheme(Protocol):
         """
         ...
 
-    def passes(self, mask: int, buffer_bytes: int) -> int:
-        """How often a valid group reads its weights."""
+    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
+        """How often a valid group reads its weights.
+
+        ``least``: the fewest of all ways to run it, not of the one that the scheme chooses.
+        """
         ...
 
     def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
@@ -198,9 +201,9 @@ class Evaluator:
         """
         return self.scheme.hopeless(mask, self.buffer_bytes, part)
 
-    def passes(self, mask: int) -> int:
-        """How often a valid group reads its weights."""
-        return self.scheme.passes(mask, self.buffer_bytes)
+    def passes(self, mask: int, least: bool = False) -> int:
+        """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""
+        return self.scheme.passes(mask, self.buffer_bytes, least)
 
     def fewest_passes(self, mask: int, part: int = 0) -> int:
         """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_getfuse.partition.group import bits, mask_of
+from torch_getfuse.partition.lending import NOTHING, Entry, Lending
 from torch_getfuse.partition.problem import Crossing, FusionProblem, SearchResult
 
 
@@ -113,13 +114,15 @@ class _Grown(NamedTuple):
     """A set on its way to a group, priced by what joined it last.
 
     Attributes:
-        mask: its operators.
+        mask: its operators, without borrowed ones.
+        entry: where it begins.
         after: operators that read what it writes, members among them.
         features, weights: bytes that it would move as a group, its weights once.
         rest: a lower bound in bytes of what is left once it has run.
     """
 
     mask: int
+    entry: Entry
     after: int
     features: int
     weights: int
@@ -154,8 +157,9 @@ class _Search:
         self.successors = graph.successors
         self.predecessors = graph.predecessors
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
+        self.lending = Lending(problem)
         self.block = [1 << i for i in range(len(graph))]
-        for block in problem.blocks:
+        for block in self.lending.blocks:
             for i in bits(block):
                 self.block[i] = block
         # The ideal of an operator: its block, all that the block depends on, and their blocks.
@@ -201,7 +205,7 @@ class _Search:
             at = best[at].before
         cost = best[self.everything].cost
         return SearchResult(
-            groups=tuple(groups[::-1]),
+            groups=self.lending.give_back(groups[::-1]),
             dram_bytes=cost,
             plans=self.evaluator.evaluated,
             seconds=time.perf_counter() - self.started,
@@ -210,12 +214,12 @@ class _Search:
 
     def _leave(self, done: int) -> None:
         """Every connected valid group that can run next, and the down-sets that they lead to."""
-        evaluator, successors = self.evaluator, self.successors
+        successors = self.successors
         state = self.best[done]
         after = self.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
-        nothing = _Grown(0, 0, 0, 0, state.rest)
+        nothing = _Grown(0, NOTHING, 0, 0, 0, state.rest)
         front = [
             (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
@@ -224,57 +228,79 @@ class _Search:
         seen = {group for group, _ in front}
         while front:
             group, part = front.pop()
-            self._count()
             added = group ^ part.mask
             if added & self.unfusable:
+                self._count()
                 continue
-            if self.ceiling is not None:
-                # However it goes on, what it holds already is read so often.
-                further = evaluator.fewest_passes(group, part.mask) - 1
-                weights = part.weights + sum([self.weights[i] for i in bits(added)])
-                if further and self._too_dear(state.cost + weights * further, state.rest):
-                    continue
-            if evaluator.hopeless(group, part.mask):
+            entry = self.lending.entry(part.entry, added, group)
+            ways = self._ways(state, part, group, entry)
+            if not ways:
                 continue
-            grown = self._grow(done, part, added)
-            self._reach(done, state, grown)
+            grown = self._grow(done, part, added, entry)
+            self._reach(done, state, grown, ways)
             for i in bits(grown.after & ~group):
                 larger = group | self.ideal[i] & ~done
                 if larger not in seen:
                     seen.add(larger)
                     front.append((larger, grown))
 
-    def _reach(self, done: int, state: _State, grown: _Grown) -> None:
+    def _ways(self, state: _State, part: _Grown, group: int, entry: Entry) -> list[int]:
+        """A group with and without what it can borrow, as far as a larger one may be of use."""
+        if not entry.offered:
+            return [] if self._given_up(state, part, group) else [group]
+        if entry.alike:
+            return [] if self._given_up(state, part, group) else [group, group | entry.offered]
+        ways = self.lending.ways(group, entry.offered)
+        return [way for way in ways if not self._given_up(state, part, way)]
+
+    def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
+        """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
+        self._count()
+        known = group & (part.mask | part.entry.offered)
+        if self.ceiling is not None:
+            # However it goes on, what it holds already is read so often.
+            further = self.evaluator.fewest_passes(group, known) - 1
+            if further:
+                weights = part.weights + sum([self.weights[i] for i in bits(group & ~known)])
+                if self._too_dear(state.cost + weights * further, state.rest):
+                    return True
+        return self.evaluator.hopeless(group, known)
+
+    def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
         """Take a group for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
         """
-        group = grown.mask
-        cost = state.cost + grown.features + grown.weights
-        if self._too_dear(cost, grown.rest):
+        least = state.cost + grown.features + grown.weights
+        if self._too_dear(least, grown.rest):
             return
-        reached = self._absorb(done | group, grown.after)
-        old = self.best.get(reached)
-        if (old is not None and old.cost <= cost) or not self.evaluator.valid(group):
-            return
-        cost += grown.weights * (self.evaluator.passes(group) - 1)
-        if self._too_dear(cost, grown.rest) or (old is not None and old.cost <= cost):
-            return
-        if old is None:
-            open_ = self._open(reached, state.open | reached & ~done)
-            self.waiting[reached.bit_count()].append(reached)
-        else:
-            open_ = old.open
-        self.best[reached] = _State(cost, grown.rest, open_, done, group)
+        reached = self._absorb(done | grown.mask, grown.after)
+        for group in ways:
+            old = self.best.get(reached)
+            if (old is not None and old.cost <= least) or not self.evaluator.valid(group):
+                continue
+            passes = self.evaluator.passes(group)
+            cost = least + grown.weights * (passes - 1)
+            if not self._too_dear(cost, grown.rest) and (old is None or cost < old.cost):
+                if old is None:
+                    open_ = self._open(reached, state.open | reached & ~done)
+                    self.waiting[reached.bit_count()].append(reached)
+                else:
+                    open_ = old.open
+                self.best[reached] = _State(cost, grown.rest, open_, done, group)
+            if passes == 1 or (
+                grown.entry.alike and self.evaluator.passes(group, least=True) == passes
+            ):
+                return
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
 
-    def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
+    def _grow(self, done: int, part: _Grown, added: int, entry: Entry) -> _Grown:
         """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
         old, new = part.mask, part.mask | added
         left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
-        _, after, features, weights, rest = part
+        _, _, after, features, weights, rest = part
         for i in bits(added):
             after |= self.successors[i]
             weights += self.weights[i]
@@ -284,7 +310,7 @@ class _Search:
                 if touching & -touching == 1 << i:  # else counted at the first that touches it
                     features += crossing.moved(new) - crossing.moved(old)
                     rest += crossing.owed(still_left) - crossing.owed(left)
-        return _Grown(new, after, features, weights, rest)
+        return _Grown(new, entry, after, features, weights, rest)
 
     def _absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ import numpy.typing as npt
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.levels import Levels
 from torch_getfuse.partition.problem import FusionProblem
 
-LEVELS = 15
+MOST_READERS = 8  # of a tensor, for pairs of them to be looked at
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Stream:
         size, unit_bytes: of the tensor and of one unit, in bytes.
         maker: the block that writes it; -1 for an input of the graph.
         blocks: all that touch it.
-        level: per block that reads it and can be in a group, the rank of its window's width.
-        units: units held by rank; rank 0 is nobody.
+        readers: the blocks that read it and can be in a group.
+        levels: what these make it hold.
         forced: whether it must be written whoever reads it.
         overwritten: whether its one reader writes over it, so that only one of the two is held.
     """
@@ -35,8 +37,8 @@ class Stream:
     unit_bytes: int
     maker: int
     blocks: frozenset[int]
-    level: dict[int, int]
-    units: npt.NDArray[np.int64]
+    readers: frozenset[int]
+    levels: Levels
     forced: bool
     overwritten: bool
 
@@ -100,12 +102,12 @@ class Skeleton:
                     room[only] += 0 if over else unit * widths.get(only, 1)
                     traffic[only] += size if inside < 0 or forced else 0
                 continue
-            ranks = sorted(set(widths.values()))
-            level = {b: min(LEVELS, ranks.index(w) + 1) for b, w in widths.items()}
             for b in blocks:
                 touches[b].append(len(streams))
-            units = np.array([0, *ranks] if ranks else [0, 1], dtype=np.int64)
-            streams.append(Stream(size, unit, maker, blocks, level, units, forced, over))
+            levels = Levels(widths, _together(scheme, number, readers, home, fusable))
+            streams.append(
+                Stream(size, unit, maker, blocks, frozenset(widths), levels, forced, over)
+            )
         order = _narrow_order(streams, touches)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
@@ -119,7 +121,7 @@ class Skeleton:
         look: list[object] = []
         for block, numbers in enumerate(self.touches):
             sides = sorted(
-                (s.size, s.maker == block, int(s.units[s.level.get(block, 0)]), s.forced)
+                (s.size, s.maker == block, int(s.levels.units[s.levels.joined(block)[0]]), s.forced)
                 for s in (self.streams[number] for number in numbers)
             )
             own = (self.room[block], self.traffic[block]) if block < fusable else ()
@@ -137,6 +139,20 @@ class Skeleton:
                 look.append((found[block], tuple(sorted(beside))))
             found = _numbered(look)
         return np.unique(np.array(found[:fusable], np.int64), return_inverse=True)[1]
+
+
+def _together(
+    scheme: Lbdf, tensor: int, readers: Sequence[int], home: Mapping[int, int], fusable: int
+) -> dict[frozenset[int], int]:
+    """Units of a tensor that two blocks hold because one of them depends on the other."""
+    found: dict[frozenset[int], int] = {}
+    some = sorted(i for i in readers if home[i] < fusable)
+    if len(some) <= MOST_READERS:
+        for first, last in combinations(some, 2):
+            blocks = frozenset((home[first], home[last]))
+            _, units = scheme.demanded_ahead(tensor, first, last)
+            found[blocks] = max(units, found.get(blocks, 0))
+    return found
 
 
 def _numbered(look: Sequence[object]) -> list[int]:

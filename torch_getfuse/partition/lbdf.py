@@ -174,13 +174,13 @@ class Lbdf:
             first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
             key = tensor, first, last
             if key not in self._ahead:
-                self._ahead[key] = self._demanded_ahead(*key)
+                self._ahead[key] = self.demanded_ahead(*key)
             between, ahead = self._ahead[key]
             if ahead > units and not between & ~mask:
                 units = ahead
         return units * self.unit_bytes[tensor]
 
-    def _demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
+    def demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
         """What lies between two consumers of a tensor, and units it keeps because of them.
 
         When ``last`` writes a unit, everything that leads to it has demanded its share, the
@@ -218,7 +218,7 @@ class Lbdf:
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
 
-    def passes(self, mask: int, buffer_bytes: int = 0) -> int:
+    def passes(self, mask: int, buffer_bytes: int = 0, least: bool = False) -> int:
         """1: weights stay on chip."""
         return 1
 

@@ -62,6 +62,8 @@ class FusionProblem:
     Attributes:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
         blocks: masks of what is moved as one, in topological order.
+        lends: whether operators that cannot be merged may be, if groups can borrow them
+            (:mod:`.lending`).
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
@@ -70,9 +72,10 @@ class FusionProblem:
         self.unfusable = evaluator.unfusable()
         everything = (1 << len(self.graph)) - 1
         self.fusable = everything & ~self.unfusable
+        self.lends = merge and not evaluator.scheme.merges_in_place
         self.blocks: tuple[int, ...] = (
             merge_in_place(self.graph, self.unfusable)
-            if merge and evaluator.scheme.merges_in_place
+            if merge and not self.lends
             else tuple(1 << i for i in bits(self.fusable))
         )
 
