@@ -103,6 +103,7 @@ FLOORS = {
     "backend.gradient_order": 5,
     "backend.depth_first": 5,
     "backend.symbols": 5,
+    "backend.scatters": 5,
     "backend.inner": 5,
     "backend.packed": 5,
     "backend.fast_steps": 5,

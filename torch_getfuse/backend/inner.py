@@ -10,7 +10,8 @@ import logging
 import textwrap
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import fx, nn
 from torch._guards import tracing
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
+from torch_getfuse.backend.scatters import sum_scatters
 from torch_getfuse.backend.symbols import bind_symbols
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
@@ -69,7 +71,17 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
             f"known: {', '.join([*OWN, *others])}, or a callable"
         )
     backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
-    return backend
+    return partial(_without_scatters, backend) if inner == "inductor" else backend
+
+
+def _without_scatters(
+    inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]
+) -> Any:
+    """Inductor, less what it gets wrong."""
+    count = sum_scatters(gm)
+    if count:
+        log.info("%d scatters to axes of size one are sums", count)
+    return inductor(gm, example_inputs)
 
 
 def compile_children(split: fx.GraphModule, options: Options) -> list[str]:

@@ -1,0 +1,94 @@
+"""Scatters to axes of size one: what they are replaced by gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torch_getfuse.backend.inner import compile_child, find_inner
+from torch_getfuse.backend.scatters import sum_scatters
+
+Indices = Sequence[torch.Tensor | None]
+
+
+def scatter(shape: Sequence[int], values: torch.Tensor, indices: Indices) -> fx.GraphModule:
+    """``index_put`` of values to random numbers of ``shape``, with accumulation."""
+
+    def call(x: torch.Tensor, values: torch.Tensor, *some: torch.Tensor) -> torch.Tensor:
+        rest = iter(some)
+        where = [None if index is None else next(rest) for index in indices]
+        return torch.ops.aten.index_put.default(x, where, values, True)
+
+    some = [index for index in indices if index is not None]
+    return make_fx(call, tracing_mode="fake")(torch.randn(*shape), values, *some)
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "indices"),
+    [
+        ((2, 3, 1, 1), (2, 3, 4, 5), (None, None, zeros(4, 1), zeros(5))),
+        ((1, 3), (4, 3), (zeros(4),)),
+        ((1, 3), (3,), (zeros(),)),
+        ((1, 3, 1), (4, 3), (zeros(4), None, zeros(4))),  # apart: the indices' axis comes first
+        ((2, 1, 3), (2, 1, 3), (None, zeros(1))),
+        ((1, 1), (6,), (zeros(6), zeros(6))),
+    ],
+)
+def test_a_scatter_to_one_place_is_a_sum(
+    shape: Sequence[int], values: Sequence[int], indices: Indices
+) -> None:
+    graph = scatter(shape, torch.randn(*values), indices)
+    inputs = torch.randn(*shape), torch.randn(*values), *(i for i in indices if i is not None)
+    expected = graph(*inputs)
+    assert sum_scatters(graph) == 1
+    assert "index_put" not in graph.code
+    torch.testing.assert_close(graph(*inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "indices"),
+    [
+        ((2, 3), (4, 3), (zeros(4),)),  # two places
+        ((1, 3), (1, 3), (zeros(4),)),  # values are spread over the indices
+        ((1, 3), (4, 1), (zeros(4),)),  # and over an axis that is kept
+        ((1, 3), (1, 3), (torch.ones(1, dtype=torch.bool),)),  # a mask
+    ],
+)
+def test_other_scatters_stay(shape: Sequence[int], values: Sequence[int], indices: Indices) -> None:
+    graph = scatter(shape, torch.randn(*values), indices)
+    code = graph.code
+    assert sum_scatters(graph) == 0
+    assert graph.code == code
+
+
+def test_without_accumulation_the_last_value_stays() -> None:
+    graph = make_fx(
+        lambda x, v, i: torch.ops.aten.index_put.default(x, [i], v, False), tracing_mode="fake"
+    )(torch.randn(1, 3), torch.randn(4, 3), zeros(4))
+    assert sum_scatters(graph) == 0
+
+
+def test_inductor_gets_no_such_scatter(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[fx.GraphModule] = []
+
+    def inductor(gm: fx.GraphModule, example_inputs: Sequence[object]) -> fx.GraphModule:
+        seen.append(gm)
+        return gm
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: inductor)
+    child = scatter((1, 3), torch.randn(4, 3), (zeros(4),))
+    for name, left in (("inductor", False), ("aot_eager", True)):
+        backend = find_inner(name)
+        assert backend is not None
+        compiled = compile_child(child, backend)
+        assert ("index_put" in seen.pop().code) is left
+        inputs = torch.randn(1, 3), torch.randn(4, 3), zeros(4)
+        torch.testing.assert_close(compiled(*inputs), child(*inputs))
