@@ -92,7 +92,10 @@ def read(path: Path) -> dict[Combination, dict[str, Any]]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """What became of one combination: ``=`` for bit-equal, else the largest relative difference."""
+    """What became of one combination: ``=`` for bit-equal, else the largest relative difference.
+
+    In brackets that in double precision, where it holds in no other.
+    """
     if row is None:
         return "not run"
     if row["status"] not in ("holds", "differs"):
@@ -100,7 +103,10 @@ def cell(row: dict[str, Any] | None) -> str:
     if all(row[kind]["equal"] for kind in KINDS):
         return "="
     if row["status"] == "holds":
-        return f"{max(row[kind]['relative'] for kind in KINDS):.0e}"
+        most = f"{max(row[kind]['relative'] for kind in KINDS):.0e}"
+        if "double" not in row:
+            return most
+        return f"{most} (double {max(row['double'][kind]['relative'] for kind in KINDS):.0e})"
     kinds = [
         kind
         for kind in KINDS

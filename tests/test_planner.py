@@ -187,7 +187,26 @@ def test_where_exact_gives_up_the_bound_stays_true(
     assert (stage.dram_bytes, stage.stopped) == (None, "gave up: for a test")
     assert plan.method != "exact"
     assert 0 < plan.lower_bound_bytes <= optimum <= plan.dram_bytes
+    assert ("narrow" in [stage.method for stage in plan.stages]) == (scheme == "brr")
     assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
+
+
+def test_an_interrupt_while_the_gap_is_halved_keeps_the_best_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch_getfuse.partition.exact as module
+
+    def gives_up(*args: object) -> None:
+        raise TooWide("for a test")
+
+    def interrupted(self: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(module._Search, "run", interrupted)
+    plan = plan_graph(cnn(), options("auto", 1000, scheme="brr", budget=20)).verify()
+    assert (plan.stages[-1].method, plan.stages[-1].stopped) == ("narrow", "interrupted")
+    assert 0 < plan.lower_bound_bytes <= plan.dram_bytes
 
 
 def test_direct_needs_an_explainer() -> None:

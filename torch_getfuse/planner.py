@@ -14,7 +14,7 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.borders import why_ends
 from torch_getfuse.partition.cost import Evaluator, FusionScheme
-from torch_getfuse.partition.exact import Limits, TooWide, exact
+from torch_getfuse.partition.exact import Limits, TooWide, exact, narrow
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.nsga2 import nsga2_search
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
@@ -138,7 +138,9 @@ class _Strategy:
                     start=start,
                 )
             best = self._better(best, found, "local")
-        return best
+            if found.stopped == "interrupted":
+                return best
+        return self._narrow(best)
 
     def _direct(self, seconds: float | None = None, sets: int | None = None) -> SearchResult:
         repair = self._repair()
@@ -150,7 +152,7 @@ class _Strategy:
 
     def _exact(self) -> SearchResult:
         found = self._try_exact(None, Limits(_FEW_STEPS, self._left()))
-        return found or self._prove(None, self._left())
+        return found or self._narrow(self._prove(None, self._left()))
 
     def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
@@ -178,11 +180,19 @@ class _Strategy:
             best = self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
         return best
 
+    def _narrow(self, best: SearchResult) -> SearchResult:
+        """Half the gap again and again, where no other program bounds the optimum."""
+        if self.options.scheme == "lbdf" or self.bound >= best.dram_bytes:
+            return best
+        found = narrow(self.problem, best, self.bound, Limits(seconds=self._left()))
+        return self._better(best, found, "narrow")
+
     def _try_exact(self, known: SearchResult | None, limits: Limits) -> SearchResult | None:
         try:
             found = exact(self.problem, known.dram_bytes if known else None, limits)
         except TooWide as reason:
             self._reason = str(reason)
+            self.bound = max(self.bound, reason.bound)
             log.info("exact: %s", reason)
             return None
         return self._note(found, "exact")

@@ -10,8 +10,9 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder, heavy_between, random_graph
+from tests.legal import single
 from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.exact import Limits, TooWide, exact, narrow
 from torch_getfuse.partition.group import is_connected, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
 from torch_getfuse.partition.schemes import SCHEMES, make_scheme
@@ -80,3 +81,37 @@ def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
     evaluator = Evaluator(make_scheme("lbdf", heavy_between(), "line", 1, 1), 100)
     assert evaluator.unfusable() == 0b010
     assert exact(FusionProblem(evaluator)).groups == (0b001, 0b100)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_narrow_bounds_the_optimum(scheme: str) -> None:
+    """With too few steps for the proof, a bound between what is given and the optimum."""
+    rng = Random(6)
+    raised = proved = given_up = 0
+    for _ in range(300):
+        problem = FusionProblem(random_evaluator(rng, rng.randint(3, 8), scheme))
+        known, optimum = single(problem), brute_force(problem.evaluator)[0]
+        limits = Limits(steps=rng.choice((3, 10, 30, 100)))
+        bound = problem.unavoidable
+        try:
+            assert exact(problem, limits=limits).dram_bytes == optimum
+        except TooWide as reason:
+            bound, given_up = reason.bound, given_up + 1
+        assert problem.unavoidable <= bound <= optimum
+        found = narrow(problem, known, bound, limits)
+        assert bound <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+        assert found.dram_bytes in (optimum, known.dram_bytes)
+        assert problem.cost(found.groups) == found.dram_bytes
+        raised += bound < found.lower_bound_bytes < found.dram_bytes
+        proved += found.lower_bound_bytes == found.dram_bytes
+    assert given_up > 30
+    assert raised > 30
+    assert proved > 30
+
+
+def test_a_known_optimum_is_left_alone() -> None:
+    problem = FusionProblem(random_evaluator(Random(7), 6, "lbdf"))
+    best = exact(problem)
+    found = narrow(problem, best, best.dram_bytes)
+    assert (found.groups, found.lower_bound_bytes) == (best.groups, best.dram_bytes)
+    assert found.plans == 0

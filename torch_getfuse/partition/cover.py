@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.02, 0.4, 0.75, 0.95
+LISTED, PRICED, PLANNED, ENDED = 0.02, 0.45, 0.85, 0.97
 RADII = (0, 1, 2)  # of the surroundings in which blocks of one price look alike
 PER_START = 20  # sets per first block, for a plan
 CHECKED, LATER = 4_000, 500  # sets whose legality is looked at, and less likely ones, each time

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.partition.group import bits, mask_of
@@ -46,12 +46,20 @@ class Limits:
     seconds: float = float("inf")
 
 
-_GUESSES = (32, 8)
-"""Shares of the unavoidable traffic by which the optimum is guessed to exceed it, as 1/n."""
+_GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
+"""Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
+
+_NARROW = 0.002  # share of a bound within which it is not raised any more
 
 
 class TooWide(Exception):
-    """The graph has more down-sets and groups than the limits allow."""
+    """The graph has more down-sets and groups than the limits allow.
+
+    Attributes:
+        bound: no legal plan has less DRAM access, in bytes.
+    """
+
+    bound: int = 0
 
 
 def exact(
@@ -69,11 +77,17 @@ def exact(
     """
     limits = limits or Limits()
     started = time.perf_counter()
-    steps = 0
+    steps, bound = 0, problem.unavoidable
     for ceiling in _ceilings(problem, known):
         search = _Search(problem, ceiling, limits, steps, started)
-        if search.run():
-            return search.result()
+        try:
+            if search.run():
+                return search.result()
+        except TooWide as reason:
+            reason.bound = bound
+            raise
+        if ceiling is not None:
+            bound = max(bound, ceiling + 1)
         steps = search.steps
     raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
 
@@ -87,10 +101,48 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     """
     if problem.evaluator.fewest_passes(problem.fusable) > 1:
         for share in _GUESSES:
-            guess = problem.unavoidable + problem.unavoidable // share
+            guess = problem.unavoidable + int(share * problem.unavoidable)
             if known is None or guess < known:
                 yield guess
     yield known
+
+
+def narrow(
+    problem: FusionProblem, known: SearchResult, bound: int, limits: Limits | None = None
+) -> SearchResult:
+    """A higher lower bound for a graph that is too wide, by ceilings that no plan keeps.
+
+    The gap between bound and known plan is halved as long as a search under a ceiling ends within
+    the limits; where one finds a plan, that is the optimum.
+
+    Args:
+        problem: graph, cost model and buffer.
+        known: a legal plan.
+        bound: no legal plan has less, in bytes.
+        limits: of each search, and the seconds of all together.
+
+    Returns:
+        The known plan with its bound, or the optimum. ``plans``: the ceilings that were tried.
+        An interrupt keeps what has been proved.
+    """
+    limits = limits or Limits()
+    started = time.perf_counter()
+    low, high, tries, stopped = bound, known.dram_bytes, 0, ""
+    while high - low > _NARROW * low and time.perf_counter() - started < limits.seconds:
+        ceiling = (low + high) // 2
+        search = _Search(problem, ceiling, limits, 0, started)
+        tries += 1
+        try:
+            if search.run():
+                return search.result()
+            low = ceiling + 1
+        except TooWide:
+            high = ceiling
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+            break
+    seconds = time.perf_counter() - started
+    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
 
 
 class _State(NamedTuple):
