@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.inner import compile_child, find_inner
@@ -92,3 +93,38 @@ def test_inductor_gets_no_such_scatter(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("index_put" in seen.pop().code) is left
         inputs = torch.randn(1, 3), torch.randn(4, 3), zeros(4)
         torch.testing.assert_close(compiled(*inputs), child(*inputs))
+
+
+class Pooled(nn.Module):
+    """A branch through a 1x1 map and back, as DeepLab's image pooling, beside another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = self.block(32)
+        self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), *self.block(32))
+        self.both = self.block(64)
+        self.last = nn.Conv2d(32, 32, 3, padding=1)
+
+    def block(self, channels: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(channels, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = nn.functional.interpolate(self.pooled(x), size=x.shape[-2:], mode="bilinear")
+        return self.last(self.both(torch.cat([self.beside(x), up], 1)))
+
+
+def test_gradients_of_image_pooling_with_inductor() -> None:
+    """They were zero: inductor read the gradient of the 1x1 map before it was written."""
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    other = copy.deepcopy(model)
+    x = torch.randn(2, 32, 4, 4)
+    compiled = torch.compile(
+        other, backend="getfuse", options={"inner": "inductor", "strict": True}
+    )
+    model(x).square().mean().backward()
+    compiled(x).square().mean().backward()
+    for ours, theirs in zip(other.parameters(), model.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-9)
