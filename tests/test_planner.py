@@ -187,7 +187,9 @@ def test_where_exact_gives_up_the_bound_stays_true(
     assert (stage.dram_bytes, stage.stopped) == (None, "gave up: for a test")
     assert plan.method != "exact"
     assert 0 < plan.lower_bound_bytes <= optimum <= plan.dram_bytes
-    assert ("narrow" in [stage.method for stage in plan.stages]) == (scheme == "brr")
+    methods = [stage.method for stage in plan.stages]
+    assert ("beam" in methods, "cover" in methods) == (scheme == "brr", scheme == "lbdf")
+    assert ("narrow" in methods) == (scheme == "brr")
     assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
 
 

@@ -14,7 +14,7 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.borders import why_ends
 from torch_getfuse.partition.cost import Evaluator, FusionScheme
-from torch_getfuse.partition.exact import Limits, TooWide, exact, narrow
+from torch_getfuse.partition.exact import Limits, TooWide, beam, exact, narrow
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.nsga2 import nsga2_search
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _PROGRESS_AFTER = 2.0
 
-_FEW_STEPS = 20_000
+_FEW_STEPS, _BEAM_STEPS = 20_000, 2_000_000
 _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
@@ -177,8 +177,9 @@ class _Strategy:
         if self.options.scheme == "lbdf":
             from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
 
-            best = self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
-        return best
+            return self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
+        found = beam(self.problem, best, Limits(_BEAM_STEPS, self._left() / 2))
+        return self._better(best, found, "beam")
 
     def _narrow(self, best: SearchResult) -> SearchResult:
         """Half the gap again and again, where no other program bounds the optimum."""

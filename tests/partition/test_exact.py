@@ -10,9 +10,9 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder, heavy_between, random_graph
-from tests.legal import single
+from tests.legal import assert_legal, single
 from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import Limits, TooWide, exact, narrow
+from torch_getfuse.partition.exact import Limits, TooWide, beam, exact, narrow
 from torch_getfuse.partition.group import is_connected, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
 from torch_getfuse.partition.schemes import SCHEMES, make_scheme
@@ -115,3 +115,23 @@ def test_a_known_optimum_is_left_alone() -> None:
     found = narrow(problem, best, best.dram_bytes)
     assert (found.groups, found.lower_bound_bytes) == (best.groups, best.dram_bytes)
     assert found.plans == 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_beam_finds_legal_plans(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_getfuse.partition.exact._BEAM_GROUPS", 4)
+    rng = Random(8)
+    reached = better = 0
+    for _ in range(200):
+        problem = FusionProblem(random_evaluator(rng, rng.randint(3, 8), scheme))
+        known, optimum = single(problem), brute_force(problem.evaluator)[0]
+        found = beam(problem, known)
+        assert optimum <= found.dram_bytes <= known.dram_bytes
+        assert found.dram_bytes == problem.cost(found.groups)
+        assert found.lower_bound_bytes == 0
+        assert_legal(FusionProblem(problem.evaluator, merge=False), found.groups)
+        reached += found.dram_bytes == optimum < known.dram_bytes
+        better += optimum < known.dram_bytes
+        short = beam(problem, known, Limits(steps=1))
+        assert short.groups == known.groups or not short.stopped
+    assert better > reached > better / 2

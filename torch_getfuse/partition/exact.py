@@ -23,6 +23,7 @@ Graphs with many parallel branches have too many down-sets; :mod:`.cover` plans 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -49,7 +50,10 @@ class Limits:
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
-_NARROW = 0.002  # share of a bound within which it is not raised any more
+_BEAM_GROUPS = 100  # from a down-set, where only the best are followed
+
+_NEAR, _NARROW = 0.02, 0.002
+"""Shares of a bound: within the one the known plan is tried to be proved, within the other none."""
 
 
 class TooWide(Exception):
@@ -107,6 +111,34 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     yield known
 
 
+def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = None) -> SearchResult:
+    """A good plan of a graph that is too wide: a beam search over down-sets.
+
+    Of those of one size the most promising is followed, by the groups that take fewest steps to
+    grow.
+
+    Args:
+        problem: graph, cost model and buffer.
+        known: a legal plan; nothing dearer is looked at.
+        limits: when to give up.
+
+    Returns:
+        The plan found, without a bound; the known one where there is none, or none in time.
+    """
+    started = time.perf_counter()
+    search = _Search(problem, known.dram_bytes, limits or Limits(), 0, started, best_only=True)
+    stopped = ""
+    try:
+        if search.run():
+            return replace(search.result(), lower_bound_bytes=0)
+    except TooWide as reason:
+        stopped = str(reason)
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    seconds = time.perf_counter() - started
+    return replace(known, plans=search.steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
+
+
 def narrow(
     problem: FusionProblem, known: SearchResult, bound: int, limits: Limits | None = None
 ) -> SearchResult:
@@ -129,7 +161,9 @@ def narrow(
     started = time.perf_counter()
     low, high, tries, stopped = bound, known.dram_bytes, 0, ""
     while high - low > _NARROW * low and time.perf_counter() - started < limits.seconds:
-        ceiling = (low + high) // 2
+        # Near the end, what proves the known plan costs hardly more than half of the way to it.
+        near = high == known.dram_bytes and high - low < _NEAR * low
+        ceiling = high - 1 if near else (low + high) // 2
         search = _Search(problem, ceiling, limits, 0, started)
         tries += 1
         try:
@@ -184,6 +218,8 @@ class _Grown(NamedTuple):
 class _Search:
     """One run of the dynamic program.
 
+    With ``best_only``, one down-set of each size is left, by the groups that are grown first.
+
     Everything that is done per down-set or group looks at their neighbourhood only, so that the
     time grows with the depth of a graph and not with its square; and a set that grows by an
     operator is priced by that operator and the tensors that it touches.
@@ -196,6 +232,7 @@ class _Search:
         limits: Limits,
         steps: int = 0,
         started: float = 0.0,
+        best_only: bool = False,
     ) -> None:
         graph = problem.graph
         self.evaluator = problem.evaluator
@@ -206,6 +243,8 @@ class _Search:
         self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps
         self.started = started
+        self.best_only = best_only
+        self.most_groups = _BEAM_GROUPS if best_only else math.inf
         self.successors = graph.successors
         self.predecessors = graph.predecessors
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
@@ -243,9 +282,17 @@ class _Search:
             TooWide: where a limit strikes first.
         """
         for level in self.waiting:
-            for done in sorted(level):
-                self._leave(done)
+            if self.best_only and level:
+                self._leave(min(level, key=self._promise))
+            else:
+                for done in sorted(level):
+                    self._leave(done)
         return self.everything in self.best
+
+    def _promise(self, done: int) -> tuple[int, int]:
+        """What a plan through a down-set costs at least; and which of equals comes first."""
+        state = self.best[done]
+        return state.cost + state.rest, done
 
     def result(self) -> SearchResult:
         """The cheapest plan that was found."""
@@ -278,8 +325,10 @@ class _Search:
             if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
         ]
         seen = {group for group, _ in front}
-        while front:
-            group, part = front.pop()
+        looked = 0
+        while front and looked < self.most_groups:
+            looked += 1
+            group, part = front.pop(0 if self.best_only else -1)
             added = group ^ part.mask
             if added & self.unfusable:
                 self._count()
