@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from tests.graphs import Builder, random_graph
+from tests.legal import single
 from torch_getfuse import planner
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition.exact import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.problem import SearchResult
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.report import Section
 
@@ -193,22 +195,42 @@ def test_where_exact_gives_up_the_bound_stays_true(
     assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
 
 
-def test_an_interrupt_while_the_gap_is_halved_keeps_the_best_plan(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("stage", "scheme"),
+    [("exact", "lbdf"), ("local", "brr"), ("cover", "lbdf"), ("beam", "brr"), ("narrow", "brr")],
+)
+def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
+    stage: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch_getfuse.partition.exact as module
+    import torch_getfuse.partition.cover as cover_module
 
     def gives_up(*args: object) -> None:
         raise TooWide("for a test")
 
-    def interrupted(self: object) -> bool:
+    def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
+    def stopped(problem: Any, *args: object, **named: object) -> SearchResult:
+        return dataclasses.replace(single(problem), stopped="interrupted")
+
     monkeypatch.setattr(planner, "exact", gives_up)
-    monkeypatch.setattr(module._Search, "run", interrupted)
-    plan = plan_graph(cnn(), options("auto", 1000, scheme="brr", budget=20)).verify()
-    assert (plan.stages[-1].method, plan.stages[-1].stopped) == ("narrow", "interrupted")
-    assert 0 < plan.lower_bound_bytes <= plan.dram_bytes
+    if stage == "local":
+        monkeypatch.setattr(planner, "local_search", stopped)
+    else:
+        monkeypatch.setattr(cover_module if stage == "cover" else planner, stage, interrupted)
+    plan = plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20)).verify()
+    assert (plan.stages[-1].method, plan.stages[-1].stopped) == (stage, "interrupted")
+    assert [other.stopped for other in plan.stages].count("interrupted") == 1
+    assert plan.dram_bytes == min(s.dram_bytes for s in plan.stages if s.dram_bytes is not None)
+
+
+def test_an_interrupt_before_any_plan_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "exact", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plan_graph(cnn(), options("exact", 1000))
 
 
 def test_direct_needs_an_explainer() -> None:

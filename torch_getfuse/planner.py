@@ -101,6 +101,8 @@ class _Strategy:
         self.bound = problem.unavoidable
         self.started = time.perf_counter()
         self._reason = ""
+        self._best: SearchResult | None = None
+        self._stage = ""
 
     def run(self) -> SearchResult:
         methods: dict[str, Callable[[], SearchResult]] = {
@@ -113,7 +115,14 @@ class _Strategy:
         }
         if not self.problem.blocks:
             return SearchResult((), 0, 0, 0.0)
-        return methods[self.options.method]()
+        try:
+            return methods[self.options.method]()
+        except KeyboardInterrupt:
+            if self._best is None:
+                raise
+            if self.stages[-1].stopped != "interrupted":
+                self.stages.append(Stage(self._stage, None, 0, 0.0, "interrupted"))
+            return self._best
 
     def _auto(self) -> SearchResult:
         """Direct first, for it explains; then exact; where that gives up, local search."""
@@ -139,7 +148,7 @@ class _Strategy:
                 )
             best = self._better(best, found, "local")
             if found.stopped == "interrupted":
-                return best
+                raise KeyboardInterrupt
         return self._narrow(best)
 
     def _direct(self, seconds: float | None = None, sets: int | None = None) -> SearchResult:
@@ -166,7 +175,7 @@ class _Strategy:
         )
         best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
         if quick.stopped == "interrupted":
-            return best
+            raise KeyboardInterrupt
         limits = Limits(seconds=max(0.0, seconds - (time.perf_counter() - started)))
         found = self._try_exact(best, limits)
         if found is not None:
@@ -177,7 +186,9 @@ class _Strategy:
         if self.options.scheme == "lbdf":
             from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
 
+            self._stage = "cover"
             return self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
+        self._stage = "beam"
         found = beam(self.problem, best, Limits(_BEAM_STEPS, self._left() / 2))
         return self._better(best, found, "beam")
 
@@ -185,10 +196,12 @@ class _Strategy:
         """Half the gap again and again, where no other program bounds the optimum."""
         if self.options.scheme == "lbdf" or self.bound >= best.dram_bytes:
             return best
+        self._stage = "narrow"
         found = narrow(self.problem, best, self.bound, Limits(seconds=self._left()))
         return self._better(best, found, "narrow")
 
     def _try_exact(self, known: SearchResult | None, limits: Limits) -> SearchResult | None:
+        self._stage = "exact"
         try:
             found = exact(self.problem, known.dram_bytes if known else None, limits)
         except TooWide as reason:
@@ -228,6 +241,8 @@ class _Strategy:
         )
         self.bound = max(self.bound, found.lower_bound_bytes)
         self.method = method
+        if self._best is None or found.dram_bytes < self._best.dram_bytes:
+            self._best = found
         return found
 
     def _better(self, best: SearchResult, found: SearchResult, method: str) -> SearchResult:

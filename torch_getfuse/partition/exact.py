@@ -133,8 +133,6 @@ def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = No
             return replace(search.result(), lower_bound_bytes=0)
     except TooWide as reason:
         stopped = str(reason)
-    except KeyboardInterrupt:
-        stopped = "interrupted"
     seconds = time.perf_counter() - started
     return replace(known, plans=search.steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
 
@@ -155,11 +153,10 @@ def narrow(
 
     Returns:
         The known plan with its bound, or the optimum. ``plans``: the ceilings that were tried.
-        An interrupt keeps what has been proved.
     """
     limits = limits or Limits()
     started = time.perf_counter()
-    low, high, tries, stopped = bound, known.dram_bytes, 0, ""
+    low, high, tries = bound, known.dram_bytes, 0
     while high - low > _NARROW * low and time.perf_counter() - started < limits.seconds:
         # Near the end, what proves the known plan costs hardly more than half of the way to it.
         near = high == known.dram_bytes and high - low < _NEAR * low
@@ -172,11 +169,8 @@ def narrow(
             low = ceiling + 1
         except TooWide:
             high = ceiling
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-            break
     seconds = time.perf_counter() - started
-    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
+    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped="")
 
 
 class _State(NamedTuple):
