@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import BackendCompilerFailed, TensorifyScalarRestartAnalysis
 from torch._subclasses.fake_tensor import FakeTensor
 
 import torch_getfuse
@@ -151,3 +151,27 @@ def test_inductor(train: bool) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
     assert any("inner inductor" in note for note in notes(compiled))
     assert all("failed" not in note for note in notes(compiled))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_restart_that_a_group_asks_for_reaches_dynamo(training: bool, strict: bool) -> None:
+    """Inductor asks for it where a symbolic float must be a number; it is no failure."""
+    asked: list[fx.GraphModule] = []
+
+    def inner(gm: fx.GraphModule, example_inputs: Sequence[object]) -> fx.GraphModule:
+        asked.append(gm)
+        if len(asked) == 1:
+            raise TensorifyScalarRestartAnalysis
+        return gm
+
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU()).train(training)
+    compiled = torch.compile(
+        model, backend="getfuse", options={"inner": inner, "strict": strict, "cache": False}
+    )
+    x = torch.randn(1, 2, 8, 8, requires_grad=training)
+    with warnings.catch_warnings(), torch.set_grad_enabled(training):
+        warnings.simplefilter("error")
+        assert torch.equal(compiled(x), model(x))
+    assert len(asked) > 1
+    assert not torch_getfuse.report(compiled).unplanned

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.exc import RestartAnalysis
 
 from torch_getfuse.backend.capture import Capture, capture_fx
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
@@ -81,6 +82,8 @@ def getfuse(
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
+    except RestartAnalysis:
+        raise  # not a failure: Dynamo traces again, with fewer symbols
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
         if isinstance(error, IndexError) and (chosen.strict or given is not None):

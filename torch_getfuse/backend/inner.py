@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._dynamo.exc import RestartAnalysis
 from torch._guards import tracing
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
@@ -109,6 +110,8 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         before = time.perf_counter()
         try:
             setattr(split, child_name, compile_child(child, backend))
+        except RestartAnalysis:
+            raise  # not a failure: Dynamo traces again, with fewer symbols
         except Exception as error:
             if options.strict:
                 raise

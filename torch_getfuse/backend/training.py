@@ -19,6 +19,7 @@ from functorch.compile import (  # type: ignore[import-untyped]
 )
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import RestartAnalysis
 from torch._higher_order_ops.wrap import tag_activation_checkpoint
 
 from torch_getfuse.backend.capture import Capture, capture_fx
@@ -137,6 +138,8 @@ class JointCompiler:
         try:
             split = split_graph_module(gm, list(groups.values()), list(groups))
             self._forward_notes(_compile(split, self._options))
+        except RestartAnalysis:
+            raise  # Dynamo's, see compile_children
         except Exception as error:
             self._fail("forward", error)
             return make_boxed_func(gm.forward)
@@ -157,6 +160,8 @@ class JointCompiler:
             groups = self._children(capture, plan)
             split = split_graph_module(capture.graph_module, list(groups.values()), list(groups))
             self._report(capture, plan, _compile(split, self._options))
+        except RestartAnalysis:
+            raise
         except NoOperatorError:
             log.info("a backward graph without operators runs as it is")
             return make_boxed_func(gm.forward)
