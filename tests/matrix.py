@@ -160,6 +160,9 @@ def build(name: str) -> nn.Module:
     models = import_torchvision().models
     make = getattr(models, name, None) or getattr(models.segmentation, name)
     model: nn.Module = make(weights=None, **ARGUMENTS.get(name, {}))
+    for module in model.modules():  # ViT's head begins at zero, and all gradients with it
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02)
     return calibrate_batch_norm(model, torch.randn(2, 3, 64, 64))
 
 
@@ -184,6 +187,7 @@ def run(model: Callable[..., Any], owner: nn.Module, x: torch.Tensor, dtype: str
         found = [p.grad.flatten() for p in module.parameters(recurse=False) if p.grad is not None]
         gradients += [torch.cat(found)] if found else []
     assert gradients
+    assert any(gradient.any() for gradient in gradients), "nothing to compare"
     return {
         "outputs": [y.detach() for y in outputs],
         "gradients": gradients,
