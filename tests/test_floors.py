@@ -104,6 +104,8 @@ FLOORS = {
     "backend.depth_first": 5,
     "backend.symbols": 5,
     "backend.scatters": 5,
+    "backend.strides": 5,
+    "backend.layouts": 5,
     "backend.inner": 5,
     "backend.packed": 5,
     "backend.fast_steps": 5,

@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import matrix
 import pytest
 import torch
 from matrix import AFFORDABLE, DTYPES, INNER, MODES, NETWORKS, PRODUCT, SHAPES, Combination, check
+from torch import fx
 
 import torch_getfuse
 
@@ -27,6 +31,35 @@ def test_the_affordable_part_has_every_value_of_every_network() -> None:
 def test_equal_to_eager(combination: Combination) -> None:
     result = check(combination)
     assert result["holds"], {kind: result[kind] for kind in ("outputs", "gradients", "buffers")}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "holds"), [("bf16", 1.0, True), ("bf16", 1.1, False), ("fp32", 1.1, False)]
+)
+def test_gradients_that_are_a_tenth_off_do_not_hold(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, factor: float, holds: bool
+) -> None:
+    """In bf16 as well, in which fifty layers round: else the matrix would hold whatever is run."""
+    scaled = 0
+
+    def inner(gm: fx.GraphModule, example_inputs: Sequence[object]) -> Callable[..., object]:
+        nonlocal scaled
+        # Those with which the backward begins; a batch norm would take a factor out of the forward.
+        first = any(node.name == "tangents_1" for node in gm.graph.find_nodes(op="placeholder"))
+        scaled += first
+        scale = factor if first else 1.0
+        return lambda *args: tuple(
+            value * scale
+            if isinstance(value, torch.Tensor) and value.is_floating_point()
+            else value
+            for value in gm(*args)
+        )
+
+    monkeypatch.setitem(matrix.OPTIONS["inductor"], "inner", inner)
+    result = check(Combination("mobilenet_v2", "train", "static", dtype, "inductor"))
+    assert scaled
+    assert result["holds"] is holds
+    assert result["outputs"]["equal"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,9 @@ from torch._dynamo.exc import RestartAnalysis
 from torch._guards import tracing
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
+from torch_getfuse.backend.layouts import TracedStrides
 from torch_getfuse.backend.scatters import sum_scatters
+from torch_getfuse.backend.strides import tell_stride_order
 from torch_getfuse.backend.symbols import bind_symbols
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
@@ -72,13 +74,12 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
             f"known: {', '.join([*OWN, *others])}, or a callable"
         )
     backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
-    return partial(_without_scatters, backend) if inner == "inductor" else backend
+    return partial(_mended, backend) if inner == "inductor" else backend
 
 
-def _without_scatters(
-    inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]
-) -> Any:
+def _mended(inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
     """Inductor, less what it gets wrong."""
+    tell_stride_order()
     count = sum_scatters(gm)
     if count:
         log.info("%d scatters to axes of size one are sums", count)
@@ -131,16 +132,18 @@ class CompiledChild(nn.Module):
     Attributes:
         compiled: takes the child's inputs and returns a tuple.
         bare: whether the child returned its only result bare.
+        strides: of the child's results.
     """
 
-    def __init__(self, compiled: Callable[..., Any], bare: bool) -> None:
+    def __init__(self, compiled: Callable[..., Any], bare: bool, strides: TracedStrides) -> None:
         super().__init__()
         self.compiled = compiled
         self.bare = bare
+        self.strides = strides
 
     def forward(self, *args: Any) -> Any:
-        """The child's results, in the child's form."""
-        results = self.compiled(*args)
+        """The child's results, in the child's form and layout."""
+        results = self.strides.restore(self.compiled(*args), args)
         return results[0] if self.bare else tuple(results)
 
 
@@ -161,7 +164,8 @@ def compile_child(child: fx.GraphModule, backend: Callable[..., Any]) -> Compile
     # The context of the graph around it holds facts about that graph's inputs, which AOTAutograd
     # would take for, and overwrite with, those of the child.
     with tracing(None):
-        return CompiledChild(backend(fx.GraphModule(child, graph), inputs), bare)
+        compiled = backend(fx.GraphModule(child, graph), inputs)
+    return CompiledChild(compiled, bare, TracedStrides(child))
 
 
 def _example(node: fx.Node) -> Any:

@@ -37,7 +37,7 @@ def bind_symbols(split: fx.GraphModule) -> None:
         inputs = child.graph.find_nodes(op="placeholder")
         # Inductor reads a size from no tensor's shape where scalars become tensors.
         sizes = [v for node in inputs if isinstance(v := traced_value(node), torch.SymInt)]
-        given = {symbol for size in sizes for symbol in _bare(size)}
+        given = {symbol for size in sizes for symbol in bare_symbols(size)}
         used: set[sympy.Symbol] = set()
         for node in child.graph.nodes:
             used |= _free(traced_value(node))
@@ -67,13 +67,9 @@ def _sources(graph: fx.Graph) -> dict[sympy.Symbol, _Source]:
     dims: dict[sympy.Symbol, _Source] = {}
     for node in graph.nodes:
         value = traced_value(node)
-        if isinstance(value, torch.SymInt):
-            for symbol in _bare(value):
-                sizes.setdefault(symbol, (node, None))
-        elif isinstance(value, torch.Tensor) and node.op == "placeholder":
-            for dim, length in enumerate(value.shape):
-                for symbol in _bare(length):
-                    dims.setdefault(symbol, (node, dim))
+        if isinstance(value, torch.SymInt) or node.op == "placeholder":
+            for symbol, dim in bare_symbols(value).items():
+                (sizes if dim is None else dims).setdefault(symbol, (node, dim))
     return {**dims, **sizes}
 
 
@@ -94,11 +90,18 @@ def _first_call(graph: fx.Graph) -> fx.Node:
     return first
 
 
-def _bare(value: Any) -> set[sympy.Symbol]:
-    """The symbols that can be read from a value without solving for them."""
-    sizes = list(value.shape) if isinstance(value, torch.Tensor) else [value]
-    found = (size.node.expr for size in sizes if isinstance(size, torch.SymInt))
-    return {expr for expr in found if isinstance(expr, sympy.Symbol)}
+def bare_symbols(value: Any) -> dict[sympy.Symbol, int | None]:
+    """The symbols that can be read from a value without solving for them.
+
+    Each with the dimension of a tensor that it is, or ``None`` for a value that is a size.
+    """
+    is_tensor = isinstance(value, torch.Tensor)
+    found: dict[sympy.Symbol, int | None] = {}
+    for dim, size in enumerate(value.shape if is_tensor else (value,)):
+        expr = size.node.expr if isinstance(size, torch.SymInt) else None
+        if isinstance(expr, sympy.Symbol):
+            found.setdefault(expr, dim if is_tensor else None)
+    return found
 
 
 def _free(value: Any) -> set[sympy.Symbol]:

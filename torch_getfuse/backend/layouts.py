@@ -1,0 +1,125 @@
+"""Results of compiled groups in the layout that the trace promises.
+
+A group is compiled for the strides that its inputs have in the trace. Compilers keep those of what
+they return only in part: inductor keeps the order of a view's strides, so that half the channels of
+a map, a view with gaps in eager, may come back without the gaps. The group that reads it then
+refuses it ("expected size 2==2, stride 256==512"), or would read from the wrong places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import fx
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
+
+from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.symbols import bare_symbols
+
+Strides = tuple[int, ...]
+
+
+class TracedStrides:
+    """The strides that the results of a child have in the trace.
+
+    Args:
+        child: its nodes carry traced values.
+    """
+
+    def __init__(self, child: fx.GraphModule) -> None:
+        returned = child.graph.output_node().args[0]
+        results = returned if isinstance(returned, tuple) else (returned,)
+        self._strides = [_traced(node) for node in results]
+        used = {s for strides in self._strides for size in strides or () for s in _symbols(size)}
+        self._places: dict[sympy.Symbol, tuple[int, int | None]] = {}
+        for position, node in enumerate(child.graph.find_nodes(op="placeholder")):
+            for symbol, dim in bare_symbols(traced_value(node)).items():
+                if symbol in used:
+                    self._places.setdefault(symbol, (position, dim))
+        # A size that depends on data is in no input, and what is made of it goes unchecked.
+        self._strides = [
+            strides if all(s in self._places for size in strides or () for s in _symbols(size))
+            else None
+            for strides in self._strides
+        ]  # fmt: skip
+        self._known: tuple[Sequence[int], list[Strides | None]] | None = None
+
+    def restore(self, results: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The results of a call, those with other strides copied.
+
+        Sizes of at most one have any stride. A tensor whose elements would share memory otherwise
+        than by an expansion is left as it is.
+
+        Args:
+            results: of the compiled child.
+            args: that it was called with.
+        """
+        return [
+            result if strides is None else _with_strides(result, strides)
+            for result, strides in zip(results, self._at(args), strict=True)
+        ]
+
+    def _at(self, args: Sequence[Any]) -> list[Strides | None]:
+        sizes = [
+            args[position] if dim is None else args[position].shape[dim]
+            for position, dim in self._places.values()
+        ]
+        known = self._known  # read once: another thread may be writing it
+        if known is None or known[0] != sizes:
+            values = dict(zip(self._places, sizes, strict=True))
+            known = self._known = (
+                sizes,
+                [
+                    None if strides is None else tuple(_number(size, values) for size in strides)
+                    for strides in self._strides
+                ],
+            )
+        return known[1]
+
+
+def _traced(node: Any) -> Sequence[int | torch.SymInt] | None:
+    value = traced_value(node) if isinstance(node, fx.Node) else None
+    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+        return value.stride()
+    return None
+
+
+def _symbols(size: int | torch.SymInt) -> set[sympy.Symbol]:
+    return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
+
+
+def _number(size: int | torch.SymInt, values: dict[sympy.Symbol, int]) -> int:
+    if not isinstance(size, torch.SymInt):
+        return size
+    return int(sympy_interp(PythonReferenceAnalysis, values, size.node.expr))
+
+
+def _with_strides(result: Any, strides: Strides) -> Any:
+    found = result.stride()
+    if found == strides or all(
+        size <= 1 or a == b for size, a, b in zip(result.shape, found, strides, strict=True)
+    ):
+        return result
+    one = result
+    for dim, stride in enumerate(strides):
+        if not stride:
+            one = one.narrow(dim, 0, min(1, one.shape[dim]))
+    if _overlaps(one.shape, strides):
+        return result
+    wanted = torch.empty_strided(one.shape, strides, dtype=result.dtype, device=result.device)
+    return wanted.copy_(one).expand(result.shape)
+
+
+def _overlaps(shape: Sequence[int], strides: Strides) -> bool:
+    """Whether two elements of a tensor may be one place of memory."""
+    reach = 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
