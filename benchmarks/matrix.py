@@ -1,10 +1,12 @@
 """Every setting of torch.compile on ten networks: what equals eager, and what does not.
 
-    python benchmarks/matrix.py [--inner eager] [--network NAME ...] [--redo] [--fresh] [--table]
+    python benchmarks/matrix.py [--inner eager] [--network NAME ...] [--redo] [--fresh]
+                                [--jobs N] [--table]
 
 Runs each combination of ``tests/matrix.py`` in a process of its own, those of ``make test`` and
-cheap ones first, and adds a line of JSON to ``runs/matrix.jsonl`` for each. Stopped and started
-again it goes on where it was; ``--redo`` runs again what does not hold, and ``--fresh`` everything.
+cheap ones first, ``--jobs`` of them at a time, and adds a line of JSON to ``runs/matrix.jsonl`` for
+each. Stopped and started again it goes on where it was; ``--redo`` runs again what does not hold,
+and ``--fresh`` everything.
 ``--table`` only prints the Markdown table of what was run. Exits with 1 where a combination does
 not hold or was not run.
 """
@@ -19,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,8 +90,12 @@ def read(path: Path) -> dict[Combination, dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[Combination(*(row[name] for name in Combination.__dataclass_fields__))] = row
+        found[_combination(row)] = row
     return found
+
+
+def _combination(row: dict[str, Any]) -> Combination:
+    return Combination(*(row[name] for name in Combination.__dataclass_fields__))
 
 
 def cell(row: dict[str, Any] | None) -> str:
@@ -140,6 +147,7 @@ def main() -> int:
     parser.add_argument("--network", choices=NETWORKS, nargs="+", help="only these")
     parser.add_argument("--path", type=Path, default=ROOT / "runs" / "matrix.jsonl")
     parser.add_argument("--limit", type=float, default=3600, help="seconds for one (default 3600)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--redo", action="store_true", help="run again what does not hold")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--table", action="store_true", help="only print the table of what was run")
@@ -160,12 +168,20 @@ def main() -> int:
             if args.fresh or c not in found or (args.redo and found[c]["status"] != "holds")
         ]  # fmt: skip
         args.path.parent.mkdir(parents=True, exist_ok=True)
-        for k, combination in enumerate(todo):
-            row = found[combination] = in_a_process(combination, args.limit)
-            with args.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            print(f"{k + 1}/{len(todo)} {combination}: {row['status']} in {row['seconds']} s",
-                  flush=True)  # fmt: skip
+        with ThreadPoolExecutor(max(1, args.jobs)) as threads:
+            rows = [threads.submit(in_a_process, c, args.limit) for c in todo]
+            try:
+                for k, done in enumerate(as_completed(rows)):
+                    row = done.result()
+                    combination = _combination(row)
+                    found[combination] = row
+                    with args.path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(f"{k + 1}/{len(todo)} {combination}: {row['status']} in "
+                          f"{row['seconds']} s", flush=True)  # fmt: skip
+            except KeyboardInterrupt:
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise
     print(table({c: row for c, row in found.items() if c in set(chosen)}))
     count = Counter(found[c]["status"] if c in found else "not run" for c in chosen)
     print(", ".join(f"{number} {status}" for status, number in sorted(count.items())))
