@@ -13,6 +13,7 @@ from torch._dynamo.exc import BackendCompilerFailed, TensorifyScalarRestartAnaly
 from torch._subclasses.fake_tensor import FakeTensor
 
 import torch_getfuse
+from torch_getfuse.errors import OptionError
 
 
 class Net(nn.Module):
@@ -115,6 +116,33 @@ def test_a_group_that_fails_stays_eager_and_is_warned_of_once() -> None:
 def test_strict_raises_what_a_group_raised() -> None:
     _, compiled = compiled_net(failing)
     with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="no convolution here"):
+        compiled(X)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lambda results: results[0], "returned a Tensor; it must return a tuple of 1"),
+        (lambda results: (*results, 1), "returned a tuple of 2; it must return a tuple of 1"),
+        (lambda results: None, "returned a NoneType; it must return a tuple of 1"),
+    ],
+)
+def test_results_other_than_a_tuple_of_the_groups_are_refused(
+    wrong: Callable[..., object], found: str
+) -> None:
+    """A bare tensor would be indexed in silence: its first image for the batch."""
+
+    def inner(gm: fx.GraphModule, inputs: Sequence[object]) -> Callable[..., Any]:
+        return lambda *args: wrong(gm(*args))
+
+    _, compiled = compiled_net(inner, strict=False)
+    with torch.no_grad(), pytest.raises(OptionError, match=f"fusion_group_0 {found}"):
+        compiled(X)
+
+
+def test_a_backend_that_returns_no_callable_is_refused() -> None:
+    _, compiled = compiled_net(lambda gm, inputs: 3)
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="returned a int for fusion_"):
         compiled(X)
 
 

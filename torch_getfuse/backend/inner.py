@@ -130,20 +130,36 @@ class CompiledChild(nn.Module):
     """A compiled group under the name of the child that it replaces.
 
     Attributes:
+        name: of the child, for errors.
         compiled: takes the child's inputs and returns a tuple.
         bare: whether the child returned its only result bare.
         strides: of the child's results.
     """
 
-    def __init__(self, compiled: Callable[..., Any], bare: bool, strides: TracedStrides) -> None:
+    def __init__(
+        self, name: str, compiled: Callable[..., Any], bare: bool, strides: TracedStrides
+    ) -> None:
         super().__init__()
+        self.name = name
         self.compiled = compiled
         self.bare = bare
         self.strides = strides
 
     def forward(self, *args: Any) -> Any:
-        """The child's results, in the child's form and layout."""
-        results = self.strides.restore(self.compiled(*args), args)
+        """The child's results, in the child's form and layout.
+
+        Raises:
+            OptionError: where the compiled child does not return a tuple of them.
+        """
+        results = self.compiled(*args)
+        if not isinstance(results, (tuple, list)) or len(results) != len(self.strides):
+            found = type(results).__name__
+            found += f" of {len(results)}" if isinstance(results, (tuple, list)) else ""
+            raise OptionError(
+                f"what the inner backend made of {self.name} returned a {found}; it must return a "
+                f"tuple of {len(self.strides)}, as torch.compile asks of every backend"
+            )
+        results = self.strides.restore(results, args)
         return results[0] if self.bare else tuple(results)
 
 
@@ -152,6 +168,7 @@ def compile_child(child: fx.GraphModule, backend: Callable[..., Any]) -> Compile
 
     Raises:
         CaptureError: where an input has no traced value.
+        OptionError: where the backend returns no callable.
         Exception: whatever the backend raises.
     """
     inputs = [_example(node) for node in child.graph.find_nodes(op="placeholder")]
@@ -165,7 +182,12 @@ def compile_child(child: fx.GraphModule, backend: Callable[..., Any]) -> Compile
     # would take for, and overwrite with, those of the child.
     with tracing(None):
         compiled = backend(fx.GraphModule(child, graph), inputs)
-    return CompiledChild(compiled, bare, TracedStrides(child))
+    if not callable(compiled):
+        raise OptionError(
+            f"the inner backend returned a {type(compiled).__name__} for {child._get_name()}; it "
+            "must return a callable, as torch.compile asks of every backend"
+        )
+    return CompiledChild(child._get_name(), compiled, bare, TracedStrides(child))
 
 
 def _example(node: fx.Node) -> Any:

@@ -48,6 +48,9 @@ class TracedStrides:
         ]  # fmt: skip
         self._known: tuple[Sequence[int], list[Strides | None]] | None = None
 
+    def __len__(self) -> int:
+        return len(self._strides)
+
     def restore(self, results: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         """The results of a call, those with other strides copied.
 
