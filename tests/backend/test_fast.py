@@ -202,7 +202,7 @@ SCALARS = {"hardtanh": (0.0, 6.0), "leaky_relu": (0.1,)}
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_post_operators(name: str, kernel: int) -> None:
     x, weight, bias = torch.randn(2, 8, 7, 9), torch.randn(6, 8, kernel, kernel), torch.randn(6)
-    shape = ConvShape((kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), 1, 6, (1, 8, 7, 9))
+    shape = ConvShape((kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), 1, (1, 8, 7, 9))
     activation = Activation(name, SCALARS.get(name, ()), "none" if name == "gelu" else "")
     conv = PackedConv(shape, activation, None, False)
     assert conv.linear == (kernel == 1)
@@ -220,7 +220,7 @@ def test_post_operators(name: str, kernel: int) -> None:
 
 def test_packed_weights_follow_their_sources() -> None:
     conv = PackedConv(
-        ConvShape((3, 3), (1, 1), (1, 1), (1, 1), 1, 4, (1, 4, 6, 6)), Activation(), 1e-5, False
+        ConvShape((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 4, 6, 6)), Activation(), 1e-5, False
     )
     x = torch.randn(1, 4, 6, 6)
 

@@ -227,7 +227,7 @@ class _Builder:
         groups = int(call.args.get("groups") or 1)
         _, channels, rows, cols = traced_value(x).shape
         size = (1, int(channels), int(rows), int(cols))
-        return ConvShape(kernel, stride, pads, dilation, groups, int(kernels.shape[0]), size)
+        return ConvShape(kernel, stride, pads, dilation, groups, size)
 
     def _only_reader(self, chain: Sequence[fx.Node]) -> fx.Node | None:
         """The one node that reads the last of ``chain``, once, if it is a call that is free."""

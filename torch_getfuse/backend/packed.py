@@ -54,7 +54,6 @@ class ConvShape:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
-    out_channels: int
     input_size: tuple[int, int, int, int]
 
     @property

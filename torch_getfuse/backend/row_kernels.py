@@ -177,7 +177,6 @@ class CallKernel(RowKernel):
         super().__init__(site, operands)
         self._call = make_call(site.core.node)
         self._rank = site.rank
-        self._broadcasts = broadcasts
         for operand in operands:
             if operand.axis is not None and operand.size not in (1, self.target.rows):
                 raise NoRowKernel(

@@ -50,9 +50,3 @@ def edge_cuts(group: int, edge: Edge, above: Sequence[int], below: Sequence[int]
     upstream = group & (above[i] | 1 << i)
     not_downstream = group & ~(below[j] | 1 << j)
     return list(dict.fromkeys([*by_number, upstream, not_downstream]))
-
-
-def crossing_edges(group: int, upper: int, successors: Sequence[int]) -> list[Edge]:
-    """The edges of a group that a cut takes out: from its upper side to the rest, in order."""
-    rest = group & ~upper
-    return [(i, j) for i in bits(upper) for j in bits(successors[i] & rest)]

@@ -1,4 +1,4 @@
-"""Fusion groups as bit masks: connectivity, convexity, closure.
+"""Fusion groups as bit masks: connectivity and convexity.
 
 A set of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in
 topological order, so a mask's lowest bit is its first operator.
@@ -25,18 +25,6 @@ def mask_of(positions: Iterable[int]) -> int:
     for position in positions:
         mask |= 1 << position
     return mask
-
-
-def closure(mask: int, neighbours: Sequence[int]) -> int:
-    """``mask`` and everything that can be reached from it through ``neighbours``."""
-    reached, front = mask, mask
-    while front:
-        grown = 0
-        for i in bits(front):
-            grown |= neighbours[i]
-        front = grown & ~reached
-        reached |= front
-    return reached
 
 
 def ancestors(graph: OpGraph) -> tuple[int, ...]:
