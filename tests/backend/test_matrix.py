@@ -56,10 +56,37 @@ def test_gradients_that_are_a_tenth_off_do_not_hold(
         )
 
     monkeypatch.setitem(matrix.OPTIONS["inductor"], "inner", inner)
-    result = check(Combination("mobilenet_v2", "train", "static", dtype, "inductor"))
+    c = Combination("mobilenet_v2", "train", "static", dtype, "inductor")
+    result = matrix.compare(c, dtype)
     assert scaled
     assert result["holds"] is holds
     assert result["outputs"]["equal"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "inner", "second"),
+    [("fp32", "inductor", "double"), ("bf16", "inductor", "alone"), ("bf16", "eager", None)],
+)
+@pytest.mark.parametrize("settles", [True, False])
+def test_what_differs_by_rounding_is_compared_once_more(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, inner: str, second: str | None, settles: bool
+) -> None:
+    calls: list[tuple[str, bool]] = []
+
+    def compare(c: Combination, dtype: str, alone: bool = False) -> dict[str, object]:
+        calls.append((dtype, alone))
+        return {"holds": settles and len(calls) == 2, "groups": len(calls)}
+
+    monkeypatch.setattr(matrix, "compare", compare)
+    result = check(Combination("small", "train", "static", dtype, inner))
+    assert result["groups"] == 1
+    if second is None:
+        assert calls == [(dtype, False)]
+        assert result["holds"] is False
+    else:
+        assert calls[1] == (("double", False) if second == "double" else ("bf16", True))
+        assert result["holds"] is settles
+        assert result[second] == {"groups": 2}
 
 
 @pytest.mark.slow
