@@ -197,7 +197,8 @@ def _shape_notes(gm: fx.GraphModule) -> tuple[str, ...]:
         sizes: list[int | torch.SymInt] = [value] if isinstance(value, torch.SymInt) else []
         sizes += [size for tensor in flat_tensors(value) for size in tensor.shape]
         for size in sizes:
-            if isinstance(size, torch.SymInt):
+            # A symbol that the trace has found to be a number, such as the channels, is none.
+            if isinstance(size, torch.SymInt) and not size.node.expr.is_number:
                 hints.setdefault(str(size), size_hint(size))
     if not hints:
         return ()
