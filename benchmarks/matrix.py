@@ -21,10 +21,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from joblib import Parallel, delayed
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -159,6 +160,8 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="only print the table of what was run")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a child of this very file
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs {args.jobs}: at least one process is needed")
     if args.one:
         print(json.dumps(measure(args.one)))
         return 0
@@ -174,20 +177,15 @@ def main() -> int:
             if args.fresh or c not in found or (args.redo and found[c]["status"] != "holds")
         ]  # fmt: skip
         args.path.parent.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(max(1, args.jobs)) as threads:
-            rows = [threads.submit(in_a_process, c, args.limit) for c in todo]
-            try:
-                for k, done in enumerate(as_completed(rows)):
-                    row = done.result()
-                    combination = _combination(row)
-                    found[combination] = row
-                    with args.path.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(f"{k + 1}/{len(todo)} {combination}: {row['status']} in "
-                          f"{row['seconds']} s", flush=True)  # fmt: skip
-            except KeyboardInterrupt:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        run = Parallel(args.jobs, backend="threading", return_as="generator_unordered")
+        rows = run(delayed(in_a_process)(combination, args.limit) for combination in todo)
+        for k, row in enumerate(rows):
+            combination = _combination(row)
+            found[combination] = row
+            with args.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{k + 1}/{len(todo)} {combination}: {row['status']} in {row['seconds']} s",
+                  flush=True)  # fmt: skip
     print(table({c: row for c, row in found.items() if c in set(chosen)}))
     count = Counter(found[c]["status"] if c in found else "not run" for c in chosen)
     print(", ".join(f"{number} {status}" for status, number in sorted(count.items())))

@@ -14,6 +14,7 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -33,19 +34,16 @@ class TracedStrides:
     def __init__(self, child: fx.GraphModule) -> None:
         returned = child.graph.output_node().args[0]
         results = returned if isinstance(returned, tuple) else (returned,)
-        self._strides = [_traced(node) for node in results]
-        used = {s for strides in self._strides for size in strides or () for s in _symbols(size)}
-        self._places: dict[sympy.Symbol, tuple[int, int | None]] = {}
-        for position, node in enumerate(child.graph.find_nodes(op="placeholder")):
+        inputs = child.graph.find_nodes(op="placeholder")
+        places: dict[sympy.Symbol, tuple[int, int | None]] = {}
+        for position, node in enumerate(inputs):
             for symbol, dim in bare_symbols(traced_value(node)).items():
-                if symbol in used:
-                    self._places.setdefault(symbol, (position, dim))
+                places.setdefault(symbol, (position, dim))
+        traced = [(strides, set(free_symbols(strides))) for strides in map(_traced, results)]
         # A size that depends on data is in no input, and what is made of it goes unchecked.
-        self._strides = [
-            strides if all(s in self._places for size in strides or () for s in _symbols(size))
-            else None
-            for strides in self._strides
-        ]  # fmt: skip
+        self._strides = [strides if used <= places.keys() else None for strides, used in traced]
+        needed = set().union(*(used for _, used in traced))
+        self._places = {symbol: place for symbol, place in places.items() if symbol in needed}
         self._known: tuple[Sequence[int], list[Strides | None]] | None = None
 
     def __len__(self) -> int:
@@ -89,10 +87,6 @@ def _traced(node: Any) -> Sequence[int | torch.SymInt] | None:
     if isinstance(value, torch.Tensor) and value.layout == torch.strided:
         return value.stride()
     return None
-
-
-def _symbols(size: int | torch.SymInt) -> set[sympy.Symbol]:
-    return size.node.expr.free_symbols if isinstance(size, torch.SymInt) else set()
 
 
 def _number(size: int | torch.SymInt, values: dict[sympy.Symbol, int]) -> int:

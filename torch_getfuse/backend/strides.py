@@ -38,8 +38,10 @@ def _told(original: Any) -> Any:
         if not any(power.exp.is_negative for power in powers):
             return bool(original(left, right))
         known: Callable[[Any], bool] = V.graph.sizevars.guard_or_false
-        if known(sympy.Eq(right, 0)) or known(sympy.Eq(left, 0)):
-            return known(sympy.Eq(right, 0))
+        if known(sympy.Eq(right, 0)):
+            return True
+        if known(sympy.Eq(left, 0)):
+            return False
         # Unlike %, torch's own Mod is not taken apart by sympy.
         return known(sympy.Ge(left, right)) or known(sympy.Eq(Mod(left, right), 0))
 
