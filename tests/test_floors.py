@@ -83,6 +83,7 @@ FLOORS = {
     "backend.views": 5,
     "backend.fx_values": 5,
     "backend.decompose": 5,
+    "backend.graph_inputs": 5,
     "backend.graph_values": 5,
     "backend.graph_builder": 5,
     "backend.records": 5,

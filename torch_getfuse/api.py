@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -197,7 +198,8 @@ def _compiled_report(model: object) -> Report:
                 section = replace(section, notes=(*section.notes, shared))
             title = f"{name or 'graph 0'} {section.name}" if section.name else name
             sections.append(replace(section, name=title))
-    return Report(sections, unplanned)
+    pairs = itertools.combinations(records, 2)
+    return Report(sections, unplanned, alternatives=any(a.replaces(b) for a, b in pairs))
 
 
 def _capture(model: object, args: tuple[Any, ...]) -> Capture:

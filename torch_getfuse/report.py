@@ -158,11 +158,20 @@ class Report:
     Args:
         sections: one per planned graph; empty where nothing has been compiled yet.
         unplanned: a sentence per graph that runs as it is, because planning failed.
+        alternatives: whether some graphs are one piece of code compiled for several inputs or
+            settings, of which a call runs one; they have no sum.
     """
 
-    def __init__(self, sections: Sequence[Section], unplanned: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        sections: Sequence[Section],
+        unplanned: Sequence[str] = (),
+        *,
+        alternatives: bool = False,
+    ) -> None:
         self.sections = tuple(sections)
         self.unplanned = tuple(unplanned)
+        self.alternatives = alternatives
 
     # -- text forms -----------------------------------------------------------------------
 
@@ -262,6 +271,11 @@ class Report:
         return "\n\n".join(parts)
 
     def _overall(self) -> str:
+        if self.alternatives:
+            return (
+                f"{len(self.sections)} graphs, some of one piece of code, compiled for several "
+                "inputs or settings: a call runs one of those, so they are not added up"
+            )
         unfused = sum(section.unfused.total for section in self.sections)
         planned = sum(section.planned.total for section in self.sections)
         return (

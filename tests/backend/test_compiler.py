@@ -130,6 +130,52 @@ def test_reports_of_a_function_and_of_methods() -> None:
     assert "another instance" in str(torch_getfuse.report(compile_it(second.half)))
 
 
+def _as_a_function(model: nn.Module, options: dict[str, object]) -> Callable[..., Any]:
+    return torch.compile(model.forward, backend="getfuse", options=options)
+
+
+def _as_a_module(model: nn.Module, options: dict[str, object]) -> Callable[..., Any]:
+    return torch.compile(model, backend="getfuse", options=options)
+
+
+@pytest.mark.parametrize("compile_it", [_as_a_function, _as_a_module])
+def test_two_wrappers_of_one_model_have_reports_of_their_own(
+    compile_it: Callable[..., Callable[..., Any]],
+) -> None:
+    """Two buffers compared side by side; the model itself has both plans, which have no sum."""
+    torch._dynamo.reset()
+    model, x = Block().eval(), torch.randn(2, 3, 8, 8)
+    buffers = {}
+    for size in (2048, 4096):
+        compiled = compile_it(model, {"buffer": size, "strict": True})
+        compiled(x)
+        buffers[compiled] = size
+    for compiled, size in buffers.items():
+        (section,) = torch_getfuse.report(compiled).sections
+        assert section.plan.buffer_bytes == size
+    report = torch_getfuse.report(model)
+    assert [section.plan.buffer_bytes for section in report.sections] == [2048, 4096]
+    assert "a call runs one of those, so they are not added up" in str(report)
+    again = compile_it(model, {"buffer": 2048, "strict": True})  # torch runs the first one's code
+    assert torch_getfuse.report(again).sections[0].plan.buffer_bytes == 2048
+
+
+@pytest.mark.parametrize(
+    "change", [lambda model, x: model(torch.cat([x, x])), lambda model, x: model.train()(x)]
+)
+def test_graphs_of_one_code_are_not_added_up(change: Callable[..., object]) -> None:
+    torch._dynamo.reset()
+    _, compiled, x = compile_block()
+    compiled(x)  # type: ignore[operator]
+    assert "graphs" not in str(torch_getfuse.report(compiled)).partition("\n")[0]
+    change(compiled, x)
+    text = str(torch_getfuse.report(compiled)).partition("\n")[0]
+    assert text == (
+        "2 graphs, some of one piece of code, compiled for several inputs or settings: a call "
+        "runs one of those, so they are not added up"
+    )
+
+
 @pytest.mark.parametrize("make", [Block, lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())])
 def test_a_report_where_dynamo_freezes_parameters(make: Callable[[], nn.Module]) -> None:
     """They are attributes of the graph then, not inputs; each instance has code of its own."""
@@ -164,8 +210,9 @@ def test_graph_breaks_give_a_section_each() -> None:
     model, x = Broken().eval(), torch.randn(1, 3, 8, 8)
     compiled = torch.compile(model, backend="getfuse", options={"strict": True})
     assert torch.equal(compiled(x), model(x))
-    names = [s["name"] for s in torch_getfuse.report(compiled).to_dict()["sections"]]
-    assert names == ["graph 0", "graph 1"]
+    report = torch_getfuse.report(compiled)
+    assert [s["name"] for s in report.to_dict()["sections"]] == ["graph 0", "graph 1"]
+    assert str(report).startswith("2 graphs: ")  # one call runs both
 
 
 def test_functions_compile_too() -> None:

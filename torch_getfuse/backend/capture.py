@@ -8,6 +8,7 @@ that of the program, sizes are per sample.
 from __future__ import annotations
 
 import contextvars
+import functools
 import logging
 import types
 from collections import Counter
@@ -27,13 +28,11 @@ from torch_getfuse.backend.decompose import expand_composites
 from torch_getfuse.backend.fx_values import (
     has_value,
     is_dynamo_weight,
-    tensor_info,
     traced_value,
 )
 from torch_getfuse.backend.graph_builder import GraphBuilder
+from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
-from torch_getfuse.backend.normalise import normalise
-from torch_getfuse.backend.op_rules import positional
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
@@ -302,11 +301,16 @@ def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _capture(
-    gm: fx.GraphModule, role: Callable[[fx.Node], Role], outputs: set[int] | None = None
+    gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
 ) -> Capture:
+    @functools.cache
+    def role(node: fx.Node) -> Role:
+        own = recorded(node)
+        return Role.WEIGHT if own is Role.INPUT and is_weight_argument(node) else own
+
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and role(n) is Role.INPUT]
     inputs = [n for n in placeholders if isinstance(traced_value(n), torch.Tensor)]
-    builder = GraphBuilder(_batch_size(inputs), role, gm, kept_outputs=outputs)
+    builder = GraphBuilder(batch_size(inputs), role, gm, kept_outputs=outputs)
     for node in gm.graph.nodes:
         builder.add(node)
     drafts = _fold_batch_norms(_live(builder), builder)
@@ -359,28 +363,6 @@ def _capture(
     }
     batch_axes = {name: builder.bases[base].batch for base, name in tensors.items()}
     return Capture(graph, gm, nodes, dict(unsupported), calls, views, batch_axes, builder.batch)
-
-
-def _batch_size(inputs: Sequence[fx.Node]) -> int:
-    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map."""
-    best: fx.Node | None = None
-    for node in inputs:
-        if best is None or traced_value(node).dim() > traced_value(best).dim():
-            best = node
-    if best is None or traced_value(best).dim() < 2 or _unbatched(best):
-        return 1
-    return max(1, tensor_info(traced_value(best)).shape[0])
-
-
-def _unbatched(node: fx.Node) -> bool:
-    """True where a convolution or pool over n axes reads an input of n + 1 axes."""
-    rank = traced_value(node).dim()
-    for user in node.users:
-        if user.op in ("call_function", "call_method") and user.args[:1] == (node,):
-            name = normalise(user, positional).name
-            if ("conv" in name or "pool" in name) and name.endswith(f"{rank - 1}d"):
-                return True
-    return False
 
 
 def _input_width(inputs: Sequence[fx.Node]) -> int:

@@ -14,6 +14,7 @@ from torch._dynamo.exc import RestartAnalysis
 
 from torch_getfuse.backend.capture import Capture, capture_fx
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
+from torch_getfuse.backend.effects import changes_mode
 from torch_getfuse.backend.fast import fast_program
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.gradient_order import split_in_gradient_order
@@ -72,7 +73,7 @@ def getfuse(
         given = load_plan(given)
     if chosen.inner == DEPTH_FIRST:
         _check_depth_first(chosen, given)
-    record = CompiledGraph(gm, example_inputs)
+    record = CompiledGraph(gm, example_inputs, options or {})
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
@@ -147,6 +148,9 @@ def _compile(
             joint = "it has a checkpointed region"
         elif plans_backward(options):
             joint = "the backward is planned"
+    if not joint and not is_eager(options.inner) and changes_mode(gm):
+        # A group compiled on its own would know nothing of autocast around it.
+        joint = "autocast, grad mode or the like change within it"
     if not joint:
         if not (is_eager(options.inner) and recorded):
             split = split_capture(capture, plan)
@@ -165,7 +169,7 @@ def _compile(
             record.add_notes([f"gradients may differ from eager's in the last bit: {moved}"])
             return split.forward
         joint = moved
-    record.add_notes([f"differentiated by AOTAutograd: {joint}"])
+    record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:
         section = Section(plan, "backward", capture.unsupported, (*hints, *notes))

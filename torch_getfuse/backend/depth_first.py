@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 
 from torch_getfuse.backend.capture import Capture
-from torch_getfuse.backend.fx_values import flat_tensors, traced_value
+from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
 from torch_getfuse.backend.grouping import hidden_writes, localise_views, split_capture
 from torch_getfuse.backend.ledger import Counts, GroupLedger, Ledger
 from torch_getfuse.backend.rings import Ring, RingView
@@ -84,7 +84,11 @@ class DepthFirstGroup(nn.Module):
             if isinstance(kernel, Accumulator):
                 self.takers[op.reads[0].tensor].append(kernel)
         self.nodes = {name: _node_of(capture, name) for name in self.tensors}
-        self.dtypes = {n: flat_tensors(traced_value(self.nodes[n]))[0].dtype for n in self.nodes}
+        traced = {n: flat_tensors(traced_value(self.nodes[n]))[0] for n in self.nodes}
+        for name, tensor in traced.items():
+            if not is_plain(tensor):
+                raise NoRowKernel(f"{name!r} is a {type(tensor).__name__} of no strided rows")
+        self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
         self._check_batch(capture)
         self._before, self._after = self._around()
 

@@ -21,16 +21,20 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
+
+from torch_getfuse.backend.fx_values import is_plain
 
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
 
-# Whatever touches these may not be reordered with anything: grad mode, autocast and the like,
-# and changes of which storage a tensor has, which the fake tensors show only as they end.
-_BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed", "set_grad_enabled"})
-_BARRIER_PREFIXES = ("_set_", "_enter_", "_exit_", "_saved_tensors_hooks_", "_vmap_", "_grad_")
+# Changes of which storage a tensor has, which the fake tensors show only as they end, and of the
+# seed may not be reordered with anything.
+_BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed"})
+# Nor may changes of how all that follows is computed: grad mode, autocast, vmap and the like.
+_MODES = ("set_grad_enabled",) + tuple(
+    f"_{name}_" for name in ("set", "enter", "exit", "saved_tensors_hooks", "vmap", "grad")
+)
 
 _IN_PLACE_OPERATORS = frozenset(
     {"setitem", "delitem", "iconcat"}
@@ -175,12 +179,9 @@ class _Storages:
 
 
 def _storage(value: torch.Tensor) -> Hashable:
-    # Wrapper subclasses hide the storages that they share; sparse and opaque ones have none.
-    if type(value) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor):
-        return _UNKNOWN
-    if value.layout is not torch.strided:
-        return _UNKNOWN
-    return int(value.untyped_storage()._cdata)
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):  # inside of vmap or grad
+        value = torch._C._functorch.get_unwrapped(value)
+    return int(value.untyped_storage()._cdata) if is_plain(value) else _UNKNOWN
 
 
 def _name(node: fx.Node) -> str:
@@ -193,14 +194,21 @@ def _name(node: fx.Node) -> str:
 
 def is_barrier(node: fx.Node) -> bool:
     """True where ``node`` may not be reordered with anything (grad mode, autocast, ...)."""
-    if node.op not in ("call_function", "call_method"):
-        return False
-    name = _name(node)
-    return name in _BARRIERS or (
+    called = node.op in ("call_function", "call_method")
+    return called and (_name(node) in _BARRIERS or _changes_mode(node))
+
+
+def _changes_mode(node: fx.Node) -> bool:
+    return (
         node.op == "call_function"
         and not isinstance(node.target, OpOverload | OpOverloadPacket)
-        and name.startswith(_BARRIER_PREFIXES)
+        and _name(node).startswith(_MODES)
     )
+
+
+def changes_mode(gm: fx.GraphModule) -> bool:
+    """Whether a graph changes how its operators are computed: autocast, grad mode, vmap, ..."""
+    return any(map(_changes_mode, gm.graph.nodes))
 
 
 @dataclass(frozen=True, slots=True)

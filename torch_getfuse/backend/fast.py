@@ -20,7 +20,7 @@ from torch_getfuse.backend.effects import changes_state, results_share
 from torch_getfuse.backend.fast_program import Choice, FastProgram
 from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import choose_strips, step_times
-from torch_getfuse.backend.fx_values import flat_tensors, traced_value
+from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,8 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
         raise Unfit("not everything is on the CPU")
     if any(not isinstance(size, int) for value in values for size in value.shape):
         raise Unfit("shapes are dynamic")
+    if not all(map(is_plain, values)):
+        raise Unfit("a tensor is of a class or a layout of its own")
     if not all(isinstance(value, (Tensor, int, float, bool)) for value in example_inputs):
         raise Unfit("an input is no tensor")
     if any(isinstance(value, FakeTensor) for value in example_inputs):

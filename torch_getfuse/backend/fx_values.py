@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from torch_getfuse.backend.rule_types import TensorInfo
@@ -33,12 +34,23 @@ def has_value(node: fx.Node) -> bool:
 
 def size_hint(size: int | torch.SymInt) -> int:
     """A size as a number, without specialising the graph to it."""
-    return optimization_hint(size, fallback=_UNKNOWN_SIZE)
+    hint = optimization_hint(size, fallback=_UNKNOWN_SIZE)
+    # The length of a jagged dimension is none: torch's hint for it is a symbol that equals itself.
+    return hint if isinstance(hint, int) else _UNKNOWN_SIZE
 
 
 def tensor_info(tensor: torch.Tensor) -> TensorInfo:
     """Shape and dtype, symbolic sizes as hints."""
     return TensorInfo(tuple(size_hint(size) for size in tensor.shape), tensor.dtype)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a traced tensor has one storage of its elements in strides.
+
+    Wrapper subclasses (nested tensors, ...) hide theirs; sparse and opaque tensors have none.
+    """
+    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
+    return type(tensor) in kinds and tensor.layout is torch.strided
 
 
 def flat_tensors(value: Any) -> list[torch.Tensor]:

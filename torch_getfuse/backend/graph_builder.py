@@ -18,6 +18,7 @@ from torch_getfuse.backend.fx_values import (
     tensor_info,
     traced_value,
 )
+from torch_getfuse.backend.graph_inputs import is_for_all_samples
 from torch_getfuse.backend.graph_values import (
     Base,
     Draft,
@@ -93,7 +94,8 @@ class GraphBuilder:
             self._weight(node, info)
             return
         lead = info.shape[0] if info.shape else 1
-        batch = (0, lead // self.batch) if info.shape and lead % self.batch == 0 else None
+        shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
+        batch = None if shared else (0, lead // self.batch)
         base = self._base(info, batch, input_stream(node, info), None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))

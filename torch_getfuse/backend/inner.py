@@ -22,7 +22,7 @@ from torch._guards import tracing
 from torch_getfuse.backend.fx_values import has_value, traced_value
 from torch_getfuse.backend.layouts import TracedStrides
 from torch_getfuse.backend.scatters import sum_scatters
-from torch_getfuse.backend.strides import tell_stride_order
+from torch_getfuse.backend.strides import mend_strides
 from torch_getfuse.backend.symbols import bind_symbols
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
@@ -79,7 +79,7 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
 
 def _mended(inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
     """Inductor, less what it gets wrong."""
-    tell_stride_order()
+    mend_strides()
     count = sum_scatters(gm)
     if count:
         log.info("%d scatters to axes of size one are sums", count)

@@ -7,15 +7,17 @@ returns carries a record, which lives as long as Dynamo keeps that graph.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import CodeType
 from typing import Any
 
 from torch import fx, nn
+from torch._dynamo.eval_frame import innermost_backend
 from torch._guards import TracingContext
 
 from torch_getfuse.report import Section
@@ -23,6 +25,10 @@ from torch_getfuse.report import Section
 
 class CompiledGraph:
     """One graph that the backend compiled.
+
+    Args:
+        gm: the graph, with its inputs.
+        options: as they were given to the backend.
 
     Attributes:
         sections: its parts of a report: the graph, and its backward graph where that is planned
@@ -34,7 +40,13 @@ class CompiledGraph:
             its own attributes, which they are where ``torch._inductor.config.freezing`` is on.
     """
 
-    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[object]) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        example_inputs: Sequence[object],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.options = dict(options)
         self.sections: list[Section] = []
         self.failures: dict[str, str] = {}
         self.code = _traced_code()
@@ -48,6 +60,16 @@ class CompiledGraph:
         """Add to the notes of the graph's own section."""
         section = self.sections[0]
         self.sections[0] = replace(section, notes=(*section.notes, *notes))
+
+    def replaces(self, other: CompiledGraph) -> bool:
+        """Whether both are one piece of code, compiled for other inputs or settings.
+
+        Then a call runs one of them; otherwise it may run both, as after a graph break.
+        """
+        if self.code is None or self.code is not other.code:
+            return False
+        theirs = {id(value) for reference in other.parameters if (value := reference()) is not None}
+        return self.shares(theirs) or not (self.parameters or theirs)
 
     def shares(self, identities: set[int]) -> bool:
         """Whether one of its parameters is among the tensors of these ``id`` s."""
@@ -80,12 +102,15 @@ def find(model: object) -> tuple[list[CompiledGraph], bool]:
     Records that were given a parameter of the module are its own; of a bound method, those of its
     code. A module whose class was compiled for another instance runs that instance's code (Dynamo
     shares it), so those records are its plans as well; the second value is then ``False``. A
-    function has no instances.
+    function has no instances. Of a compiled wrapper, only what was compiled with its options.
     """
     target = getattr(model, "_orig_mod", model)
     target = getattr(target, "_torchdynamo_orig_callable", target)
     with _lock:
         records = sorted(_records, key=_order.__getitem__)
+    options = _wrapper_options(model)
+    if options is not None and any(record.options == options for record in records):
+        records = [record for record in records if record.options == options]
     module = getattr(target, "__self__", target)
     function = type(target).forward if isinstance(target, nn.Module) else target
     code = getattr(getattr(function, "__func__", function), "__code__", None)
@@ -99,6 +124,19 @@ def find(model: object) -> tuple[list[CompiledGraph], bool]:
         ours = set(own) | {record for record in same if not record.parameters}
         return [record for record in records if record in ours], True
     return same, not any(record.parameters for record in same)
+
+
+def _wrapper_options(model: object) -> Mapping[str, Any] | None:
+    """The options in what ``torch.compile`` returned; ``None`` where they are not to be found.
+
+    Private to torch: a compiled function has its context in its closure only.
+    """
+    context = getattr(model, "dynamo_ctx", None)
+    if context is None and inspect.isfunction(model):
+        context = inspect.getclosurevars(model).nonlocals.get("self")
+    callback = getattr(context, "callback", None)
+    given = getattr(innermost_backend(callback), "kwargs", None) if callable(callback) else None
+    return given.get("options", {}) if isinstance(given, Mapping) else None
 
 
 def _within(traced: CodeType | None, code: CodeType) -> bool:

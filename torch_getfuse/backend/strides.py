@@ -1,14 +1,19 @@
-"""An order of symbolic strides that inductor cannot tell, told.
+"""Questions about symbolic strides that inductor cannot answer, or takes minutes for, answered.
 
 Inductor (torch 2.13) asks whether one stride is a multiple of another by ``left % right``. Of a row
 and a map, N and N**2, sympy makes a remainder of reciprocals, and inductor fails to bound it:
 ``ValueRangeError: Invalid ranges [0:-1]`` (pytorch issues 188323 and 188422; mended after 2.13 by
 pull request 190965). Any split of channels behind a strided convolution, as in ShuffleNetV2, leads
 there once height and width are symbols.
+
+And it asks how an index changes along a loop, by simplifying the whole index (pytorch issue 133734,
+pull request 186319). Behind a few strided layers its sizes are nested quotients, and most of an
+hour of compiling GoogLeNet for any size is sympy, which looks for something to cancel in them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,17 +21,23 @@ import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import Mod
 
 
-def tell_stride_order() -> None:
-    """From now on inductor answers that question where it would fail.
+def mend_strides() -> None:
+    """From now on inductor answers the first where it would fail, and the second at once.
 
-    For the whole process, because inductor compiles backward graphs when nobody of ours is near;
-    where it would not fail, nothing changes.
+    For the whole process, because inductor compiles backward graphs when nobody of ours is near.
+    Its answers are the same otherwise.
     """
-    from torch._inductor import ir  # seconds; only where inductor is about to compile
+    from torch._inductor import ir, sizevars  # seconds; only where inductor is about to compile
 
-    original = ir.Layout._stride_expr_ge_or_false
-    if getattr(original, "__module__", None) != __name__:
-        setattr(ir.Layout, original.__name__, staticmethod(_told(original)))
+    _replace(ir.Layout, "_stride_expr_ge_or_false", lambda old: staticmethod(_told(old)))
+    _replace(sizevars, "stride_at", _along_loops)
+    _replace(sizevars, "simplify_index_in_vec_range", _along_loops)
+
+
+def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    original = getattr(owner, name)
+    if original.__module__ != __name__:
+        setattr(owner, name, make(original))
 
 
 def _told(original: Any) -> Any:
@@ -46,3 +57,38 @@ def _told(original: Any) -> Any:
         return known(sympy.Ge(left, right)) or known(sympy.Eq(Mod(left, right), 0))
 
     return _stride_expr_ge_or_false
+
+
+def _along_loops(original: Any) -> Any:
+    """``original(index, variable, ...)``, with one symbol for all that the loop does not change."""
+
+    @functools.lru_cache
+    def along_loops(index: Any, variable: sympy.Symbol, *others: Any) -> Any:
+        if not isinstance(index, sympy.Expr):
+            return original(index, variable, *others)
+        constants: dict[sympy.Expr, sympy.Symbol] = {}
+        short = _shortened(index, variable, constants)
+        back = {symbol: expression for expression, symbol in constants.items()}
+        return original(short, variable, *others).xreplace(back)
+
+    return along_loops
+
+
+def _shortened(
+    expression: sympy.Expr, variable: sympy.Symbol, constants: dict[sympy.Expr, sympy.Symbol]
+) -> sympy.Expr:
+    """``expression`` with symbols for what is constant in its sums and products.
+
+    Quotients and remainders stay as they are: what divides the variable tells something.
+    """
+    if expression.is_Number:
+        return expression
+    if not expression.has(variable):
+        name = f"constant_{len(constants)}"
+        return constants.setdefault(expression, sympy.Symbol(name, integer=True))
+    if not isinstance(expression, sympy.Add | sympy.Mul):
+        return expression
+    kept = [part for part in expression.args if part.is_Number or part.has(variable)]
+    constant = [part for part in expression.args if not (part.is_Number or part.has(variable))]
+    parts = [*kept, expression.func(*constant)] if constant else kept
+    return expression.func(*(_shortened(part, variable, constants) for part in parts))

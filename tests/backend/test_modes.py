@@ -1,0 +1,139 @@
+"""What changes how operators compute, within the compiled code: autocast, grad mode, vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.testing._internal.two_tensor import TwoTensor
+
+import torch_getfuse
+
+torch.manual_seed(0)
+A, B = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+X = torch.randn(2, 3, 8, 8)
+
+
+def in_one_group(x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return A(x).relu()
+
+
+def ends_within_a_group(x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = B(A(x).relu())
+    return y.float() * 2
+
+
+def nested(x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = A(x).relu()
+        with torch.autocast("cpu", enabled=False):
+            z = B(y.float())
+        return B(z.relu())
+
+
+def with_gradients(x: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        return B(A(x).relu())
+
+
+def batched(x: torch.Tensor) -> torch.Tensor:
+    return torch.vmap(lambda image: B(A(image[None]).relu())[0])(x)
+
+
+def written_within_vmap(x: torch.Tensor) -> torch.Tensor:
+    """The write goes to a batched tensor, and is read from the tensor that it batches."""
+    y = A(x)
+    torch.vmap(lambda image: image.mul_(2))(y)
+    return B(y)
+
+
+FUNCTIONS = [in_one_group, ends_within_a_group, nested, with_gradients, batched]
+
+
+def compile_it(function: Callable[..., Any], **options: object) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    return torch.compile(function, backend="getfuse", options={"strict": True, **options})
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_inference(function: Callable[..., torch.Tensor], inner: str) -> None:
+    compiled = compile_it(function, inner=inner)
+    with torch.no_grad():
+        ours, theirs = compiled(X), function(X)
+    assert ours.dtype is theirs.dtype
+    assert torch.equal(ours, theirs)
+    assert ours.requires_grad == theirs.requires_grad
+    notes = " ".join(torch_getfuse.report(compiled).sections[-1].notes)
+    assert ("traced by AOTAutograd" in notes) == (inner == "aot_eager")
+
+
+@pytest.mark.parametrize("backward", ["auto", False])
+@pytest.mark.parametrize("function", FUNCTIONS[:3])
+def test_training(function: Callable[..., torch.Tensor], backward: object) -> None:
+    """Also where each group is differentiated by its own compiler."""
+    compiled = compile_it(function, inner="aot_eager", backward=backward)
+    found = []
+    for run in (compiled, function):
+        A.zero_grad()
+        y = run(X)
+        y.float().square().sum().backward()
+        found.append((y.detach(), A.weight.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_writes_within_vmap_keep_their_place(inner: str) -> None:
+    with torch.no_grad():
+        ours = compile_it(written_within_vmap, inner=inner, buffer="1KB")(X)
+        assert torch.equal(ours, written_within_vmap(X))
+
+
+def test_attention_whose_mask_is_made_by_vmap() -> None:
+    def attend(q: torch.Tensor) -> torch.Tensor:
+        return flex_attention(q, q, q) * 2  # type: ignore[no-any-return]
+
+    q = torch.randn(1, 2, 16, 8)
+    weights = torch.softmax(q @ q.transpose(-2, -1) / 8**0.5, -1)
+    torch.testing.assert_close(compile_it(attend)(q), weights @ q * 2)
+
+
+# -- tensors of other classes -----------------------------------------------------------------
+
+
+def test_nested_tensors() -> None:
+    rows = [torch.randn(2, 4), torch.randn(3, 4)]
+    jagged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    linear = nn.Linear(4, 4)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(linear(x))
+
+    ours = compile_it(function)(jagged)
+    assert torch.equal(ours.values(), function(jagged).values())
+
+
+@pytest.mark.fast_program
+def test_wrapped_tensors_run_as_fx_nodes() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return B(A(x).relu())
+
+    pair = TwoTensor(X.clone(), 2 * X)
+    with torch.no_grad():
+        compiled = compile_it(function)
+        ours, theirs = compiled(pair), function(pair)
+        assert isinstance(ours, TwoTensor)
+        assert torch.equal(ours.a, theirs.a)
+        assert torch.equal(ours.b, theirs.b)
+        notes = torch_getfuse.report(compiled).sections[0].notes
+        assert "a tensor is of a class or a layout of its own" in notes[0]
+        with pytest.raises(Exception, match="'input' is a TwoTensor of no strided rows"):
+            compile_it(function, inner="depth_first")(pair)
