@@ -32,7 +32,7 @@ _GENERATOR = "generator"  # the state of the random-number generator
 # seed may not be reordered with anything.
 _BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed"})
 # Nor may changes of how all that follows is computed: grad mode, autocast, vmap and the like.
-_MODES = ("set_grad_enabled",) + tuple(
+_MODES = tuple(
     f"_{name}_" for name in ("set", "enter", "exit", "saved_tensors_hooks", "vmap", "grad")
 )
 
@@ -202,7 +202,7 @@ def _changes_mode(node: fx.Node) -> bool:
     return (
         node.op == "call_function"
         and not isinstance(node.target, OpOverload | OpOverloadPacket)
-        and _name(node).startswith(_MODES)
+        and (_name(node).startswith(_MODES) or _name(node) == "set_grad_enabled")
     )
 
 
