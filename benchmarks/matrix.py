@@ -44,7 +44,7 @@ from tests.matrix import (  # noqa: E402
 from torch_getfuse.backend.plan_cache import code_digest  # noqa: E402
 
 KINDS = ("outputs", "gradients", "buffers")
-SECOND = {"double": "double", "alone": "from inductor alone"}
+SECOND = {"double": "double", "nearby": "beside eager nearby"}
 
 
 def measure(name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the backend costs: time per call over plain eager, and time to the first result.
 
-    python benchmarks/overhead.py [--quick] [--network NAME] [--repeat N] [--cold-only]
+    python benchmarks/overhead.py [--quick] [--network NAME] [--repeat N] [--cold-only | --dynamic]
 
 Two figures for mobilenet_v2 at 224x224, batch 1, eval, batch norms calibrated:
 
@@ -9,7 +9,9 @@ Two figures for mobilenet_v2 at 224x224, batch 1, eval, batch norms calibrated:
 * seconds from ``torch.compile`` to the first result, each in a fresh process with empty caches,
   against backend="inductor". The aim: at most a tenth.
 
-Exits with 1 where an aim is missed. ``--quick`` leaves inductor out.
+Exits with 1 where an aim is missed. ``--quick`` leaves inductor out. ``--dynamic`` instead compares
+inner="inductor" with backend="inductor" where both compile for any size: the time to the first
+result, which has no aim.
 """
 
 from __future__ import annotations
@@ -62,21 +64,23 @@ def per_call(name: str, threads: int, repeat: int) -> tuple[float, float]:
     return median(times[0]), median(times[1])
 
 
-def first_result(name: str, backend: str) -> float:
+def first_result(name: str, backend: str, dynamic: bool) -> float:
     """Seconds from torch.compile to the first result, in this process."""
     model, x = build(name)
-    options = {"strict": True, "inner": "eager"} if backend == "getfuse" else None
+    inner = "inductor" if dynamic else "eager"
+    options = {"strict": True, "inner": inner} if backend == "getfuse" else None
     with torch.no_grad():
         model(x)
-        compiled = torch.compile(model, backend=backend, options=options)
+        compiled = torch.compile(model, backend=backend, options=options, dynamic=dynamic or None)
         return seconds(compiled, x)
 
 
-def cold(name: str, backend: str) -> float:
+def cold(name: str, backend: str, dynamic: bool = False) -> float:
     """:func:`first_result` in a process of its own, with caches of its own."""
     with tempfile.TemporaryDirectory(prefix="getfuse-cold-") as folder:
         run = subprocess.run(
-            [sys.executable, __file__, "--network", name, "--first", backend],
+            [sys.executable, __file__, "--network", name, "--first", backend]
+            + ["--dynamic"] * dynamic,
             env={**os.environ, "XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder},
             capture_output=True,
             text=True,
@@ -93,11 +97,19 @@ def main() -> int:
     parser.add_argument("--network", default="mobilenet_v2", help="of torchvision")
     parser.add_argument("--repeat", type=int, default=60, help="calls of each (default 60)")
     parser.add_argument("--cold-only", action="store_true", help="only the time to first result")
+    parser.add_argument("--dynamic", action="store_true", help="compiled by inductor for any size")
     parser.add_argument("--first", help=argparse.SUPPRESS)  # a child of this very file
     args = parser.parse_args()
     if args.first:
         torch.set_num_threads(1)
-        print(first_result(args.network, args.first))
+        print(first_result(args.network, args.first, args.dynamic))
+        return 0
+    if args.dynamic:
+        ours, theirs = (cold(args.network, backend, True) for backend in ("getfuse", "inductor"))
+        print(
+            f"{args.network}, any size: first result after {ours:.1f} s with inner inductor, "
+            f"{theirs:.1f} s with inductor, ratio {ours / theirs:.3f}"
+        )
         return 0
     good = True
     for threads in () if args.cold_only else (1, 2):

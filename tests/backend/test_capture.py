@@ -16,7 +16,7 @@ from torch_getfuse.backend.capture import Capture, capture_exported, capture_fx,
 from torch_getfuse.backend.fx_values import is_dynamo_weight, module_path
 from torch_getfuse.backend.rule_types import Run
 from torch_getfuse.errors import CaptureError
-from torch_getfuse.ir import WindowKind
+from torch_getfuse.ir import Window, WindowKind
 from torch_getfuse.models import import_torchvision
 
 OTHERS = (
@@ -211,12 +211,15 @@ def test_in_place_on_a_part_reads_everything() -> None:
     def run(x: torch.Tensor) -> torch.Tensor:
         a = x * 2
         a[:, :1].relu_()
-        return a + 1
+        a[:, 1:] += x[:, :2]
+        return a - 1
 
     graph = _all_ways(Run(run), torch.randn(2, 3, 4, 4)).graph
-    assert [op.kind for op in graph] == ["mul", "relu", "copy", "add"]
-    assert graph.ops[2].reason
-    assert {r.tensor for r in graph.ops[2].reads} == {"mul", "relu"}
+    assert [op.kind for op in graph] == ["mul", "relu", "add", "sub"]
+    for op, reads in ((graph.ops[1], ["mul"]), (graph.ops[2], ["relu", "input"])):
+        assert [(r.tensor, r.window) for r in op.reads] == [(n, Window.whole()) for n in reads]
+        assert graph.tensors[op.writes].shape == (1, 3, 4, 4)
+        assert "writes into a part of a tensor in place" in op.reason
 
 
 def test_a_constant_filled_with_feature_maps_becomes_one() -> None:

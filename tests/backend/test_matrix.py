@@ -34,10 +34,16 @@ def test_equal_to_eager(combination: Combination) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "factor", "holds"), [("bf16", 1.0, True), ("bf16", 1.1, False), ("fp32", 1.1, False)]
+    ("dtype", "nearby", "factor", "holds"),
+    [
+        ("bf16", 0, 1.0, True),
+        ("bf16", 0, 1.1, False),
+        ("bf16", matrix.NEARBY, 1.1, False),
+        ("fp32", 0, 1.1, False),
+    ],
 )
 def test_gradients_that_are_a_tenth_off_do_not_hold(
-    monkeypatch: pytest.MonkeyPatch, dtype: str, factor: float, holds: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: str, nearby: int, factor: float, holds: bool
 ) -> None:
     """In bf16 as well, in which fifty layers round: else the matrix would hold whatever is run."""
     scaled = 0
@@ -57,7 +63,7 @@ def test_gradients_that_are_a_tenth_off_do_not_hold(
 
     monkeypatch.setitem(matrix.OPTIONS["inductor"], "inner", inner)
     c = Combination("mobilenet_v2", "train", "static", dtype, "inductor")
-    result = matrix.compare(c, dtype)
+    result = matrix.compare(c, dtype, nearby)
     assert scaled
     assert result["holds"] is holds
     assert result["outputs"]["equal"]
@@ -65,26 +71,26 @@ def test_gradients_that_are_a_tenth_off_do_not_hold(
 
 @pytest.mark.parametrize(
     ("dtype", "inner", "second"),
-    [("fp32", "inductor", "double"), ("bf16", "inductor", "alone"), ("bf16", "eager", None)],
+    [("fp32", "inductor", "double"), ("bf16", "inductor", "nearby"), ("bf16", "eager", None)],
 )
 @pytest.mark.parametrize("settles", [True, False])
 def test_what_differs_by_rounding_is_compared_once_more(
     monkeypatch: pytest.MonkeyPatch, dtype: str, inner: str, second: str | None, settles: bool
 ) -> None:
-    calls: list[tuple[str, bool]] = []
+    calls: list[tuple[str, int]] = []
 
-    def compare(c: Combination, dtype: str, alone: bool = False) -> dict[str, object]:
-        calls.append((dtype, alone))
+    def compare(c: Combination, dtype: str, nearby: int = 0) -> dict[str, object]:
+        calls.append((dtype, nearby))
         return {"holds": settles and len(calls) == 2, "groups": len(calls)}
 
     monkeypatch.setattr(matrix, "compare", compare)
     result = check(Combination("small", "train", "static", dtype, inner))
     assert result["groups"] == 1
     if second is None:
-        assert calls == [(dtype, False)]
+        assert calls == [(dtype, 0)]
         assert result["holds"] is False
     else:
-        assert calls[1] == (("double", False) if second == "double" else ("bf16", True))
+        assert calls[1] == (("double", 0) if second == "double" else ("bf16", matrix.NEARBY))
         assert result["holds"] is settles
         assert result[second] == {"groups": 2}
 

@@ -178,6 +178,28 @@ def test_the_order_of_mutations_is_kept() -> None:
     assert all(map(torch.equal, compile_it(work)(x), work(x)))
 
 
+@pytest.mark.parametrize("buffer", [64, 1024, "256KB"])
+def test_writes_to_a_part(buffer: object) -> None:
+    """As in MViT's relative positions; the call was an operator and the copy of its part another,
+    and no group could have both.
+    """
+    linear = nn.Linear(8, 8)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        scores = linear(x)
+        scores[:, 1:, 1:] += x[:, 1:, :7]
+        scores[:, :1].mul_(2).add_(1)
+        part = scores[:, 2:]
+        part.relu_()
+        return torch.softmax(scores, -1) + part.sum()
+
+    x = torch.randn(2, 8, 8)
+    for grad in (False, True):
+        torch._dynamo.reset()
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(compile_it(run, buffer=buffer)(x), run(x))
+
+
 def test_mutated_inputs_and_views_of_them() -> None:
     def work(x: torch.Tensor) -> torch.Tensor:
         view = x[:, :1]

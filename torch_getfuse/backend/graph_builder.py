@@ -218,6 +218,16 @@ class GraphBuilder:
             call = replace(call, outputs=(call.outputs[picked],))
             result = apply_rule(call)
             assert isinstance(result, Spec)
+        written = first.value if mutates else None
+        if isinstance(written, Feature) and not covers(
+            written.layout, self.bases[written.base].info.shape
+        ):
+            # One operator, which makes the whole tensor anew: a call belongs to one alone.
+            sources = [operand.value.base for operand in call.activations]
+            elements = _weight_elements(call, result)
+            whole = self._partial_write(node, written.base, sources, result.kind, elements)
+            self.values[node] = Feature(whole, written.layout)
+            return
         base, draft = self._draft(node, call, result)
         if len(call.outputs) > 1:
             self.values[node] = tuple(Feature(base, Layout.opaque(o.shape)) for o in call.outputs)
@@ -275,10 +285,6 @@ class GraphBuilder:
         batch = self._batch_of(spec, info)
         stream = self._stream_of(spec, info) if len(call.outputs) == 1 else None
         base = self._base(info, batch, stream, len(self.drafts))
-        weights: dict[fx.Node, int] = {}
-        for operand in call.operands:
-            if operand.weight:
-                weights.update(operand.value.elements)
         reads, reason = self._reads(spec, self.bases[base].tensor)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
@@ -292,9 +298,7 @@ class GraphBuilder:
             writes=base,
             nodes=[node],
             spec=spec,
-            weight_elements=(
-                sum(weights.values()) if spec.weight_elements is None else spec.weight_elements
-            ),
+            weight_elements=_weight_elements(call, spec),
             in_place=spec.in_place and len(features) == 1 and self._keeps(reads, base),
             reason=reason,
             direct=direct,
@@ -349,7 +353,7 @@ class GraphBuilder:
         old = self.bases[value.base]
         if value.layout == Layout.of(old.info.shape):
             self._latest[value.base] = base
-        elif covers(value.layout, old.info.shape):
+        else:
             for other, held in self.values.items():
                 if isinstance(held, Feature) and self._current(held) == replace(
                     held, base=value.base
@@ -359,9 +363,6 @@ class GraphBuilder:
                     self.values[other] = Feature(
                         base, Layout.of(shape) if same else Layout.opaque(shape)
                     )
-        else:
-            whole = self._partial_write(node, value.base, [base])
-            self.values[node] = Feature(whole, value.layout)
 
     def _overwrite(self, node: fx.Node, call: Call) -> None:
         """``x[index] = value``, ``fill_`` and ``copy_``: new elements in an existing tensor."""
@@ -370,7 +371,11 @@ class GraphBuilder:
             return
         target, sources = operands[0].value, [o.value for o in operands[1:]]
         bases = [s.base for s in sources if isinstance(s, Feature)]
-        if isinstance(target, Feature):
+        if isinstance(target, Feature) and [_part(call, target)] == sources:
+            # ``x[index] += value`` ends with a copy of the part to where it is.
+            self.values[node] = target
+            self._belongs(node, target)
+        elif isinstance(target, Feature):
             whole = self._partial_write(node, target.base, bases)
             self.values[node] = Feature(whole, target.layout)
         elif not bases:
@@ -382,21 +387,30 @@ class GraphBuilder:
             self._filled[target.root] = written
             self.values[node] = Feature(written, Layout.opaque(operands[0].shape))
 
-    def _partial_write(self, node: fx.Node, base: int, sources: list[int]) -> int:
-        written = self._copy(node, self.bases[base].info, [base, *sources])
+    def _partial_write(
+        self, node: fx.Node, base: int, sources: list[int], kind: str = "copy", elements: int = 0
+    ) -> int:
+        written = self._copy(node, self.bases[base].info, [base, *sources], kind, elements)
         self._latest[base] = written
         return written
 
-    def _copy(self, node: fx.Node, info: TensorInfo, sources: list[int]) -> int:
+    def _copy(
+        self,
+        node: fx.Node,
+        info: TensorInfo,
+        sources: list[int],
+        kind: str = "copy",
+        elements: int = 0,
+    ) -> int:
         reason = "writes into a part of a tensor in place: it reads its whole inputs"
-        spec = Spec("copy", (), reason=reason)
+        spec = Spec(kind, (), reason=reason)
         like = self.bases[sources[0]]
         same = like.info.shape == info.shape
         batch = like.batch if same else self._guess_batch(info)
         base = self._base(info, batch, like.tensor.stream_axis if same else None, len(self.drafts))
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(
-            Draft("copy", "copy", module_path(node), reads, base, [node], spec, 0, False, reason)
+            Draft(kind, kind, module_path(node), reads, base, [node], spec, elements, False, reason)
         )
         return base
 
@@ -478,9 +492,31 @@ class GraphBuilder:
         return None
 
 
+def _part(call: Call, target: Feature) -> Feature | None:
+    """What ``setitem``, ``copy_`` or ``fill_`` writes; ``None`` where an index is no view."""
+    if call.name != "setitem":
+        return target
+    index, _ = call.args["*"]
+    view = apply_rule(Call("getitem", {"input": call.args["input"], "index": index}, ()))
+    return (
+        replace(target, layout=view.changes[0](target.layout)) if isinstance(view, Alias) else None
+    )
+
+
 def _position(node: fx.Node, index: int) -> int:
     """Where item ``index`` of a result stands among its tensors; a backward leaves some out."""
     items = traced_value(node)
     if not isinstance(items, (list, tuple)) or all(item is not None for item in items):
         return index
     return len(flat_tensors(list(items)[:index]))
+
+
+def _weight_elements(call: Call, spec: Spec) -> int:
+    """Elements of the weights that an operator reads, each weight once."""
+    if spec.weight_elements is not None:
+        return spec.weight_elements
+    weights: dict[fx.Node, int] = {}
+    for operand in call.operands:
+        if operand.weight:
+            weights.update(operand.value.elements)
+    return sum(weights.values())
