@@ -89,6 +89,7 @@ FLOORS = {
     "backend.records": 5,
     "backend.capture": 5,
     "backend.effects": 5,
+    "backend.modes": 5,
     "backend.submodules": 5,
     "backend.grouping": 5,
     "backend.ledger": 5,

@@ -37,6 +37,26 @@ def nested(x: torch.Tensor) -> torch.Tensor:
         return B(z.relu())
 
 
+class Attention(nn.Module):
+    """As EfficientViT's: views of one map are used before, inside and after an autocast."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enabled = enabled
+        self.wide, self.narrow = nn.Conv2d(3, 24, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            q, k, v = self.wide(x).reshape(x.shape[0], 3, 8, -1).transpose(-1, -2).unbind(1)
+            q = torch.relu(q)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+                y = q @ (torch.relu(k).transpose(-1, -2) @ v)
+            y = self.narrow(y.float().transpose(-1, -2).reshape(x.shape[0], 8, *x.shape[2:]))
+            x = y[:, :3] + x
+        return x
+
+
 def with_gradients(x: torch.Tensor) -> torch.Tensor:
     with torch.enable_grad():
         return B(A(x).relu())
@@ -72,6 +92,76 @@ def test_inference(function: Callable[..., torch.Tensor], inner: str) -> None:
     assert ours.requires_grad == theirs.requires_grad
     notes = " ".join(torch_getfuse.report(compiled).sections[-1].notes)
     assert ("traced by AOTAutograd" in notes) == (inner == "aot_eager")
+
+
+@pytest.mark.parametrize("ambient", [False, True])
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_views_on_both_sides_of_an_autocast(ambient: bool, enabled: bool, training: bool) -> None:
+    """Each operator of its own; two would have had to run before and after the same call."""
+    model = Attention(enabled)
+    compiled = compile_it(model, inner="eager", buffer=64)
+    found = []
+    for run in (compiled, model):
+        model.zero_grad()
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=ambient)
+        with autocast, torch.set_grad_enabled(training):
+            y = run(X)
+        if training:
+            y.float().square().sum().backward()
+        found.append((y.detach(), *(p.grad for p in model.parameters())))
+        assert torch.is_autocast_enabled("cpu") is False
+    assert found[0][0].dtype is found[1][0].dtype
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        assert ours is None or torch.equal(ours, theirs)
+
+
+@pytest.mark.fast_program
+def test_an_autocast_that_is_off_already_changes_nothing() -> None:
+    model = Attention(enabled=False).eval()
+    compiled = compile_it(model)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(X), model(X))
+    (note,) = torch_getfuse.report(compiled).sections[0].notes
+    assert "4 packed convolutions" in note
+    compiled = compile_it(Attention(enabled=True).eval())
+    with torch.no_grad():
+        compiled(X)
+    (note,) = torch_getfuse.report(compiled).sections[0].notes
+    assert note.endswith("autocast, grad mode or the like change within it")
+
+
+def test_a_mode_that_lasts() -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = A(x)
+        torch.set_grad_enabled(False)
+        return y, B(y.relu())
+
+    for run in (compile_it(function, inner="eager", buffer=64), function):
+        with torch.enable_grad():
+            first, second = run(X)
+            assert first.requires_grad
+            assert not second.requires_grad
+            assert not torch.is_grad_enabled()
+
+
+def test_a_weight_that_two_groups_cast_is_told() -> None:
+    """Autocast in one piece casts it once, and adds up its gradient before the cast."""
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return B(B(A(x).relu()).relu())
+
+    compiled = compile_it(twice, inner="eager", buffer=64)
+    found = []
+    for run in (compiled, twice):
+        B.zero_grad()
+        run(X).float().square().sum().backward()
+        found.append(B.weight.grad)
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+    (note,) = torch_getfuse.report(compiled).sections[0].notes
+    assert note.startswith("gradients may differ from eager's in the last bit: groups cast ")
 
 
 @pytest.mark.parametrize("backward", ["auto", False])

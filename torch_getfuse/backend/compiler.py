@@ -20,6 +20,7 @@ from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_valu
 from torch_getfuse.backend.gradient_order import split_in_gradient_order
 from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
+from torch_getfuse.backend.modes import cast_apart
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
 from torch_getfuse.backend.training import (
@@ -162,7 +163,12 @@ def _compile(
             return split.forward
         if options.inner == "auto":
             record.add_notes([f"inner auto: runs by FX nodes: {recorded}"])
-        split, moved = split_in_gradient_order(gm, children_of(capture, plan))
+        children = children_of(capture, plan)
+        if cast := cast_apart(gm, children):
+            record.add_notes(
+                [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
+            )
+        split, moved = split_in_gradient_order(gm, children)
         if not moved:
             return split.forward
         if options.backward is False or rounds_otherwise(gm):

@@ -24,6 +24,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_values import is_plain
+from torch_getfuse.backend.modes import OUTSIDE, is_switch, modes_of
 
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
@@ -88,13 +89,17 @@ def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
 
 
 def changes_state(gm: fx.GraphModule) -> bool:
-    """Whether running a graph leaves something changed: an input, an attribute, random numbers,
-    or global state.
+    """Whether running a graph leaves something changed: an input, an attribute, random numbers.
+
+    Of modes, see :func:`changes_mode`.
     """
     nodes = list(gm.graph.nodes)
     storages = _Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
-    return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
+    return any(
+        (is_barrier(node) and not is_switch(node)) or storages.written(node) & (kept | {_GENERATOR})
+        for node in nodes
+    )
 
 
 def results_share(gm: fx.GraphModule) -> bool:
@@ -208,7 +213,10 @@ def _changes_mode(node: fx.Node) -> bool:
 
 def changes_mode(gm: fx.GraphModule) -> bool:
     """Whether a graph changes how its operators are computed: autocast, grad mode, vmap, ..."""
-    return any(map(_changes_mode, gm.graph.nodes))
+    modes, last = modes_of(gm.graph)
+    return any(mode != OUTSIDE for mode in (last, *modes.values())) or any(
+        _changes_mode(node) and not is_switch(node) for node in gm.graph.nodes
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from torch_getfuse.backend.effects import changes_state, results_share
+from torch_getfuse.backend.effects import changes_mode, changes_state, results_share
 from torch_getfuse.backend.fast_program import Choice, FastProgram
 from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import choose_strips, step_times
@@ -105,6 +105,8 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
         raise Unfit("autocast is on")
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         raise Unfit("this build of torch has no oneDNN, or it is turned off")
+    if changes_mode(gm):
+        raise Unfit("autocast, grad mode or the like change within it")
     if changes_state(gm):
         raise Unfit("it changes its inputs or draws random numbers")
     if results_share(gm):

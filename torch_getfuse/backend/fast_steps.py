@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from torch_getfuse.backend.effects import order_edges
 from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.modes import is_switch
 from torch_getfuse.backend.normalise import Invocation, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, positional
 from torch_getfuse.backend.packed import Activation, ConvShape, PackedConv
@@ -135,7 +136,10 @@ class _Builder:
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
         self.nodes = [
-            node for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")
+            node
+            for node in gm.graph.nodes
+            # Where autocast changes nothing, as here, it need not be entered.
+            if node.op not in ("placeholder", "get_attr", "output") and not is_switch(node)
         ]
         self.calls: dict[fx.Node, Invocation] = {
             node: normalise(node, positional)

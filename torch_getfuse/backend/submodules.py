@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 
 from torch_getfuse.backend.effects import attribute, is_barrier, order_edges
+from torch_getfuse.backend.modes import OUTSIDE, Mode, Switches, is_switch, modes_of
 from torch_getfuse.errors import PlanError
 
 
@@ -31,13 +32,15 @@ def split_graph_module(
     read (``getitem``, views), else with the first child that reads them (computations on
     parameters and shapes), else, where nothing reads them, with the nearest child. Barriers,
     calls of leaf modules, and nodes that only the output reads stay at the top. Attributes
-    (``get_attr``) are fetched where they are used, so they never cross a border.
+    (``get_attr``) are fetched where they are used, so they never cross a border. Autocast and grad
+    mode are changed where they are needed, within each child for itself.
 
     Args:
         gm: a graph from Dynamo, ``torch.export`` or ``symbolic_trace``; it is not changed.
             Aliases are read from ``meta["example_value"]`` or ``meta["val"]``; values without
             either are taken to alias each other.
-        groups: disjoint, not empty; nodes of ``gm.graph`` other than its inputs and output.
+        groups: disjoint, not empty; nodes of ``gm.graph`` other than its inputs and output, and
+            the calls that change autocast or grad mode.
         names: one Python identifier per group.
 
     Returns:
@@ -56,7 +59,9 @@ def split_graph_module(
     nodes = [
         node
         for node in gm.graph.nodes
-        if node.op not in ("placeholder", "output") and (node.op != "get_attr" or node in owner)
+        if node.op not in ("placeholder", "output")
+        and (node.op != "get_attr" or node in owner)
+        and not is_switch(node)
     ]
     before = order_edges(gm, nodes)
     blocks = _place(nodes, before, [owner.get(node, -1) for node in nodes], names)
@@ -79,7 +84,8 @@ def _owners(
         if not group:
             raise PlanError(f"{names[k]} has no nodes: leave it out")
         for node in group:
-            if node.graph is not gm.graph or node.op in ("placeholder", "output"):
+            outside = node.graph is not gm.graph or node.op in ("placeholder", "output")
+            if outside or is_switch(node):
                 raise PlanError(
                     f"{names[k]}: {node.op} {node.name!r} is no operator of this graph; "
                     "capture and split the same graph"
@@ -276,6 +282,7 @@ def _components(edges: Mapping[int, Mapping[int, object]]) -> Iterator[list[int]
 
 
 def _build(gm: fx.GraphModule, blocks: Sequence[_Block], names: Sequence[str]) -> fx.GraphModule:
+    modes, last = modes_of(gm.graph)
     root = _GraphCopy()
     root.graph.set_codegen(copy.copy(gm.graph._codegen))
     for node in gm.graph.nodes:
@@ -284,10 +291,13 @@ def _build(gm: fx.GraphModule, blocks: Sequence[_Block], names: Sequence[str]) -
     targets: dict[str, Any] = {}
     for block in blocks:
         if block.group < 0:
+            root.switches.to(modes[block.nodes[0]])
             root.add(block.nodes[0])
         else:
+            root.switches.to(OUTSIDE)
             name = names[block.group]
-            targets[name] = _add_child(gm, root, name, block.nodes)
+            targets[name] = _add_child(gm, root, name, block.nodes, modes)
+    root.switches.to(last)
     root.add(gm.graph.output_node())
     for node in root.graph.nodes:
         if _is_attr(node) and node.target not in targets:
@@ -299,7 +309,11 @@ def _build(gm: fx.GraphModule, blocks: Sequence[_Block], names: Sequence[str]) -
 
 
 def _add_child(
-    gm: fx.GraphModule, root: _GraphCopy, name: str, members: Sequence[fx.Node]
+    gm: fx.GraphModule,
+    root: _GraphCopy,
+    name: str,
+    members: Sequence[fx.Node],
+    modes: Mapping[fx.Node, Mode],
 ) -> fx.GraphModule:
     """Build the child that holds ``members`` and call it in ``root``."""
     inside = set(members)
@@ -318,7 +332,9 @@ def _add_child(
     for source in inputs:
         child.add_placeholder(source)
     for node in members:
+        child.switches.to(modes[node])
         child.add(node)
+    child.switches.to(OUTSIDE)
     single = len(outputs) == 1
     results = tuple(child.env[node] for node in outputs)
     child.graph.output(results[0] if single else results)
@@ -342,6 +358,7 @@ class _GraphCopy:
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
+        self.switches = Switches(self.graph)
         self.env: dict[fx.Node, fx.Node] = {}
 
     def add(self, node: fx.Node) -> None:
