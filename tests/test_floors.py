@@ -90,6 +90,7 @@ FLOORS = {
     "backend.capture": 5,
     "backend.effects": 5,
     "backend.modes": 5,
+    "backend.regions": 5,
     "backend.submodules": 5,
     "backend.grouping": 5,
     "backend.ledger": 5,

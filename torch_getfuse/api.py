@@ -21,6 +21,7 @@ from torch_getfuse.backend.grouping import split_capture
 from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.ledger import Ledger
 from torch_getfuse.backend.records import find
+from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.errors import CaptureError, OptionError
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
@@ -216,6 +217,7 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     captured = capture_exported(program)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    module = inline_regions(module)
     found = {node.name: node for node in module.graph.nodes}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
     return captured.moved(module, moved)

@@ -196,6 +196,61 @@ def test_attention_whose_mask_is_made_by_vmap() -> None:
     torch.testing.assert_close(compile_it(attend)(q), weights @ q * 2)
 
 
+# -- exported programs -------------------------------------------------------------------------
+
+
+class Regions(nn.Module):
+    """Regions of an exported program: one in another, two of one name, one without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.linear(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            z = y @ y.transpose(-1, -2)
+            with torch.autocast("cpu", enabled=False):
+                w = self.linear(z.float())
+        with torch.no_grad():
+            v = w * 2
+            u = v + 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            t = u @ v
+        return z.float() * v, u, t
+
+
+@pytest.mark.parametrize("buffer", [64, 512, "256KB"])
+def test_regions_of_an_exported_program(buffer: object) -> None:
+    model, x = Regions(), torch.randn(2, 4, 4)
+    program = torch.export.export(model, (x,))
+    plan = torch_getfuse.plan(model, (x,), buffer=buffer)
+    assert torch_getfuse.plan(program, buffer=buffer).graph == plan.graph
+    for split in (torch_getfuse.split(model, (x,), plan), torch_getfuse.split(program, (), plan)):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                ours, theirs = split(x), model(x)
+                assert torch.is_grad_enabled() is grad
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.dtype is b.dtype
+                assert torch.equal(a, b)
+                assert a.requires_grad == b.requires_grad
+    assert torch.is_autocast_enabled("cpu") is False
+
+
+def test_a_group_takes_its_mode_along() -> None:
+    """Handed on alone, it computes what it did."""
+    model = Attention(enabled=True).eval()
+    split = torch_getfuse.split(model, (X,), torch_getfuse.plan(model, (X,), buffer=64))
+    products = [child for _, child in split.named_children() if "matmul" in child.code]
+    assert len(products) == 4
+    for child in products:
+        inputs = child.graph.find_nodes(op="placeholder")
+        result = child(*(torch.randn(node.meta["val"].shape) for node in inputs))
+        assert result.dtype is torch.bfloat16
+
+
 # -- tensors of other classes -----------------------------------------------------------------
 
 

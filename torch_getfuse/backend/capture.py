@@ -33,6 +33,7 @@ from torch_getfuse.backend.fx_values import (
 from torch_getfuse.backend.graph_builder import GraphBuilder
 from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
+from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
@@ -142,7 +143,9 @@ def capture_exported(program: ExportedProgram) -> Capture:
         if output.kind is OutputKind.USER_OUTPUT
     }
     return _capture(
-        program.graph_module, lambda node: kinds.get(node.name, Role.NEITHER), outputs=kept
+        inline_regions(program.graph_module),
+        lambda node: kinds.get(node.name, Role.NEITHER),
+        outputs=kept,
     )
 
 

@@ -9,8 +9,9 @@ back. Autocast that is turned off where it is off already is no switch at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -48,27 +49,42 @@ class Mode:
 OUTSIDE = Mode()
 
 
+def enter_grad_mode(enabled: bool) -> bool:
+    """Sets grad mode, and returns what it was."""
+    before = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(enabled)
+    return before
+
+
+def exit_grad_mode(before: bool) -> None:
+    """Sets grad mode to what :func:`enter_grad_mode` returned."""
+    torch._C._set_grad_enabled(before)
+
+
 def is_switch(node: fx.Node) -> bool:
     """Whether a node changes autocast or grad mode, by values known in the graph."""
     if node.op != "call_function" or node.kwargs:
         return False
-    if node.target is _exit_autocast:
+    if node.target in (_exit_autocast, exit_grad_mode):
         (entered,) = node.args
         return isinstance(entered, fx.Node) and is_switch(entered)
     known = not any(isinstance(value, fx.Node) for value in node.args)
-    return known and node.target in (_enter_autocast, torch._C._set_grad_enabled)
+    return known and node.target in (
+        _enter_autocast,
+        enter_grad_mode,
+        torch._C._set_grad_enabled,  # Dynamo's, which guards on what is around
+    )
 
 
 def modes_of(graph: fx.Graph) -> tuple[Mapping[fx.Node, Mode], Mode]:
     """The mode of each node that is no switch, and the one at the end of the graph.
 
-    The caller's mode is the one that this is called in: Dynamo guards on it.
+    The caller's autocast is that which this is called in: Dynamo guards on it.
     """
-    caller = torch.is_grad_enabled()
-    grad = caller
+    grad: bool | None = None
     around: dict[str, Autocast] = {}
     now: dict[str, Autocast] = {}
-    before: dict[fx.Node, tuple[str, Autocast]] = {}
+    before: dict[fx.Node, Any] = {}
     found: dict[fx.Node, Mode] = {}
     mode = OUTSIDE
     for node in graph.nodes:
@@ -84,10 +100,17 @@ def modes_of(graph: fx.Graph) -> tuple[Mapping[fx.Node, Mode], Mode]:
         elif node.target is _exit_autocast:
             device, state = before[node.args[0]]
             now[device] = state
+        elif node.target is enter_grad_mode:
+            before[node] = grad
+            (grad,) = node.args
+        elif node.target is exit_grad_mode:
+            grad = before[node.args[0]]
         else:
             (grad,) = node.args
+            if grad == torch.is_grad_enabled():
+                grad = None
         mode = Mode(
-            None if grad == caller else grad,
+            grad,
             tuple((device, s) for device, s in now.items() if not s.equals(around[device])),
         )
     return found, mode
@@ -105,20 +128,22 @@ class Switches:
     def __init__(self, graph: fx.Graph) -> None:
         self._graph = graph
         self._mode = OUTSIDE
-        self._entered: list[fx.Node] = []
+        self._entered: list[tuple[Callable[..., Any], fx.Node]] = []
 
     def to(self, mode: Mode) -> None:
         """What is added to the graph from now on runs in ``mode``."""
         if mode == self._mode:
             return
         while self._entered:
-            self._graph.call_function(_exit_autocast, (self._entered.pop(),))
-        if mode.grad != self._mode.grad:
-            grad = torch.is_grad_enabled() if mode.grad is None else mode.grad
-            self._graph.call_function(torch._C._set_grad_enabled, (grad,))
+            leave, entered = self._entered.pop()
+            self._graph.call_function(leave, (entered,))
+        if mode.grad is not None:
+            entered = self._graph.call_function(enter_grad_mode, (mode.grad,))
+            self._entered.append((exit_grad_mode, entered))
         for device, state in mode.autocast:
             arguments = (device, state.dtype, state.enabled, state.cache_enabled)
-            self._entered.append(self._graph.call_function(_enter_autocast, arguments))
+            entered = self._graph.call_function(_enter_autocast, arguments)
+            self._entered.append((_exit_autocast, entered))
         self._mode = mode
 
 
