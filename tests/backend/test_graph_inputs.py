@@ -127,3 +127,14 @@ def test_depth_first_refuses_what_has_no_batch_by_name(shape: tuple[int, ...]) -
     one = torch.compile(call, backend="getfuse", options=options, dynamic=False)
     with torch.no_grad():
         assert torch.equal(one(X[:1], mask), call(X[:1], mask))
+
+
+def test_many_ways_from_an_input_are_followed_once() -> None:
+    """Each step doubles the ways to the end."""
+
+    def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        for _ in range(60):
+            y = y + y * 2
+        return x + y
+
+    assert input_shapes(plan_of(call, X, X + 1)) == [(1, 3, 8, 8)] * 2

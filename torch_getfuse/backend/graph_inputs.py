@@ -36,7 +36,8 @@ def is_weight_argument(node: fx.Node) -> bool:
         call = _call(user)
         if call is None or call.name not in _WEIGHTED:
             return False
-        if any(value is node and name not in _WEIGHTS for name, value in call.args.items()):
+        names = {name for name, value in call.args.items() if value is node}
+        if not names or not names <= _WEIGHTS:
             return False
     return bool(node.users)
 
@@ -55,18 +56,22 @@ def is_for_all_samples(node: fx.Node, batch: int) -> bool:
     Its leading size tells nothing: that of a 16x16 mask is divisible by 8 samples.
     """
     rank = traced_value(node).dim()
-    for user in node.users:
-        call, result = _call(user), traced_value(user)
-        if call is None or not isinstance(result, torch.Tensor):
-            continue
-        rule = BY_TARGET.get(call.name)
-        elementwise = rule is not None and rule.rule is pointwise
-        if not elementwise and call.name not in _ALIGNED:
-            continue
-        if result.dim() > rank and tensor_info(result).shape[0] == batch:
-            return True
-        if elementwise and result.dim() == rank and is_for_all_samples(user, batch):
-            return True
+    seen: set[fx.Node] = set()
+    found = [node] if batch > 1 else []  # and what is computed from it element by element
+    for value in found:
+        for user in value.users:
+            call, result = _call(user), traced_value(user)
+            if call is None or not isinstance(result, torch.Tensor):
+                continue
+            rule = BY_TARGET.get(call.name)
+            elementwise = rule is not None and rule.rule is pointwise
+            if not elementwise and call.name not in _ALIGNED:
+                continue
+            if result.dim() > rank and tensor_info(result).shape[0] == batch:
+                return True
+            if elementwise and result.dim() == rank and user not in seen:
+                seen.add(user)
+                found.append(user)
     return False
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import fx
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
+from torch_getfuse.backend.fx_values import traced_value
+
 
 @dataclass(frozen=True)
 class Autocast:
@@ -148,10 +150,10 @@ class Switches:
 
 
 def cast_apart(gm: fx.GraphModule, children: Mapping[str, Sequence[fx.Node]]) -> str:
-    """An input that several children read under an autocast of the graph's own; else empty.
+    """A weight that several children read under an autocast of the graph's own; else empty.
 
-    Each casts it for itself, where autocast in one piece casts a weight once; in training, parts of
-    its gradient are then added up after the cast instead of before it.
+    Each casts it for itself, where autocast in one piece casts it once; parts of its gradient are
+    then added up after the cast instead of before it.
     """
     modes, _ = modes_of(gm.graph)
     readers: dict[fx.Node, set[str]] = {}
@@ -159,7 +161,9 @@ def cast_apart(gm: fx.GraphModule, children: Mapping[str, Sequence[fx.Node]]) ->
         for node in nodes:
             if any(state.enabled for _, state in modes[node].autocast):
                 for source in node.all_input_nodes:
-                    if source.op in ("placeholder", "get_attr"):
+                    value = traced_value(source)
+                    leaf = source.op in ("placeholder", "get_attr")
+                    if leaf and isinstance(value, torch.Tensor) and value.requires_grad:
                         readers.setdefault(source, set()).add(name)
     shared = (source.name for source, names in readers.items() if len(names) > 1)
     return next(shared, "")

@@ -132,8 +132,8 @@ def _wrapper_options(model: object) -> Mapping[str, Any] | None:
     Private to torch: a compiled function has its context in its closure only.
     """
     context = getattr(model, "dynamo_ctx", None)
-    if context is None and inspect.isfunction(model):
-        context = inspect.getclosurevars(model).nonlocals.get("self")
+    if context is None and hasattr(model, "_torchdynamo_orig_callable"):
+        context = inspect.getclosurevars(model).nonlocals.get("self")  # type: ignore[arg-type]
     callback = getattr(context, "callback", None)
     given = getattr(innermost_backend(callback), "kwargs", None) if callable(callback) else None
     return given.get("options", {}) if isinstance(given, Mapping) else None
