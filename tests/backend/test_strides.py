@@ -10,7 +10,7 @@ import pytest
 import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing
 
-from torch_getfuse.backend.strides import _along_loops, mend_strides
+from torch_getfuse.backend.strides import _QUOTIENTS, _SUMS, _along_loops, mend_strides
 
 LOOPS = sympy.symbols("d0 d1 d2", integer=True, nonnegative=True)
 SIZES = sympy.symbols("s0 s1", integer=True, positive=True)
@@ -45,7 +45,7 @@ def draw(rng: random.Random) -> sympy.Expr:
     )
     index = rng.choice([0, height, height * width + 3])
     for loop, stride in zip(LOOPS, rng.sample(strides, 3), strict=True):
-        divided = rng.choice([4, 16, 16 * width])
+        divided = rng.choice([4, 16, 16 * width, 7 * height])
         term = rng.choice([loop, loop, FloorDiv(loop, divided), ModularIndexing(loop, 1, 16)])
         index += stride * term
     return sympy.sympify(index)
@@ -55,9 +55,12 @@ def draw(rng: random.Random) -> sympy.Expr:
 def test_answers_stay_the_same(seed: int) -> None:
     rng = random.Random(seed)
     index, loop = draw(rng), rng.choice(LOOPS)
-    for name, others in (("stride_at", ()), ("simplify_index_in_vec_range", (16,))):
+    for name, kinds, others in (
+        ("stride_at", (*_SUMS, *_QUOTIENTS), ()),
+        ("simplify_index_in_vec_range", _SUMS, (16,)),
+    ):
         original = unmended(name)
-        ours = _along_loops(original)(index, loop, *others)
+        ours = _along_loops(original, kinds)(index, loop, *others)
         theirs = original(index, loop, *others)
         assert (ours == 1) == (theirs == 1)  # what vectors are loaded by
         assert (ours == 0) == (theirs == 0)
@@ -76,7 +79,7 @@ def test_what_is_no_sum_is_asked_as_it_is() -> None:
         return sympy.S.Zero
 
     condition = sympy.Ge(SIZES[0], 1024)
-    assert _along_loops(original)(condition, LOOPS[0]) == 0
+    assert _along_loops(original, _SUMS)(condition, LOOPS[0]) == 0
     assert given == [condition]
 
 
@@ -92,8 +95,14 @@ def test_sizes_are_not_searched_for_what_cancels(monkeypatch: pytest.MonkeyPatch
     height, width = (nested(size, 5) for size in SIZES)
     d0, d1, d2 = LOOPS
     index = 832 * height * width * d0 + width * d1 + FloorDiv(d2, 16) * height
+    windows = height * FloorDiv(d0 + width * d1, 7 * width) + ModularIndexing(d0, 7, width)
+    step = sizevars.stride_at(windows, d0)
+    for at in ((3, 5, 0), (6, 0, 2), (69, 4, 1)):
+        values = dict(zip((*LOOPS, *SIZES), (*at, 224, 320), strict=True))
+        later = windows.xreplace({d0: d0 + 1}).xreplace(values)
+        assert step.xreplace(values) == later - windows.xreplace(values)
     assert sizevars.stride_at_vec_range(index, d1, 16) == width
     assert sizevars.stride_at_vec_range(index, d2, 16) == 0
     assert seen
-    assert max(sympy.count_ops(expression) for expression in seen) < 10
+    assert max(sympy.count_ops(expression) for expression in seen) < 20
     assert not any(expression.free_symbols & set(SIZES) for expression in seen)

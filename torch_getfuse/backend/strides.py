@@ -18,7 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
-from torch.utils._sympy.functions import Mod
+from torch.utils._sympy.functions import FloorDiv, Mod, ModularIndexing
+
+_SUMS = (sympy.Add, sympy.Mul)
+_QUOTIENTS = (FloorDiv, ModularIndexing)
 
 
 def mend_strides() -> None:
@@ -30,8 +33,9 @@ def mend_strides() -> None:
     from torch._inductor import ir, sizevars  # seconds; only where inductor is about to compile
 
     _replace(ir.Layout, "_stride_expr_ge_or_false", lambda old: staticmethod(_told(old)))
-    _replace(sizevars, "stride_at", _along_loops)
-    _replace(sizevars, "simplify_index_in_vec_range", _along_loops)
+    _replace(sizevars, "stride_at", lambda old: _along_loops(old, (*_SUMS, *_QUOTIENTS)))
+    # What divides the variable decides here, by what it is a multiple of.
+    _replace(sizevars, "simplify_index_in_vec_range", lambda old: _along_loops(old, _SUMS))
 
 
 def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -59,15 +63,19 @@ def _told(original: Any) -> Any:
     return _stride_expr_ge_or_false
 
 
-def _along_loops(original: Any) -> Any:
-    """``original(index, variable, ...)``, with one symbol for all that the loop does not change."""
+def _along_loops(original: Any, kinds: tuple[Any, ...]) -> Any:
+    """``original(index, variable, ...)``, with a symbol for what the loop leaves as it is.
+
+    Args:
+        kinds: the expressions whose parts are looked at.
+    """
 
     @functools.lru_cache
     def along_loops(index: Any, variable: sympy.Symbol, *others: Any) -> Any:
         if not isinstance(index, sympy.Expr):
             return original(index, variable, *others)
         constants: dict[sympy.Expr, sympy.Symbol] = {}
-        short = _shortened(index, variable, constants)
+        short = _shortened(index, variable, kinds, constants)
         back = {symbol: expression for expression, symbol in constants.items()}
         return original(short, variable, *others).xreplace(back)
 
@@ -75,20 +83,22 @@ def _along_loops(original: Any) -> Any:
 
 
 def _shortened(
-    expression: sympy.Expr, variable: sympy.Symbol, constants: dict[sympy.Expr, sympy.Symbol]
+    expression: sympy.Expr,
+    variable: sympy.Symbol,
+    kinds: tuple[Any, ...],
+    constants: dict[sympy.Expr, sympy.Symbol],
 ) -> sympy.Expr:
-    """``expression`` with symbols for what is constant in its sums and products.
-
-    Quotients and remainders stay as they are: what divides the variable tells something.
-    """
+    """``expression`` with symbols for the constant parts, as large as can be, of its ``kinds``."""
     if expression.is_Number:
         return expression
     if not expression.has(variable):
         name = f"constant_{len(constants)}"
         return constants.setdefault(expression, sympy.Symbol(name, integer=True))
-    if not isinstance(expression, sympy.Add | sympy.Mul):
+    if not isinstance(expression, kinds):
         return expression
-    kept = [part for part in expression.args if part.is_Number or part.has(variable)]
-    constant = [part for part in expression.args if not (part.is_Number or part.has(variable))]
-    parts = [*kept, expression.func(*constant)] if constant else kept
-    return expression.func(*(_shortened(part, variable, constants) for part in parts))
+    parts = list(expression.args)
+    if isinstance(expression, _SUMS):
+        constant = [part for part in parts if not (part.is_Number or part.has(variable))]
+        parts = [part for part in parts if part.is_Number or part.has(variable)]
+        parts += [expression.func(*constant)] if constant else []
+    return expression.func(*(_shortened(part, variable, kinds, constants) for part in parts))
