@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import sympy  # type: ignore[import-untyped]
-from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+from torch.utils._sympy.functions import FloorDiv, ModularIndexing, PythonMod, Where
 
-from torch_getfuse.backend.strides import _QUOTIENTS, _SUMS, _along_loops, mend_strides
+from torch_getfuse.backend.strides import _SUMS, _along_loops, mend_strides
 
 LOOPS = sympy.symbols("d0 d1 d2", integer=True, nonnegative=True)
 SIZES = sympy.symbols("s0 s1", integer=True, positive=True)
@@ -56,7 +56,7 @@ def test_answers_stay_the_same(seed: int) -> None:
     rng = random.Random(seed)
     index, loop = draw(rng), rng.choice(LOOPS)
     for name, kinds, others in (
-        ("stride_at", (*_SUMS, *_QUOTIENTS), ()),
+        ("stride_at", (sympy.Basic,), ()),
         ("simplify_index_in_vec_range", _SUMS, (16,)),
     ):
         original = unmended(name)
@@ -96,6 +96,8 @@ def test_sizes_are_not_searched_for_what_cancels(monkeypatch: pytest.MonkeyPatch
     d0, d1, d2 = LOOPS
     index = 832 * height * width * d0 + width * d1 + FloorDiv(d2, 16) * height
     windows = height * FloorDiv(d0 + width * d1, 7 * width) + ModularIndexing(d0, 7, width)
+    rolled = ModularIndexing(d0 + PythonMod(7 * width - 3, 7 * width), 1, 7 * width)
+    windows += ModularIndexing(Where(rolled < 0, rolled + width, rolled), 7, height)
     step = sizevars.stride_at(windows, d0)
     for at in ((3, 5, 0), (6, 0, 2), (69, 4, 1)):
         values = dict(zip((*LOOPS, *SIZES), (*at, 224, 320), strict=True))
@@ -104,5 +106,5 @@ def test_sizes_are_not_searched_for_what_cancels(monkeypatch: pytest.MonkeyPatch
     assert sizevars.stride_at_vec_range(index, d1, 16) == width
     assert sizevars.stride_at_vec_range(index, d2, 16) == 0
     assert seen
-    assert max(sympy.count_ops(expression) for expression in seen) < 20
+    assert max(sympy.count_ops(expression) for expression in seen) < 30
     assert not any(expression.free_symbols & set(SIZES) for expression in seen)

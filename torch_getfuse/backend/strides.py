@@ -18,10 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
-from torch.utils._sympy.functions import FloorDiv, Mod, ModularIndexing
+from torch.utils._sympy.functions import Mod
 
 _SUMS = (sympy.Add, sympy.Mul)
-_QUOTIENTS = (FloorDiv, ModularIndexing)
 
 
 def mend_strides() -> None:
@@ -33,7 +32,7 @@ def mend_strides() -> None:
     from torch._inductor import ir, sizevars  # seconds; only where inductor is about to compile
 
     _replace(ir.Layout, "_stride_expr_ge_or_false", lambda old: staticmethod(_told(old)))
-    _replace(sizevars, "stride_at", lambda old: _along_loops(old, (*_SUMS, *_QUOTIENTS)))
+    _replace(sizevars, "stride_at", lambda old: _along_loops(old, (sympy.Basic,)))
     # What divides the variable decides here, by what it is a multiple of.
     _replace(sizevars, "simplify_index_in_vec_range", lambda old: _along_loops(old, _SUMS))
 
@@ -67,7 +66,7 @@ def _along_loops(original: Any, kinds: tuple[Any, ...]) -> Any:
     """``original(index, variable, ...)``, with a symbol for what the loop leaves as it is.
 
     Args:
-        kinds: the expressions whose parts are looked at.
+        kinds: the expressions that are taken apart for it.
     """
 
     @functools.lru_cache
@@ -88,13 +87,13 @@ def _shortened(
     kinds: tuple[Any, ...],
     constants: dict[sympy.Expr, sympy.Symbol],
 ) -> sympy.Expr:
-    """``expression`` with symbols for the constant parts, as large as can be, of its ``kinds``."""
+    """``expression`` with a symbol for each of its constant parts, as large as can be."""
     if expression.is_Number:
         return expression
     if not expression.has(variable):
         name = f"constant_{len(constants)}"
         return constants.setdefault(expression, sympy.Symbol(name, integer=True))
-    if not isinstance(expression, kinds):
+    if not expression.args or not isinstance(expression, kinds):
         return expression
     parts = list(expression.args)
     if isinstance(expression, _SUMS):
