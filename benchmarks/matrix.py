@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--inner", choices=INNER, help="only this one")
     parser.add_argument("--network", choices=NETWORKS, nargs="+", help="only these")
     parser.add_argument("--path", type=Path, default=ROOT / "runs" / "matrix.jsonl")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds for one (default 3600)")
+    parser.add_argument("--limit", type=float, default=7200, help="seconds for one (default 7200)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--redo", action="store_true", help="run again what does not hold")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
