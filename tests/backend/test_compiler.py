@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -158,6 +159,19 @@ def test_two_wrappers_of_one_model_have_reports_of_their_own(
     assert "a call runs one of those, so they are not added up" in str(report)
     again = compile_it(model, {"buffer": 2048, "strict": True})  # torch runs the first one's code
     assert torch_getfuse.report(again).sections[0].plan.buffer_bytes == 2048
+
+
+def test_a_backend_that_brings_its_options_has_a_report() -> None:
+    """The wrapper knows of none, and another model's were compiled with none as well."""
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 8, 8)
+    others = torch.compile(nn.Conv2d(3, 4, 3), backend="getfuse")
+    others(x)
+    backend = functools.partial(compiler.getfuse, options={"buffer": 2048})
+    compiled = torch.compile(Block().eval(), backend=backend)
+    compiled(x)
+    (section,) = torch_getfuse.report(compiled).sections
+    assert section.plan.buffer_bytes == 2048
 
 
 @pytest.mark.parametrize(

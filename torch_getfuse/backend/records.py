@@ -109,8 +109,14 @@ def find(model: object) -> tuple[list[CompiledGraph], bool]:
     with _lock:
         records = sorted(_records, key=_order.__getitem__)
     options = _wrapper_options(model)
-    if options is not None and any(record.options == options for record in records):
-        records = [record for record in records if record.options == options]
+    found = _of_target(target, [record for record in records if record.options == options])
+    return found if found[0] else _of_target(target, records)
+
+
+def _of_target(
+    target: object, records: Sequence[CompiledGraph]
+) -> tuple[list[CompiledGraph], bool]:
+    """:func:`find` of a module or function among ``records``."""
     module = getattr(target, "__self__", target)
     function = type(target).forward if isinstance(target, nn.Module) else target
     code = getattr(getattr(function, "__func__", function), "__code__", None)
