@@ -112,8 +112,9 @@ def cell(row: dict[str, Any] | None) -> str:
     if all(row[kind]["equal"] for kind in KINDS):
         return "="
     if row["status"] == "holds":
-        second = f" (double {_most(row['double'])})" if "double" in row else ""
-        return f"{_most(row)}{second or ' (nearby)' * ('nearby' in row)}"
+        if "double" in row:
+            return f"{_most(row)} (double {_most(row['double'])})"
+        return f"{_most(row)} (nearby)" if "nearby" in row else _most(row)
     kinds = [
         kind
         for kind in KINDS

@@ -286,7 +286,7 @@ def compare(c: Combination, dtype: str, nearby: int = 0) -> dict[str, Any]:
                         ours[kind],
                         theirs[kind],
                         exact[kind],
-                        [other[kind] for other in others],
+                        [results[kind] for results in others],
                         TOLERANCE[dtype],
                     )
                 )

@@ -32,7 +32,8 @@ _GENERATOR = "generator"  # the state of the random-number generator
 # Changes of which storage a tensor has, which the fake tensors show only as they end, and of the
 # seed may not be reordered with anything.
 _BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed"})
-# Nor may changes of how all that follows is computed: grad mode, autocast, vmap and the like.
+# Nor may changes of how all that follows is computed, vmap and the like, but for the switches of
+# autocast and grad mode that modes.py knows.
 _MODES = tuple(
     f"_{name}_" for name in ("set", "enter", "exit", "saved_tensors_hooks", "vmap", "grad")
 )
@@ -96,10 +97,7 @@ def changes_state(gm: fx.GraphModule) -> bool:
     nodes = list(gm.graph.nodes)
     storages = _Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
-    return any(
-        (is_barrier(node) and not is_switch(node)) or storages.written(node) & (kept | {_GENERATOR})
-        for node in nodes
-    )
+    return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
 
 
 def results_share(gm: fx.GraphModule) -> bool:
@@ -198,7 +196,10 @@ def _name(node: fx.Node) -> str:
 
 
 def is_barrier(node: fx.Node) -> bool:
-    """True where ``node`` may not be reordered with anything (grad mode, autocast, ...)."""
+    """True where ``node`` may not be reordered with anything (vmap, a change of storage, ...).
+
+    Switches of autocast and grad mode are none: the nodes between them know their mode.
+    """
     called = node.op in ("call_function", "call_method")
     return called and (_name(node) in _BARRIERS or _changes_mode(node))
 
@@ -208,6 +209,7 @@ def _changes_mode(node: fx.Node) -> bool:
         node.op == "call_function"
         and not isinstance(node.target, OpOverload | OpOverloadPacket)
         and (_name(node).startswith(_MODES) or _name(node) == "set_grad_enabled")
+        and not is_switch(node)
     )
 
 
@@ -215,7 +217,7 @@ def changes_mode(gm: fx.GraphModule) -> bool:
     """Whether a graph changes how its operators are computed: autocast, grad mode, vmap, ..."""
     modes, last = modes_of(gm.graph)
     return any(mode != OUTSIDE for mode in (last, *modes.values())) or any(
-        _changes_mode(node) and not is_switch(node) for node in gm.graph.nodes
+        map(_changes_mode, gm.graph.nodes)
     )
 
 
