@@ -11,6 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 from torch import fx, nn
 from torch._dynamo.exc import RestartAnalysis
 from torch._guards import tracing
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from torch_getfuse.backend.fx_values import has_value, traced_value
 from torch_getfuse.backend.layouts import TracedStrides
+from torch_getfuse.backend.own_sizes import OwnSizes
 from torch_getfuse.backend.scatters import sum_scatters
 from torch_getfuse.backend.strides import mend_strides
-from torch_getfuse.backend.symbols import bind_symbols
+from torch_getfuse.backend.symbols import SizeBinder
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
 
@@ -99,18 +102,23 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         Notes for the report: what was compiled and how long it took, and what was not and why.
     """
     backend = find_inner(options.inner)
-    children = [(n, c) for n, c in split.named_children() if isinstance(c, fx.GraphModule)]
-    if backend is None or not children:
+    if backend is None:
         return []
-    bind_symbols(split)
     name = inner_name(options.inner)
     notes: list[str] = []
     done = 0
     started = time.perf_counter()
-    for child_name, child in children:
+    sizes = SizeBinder(split)
+    for node in list(split.graph.nodes):
+        sizes.pass_by(node)
+        child_name = str(node.target)
+        child = split.get_submodule(child_name) if node.op == "call_module" else None
+        if not isinstance(child, fx.GraphModule):
+            continue
         before = time.perf_counter()
         try:
-            setattr(split, child_name, compile_child(child, backend))
+            own = sizes.bind(child, node)
+            setattr(split, child_name, compile_child(child, backend, own))
         except RestartAnalysis:
             raise  # not a failure: Dynamo traces again, with fewer symbols
         except Exception as error:
@@ -120,8 +128,12 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
             continue
         done += 1
         log.info("inner %s: %s in %.2f s", name, child_name, time.perf_counter() - before)
+    split.recompile()
+    count = done + len(notes)
+    if not count:
+        return []
     seconds = time.perf_counter() - started
-    notes.insert(0, f"inner {name}: {done} of {len(children)} groups compiled in {seconds:.1f} s")
+    notes.insert(0, f"inner {name}: {done} of {count} groups compiled in {seconds:.1f} s")
     log.info("%s", notes[0])
     return notes
 
@@ -163,37 +175,47 @@ class CompiledChild(nn.Module):
         return results[0] if self.bare else tuple(results)
 
 
-def compile_child(child: fx.GraphModule, backend: Callable[..., Any]) -> CompiledChild:
+def compile_child(
+    child: fx.GraphModule, backend: Callable[..., Any], sizes: OwnSizes | None = None
+) -> CompiledChild:
     """One child through a torch.compile backend, which gets the traced values of its inputs.
+
+    With sizes of its own, those traced anew.
 
     Raises:
         CaptureError: where an input has no traced value.
         OptionError: where the backend returns no callable.
         Exception: whatever the backend raises.
     """
-    inputs = [_example(node) for node in child.graph.find_nodes(op="placeholder")]
+    for node in child.graph.find_nodes(op="placeholder"):
+        if not has_value(node):
+            raise CaptureError(f"the trace records no value for {node.name!r}")
     bare = not isinstance(child.graph.output_node().args[0], tuple)
     # torch.compile promises its backends a graph that returns a tuple; the child itself is kept.
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(child.graph, env)
     graph.output((result,) if bare else result)
+    module = fx.GraphModule(child, graph)
+    if sizes is not None:
+        sizes.trace(module, sizes.inputs(child))
+        inputs = sizes.inputs(child)  # the trace may have changed the others
+    else:
+        inputs = [traced_value(node) for node in graph.find_nodes(op="placeholder")]
+    strides = TracedStrides(module)
     # The context of the graph around it holds facts about that graph's inputs, which AOTAutograd
     # would take for, and overwrite with, those of the child.
-    with tracing(None):
-        compiled = backend(fx.GraphModule(child, graph), inputs)
+    # AOTAutograd compiles with its own fake mode on, which is not that of a child's own sizes.
+    with tracing(None), unset_fake_temporarily() if sizes is not None else nullcontext():
+        compiled = backend(module, inputs)
     if not callable(compiled):
         raise OptionError(
             f"the inner backend returned a {type(compiled).__name__} for {child._get_name()}; it "
             "must return a callable, as torch.compile asks of every backend"
         )
-    return CompiledChild(child._get_name(), compiled, bare, TracedStrides(child))
-
-
-def _example(node: fx.Node) -> Any:
-    if not has_value(node):
-        raise CaptureError(f"the trace records no value for {node.name!r}")
-    return traced_value(node)
+    if sizes is not None:
+        sizes.ask_around()
+    return CompiledChild(child._get_name(), compiled, bare, strides)
 
 
 def _failed(child_name: str, child: fx.GraphModule, inner: str, error: Exception) -> str:

@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from torch_getfuse.backend.effects import attribute, is_barrier, order_edges
+from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.modes import OUTSIDE, Mode, Switches, is_switch, modes_of
 from torch_getfuse.errors import PlanError
 
@@ -31,7 +33,8 @@ def split_graph_module(
     Nodes of no group are placed by their neighbours: with the child that produces what they
     read (``getitem``, views), else with the first child that reads them (computations on
     parameters and shapes), else, where nothing reads them, with the nearest child. Barriers,
-    calls of leaf modules, and nodes that only the output reads stay at the top. Attributes
+    calls of leaf modules, sizes computed from sizes, and nodes that only the output reads stay at
+    the top. Attributes
     (``get_attr``) are fetched where they are used, so they never cross a border. Autocast and grad
     mode are changed where they are needed, within each child for itself.
 
@@ -161,8 +164,14 @@ def _place(
 
 
 def _stays(node: fx.Node) -> bool:
-    """Nodes that are better off at the top: they change or check the world around a child."""
-    return is_barrier(node) or node.op == "call_module"
+    """Nodes that are better off at the top.
+
+    They change or check the world around a child, or compute a size from sizes, which a child that
+    is compiled takes for a number.
+    """
+    sizes = (node, *node.all_input_nodes)
+    is_size = len(sizes) > 1 and all(isinstance(traced_value(n), torch.SymInt) for n in sizes)
+    return is_barrier(node) or node.op == "call_module" or is_size
 
 
 def _sorted_blocks(waits: Mapping[int, set[int]], count: int) -> list[int]:

@@ -3,7 +3,8 @@
 A graph with dynamic shapes has its symbolic sizes among its inputs: ``s53`` for the height of an
 image. After a stride the height of a map is ``(s53 - 1)//2 + 1``, so a group in the middle of a
 network has shapes made of ``s53`` and no input to read it from, which compilers such as inductor
-refuse. Here such a group gets the size itself as one more input.
+refuse. Here such a group gets the sizes that it needs as more inputs: those that it takes for
+numbers of its own (:mod:`torch_getfuse.backend.own_sizes`), else ``s53`` itself.
 """
 
 from __future__ import annotations
@@ -13,81 +14,96 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_symbols
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_symbols
+from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.interp import sympy_interp
+from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.own_sizes import OwnSizes, may_own_sizes
 
 
-def bind_symbols(split: fx.GraphModule) -> None:
-    """Add to each child, in place, the sizes that its shapes are made of and its inputs lack.
-
-    A size that the graph around the children does not have either (one that depends on data
-    inside another child) is left out.
+class SizeBinder:
+    """Gives the children of a graph the sizes that they need, in the order of their calls.
 
     Args:
         split: its children are FX modules; nodes carry traced values.
     """
-    known = _sources(split.graph)
-    changed = False
-    for call in split.graph.find_nodes(op="call_module"):
-        child = split.get_submodule(str(call.target))
-        if not isinstance(child, fx.GraphModule):
-            continue
+
+    def __init__(self, split: fx.GraphModule) -> None:
+        self._graph = split.graph
+        self._env: ShapeEnv | None = None
+        self._tracer = GraphAppendingTracer(split.graph)
+        self._nodes: dict[sympy.Expr, fx.Node] = {}
+        self._dims: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
+
+    def pass_by(self, node: fx.Node) -> None:
+        """From now on sizes are made before a node that comes after this one."""
+        value = traced_value(node)
+        if isinstance(value, torch.SymInt):
+            self._env = value.node.shape_env
+            self._nodes.setdefault(value.node.expr, node)
+        elif node.op == "placeholder":
+            for symbol, dim in bare_symbols(value).items():
+                assert dim is not None
+                self._env = value.shape[dim].node.shape_env
+                self._dims.setdefault(symbol, (node, dim))
+
+    def bind(self, child: fx.GraphModule, call: fx.Node) -> OwnSizes | None:
+        """Add to a child, and to its call, the sizes that it needs and its inputs lack.
+
+        A size that the graph around the children cannot compute (one that depends on data inside
+        another child) is left out.
+
+        Returns:
+            Where the child may have sizes of its own: their environment.
+        """
+        own = OwnSizes(child) if may_own_sizes(child) else None
+        if own is not None:
+            needed = own.sizes
+        else:
+            values = (traced_value(node) for node in child.graph.nodes)
+            needed = sorted(set().union(*map(_free, values)), key=str)
         inputs = child.graph.find_nodes(op="placeholder")
         # Inductor reads a size from no tensor's shape where scalars become tensors.
-        sizes = [v for node in inputs if isinstance(v := traced_value(node), torch.SymInt)]
-        given = {symbol for size in sizes for symbol in bare_symbols(size)}
-        used: set[sympy.Symbol] = set()
-        for node in child.graph.nodes:
-            used |= _free(traced_value(node))
-        missing = sorted((s for s in used - given if s in known), key=str)
-        for symbol in missing:
-            source = _source(split.graph, known, symbol)
-            if source > call:
+        given = {v.node.expr for v in map(traced_value, inputs) if isinstance(v, torch.SymInt)}
+        first = next(node for node in child.graph.nodes if node.op != "placeholder")
+        for size in needed:
+            if size in given or not size.free_symbols <= self._nodes.keys() | self._dims.keys():
                 continue
-            with child.graph.inserting_before(_first_call(child.graph)):
-                size = child.graph.placeholder(f"size_{symbol}")
-            size.meta["val"] = traced_value(source)
+            with self._graph.inserting_before(call):
+                source = self._node(size)
+            with child.graph.inserting_before(first):
+                new = child.graph.placeholder(f"size_{len(inputs)}")
+            inputs.append(new)
+            new.meta["val"] = traced_value(source)
             call.args = (*call.args, source)
-            changed = True
-        if missing:
-            child.recompile()
-    if changed:
-        split.recompile()
+        child.recompile()
+        return own
 
+    def _node(self, size: sympy.Expr) -> fx.Node:
+        """A node of the graph that is a size, made where the graph inserts."""
+        for symbol in size.free_symbols - self._nodes.keys():
+            self._nodes[symbol] = self._graph.call_function(
+                torch.ops.aten.sym_size.int, self._dims[symbol]
+            )
+            self._name(symbol, self._nodes[symbol])
+        if size not in self._nodes:
+            # The largest sizes that there are already; symbols stand for them.
+            known = {expr: sympy.Dummy() for expr in self._nodes}
+            sources = {
+                known[expr]: fx.Proxy(node, self._tracer) for expr, node in self._nodes.items()
+            }
+            made = sympy_interp(PythonReferenceAnalysis, sources, size.xreplace(known))
+            self._name(size, made.node)
+        return self._nodes[size]
 
-_Source = tuple[fx.Node, int | None]
-"""A node that is a size (``None``), or a tensor and the number of a dimension of that size."""
-
-
-def _sources(graph: fx.Graph) -> dict[sympy.Symbol, _Source]:
-    """Where the symbols of a graph can be read: the first node, sizes before tensors."""
-    sizes: dict[sympy.Symbol, _Source] = {}
-    dims: dict[sympy.Symbol, _Source] = {}
-    for node in graph.nodes:
-        value = traced_value(node)
-        if isinstance(value, torch.SymInt) or node.op == "placeholder":
-            for symbol, dim in bare_symbols(value).items():
-                (sizes if dim is None else dims).setdefault(symbol, (node, dim))
-    return {**dims, **sizes}
-
-
-def _source(graph: fx.Graph, known: dict[sympy.Symbol, _Source], symbol: sympy.Symbol) -> fx.Node:
-    """The node that is a size, made of a dimension of an input where there is none yet."""
-    node, dim = known[symbol]
-    if dim is None:
-        return node
-    with graph.inserting_before(_first_call(graph)):
-        size = graph.call_function(torch.ops.aten.sym_size.int, (node, dim))
-    size.meta["val"] = traced_value(node).shape[dim]
-    known[symbol] = (size, None)
-    return size
-
-
-def _first_call(graph: fx.Graph) -> fx.Node:
-    first: fx.Node = next(node for node in graph.nodes if node.op != "placeholder")
-    return first
+    def _name(self, size: sympy.Expr, node: fx.Node) -> None:
+        assert self._env is not None
+        hint = int(self._env.guarding_hint_or_throw(size))
+        node.meta["val"] = self._env.create_symintnode(size, hint=hint)
+        self._nodes[size] = node
 
 
 def bare_symbols(value: Any) -> dict[sympy.Symbol, int | None]:

@@ -1,0 +1,277 @@
+"""Groups compiled for sizes of their own: shallow sizes, sound guards, equal results."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import fx, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._sympy.functions import FloorDiv, Mod
+
+from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.own_sizes import OwnSizes, may_own_sizes
+from torch_getfuse.errors import CaptureError
+
+SHAPES = ((2, 3, 40, 56), (3, 3, 72, 40), (4, 3, 33, 49))
+
+
+class Seen:
+    """An inner backend that runs groups as they are and keeps what it was given."""
+
+    def __init__(self, look: Callable[[Sequence[Any]], None] = lambda inputs: None) -> None:
+        self.groups: list[tuple[fx.GraphModule, list[Any]]] = []
+        self._look = look
+
+    def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        self.groups.append((gm, list(inputs)))
+        self._look(inputs)
+        return gm.forward
+
+    def sizes(self) -> list[tuple[sympy.Expr, int]]:
+        """All symbolic sizes of tensors, each with the number of convolutions in its group."""
+        found = []
+        for gm, inputs in self.groups:
+            values = [*inputs, *(traced_value(node) for node in gm.graph.nodes)]
+            convs = sum("conv" in str(node.target) for node in gm.graph.nodes)
+            for value in values:
+                if isinstance(value, torch.Tensor):
+                    sizes = (size for size in value.shape if isinstance(size, torch.SymInt))
+                    found += [(size.node.expr, convs) for size in sizes]
+        return found
+
+    def assert_shallow(self) -> None:
+        """No more quotients than layers of the group make."""
+        assert self.sizes()
+        for size, convs in self.sizes():
+            assert len(size.atoms(FloorDiv)) <= convs, size
+
+
+def compiled_with(
+    model: nn.Module, inner: Seen, dynamic: bool | None = True, **options: Any
+) -> tuple[Callable[..., Any], CompileCounterWithBackend]:
+    torch._dynamo.reset()
+    chosen = {"buffer": "2KB", "strict": True, "inner": inner, "cache": False, **options}
+    counter = CompileCounterWithBackend(
+        lambda gm, inputs: torch._dynamo.lookup_backend("getfuse")(gm, inputs, options=chosen)
+    )
+    return torch.compile(model, backend=counter, dynamic=dynamic), counter
+
+
+def check(model: nn.Module, inner: Seen, shapes: Sequence[tuple[int, ...]] = SHAPES) -> int:
+    """Compare at each size; how often it was compiled."""
+    compiled, counter = compiled_with(model.eval(), inner)
+    with torch.no_grad():
+        for shape in shapes:
+            x = torch.randn(shape)
+            assert torch.equal(compiled(x), model(x)), shape
+    return counter.frame_count
+
+
+def strided() -> nn.Module:
+    layers = [nn.Sequential(nn.Conv2d(3, 3, 3, 2, 1), nn.ReLU()) for _ in range(4)]
+    return nn.Sequential(*layers)
+
+
+class Windows(nn.Module):
+    """Maps padded to whole windows of 7, as in Swin, and taken apart into them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 4, 3, 2, 1)
+        self.mix = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.down(x).permute(0, 2, 3, 1)
+        for mix in self.mix:
+            batch, height, width, _ = x.shape
+            y = nn.functional.pad(x, (0, 0, 0, (7 - width % 7) % 7, 0, (7 - height % 7) % 7))
+            rows, columns = y.shape[1] // 7, y.shape[2] // 7
+            y = y.view(batch, rows, 7, columns, 7, 4).permute(0, 1, 3, 2, 4, 5)
+            y = mix(y.reshape(batch * rows * columns, 49, 4)).softmax(1)
+            y = y.view(batch, rows, columns, 7, 7, 4).permute(0, 1, 3, 2, 4, 5)
+            x = x + y.reshape(batch, rows * 7, columns * 7, 4)[:, :height, :width]
+        return x
+
+
+def test_sizes_are_not_nested() -> None:
+    """However deep in a network they are."""
+    inner = Seen()
+    assert check(strided(), inner) == 1
+    assert len(inner.groups) >= 4
+    inner.assert_shallow()
+
+
+def test_equal_groups_are_equal_graphs() -> None:
+    """At all depths but the first, where channels or strides could differ."""
+    inner = Seen()
+    check(strided(), inner)
+    texts = set()
+    for gm, inputs in inner.groups[1:]:
+        code = re.sub(r"modules_\d+", "modules", gm.code)
+        values = [str(v.shape if isinstance(v, torch.Tensor) else v) for v in inputs]
+        texts.add((code, *values))
+    kinds = {
+        tuple(str(node.target) for node in gm.graph.nodes if node.op == "call_function")
+        for gm, _ in inner.groups[1:]
+    }
+    assert len(inner.groups) > len(kinds) + 1
+    symbols = [re.sub(r"[a-zA-Z]\w*_", "", "".join(text[1:])) for text in texts]
+    assert len(set(symbols)) <= len(kinds)
+
+
+def test_sizes_made_of_others_are_known_to_be() -> None:
+    """A padded map is seven times as high as its windows, and these are seven rows high."""
+    inner = Seen()
+    assert check(Windows(), inner) == 1
+    inner.assert_shallow()
+    assert not any(size.has(Mod) for size, _ in inner.sizes())
+    windows = [
+        node.meta["example_value"].shape
+        for gm, _ in inner.groups
+        for node in gm.graph.nodes
+        if node.target == "softmax"
+    ]
+    assert windows
+    assert all(shape[1] == 49 and isinstance(shape[1], int) for shape in windows)
+
+
+def test_what_a_compiler_assumes_is_guarded() -> None:
+    """A size that it compares, or takes for a number, is compared by Dynamo in later calls."""
+
+    def compare(inputs: Sequence[Any]) -> None:
+        for value in inputs:
+            if isinstance(value, torch.Tensor) and isinstance(value.shape[-1], torch.SymInt):
+                compared.append(bool(value.shape[-1] > 6))
+
+    compared: list[bool] = []
+    shapes = ((2, 3, 40, 96), (2, 3, 40, 80), (2, 3, 40, 48))
+    # The last map of the last is 48/16 wide, and so are fewer before it.
+    assert check(strided(), Seen(compare), shapes) == 2
+    assert True in compared
+    assert False in compared
+
+    def fix(inputs: Sequence[Any]) -> None:
+        for value in inputs:
+            if isinstance(value, torch.Tensor) and isinstance(value.shape[-1], torch.SymInt):
+                int(value.shape[-1])
+
+    assert check(strided(), Seen(fix), ((2, 3, 40, 96), (3, 3, 56, 96), (2, 3, 40, 80))) == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_at_every_size(training: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(strided(), nn.BatchNorm2d(3), Windows()).train(training)
+    other = copy.deepcopy(model)
+    inner = Seen()
+    compiled, counter = compiled_with(other, inner, buffer="8KB")
+    for shape in SHAPES:
+        x = torch.randn(shape).repeat(1, 1, 8, 8)
+        results = []
+        for net, owner in ((compiled, other), (model, model)):
+            owner.zero_grad()
+            y = net(x)
+            y.square().mean().backward()
+            results.append([y.detach(), *(p.grad for p in owner.parameters()), *owner.buffers()])
+        torch.testing.assert_close(*results)
+    assert counter.frame_count == 1
+    inner.assert_shallow()
+
+
+def test_fixed_shapes_stay_as_they_are() -> None:
+    def look(inputs: Sequence[Any]) -> None:
+        modes.update(id(value.fake_mode) for value in inputs if isinstance(value, torch.Tensor))
+
+    modes: set[int] = set()
+    compiled, _ = compiled_with(strided().eval(), Seen(look), dynamic=False)
+    with torch.no_grad():
+        compiled(torch.randn(SHAPES[0]))
+    assert len(modes) == 1
+
+
+class Halves(nn.Module):
+    """A group reads one half of a map after another group's result was written over the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        left, right = y.chunk(2, 1)
+        z = self.b(left)
+        right.add_(z)
+        left.mul_(2)
+        return y.relu() + torch.cat([right, left], 1)
+
+
+def test_inputs_that_share_memory_do_so_in_the_trace() -> None:
+    shared = 0
+
+    def look(inputs: Sequence[Any]) -> None:
+        nonlocal shared
+        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        shared += len(tensors) - len({t.untyped_storage()._cdata for t in tensors})
+
+    check(Halves(), Seen(look))
+    assert shared
+
+
+class Chosen(nn.Module):
+    """Sizes that depend on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        rows = y.permute(0, 2, 3, 1).reshape(-1, 4)
+        rows = rows[torch.nonzero(rows[:, 0] > 0).squeeze(1)]
+        return self.b(rows).sum(0) + y.mean((0, 2, 3))
+
+
+def test_sizes_that_depend_on_data() -> None:
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        assert check(Chosen(), Seen()) == 1
+
+
+def child_of(model: nn.Module) -> fx.GraphModule:
+    kept: list[fx.GraphModule] = []
+
+    def keep(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        kept.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=keep, dynamic=True)(torch.randn(SHAPES[0]))
+    return kept[0]
+
+
+def test_an_assumption_that_fails_around_the_group_is_refused() -> None:
+    child = child_of(strided().eval())
+    assert may_own_sizes(child)
+    sizes = OwnSizes(child)
+    (height,) = (v for v in sizes.inputs(child) if isinstance(v, torch.SymInt) and v == 40)
+    assert bool(height == 40)
+    sizes.ask_around()
+    around = sizes._around
+    (symbol,) = (s for s, size in sizes._back.items() if around.guarding_hint_or_throw(size) == 40)
+    sizes._back[symbol] += 1
+    with pytest.raises(CaptureError, match="a group was compiled for sizes with"):
+        sizes.ask_around()
+
+
+def test_symbols_of_the_same_name_are_kept_apart() -> None:
+    """Symbols are named by a hash; those of a group say nothing of those around it."""
+    child = child_of(Windows().eval())
+    sizes = OwnSizes(child)
+    for made in (*sizes._made.values(), *sizes._own.values()):
+        assert made.free_symbols <= sizes._back.keys()
