@@ -105,6 +105,7 @@ FLOORS = {
     "backend.row_rules": 5,
     "backend.gradient_order": 5,
     "backend.depth_first": 5,
+    "backend.own_sizes": 5,
     "backend.symbols": 5,
     "backend.scatters": 5,
     "backend.strides": 5,

@@ -121,14 +121,12 @@ class OwnSizes:
         self._made: dict[sympy.Symbol, sympy.Expr] = {}
         parts = {size.node.expr: list(dict.fromkeys(_parts(size.node.expr))) for size in sizes}
         self._sizes = list(parts)
-        for size, made_of in parts.items():
-            if made_of == [size]:
-                self._add(size, size)
+        known = {size: size for size, made_of in parts.items() if made_of == [size]}
         for size, made_of in parts.items():
             if len(made_of) == 1 and (size - made_of[0]).is_Integer:
-                self._add(made_of[0], size)
+                known.setdefault(made_of[0], size)
         for part in dict.fromkeys(part for made_of in parts.values() for part in made_of):
-            self._add(part, part)
+            self._add(part, known.get(part, part))
         modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
         self._mode = FakeTensorMode(
             shape_env=self._env,
@@ -153,8 +151,6 @@ class OwnSizes:
         return [size for symbol, size in self._back.items() if symbol in used]
 
     def _add(self, part: sympy.Expr, size: sympy.Expr) -> None:
-        if part in self._own:
-            return
         bounds = self._around.bound_sympy(size)
         symbol = self._env.create_symbol(
             int(self._around.guarding_hint_or_throw(size)),

@@ -84,26 +84,24 @@ class SizeBinder:
 
     def _node(self, size: sympy.Expr) -> fx.Node:
         """A node of the graph that is a size, made where the graph inserts."""
-        for symbol in size.free_symbols - self._nodes.keys():
-            self._nodes[symbol] = self._graph.call_function(
-                torch.ops.aten.sym_size.int, self._dims[symbol]
-            )
-            self._name(symbol, self._nodes[symbol])
-        if size not in self._nodes:
-            # The largest sizes that there are already; symbols stand for them.
+        if size in self._nodes:
+            return self._nodes[size]
+        assert self._env is not None
+        if size.is_Symbol:
+            made = self._graph.call_function(torch.ops.aten.sym_size.int, self._dims[size])
+        else:
+            for symbol in sorted(size.free_symbols, key=str):
+                self._node(symbol)
+            # Made of the largest sizes that there are already; symbols stand for them.
             known = {expr: sympy.Dummy() for expr in self._nodes}
-            sources = {
+            proxies = {
                 known[expr]: fx.Proxy(node, self._tracer) for expr, node in self._nodes.items()
             }
-            made = sympy_interp(PythonReferenceAnalysis, sources, size.xreplace(known))
-            self._name(size, made.node)
-        return self._nodes[size]
-
-    def _name(self, size: sympy.Expr, node: fx.Node) -> None:
-        assert self._env is not None
+            made = sympy_interp(PythonReferenceAnalysis, proxies, size.xreplace(known)).node
         hint = int(self._env.guarding_hint_or_throw(size))
-        node.meta["val"] = self._env.create_symintnode(size, hint=hint)
-        self._nodes[size] = node
+        made.meta["val"] = self._env.create_symintnode(size, hint=hint)
+        self._nodes[size] = made
+        return made
 
 
 def bare_symbols(value: Any) -> dict[sympy.Symbol, int | None]:
