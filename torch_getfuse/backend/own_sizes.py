@@ -91,13 +91,15 @@ def _parts(size: sympy.Expr) -> Iterator[sympy.Expr]:
         yield size
 
 
-def _equal_to_zero(env: ShapeEnv) -> Iterator[sympy.Expr]:
-    """What the guards of an environment say to be zero."""
-    equal = {(g.expr.lhs, g.expr.rhs) for g in env.guards if isinstance(g.expr, sympy.Eq)}
-    for left, right in sorted(equal, key=str):
-        yield left - right
-        if isinstance(left, FloorDiv) and (Mod(*left.args), sympy.Integer(0)) in equal:
-            yield left.base - right * left.divisor
+def _equal(env: ShapeEnv) -> list[tuple[sympy.Expr, sympy.Expr]]:
+    """What the guards of an environment say to be equal."""
+    pairs = {(g.expr.lhs, g.expr.rhs): None for g in env.guards if isinstance(g.expr, sympy.Eq)}
+    divided = [  # a // b == c and a % b == 0: a == b * c
+        (left.base, right * left.divisor)
+        for left, right in pairs
+        if isinstance(left, FloorDiv) and (Mod(*left.args), sympy.Integer(0)) in pairs
+    ]
+    return [*pairs, *divided]
 
 
 class OwnSizes:
@@ -136,13 +138,13 @@ class OwnSizes:
         # By way of others, because the symbols of both environments may have the same names.
         marks = {part: sympy.Dummy(integer=True) for part in self._own}
         own = {mark: self._own[part] for part, mark in marks.items()}
-        for zero in _equal_to_zero(self._around):
-            marked = zero.xreplace(marks)
-            if marked.free_symbols <= own.keys():
-                self._eliminate(marked.xreplace(own))
+        for pair in _equal(self._around):
+            left, right = (side.xreplace(marks) for side in pair)
+            if left.free_symbols | right.free_symbols <= own.keys():
+                self._eliminate((left - right).xreplace(own))
         self._run(child, self.inputs(child))
-        while sum(self._eliminate(zero) for zero in _equal_to_zero(self._env)):
-            self._run(child, self.inputs(child))
+        for left, right in _equal(self._env):
+            self._eliminate(left - right)
 
     @property
     def sizes(self) -> list[sympy.Expr]:
@@ -170,7 +172,7 @@ class OwnSizes:
         # Expanded, for the constant of a part to cancel against that of its size.
         return sympy.expand(own.xreplace(self._made))
 
-    def _eliminate(self, zero: sympy.Expr) -> bool:
+    def _eliminate(self, zero: sympy.Expr) -> None:
         """Express a symbol by others where ``zero`` says how: that of the fewest sizes."""
         zero = self._simple(zero)
         free = zero.free_symbols
@@ -182,8 +184,7 @@ class OwnSizes:
             if factor in (1, -1) and not rest.has(symbol):
                 value = {symbol: -factor * rest}
                 self._made = {s: e.xreplace(value) for s, e in self._made.items()} | value
-                return True
-        return False
+                return
 
     def inputs(self, child: fx.GraphModule) -> list[Any]:
         """Fake inputs for a child, in this environment, like those that its nodes carry.
