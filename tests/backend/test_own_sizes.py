@@ -161,6 +161,26 @@ def test_what_a_compiler_assumes_is_guarded() -> None:
     assert check(strided(), Seen(fix), shapes) == 2
 
 
+class Rows(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(3)
+
+
+def test_sizes_that_a_compiler_finds_equal() -> None:
+    """Two symbols become one after the group was traced: results have the strides of either."""
+
+    def equate(inputs: Sequence[Any]) -> None:
+        for value in inputs:
+            if isinstance(value, torch.Tensor) and value.dim() == 4:
+                found.append(bool(value.shape[2] == value.shape[3]))
+
+    found: list[bool] = []
+    shapes = ((2, 8, 56, 28), (3, 8, 72, 36), (2, 8, 40, 40))
+    assert check(nn.Sequential(strided(), Rows()), Seen(equate), shapes) == 2
+    assert check(nn.Sequential(strided()[0], Rows()), Seen(equate), shapes) == 2
+    assert len(set(found)) == 2
+
+
 def test_training_at_every_size() -> None:
     """Compiled as often as AOTAutograd alone compiles it."""
     torch.manual_seed(0)

@@ -9,12 +9,11 @@ refuses it ("expected size 2==2, stride 256==512"), or would read from the wrong
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_symbols
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
@@ -22,6 +21,7 @@ from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.symbols import bare_symbols
 
 Strides = tuple[int, ...]
+Size: TypeAlias = int | sympy.Expr
 
 
 class TracedStrides:
@@ -39,7 +39,7 @@ class TracedStrides:
         for position, node in enumerate(inputs):
             for symbol, dim in bare_symbols(traced_value(node)).items():
                 places.setdefault(symbol, (position, dim))
-        traced = [(strides, set(free_symbols(strides))) for strides in map(_traced, results)]
+        traced = [(strides, _symbols(strides)) for strides in map(_traced, results)]
         # A size that depends on data is in no input, and what is made of it goes unchecked.
         self._strides = [strides if used <= places.keys() else None for strides, used in traced]
         needed = set().union(*(used for _, used in traced))
@@ -82,17 +82,24 @@ class TracedStrides:
         return known[1]
 
 
-def _traced(node: Any) -> Sequence[int | torch.SymInt] | None:
+def _traced(node: Any) -> tuple[Size, ...] | None:
     value = traced_value(node) if isinstance(node, fx.Node) else None
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided:
-        return value.stride()
-    return None
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return None
+    # As they are now: a symbolic size becomes another when a compiler finds it equal to that.
+    strides: Sequence[int | torch.SymInt] = value.stride()
+    return tuple(s.node.expr if isinstance(s, torch.SymInt) else s for s in strides)
 
 
-def _number(size: int | torch.SymInt, values: dict[sympy.Symbol, int]) -> int:
-    if not isinstance(size, torch.SymInt):
+def _symbols(strides: Sequence[Size] | None) -> set[sympy.Symbol]:
+    made = (stride for stride in strides or () if isinstance(stride, sympy.Expr))
+    return set().union(*(stride.free_symbols for stride in made))
+
+
+def _number(size: Size, values: dict[sympy.Symbol, int]) -> int:
+    if not isinstance(size, sympy.Expr):
         return size
-    return int(sympy_interp(PythonReferenceAnalysis, values, size.node.expr))
+    return int(sympy_interp(PythonReferenceAnalysis, values, size))
 
 
 def _with_strides(result: Any, strides: Strides) -> Any:

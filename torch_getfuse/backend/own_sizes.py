@@ -24,7 +24,7 @@ from torch._dynamo.symbolic_convert import TensorifyState
 from torch._dynamo.utils import preserve_rng_state
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
-from torch.utils._sympy.functions import FloorDiv, Mod
+from torch.utils._sympy.functions import FloorDiv, Max, Mod
 from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from torch_getfuse.backend.effects import attribute
@@ -81,8 +81,11 @@ def may_own_sizes(child: fx.GraphModule) -> bool:
 
 
 def _parts(size: sympy.Expr) -> Iterator[sympy.Expr]:
-    """What a size is a polynomial of: symbols, and quotients, remainders, maxima, ... of them."""
-    if isinstance(size, (sympy.Add, sympy.Mul)):
+    """What a size is a polynomial of, or a maximum: symbols, quotients, remainders, ... of them.
+
+    Strides are products of such maxima as ``Max(1, s53)``.
+    """
+    if isinstance(size, (sympy.Add, sympy.Mul, Max)):
         for term in size.args:
             yield from _parts(term)
     elif isinstance(size, sympy.Pow) and size.exp.is_Integer and size.exp.is_positive:
