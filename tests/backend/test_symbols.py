@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,3 +64,36 @@ def test_static_shapes_need_none() -> None:
     compiled = torch.compile(model, backend="getfuse", options=options, dynamic=False)
     with torch.no_grad():
         assert torch.equal(compiled(x), model(x))
+
+
+class Same(nn.Module):
+    """Padded as TensorFlow does it: by ceilings of quotients, in floating point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(8, 8, 3, stride=2) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            height, width = x.shape[2:]
+            above = max((math.ceil(height / 2) - 1) * 2 + 3 - height, 0)
+            beside = max((math.ceil(width / 2) - 1) * 2 + 3 - width, 0)
+            x = conv(nn.functional.pad(x, (beside, 0, above, 0))).relu()
+        return x
+
+
+def test_sizes_by_any_arithmetic() -> None:
+    seen = []
+
+    def inner(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        seen.append(gm)
+        return gm.forward
+
+    model = Same().eval()
+    options = {"buffer": "8KB", "strict": True, "inner": inner}
+    compiled = torch.compile(model, backend="getfuse", options=options, dynamic=True)
+    with torch.no_grad():
+        for shape in ((2, 8, 40, 56), (3, 8, 33, 41), (2, 8, 56, 47)):
+            x = torch.randn(shape)
+            assert torch.equal(compiled(x), model(x))
+    assert len(seen) >= 3

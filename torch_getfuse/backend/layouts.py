@@ -14,11 +14,9 @@ from typing import Any, TypeAlias
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.symbols import bare_symbols
+from torch_getfuse.backend.symbols import bare_symbols, size_function
 
 Strides = tuple[int, ...]
 Size: TypeAlias = int | sympy.Expr
@@ -41,9 +39,15 @@ class TracedStrides:
                 places.setdefault(symbol, (position, dim))
         traced = [(strides, _symbols(strides)) for strides in map(_traced, results)]
         # A size that depends on data is in no input, and what is made of it goes unchecked.
-        self._strides = [strides if used <= places.keys() else None for strides, used in traced]
         needed = set().union(*(used for _, used in traced))
-        self._places = {symbol: place for symbol, place in places.items() if symbol in needed}
+        self._places = [place for symbol, place in places.items() if symbol in needed]
+        symbols = [symbol for symbol in places if symbol in needed]
+        self._strides = [
+            [size_function(sympy.sympify(size), symbols) for size in strides]
+            if strides is not None and used <= places.keys()
+            else None
+            for strides, used in traced
+        ]
         self._known: tuple[Sequence[int], list[Strides | None]] | None = None
 
     def __len__(self) -> int:
@@ -67,15 +71,14 @@ class TracedStrides:
     def _at(self, args: Sequence[Any]) -> list[Strides | None]:
         sizes = [
             args[position] if dim is None else args[position].shape[dim]
-            for position, dim in self._places.values()
+            for position, dim in self._places
         ]
         known = self._known  # read once: another thread may be writing it
         if known is None or known[0] != sizes:
-            values = dict(zip(self._places, sizes, strict=True))
             known = self._known = (
                 sizes,
                 [
-                    None if strides is None else tuple(_number(size, values) for size in strides)
+                    None if strides is None else tuple(stride(*sizes) for stride in strides)
                     for strides in self._strides
                 ],
             )
@@ -94,12 +97,6 @@ def _traced(node: Any) -> tuple[Size, ...] | None:
 def _symbols(strides: Sequence[Size] | None) -> set[sympy.Symbol]:
     made = (stride for stride in strides or () if isinstance(stride, sympy.Expr))
     return set().union(*(stride.free_symbols for stride in made))
-
-
-def _number(size: Size, values: dict[sympy.Symbol, int]) -> int:
-    if not isinstance(size, sympy.Expr):
-        return size
-    return int(sympy_interp(PythonReferenceAnalysis, values, size))
 
 
 def _with_strides(result: Any, strides: Strides) -> Any:

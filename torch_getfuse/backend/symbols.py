@@ -9,16 +9,15 @@ numbers of its own (:mod:`torch_getfuse.backend.own_sizes`), else ``s53`` itself
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import ShapeEnv, free_symbols
-from torch.fx.proxy import GraphAppendingTracer
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv, free_symbols
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import PythonReferenceAnalysis
+from torch.utils._sympy.printers import PythonPrinter
 
 from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.own_sizes import OwnSizes, may_own_sizes
@@ -34,7 +33,6 @@ class SizeBinder:
     def __init__(self, split: fx.GraphModule) -> None:
         self._graph = split.graph
         self._env: ShapeEnv | None = None
-        self._tracer = GraphAppendingTracer(split.graph)
         self._nodes: dict[sympy.Expr, fx.Node] = {}
         self._dims: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
 
@@ -93,15 +91,26 @@ class SizeBinder:
             for symbol in sorted(size.free_symbols, key=str):
                 self._node(symbol)
             # Made of the largest sizes that there are already; symbols stand for them.
-            known = {expr: sympy.Dummy() for expr in self._nodes}
-            proxies = {
-                known[expr]: fx.Proxy(node, self._tracer) for expr, node in self._nodes.items()
-            }
-            made = sympy_interp(PythonReferenceAnalysis, proxies, size.xreplace(known)).node
+            known = {expr: sympy.Dummy(integer=True) for expr in self._nodes}
+            short = size.xreplace(known)
+            used = {mark: self._nodes[e] for e, mark in known.items() if mark in short.free_symbols}
+            made = self._graph.call_function(size_function(short, list(used)), tuple(used.values()))
         hint = int(self._env.guarding_hint_or_throw(size))
         made.meta["val"] = self._env.create_symintnode(size, hint=hint)
         self._nodes[size] = made
         return made
+
+
+def size_function(size: sympy.Expr, symbols: Sequence[sympy.Symbol]) -> Callable[..., int]:
+    """A size as a function of the values of its symbols, computed as Dynamo's guards compute it."""
+    printer = PythonPrinter()
+    names = ", ".join(map(printer.doprint, symbols))
+    compute = eval(f"lambda {names}: {printer.doprint(size)}", dict(SYMPY_INTERP))
+
+    def size_of(*values: int) -> int:
+        return int(compute(*values))
+
+    return size_of
 
 
 def bare_symbols(value: Any) -> dict[sympy.Symbol, int | None]:
