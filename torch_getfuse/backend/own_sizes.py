@@ -121,24 +121,30 @@ class OwnSizes:
         sizes = list(_sizes(values))
         self._around: ShapeEnv = sizes[0].node.shape_env
         self._env = ShapeEnv()
+        self._sizes = list(dict.fromkeys(size.node.expr for size in sizes))
         self._own: dict[sympy.Expr, sympy.Expr] = {}
         self._back: dict[sympy.Symbol, sympy.Expr] = {}
         self._made: dict[sympy.Symbol, sympy.Expr] = {}
-        parts = {size.node.expr: list(dict.fromkeys(_parts(size.node.expr))) for size in sizes}
-        self._sizes = list(parts)
-        known = {size: size for size, made_of in parts.items() if made_of == [size]}
-        for size, made_of in parts.items():
-            if len(made_of) == 1 and (size - made_of[0]).is_Integer:
-                known.setdefault(made_of[0], size)
-        for part in dict.fromkeys(part for made_of in parts.values() for part in made_of):
-            self._add(part, known.get(part, part))
         modes = [value.fake_mode for value in values if isinstance(value, FakeTensor)]
         self._mode = FakeTensorMode(
             shape_env=self._env,
             allow_non_fake_inputs=any(mode.allow_non_fake_inputs for mode in modes),
         )
         self._mode.allow_scalar_outputs = any(mode.allow_scalar_outputs for mode in modes)
-        # By way of others, because the symbols of both environments may have the same names.
+        self._add_parts()
+        self._use_guards(child)
+
+    def _add_parts(self) -> None:
+        parts = {size: list(dict.fromkeys(_parts(size))) for size in self._sizes}
+        known = {size: size for size, made_of in parts.items() if made_of == [size]}
+        for size, made_of in parts.items():
+            if len(made_of) == 1 and (size - made_of[0]).is_Integer:
+                known.setdefault(made_of[0], size)
+        for part in dict.fromkeys(part for made_of in parts.values() for part in made_of):
+            self._add(part, known.get(part, part))
+
+    def _use_guards(self, child: fx.GraphModule) -> None:
+        # By way of marks, because the symbols of both environments may have the same names.
         marks = {part: sympy.Dummy(integer=True) for part in self._own}
         own = {mark: self._own[part] for part, mark in marks.items()}
         for pair in _equal(self._around):

@@ -7,8 +7,8 @@ pull request 190965). Any split of channels behind a strided convolution, as in 
 there once height and width are symbols.
 
 And it asks how an index changes along a loop, by simplifying the whole index (pytorch issue 133734,
-pull request 186319). Behind a few strided layers its sizes are nested quotients, and half of the
-time of compiling GoogLeNet for any size goes to sympy, which looks for what cancels in them.
+pull request 186319). Where its sizes are nested quotients, because the group has no sizes of its
+own (:mod:`own_sizes`), sympy looks for what cancels in them for minutes.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ class SizeBinder:
         value = traced_value(node)
         if isinstance(value, torch.SymInt):
             self._env = value.node.shape_env
-            self._nodes.setdefault(value.node.expr, node)
+            if not value.node.expr.is_number:
+                self._nodes.setdefault(value.node.expr, node)
         elif node.op == "placeholder":
             for symbol, dim in bare_symbols(value).items():
                 assert dim is not None
