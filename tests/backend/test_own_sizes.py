@@ -187,26 +187,23 @@ def test_training_at_every_size() -> None:
     model = nn.Sequential(strided(), nn.BatchNorm2d(8))
     alone, other = copy.deepcopy(model), copy.deepcopy(model)
     inner = Seen()
-    results: list[Any] = []
-    counts = []
-    for net in (model, alone, other):
-        run: Callable[..., Any] = net
-        if net is not model:
-            torch._dynamo.reset()
-            counter = CompileCounterWithBackend("aot_eager")
-            run = torch.compile(net, backend=counter, dynamic=True)
-            if net is other:
-                run, counter = compiled_with(net, inner)
-            counts.append(counter)
-        results.append([])
+
+    def steps(run: Callable[..., Any], owner: nn.Module) -> list[list[Any]]:
+        results = []
         for shape in SHAPES:
-            net.zero_grad()
+            owner.zero_grad()
             y = run(torch.ones(shape).cumsum(3).sin())
             y.square().mean().backward()
-            gradients = [parameter.grad for parameter in net.parameters()]
-            results[-1].append([y.detach(), *gradients, *(b.clone() for b in net.buffers())])
-    torch.testing.assert_close(results[2], results[0])
-    assert counts[1].frame_count == counts[0].frame_count
+            gradients = [parameter.grad for parameter in owner.parameters()]
+            results.append([y.detach(), *gradients, *(b.clone() for b in owner.buffers())])
+        return results
+
+    compiled, ours = compiled_with(other, inner)
+    torch.testing.assert_close(steps(compiled, other), steps(model, model))
+    torch._dynamo.reset()
+    theirs = CompileCounterWithBackend("aot_eager")
+    steps(torch.compile(alone, backend=theirs, dynamic=True), alone)
+    assert ours.frame_count == theirs.frame_count
     inner.assert_shallow()
 
 

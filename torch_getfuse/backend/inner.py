@@ -11,7 +11,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -197,16 +197,18 @@ def compile_child(
     result = graph.graph_copy(child.graph, env)
     graph.output((result,) if bare else result)
     module = fx.GraphModule(child, graph)
-    if sizes is not None:
+    fake_mode: AbstractContextManager[Any] = nullcontext()
+    if sizes is None:
+        inputs = [traced_value(node) for node in graph.find_nodes(op="placeholder")]
+    else:
         sizes.trace(module, sizes.inputs(child))
         inputs = sizes.inputs(child)  # the trace may have changed the others
-    else:
-        inputs = [traced_value(node) for node in graph.find_nodes(op="placeholder")]
+        # AOTAutograd compiles the graph around the child with its own fake mode on.
+        fake_mode = unset_fake_temporarily()
     strides = TracedStrides(module)
     # The context of the graph around it holds facts about that graph's inputs, which AOTAutograd
     # would take for, and overwrite with, those of the child.
-    # AOTAutograd compiles with its own fake mode on, which is not that of a child's own sizes.
-    with tracing(None), unset_fake_temporarily() if sizes is not None else nullcontext():
+    with tracing(None), fake_mode:
         compiled = backend(module, inputs)
     if not callable(compiled):
         raise OptionError(

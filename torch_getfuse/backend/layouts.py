@@ -40,10 +40,10 @@ class TracedStrides:
         traced = [(strides, _symbols(strides)) for strides in map(_traced, results)]
         # A size that depends on data is in no input, and what is made of it goes unchecked.
         needed = set().union(*(used for _, used in traced))
-        self._places = [place for symbol, place in places.items() if symbol in needed]
-        symbols = [symbol for symbol in places if symbol in needed]
+        read = {symbol: place for symbol, place in places.items() if symbol in needed}
+        self._places = list(read.values())
         self._strides = [
-            [size_function(sympy.sympify(size), symbols) for size in strides]
+            [size_function(sympy.sympify(size), list(read)) for size in strides]
             if strides is not None and used <= places.keys()
             else None
             for strides, used in traced

@@ -34,9 +34,8 @@ def split_graph_module(
     read (``getitem``, views), else with the first child that reads them (computations on
     parameters and shapes), else, where nothing reads them, with the nearest child. Barriers,
     calls of leaf modules, sizes computed from sizes, and nodes that only the output reads stay at
-    the top. Attributes
-    (``get_attr``) are fetched where they are used, so they never cross a border. Autocast and grad
-    mode are changed where they are needed, within each child for itself.
+    the top. Attributes (``get_attr``) are fetched where they are used, so they never cross a
+    border. Autocast and grad mode are changed where they are needed, within each child for itself.
 
     Args:
         gm: a graph from Dynamo, ``torch.export`` or ``symbolic_trace``; it is not changed.

@@ -68,9 +68,9 @@ class SizeBinder:
         # Inductor reads a size from no tensor's shape where scalars become tensors.
         given = {v.node.expr for v in map(traced_value, inputs) if isinstance(v, torch.SymInt)}
         first = next(node for node in child.graph.nodes if node.op != "placeholder")
-        for size in needed:
-            if size in given or not size.free_symbols <= self._nodes.keys() | self._dims.keys():
-                continue
+        readable = self._nodes.keys() | self._dims.keys()
+        missing = [s for s in needed if s not in given and s.free_symbols <= readable]
+        for size in missing:
             with self._graph.inserting_before(call):
                 source = self._node(size)
             with child.graph.inserting_before(first):
@@ -78,7 +78,8 @@ class SizeBinder:
             inputs.append(new)
             new.meta["val"] = traced_value(source)
             call.args = (*call.args, source)
-        child.recompile()
+        if missing:
+            child.recompile()
         return own
 
     def _node(self, size: sympy.Expr) -> fx.Node:
