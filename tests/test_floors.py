@@ -23,6 +23,7 @@ FLOORS = {
     "options": 0,
     "partition.group": 1,
     "partition.cuts": 1,
+    "partition.work": 1,
     "partition.cost": 2,
     "partition.plan": 2,  # verify() recomputes every cost of a plan file
     "partition.stream": 2,

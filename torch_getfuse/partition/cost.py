@@ -13,8 +13,12 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
+
+_QUESTION, _BUFFER, _FLOOR, _DRAM = 4, 10, 4, 4
+"""Steps that a question counts, and each operator that it looks at; measured generously."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,19 @@ class FusionScheme(Protocol):
     @property
     def name(self) -> str:
         """``"lbdf"`` or ``"brr"``."""
+        ...
+
+    @property
+    def additive(self) -> bool:
+        """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
+
+        That is: the bytes of each distinct tensor that it reads from outside, and of each that it
+        produces and that is needed outside, at :attr:`activation_bytes` an element, and its weights
+        at :attr:`weight_bytes` an element, :meth:`passes` times. The exact searches and every
+        lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
+        it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
+        proved of them.
+        """
         ...
 
     @property
@@ -154,10 +171,15 @@ class Evaluator:
     Args:
         scheme: the cost model.
         buffer_bytes: the on-chip buffer ``B``; a group is valid if ``F_b < B``, strictly.
+        work: what counts the steps of all that is asked; its own without.
+
+    Whatever is worked out counts steps, so each question may raise
+    :class:`~torch_getfuse.partition.work.OutOfWork` inside a limit of ``work``.
     """
 
-    def __init__(self, scheme: FusionScheme, buffer_bytes: int) -> None:
+    def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
         self.scheme = scheme
+        self.work = work or Work()
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
@@ -173,6 +195,7 @@ class Evaluator:
         try:
             return self._buffer[mask]
         except KeyError:
+            self.work.add(_QUESTION + _BUFFER * mask.bit_count())
             found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
             return found
 
@@ -191,6 +214,7 @@ class Evaluator:
         try:
             return self._dram[mask]
         except KeyError:
+            self.work.add(_QUESTION + _DRAM * mask.bit_count())
             found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
             return found
 
@@ -199,6 +223,7 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
+        self.work.add(_QUESTION + _FLOOR * (mask & ~part).bit_count())
         return self.scheme.hopeless(mask, self.buffer_bytes, part)
 
     def passes(self, mask: int, least: bool = False) -> int:
