@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.graphs import Builder, random_graph
-from tests.legal import single
 from torch_getfuse import planner
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import Interrupted, OptionError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.partition import work
 from torch_getfuse.partition.exact import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.problem import SearchResult
+from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.report import Section
 
@@ -147,9 +147,12 @@ def test_an_interrupt_keeps_the_best_plan(method: str, monkeypatch: pytest.Monke
         return scored[-1]
 
     monkeypatch.setattr(planner_run(), "score", interrupted)
-    plan = plan_graph(cnn(), options(method, 1000)).verify()
+    with pytest.raises(Interrupted) as caught:
+        plan_graph(cnn(), options(method, 1000))
+    plan = caught.value.plan.verify()
     (stage,) = plan.stages
     assert (stage.stopped, stage.plans) == ("interrupted", 15)
+    assert plan.method == method
     assert plan.dram_bytes == min(scored) >= full.dram_bytes
     assert full.stages[0].stopped == ""
 
@@ -162,14 +165,16 @@ def planner_run() -> Any:
 
 
 @pytest.mark.parametrize("method", SEARCHES)
-def test_the_time_limit_is_kept_and_told(method: str) -> None:
+def test_the_time_limit_is_counted_and_told(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     needs(method)
+    monkeypatch.setattr(work, "clock", lambda: 0.0)
     # Wide enough that no search has seen every plan by then.
-    plan = plan_graph(cnn(12), options(method, 8000, budget=10**9, time_limit=0.3)).verify()
+    chosen = options(method, 8000, budget=10**9, time_limit=0.3)
+    plan = plan_graph(cnn(12), chosen).verify()
     (stage,) = plan.stages
-    assert stage.stopped == "time limit"
-    assert 0.3 <= stage.seconds < 3
+    assert stage.stopped == "work limit of 300,000 steps for time_limit=0.3 s"
     assert 1 <= stage.plans < 10**9
+    assert timeless(plan) == timeless(plan_graph(cnn(12), chosen))
 
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
@@ -210,15 +215,18 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    def stopped(problem: Any, *args: object, **named: object) -> SearchResult:
-        return dataclasses.replace(single(problem), stopped="interrupted")
+    def stopped(problem: Any, *args: object, **named: object) -> None:
+        result = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
+        raise SearchInterrupted(dataclasses.replace(result, stopped="interrupted"))
 
     monkeypatch.setattr(planner, "exact", gives_up)
     if stage == "local":
         monkeypatch.setattr(planner, "local_search", stopped)
     else:
         monkeypatch.setattr(cover_module if stage == "cover" else planner, stage, interrupted)
-    plan = plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20)).verify()
+    with pytest.raises(Interrupted) as caught:
+        plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20))
+    plan = caught.value.plan.verify()
     assert (plan.stages[-1].method, plan.stages[-1].stopped) == (stage, "interrupted")
     assert [other.stopped for other in plan.stages].count("interrupted") == 1
     assert plan.dram_bytes == min(s.dram_bytes for s in plan.stages if s.dram_bytes is not None)
@@ -229,8 +237,9 @@ def test_an_interrupt_before_any_plan_is_raised(monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(planner, "exact", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("exact", 1000))
+    assert caught.value.plan is None
 
 
 def test_direct_needs_an_explainer() -> None:

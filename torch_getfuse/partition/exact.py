@@ -140,16 +140,16 @@ def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = No
     """
     started = time.perf_counter()
     limits = limits or Limits()
-    steps, stopped = 0, ""
+    search, stopped = None, ""
     try:
         with problem.evaluator.work.within(limits.seconds):
             search = _Search(problem, known.dram_bytes, limits, 0, started, best_only=True)
             if search.run():
                 return replace(search.result(), lower_bound_bytes=0)
-            steps = search.steps
     except (OutOfWork, TooWide) as reason:
         stopped = str(reason)
     seconds = time.perf_counter() - started
+    steps = search.steps if search is not None else 0
     return replace(known, plans=steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
 
 
