@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
 import random
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +18,9 @@ from torch_getfuse.errors import Interrupted, OptionError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition import work
+from torch_getfuse.partition.cost import Dram
 from torch_getfuse.partition.exact import TooWide
+from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
 from torch_getfuse.planner import plan_graph
@@ -172,7 +178,7 @@ def test_the_time_limit_is_counted_and_told(method: str, monkeypatch: pytest.Mon
     chosen = options(method, 8000, budget=10**9, time_limit=0.3)
     plan = plan_graph(cnn(12), chosen).verify()
     (stage,) = plan.stages
-    assert stage.stopped == "work limit of 300,000 steps for time_limit=0.3 s"
+    assert stage.stopped == "work limit of 450,000 steps for time_limit=0.3 s"
     assert 1 <= stage.plans < 10**9
     assert timeless(plan) == timeless(plan_graph(cnn(12), chosen))
 
@@ -273,3 +279,141 @@ def test_a_given_plan_is_used_and_another_graphs_refused() -> None:
     assert plan_graph(cnn(), Options(plan=plan)) is plan
     with pytest.raises(ValueError, match=r"fingerprint|another graph"):
         plan_graph(cnn(5), Options(plan=plan))
+
+
+class Ticking:
+    """A clock that goes on by so many seconds each time it is looked at."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_limit_strikes_at_the_same_place_however_fast_the_clock(
+    method: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(method)
+    chosen = options(method, 3000, scheme=scheme, budget=10**6, time_limit=0.1)
+    found = []
+    for step in (0.0, 1e-6, 3e-6):
+        monkeypatch.setattr(work, "clock", Ticking(step))
+        plan = plan_graph(cnn(10), chosen)
+        assert "time limit" not in [stage.stopped for stage in plan.stages]
+        found.append(timeless(plan))
+    assert found[0] == found[1] == found[2]
+    assert any("work limit of" in stage.stopped for stage in found[0].stages)
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_machine_too_slow_the_clock_strikes(
+    method: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(method)
+    monkeypatch.setattr(work, "clock", Ticking(0.02))
+    chosen = options(method, 3000, scheme=scheme, budget=10**6, time_limit=0.1)
+    plan = plan_graph(cnn(10), chosen).verify()
+    assert any("time limit" in stage.stopped for stage in plan.stages)
+
+
+HASHED = """
+import dataclasses, sys
+from tests.test_planner import cnn, options
+from torch_getfuse import planner
+from torch_getfuse.partition.exact import TooWide
+from torch_getfuse.planner import plan_graph
+
+def gives_up(*args):
+    raise TooWide("for a test")
+
+for method in sys.argv[1:]:
+    for scheme in ("lbdf", "brr"):
+        print(method, [g.ops for g in plan_graph(cnn(), options(method, 1000, scheme=scheme)).groups])
+planner.exact = gives_up
+for scheme in ("lbdf", "brr"):
+    plan = plan_graph(cnn(), options("auto", 1000, scheme=scheme))
+    print([g.ops for g in plan.groups], [(s.method, s.plans, s.dram_bytes) for s in plan.stages])
+"""
+
+
+def test_same_plans_under_any_hash_seed() -> None:
+    methods = [m for m in METHODS if m != "nsga2" or importlib.util.find_spec("pymoo")]
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", HASHED, *methods],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    (output,) = outputs
+    assert len(output.splitlines()) == 2 * len(methods) + 2
+
+
+# -- traffic that does not add up -------------------------------------------------------------
+
+
+class Surcharged(Lbdf):
+    """Moves a byte more for each group, whatever is in it."""
+
+    def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
+        read, write, weight = super().dram(mask, buffer_bytes)
+        return Dram(read + 1, write, weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cost_model_that_does_not_add_up_is_found_out(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs(method)
+    monkeypatch.setattr(planner, "scheme_of", lambda graph, chosen: Surcharged(graph))
+    with pytest.raises(GetfuseError, match=r"moves \d+ B by dram\(\) and \d+ B added up"):
+        plan_graph(cnn(), options(method, 1000))
+
+
+@pytest.mark.parametrize("explainer", ["all", None])
+def test_nothing_is_proved_of_a_cost_model_that_is_not_additive(
+    explainer: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Plain(Lbdf):
+        additive = False
+
+    monkeypatch.setattr(planner, "scheme_of", lambda graph, chosen: Plain(graph))
+    plan = plan_graph(cnn(), options("auto", 1000, explainer=explainer)).verify()
+    methods = [stage.method for stage in plan.stages]
+    assert methods == (["direct", "local"] if explainer else ["local"])
+    assert (plan.proof, plan.lower_bound_bytes) == (None, 0)
+    with pytest.raises(OptionError, match=r"additive = False.*method='local'"):
+        plan_graph(cnn(), options("exact", 1000))
+
+
+def test_an_illegal_plan_of_a_search_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(problem: Any, *args: object, **named: object) -> SearchResult:
+        groups = (*problem.blocks, problem.blocks[0])
+        return SearchResult(groups, problem.cost(groups), 1, 0.0)
+
+    monkeypatch.setattr(planner, "random_search", twice)
+    with pytest.raises(PlanError, match="the random search found an illegal plan"):
+        plan_graph(cnn(), options("random", 1000))
+
+
+def test_a_bound_that_contradicts_a_plan_is_not_claimed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def wrong(problem: Any, *args: object) -> None:
+        error = TooWide("for a test")
+        error.bound = 1 << 40
+        raise error
+
+    monkeypatch.setattr(planner, "exact", wrong)
+    plan = plan_graph(cnn(), options("auto", 1000)).verify()
+    assert (plan.proof, plan.lower_bound_bytes) == (None, 0)
+    assert "contradicts" in caplog.text

@@ -200,8 +200,10 @@ def test_an_interrupt_keeps_what_was_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "plan_graph", plan_graph)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(torch_getfuse.Interrupted) as caught:
             run(path=path)
+        assert len(caught.value.sweep.records) == 6
+        assert caught.value.plan is None
     assert len(path.read_text().splitlines()) == 6
     with counted(monkeypatch) as planned:
         run(path=path)

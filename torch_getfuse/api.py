@@ -22,7 +22,7 @@ from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.ledger import Ledger
 from torch_getfuse.backend.records import find
 from torch_getfuse.backend.regions import inline_regions
-from torch_getfuse.errors import CaptureError, OptionError
+from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
@@ -45,9 +45,11 @@ def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionP
     Raises:
         OptionError: for an unknown option or value, or missing example inputs.
         CaptureError: if the model cannot be traced as one graph.
+        Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far, or ``None``.
     """
-    chosen = _options(options)
-    return plan_graph(_capture(model, args).graph, chosen)
+    with interrupts():
+        chosen = _options(options)
+        return plan_graph(_capture(model, args).graph, chosen)
 
 
 def report(model: object, *args: Any, **options: Any) -> Report:
@@ -61,16 +63,24 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     Raises:
         OptionError: for an unknown option or value.
         CaptureError: if the model cannot be traced as one graph.
+        Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far and its ``report``
+            that plan's, or both are ``None``.
     """
     if isinstance(model, PartitionPlan):
         return Report([Section(model)])
     if args or isinstance(model, torch.export.ExportedProgram):
-        chosen = _options(options)
-        target = getattr(model, "_orig_mod", model)
-        captured = _capture(target, args)
-        return Report(
-            [Section(plan_graph(captured.graph, chosen), unsupported=captured.unsupported)]
-        )
+        with interrupts():
+            chosen = _options(options)
+            target = getattr(model, "_orig_mod", model)
+            captured = _capture(target, args)
+            try:
+                plan = plan_graph(captured.graph, chosen)
+            except Interrupted as error:
+                if error.plan is not None:
+                    best = Section(error.plan, unsupported=captured.unsupported)
+                    error.report = Report([best])
+                raise
+            return Report([Section(plan, unsupported=captured.unsupported)])
     if options:
         raise OptionError(
             f"report(model, {next(iter(options))}=...) needs example inputs: report(model, x, ...)"

@@ -5,7 +5,8 @@ and returns the exit code. Options of planning come from :class:`~torch_getfuse.
 so a new option there is a new flag here. torch is imported by the commands that need it, so that
 ``--help`` and mistakes in the options are answered at once.
 
-Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what to type instead.
+Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what to type instead;
+130 interrupted, with what was known by then written and printed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,7 +37,7 @@ from torch_getfuse.cli_options import (
     with_model,
     write,
 )
-from torch_getfuse.errors import GetfuseError, nearest
+from torch_getfuse.errors import GetfuseError, Interrupted, nearest
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
@@ -51,6 +52,30 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM = "torch-getfuse"
+INTERRUPTED = 130  # exit code, as of a program that Ctrl-C ends
+
+
+# -- interrupts ---------------------------------------------------------------------------
+
+
+def _made(make: Callable[[], Any], what: str) -> tuple[Any, int]:
+    """What ``make`` makes, with exit code 0; or what was known when it was interrupted, with 130.
+
+    Args:
+        make: calls the API.
+        what: which attribute of :class:`Interrupted` is the same kind of thing.
+
+    Raises:
+        KeyboardInterrupt: where nothing was known yet.
+    """
+    try:
+        return make(), 0
+    except Interrupted as error:
+        known = getattr(error, what)
+        if known is None:
+            raise
+        print(f"{PROGRAM}: interrupted; this is the best {what} by then", file=sys.stderr)
+        return known, INTERRUPTED
 
 
 # -- report and plan ----------------------------------------------------------------------
@@ -59,11 +84,11 @@ PROGRAM = "torch-getfuse"
 def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
         Report.check_suffix(args.output)
-    made = with_model(args, _make_report)
+    made, code = _made(lambda: with_model(args, _make_report), "report")
     if args.output is not None:
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
-    return 0
+    return code
 
 
 def _make_report(
@@ -75,16 +100,16 @@ def _make_report(
 
 
 def _plan(args: argparse.Namespace) -> int:
-    made = with_model(args, _make_plan)
+    made, code = _made(lambda: with_model(args, _make_plan), "plan")
     if args.output is not None:
         write(args.output, made.save)
     if args.json:
         print(json.dumps(made.to_dict(), indent=1))
     elif args.output is not None:
-        print(f"{args.output}: {_figures(made)}")
+        print(f"{args.output}: {_figures(made)}{', interrupted' if code else ''}")
     else:
         print(made)
-    return 0
+    return code
 
 
 def _make_plan(
@@ -228,10 +253,13 @@ def _sweep(args: argparse.Namespace) -> int:
         name: _listed(getattr(args, name)) for name in SWEPT if getattr(args, name)
     }
     made: Sweep
+    code: int
 
     def plan_all(path: str | None) -> None:
-        nonlocal made
-        made = sweep(asked, n_jobs=args.jobs, path=path, **lists, **options)
+        nonlocal made, code
+        made, code = _made(
+            lambda: sweep(asked, n_jobs=args.jobs, path=path, **lists, **options), "sweep"
+        )
 
     if args.output is None:
         plan_all(None)
@@ -241,7 +269,7 @@ def _sweep(args: argparse.Namespace) -> int:
         plan_all(None)
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
-    return 1 if made.errors else 0
+    return code or (1 if made.errors else 0)
 
 
 def _listed(text: str) -> list[str]:
@@ -475,7 +503,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (report MODEL | head): not a mistake, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,8 @@ already catch ``ValueError`` keep working; the command line turns them into one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -50,6 +51,17 @@ class Interrupted(KeyboardInterrupt):
         self.plan = plan
         self.report = report
         self.sweep = sweep
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Turn every ``KeyboardInterrupt`` inside into an :class:`Interrupted`."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted() from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import Interrupted, OptionError, PlanError
+from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.borders import why_ends
@@ -58,7 +58,7 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
         given.check_graph(graph)
         return given.verify()
-    try:
+    with interrupts():
         scheme = scheme_of(graph, options)
         problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
         strategy = _Strategy(problem, options, started)
@@ -66,10 +66,6 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         if found is None:
             raise Interrupted()
         plan = _record(strategy, scheme, found).verify()
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as error:
-        raise Interrupted() from error
     log.info("%s: %s", plan.method, plan)
     if strategy.interrupted:
         raise Interrupted(plan)

@@ -26,7 +26,8 @@ from torch_getfuse.forms import (
     known_suffix,
 )
 from torch_getfuse.partition.cost import Dram, boundary
-from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
+from torch_getfuse.partition.plan import FusionGroup, PartitionPlan, Stage
+from torch_getfuse.partition.split import SET_LIMIT
 
 if TYPE_CHECKING:
     import pandas
@@ -361,7 +362,7 @@ def _facts(section: Section) -> list[list[str]]:
     stages = [
         f"{stage.method}: "
         + ("no plan" if stage.dram_bytes is None else format_size(stage.dram_bytes))
-        + f" ({stage.plans} evaluated, {stage.seconds:.1f} s)"
+        + f" ({stage.plans} evaluated, {stage.seconds:.1f} s{_stopped(stage)})"
         for stage in plan.stages
     ]
     granularity = _granularity(plan)
@@ -397,6 +398,11 @@ def _group_table(section: Section, style: Style) -> str:
     ]
     headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
     return style.table(rows, headers, "llrrrrrl", {1: 28, 7: 33})
+
+
+def _stopped(stage: Stage) -> str:
+    """Why a stage ended early; its own set limit is how "direct" always works."""
+    return "" if stage.stopped in ("", SET_LIMIT) else f", {stage.stopped}"
 
 
 def _granularity(plan: PartitionPlan) -> str | None:

@@ -24,7 +24,7 @@ from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
-from torch_getfuse.partition.split import SET_LIMIT
+from torch_getfuse.partition.work import by_machine
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def find_plan(graph: OpGraph, options: Options) -> PartitionPlan | None:
 
 
 def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
-    """Keep a plan; on disk only where no stage ran out of time, for that is the machine's doing.
+    """Keep a plan; on disk only where no stage was ended by the clock, the machine's doing.
 
     A folder that cannot be written is warned of once; planning goes on without it.
     """
@@ -100,7 +100,7 @@ def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
         return
     key = cache_key(graph, options)
     _keep(key, plan)
-    if any(stage.stopped not in ("", SET_LIMIT) for stage in plan.stages):
+    if any(by_machine(stage.stopped) for stage in plan.stages):
         return
     path = _path(key, options)
     try:

@@ -37,8 +37,8 @@ MOST_STATES = 1_000_000
 
 NEVER = 1 << 60  # room of a state that cannot end
 
-_BLOCK = 400  # steps that a block counts
-_CELLS, _STATES = 10, 1  # entries of the table of states, and states, that count one more
+_BLOCK = 800  # steps that a block counts
+_CELLS, _STATES = 4, 1  # entries of the table of states, and states, that count one more
 
 
 @dataclass(frozen=True, slots=True)

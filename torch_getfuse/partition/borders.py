@@ -107,6 +107,7 @@ class _Borders:
         self.graph = evaluator.graph
         self.groups = groups
         self.unfusable = unfusable
+        self.home = {i: group for group in groups for i in bits(group)}
         self.near = neighbours(self.graph)
 
     def find(self) -> list[Border]:
@@ -154,19 +155,13 @@ class _Borders:
 
         All that the next operator reads has run, so the changed plan can run in the same order.
         """
-        blocks = [grown]
-        before = self.evaluator.dram(group)
-        merged = group
-        for other in self.groups:
-            if other != group:
-                blocks += components(other & ~grown, self.near)
-                if other & grown:
-                    merged |= other
-                    before += self.evaluator.dram(other)
+        other = self.home[(grown ^ group).bit_length() - 1]
+        blocks = [grown, *components(other & ~grown, self.near)]
+        before = self.evaluator.dram(group) + self.evaluator.dram(other)
+        merged = group | other
         if not all(self.evaluator.valid(block) for block in blocks):
             return Border(Reason.REST, name)
-        kept = set(self.groups)
-        rise = sum(self.evaluator.dram(block) for block in blocks if block not in kept) - before
+        rise = sum(map(self.evaluator.dram, blocks)) - before
         if rise > 0:
             need = self.evaluator.buffer(merged)
             excess = None if need is None else need - self.evaluator.buffer_bytes

@@ -17,8 +17,12 @@ from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
 
-_QUESTION, _BUFFER, _FLOOR, _DRAM = 4, 10, 4, 4
+_QUESTION, _BUFFER, _DRAM = 4, 10, 4
 """Steps that a question counts, and each operator that it looks at; measured generously."""
+
+_FLOORS = {"lbdf": (4, 0), "brr": (4, 10)}
+"""Of :meth:`FusionScheme.hopeless`, by scheme: each operator that joins, and each of the group."""
+_DEAREST = 10, 10  # of a scheme that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,7 @@ class Evaluator:
     def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
         self.scheme = scheme
         self.work = work or Work()
+        self._floor = _FLOORS.get(scheme.name, _DEAREST)
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
@@ -223,7 +228,9 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        self.work.add(_QUESTION + _FLOOR * (mask & ~part).bit_count())
+        joining, each = self._floor
+        steps = _QUESTION + joining * (mask & ~part).bit_count()
+        self.work.add(steps + each * mask.bit_count() if each else steps)
         return self.scheme.hopeless(mask, self.buffer_bytes, part)
 
     def passes(self, mask: int, least: bool = False) -> int:

@@ -254,7 +254,7 @@ class _Search:
         self.everything = (1 << len(graph)) - 1
         self.ceiling = ceiling
         self.count = self.evaluator.work.add
-        self.count(4 * len(graph))
+        self.count(10 * len(graph))
         self.weight_of_step = _STEP + len(graph) // _WORDS
         self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps

@@ -21,7 +21,7 @@ Plan = tuple[int, ...]
 MOVE, MERGE = 0.4, 0.4  # shares of the edits; the rest are cuts
 REDRAWS = 16  # edits drawn until one gives a plan not met before
 
-_HULL, _DRAWN, _GROWN, _EDIT = 2, 10, 10, 30  # steps that they count
+_HULL, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps that they count
 
 
 class PlanSpace:

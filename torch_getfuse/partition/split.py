@@ -62,7 +62,7 @@ def all_edges(graph: OpGraph) -> EdgeRanker:
 SET_LIMIT = "set limit"
 """Why a direct plan was not finished, where not for a limit on work."""
 
-_EXPLAINED, _CUTS, _SIDES = 10, 20, 40
+_EXPLAINED, _CUTS, _SIDES = 10, 10, 20
 """Steps that are counted: per operator of an explanation, per cut, and per cut whose sides are
 found."""
 _CHAINS, _TENSORS = 4, 4  # blocks or tensors that are looked at for one step
@@ -270,15 +270,21 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     Each such operator cuts at its topological position, the first one first. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    the components of the parts, which are returned, form no cycle.
+    the components of the parts, which are returned, form no cycle. A block counts as if it stood
+    where it starts, and is never torn: nothing but its start depends on what stands before it.
     """
     found = []
+    chains = [block for block in problem.blocks if block & (block - 1)]
     for u in bits(problem.unfusable):
         if problem.above[u] & group and problem.below[u] & group:
             # Everything before u, not only what u depends on: else parallel branches could
             # wait for each other through several such operators.
-            found += components(group & ((1 << u) - 1), problem.near)
-            group &= ~((1 << u) - 1)
+            before = group & ((1 << u) - 1)
+            for chain in chains:
+                if chain & before:
+                    before |= chain & group
+            found += components(before, problem.near)
+            group &= ~before
     return found + components(group, problem.near)
 
 
