@@ -22,7 +22,7 @@ from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, Se
 from torch_getfuse.partition.schemes import make_scheme
 from torch_getfuse.partition.search import Progress, local_search, random_search
 from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges, random_edges
-from torch_getfuse.partition.work import INTERRUPTED
+from torch_getfuse.partition.work import INTERRUPTED, Work
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +53,15 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
             without an explainer).
         Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
-    started = time.perf_counter()
+    work = Work()
     if options.plan is not None:
         given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
         given.check_graph(graph)
         return given.verify()
     with interrupts():
         scheme = scheme_of(graph, options)
-        problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
-        strategy = _Strategy(problem, options, started)
+        problem = FusionProblem(Evaluator(scheme, options.buffer_bytes, work))
+        strategy = _Strategy(problem, options)
         found = strategy.run()
         if found is None:
             raise Interrupted()
@@ -112,7 +112,7 @@ def ranker_of(name: str, problem: FusionProblem, options: Options) -> EdgeRanker
 class _Strategy:
     """One planning run: which searches are tried, and what each reached."""
 
-    def __init__(self, problem: FusionProblem, options: Options, started: float) -> None:
+    def __init__(self, problem: FusionProblem, options: Options) -> None:
         self.problem = problem
         self.work = problem.evaluator.work
         self.options = options
@@ -121,7 +121,6 @@ class _Strategy:
         self.additive = problem.evaluator.scheme.additive
         self.bound = problem.unavoidable if self.additive else 0
         self.interrupted = False
-        self._started = started
         self._reason = ""
         self._best: SearchResult | None = None
         self._stage = ""
@@ -140,7 +139,7 @@ class _Strategy:
             return SearchResult((), 0, 0, 0.0)
         self.work.add(_MODEL_STEPS * len(self.problem.graph))
         try:
-            with self.work.within(self.options.time_limit, self._started):
+            with self.work.within(self.options.time_limit, whole=True):
                 return methods[self.options.method]()
         except SearchInterrupted as error:
             if self._best is None:

@@ -64,7 +64,7 @@ def test_shares_a_little_above_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = crossing(Random(0), 2)
     groups = (*problem.blocks, 0b0101, 0b1001)
     half = 0.5 + 4e-8
-    answers = [Answer([0, 1, 0.5, 0.5, half, half]), Answer([1, 1, 1, 1])]
+    answers = [Answer([0.5, 0.5, 0.5, 0.5, half, half]), Answer([1, 1])]
     seen = []
 
     def minimum(costs: object, *args: object) -> Answer:

@@ -38,7 +38,7 @@ MOST_STATES = 1_000_000
 NEVER = 1 << 60  # room of a state that cannot end
 
 _BLOCK = 800  # steps that a block counts
-_CELLS, _STATES = 4, 1  # entries of the table of states, and states, that count one more
+_CELLS, _STATES = 4, 2  # entries of the table of states, and states, that count one more
 
 
 @dataclass(frozen=True, slots=True)

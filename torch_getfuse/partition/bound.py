@@ -40,7 +40,7 @@ MOST = 1 << 62
 """Whole numbers whose sizes add up to less are added in 64 bits without overflow."""
 
 _LAYER = 150  # steps that a layer counts
-_LABELS = 3  # labels that count one more
+_LABELS = 4  # labels that count one more
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access.

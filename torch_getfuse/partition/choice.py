@@ -31,7 +31,7 @@ from torch_getfuse.partition.work import OutOfWork
 SURE = 0.8  # shares of the relaxation that are rounded up together
 GAP = 1e-4  # share of the value at which the integer program may stop
 
-_ROOT, _NODE = 10, 20  # steps per entry of the matrix, and entries for which a node counts one
+_ROOT, _NODE = 50, 20  # steps per entry of the matrix, and entries for which a node counts one
 
 Ints = npt.NDArray[np.int64]
 Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operator left)

@@ -17,12 +17,13 @@ from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
 
-_QUESTION, _BUFFER, _DRAM = 4, 10, 4
+_QUESTION, _BUFFER, _DRAM = 4, 14, 4
 """Steps that a question counts, and each operator that it looks at; measured generously."""
 
-_FLOORS = {"lbdf": (4, 0), "brr": (4, 10)}
-"""Of :meth:`FusionScheme.hopeless`, by scheme: each operator that joins, and each of the group."""
-_DEAREST = 10, 10  # of a scheme that is not known
+_FLOORS = {"lbdf": (4, 0, 0), "brr": (4, 6, 2)}
+"""Of :meth:`FusionScheme.hopeless`, by scheme: each operator that joins, and each of the group, if
+the group is new and if a part of it is known."""
+_DEAREST = 10, 10, 10  # of a scheme that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +229,11 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        joining, each = self._floor
+        joining, each, grown = self._floor
         steps = _QUESTION + joining * (mask & ~part).bit_count()
-        self.work.add(steps + each * mask.bit_count() if each else steps)
+        if each:
+            steps += 10 * grown + grown * mask.bit_count() if part else each * mask.bit_count()
+        self.work.add(steps)
         return self.scheme.hopeless(mask, self.buffer_bytes, part)
 
     def passes(self, mask: int, least: bool = False) -> int:

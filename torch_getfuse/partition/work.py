@@ -57,6 +57,7 @@ class Work:
 
     def __init__(self) -> None:
         self.steps = 0
+        self._started = clock()
         self._limit = _Limit()
         self._seconds = math.inf  # of the outermost limit: the one that a user set
         self._next: float = math.inf  # count at which limits are looked at
@@ -112,11 +113,10 @@ class Work:
         return max(0.0, self._limit.ended - clock()) if self._limit.ended < math.inf else math.inf
 
     @contextmanager
-    def within(self, seconds: float | None, started: float | None = None) -> Iterator[None]:
+    def within(self, seconds: float | None, whole: bool = False) -> Iterator[None]:
         """Limit what is done inside to so many seconds, ``None`` or infinite: to nothing more.
 
-        ``started``: moment of :func:`clock` from which they run, with all steps counted so far
-        among them; without it they begin now.
+        ``whole``: all that was done since this was made is among them.
 
         The :class:`OutOfWork` of a limit is for the caller to catch.
         """
@@ -125,10 +125,10 @@ class Work:
             self._seconds = seconds if asked == math.inf else asked
             steps = math.ceil(max(0.0, seconds) * STEPS_PER_SECOND)
             told = f"work limit of {steps:,} steps for time_limit={self._seconds:g} s"
-            if started is None:
-                inner = _Limit(self.steps + steps, clock() + seconds, told)
+            if whole:
+                inner = _Limit(steps, self._started + seconds, told)
             else:
-                inner = _Limit(steps, started + seconds, told)
+                inner = _Limit(self.steps + steps, clock() + seconds, told)
             if outer.steps < inner.steps:
                 inner = _Limit(outer.steps, inner.ended, outer.told)
             self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.told)
