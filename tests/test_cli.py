@@ -375,7 +375,7 @@ def test_an_interrupted_sweep_writes_its_points(
 
     monkeypatch.setattr(sweeps, "plan_graph", plan_graph)
     path = tmp_path / "points.json"
-    asked = ["sweep", *SMALL, "--buffers", "64KB,128KB", "-j", "1", "-o", str(path)]
+    asked = ["sweep", *MODEL, "--buffers", "64KB,128KB", "-j", "1", "-o", str(path)]
     assert cli.main(asked) == 130
     assert "interrupted" in capsys.readouterr().err
     assert len(json.loads(path.read_text())["records"]) == 1

@@ -167,8 +167,9 @@ class _Strategy:
         found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
         if found is not None:
             return found
-        # Half of the time stays for the local search: a direct plan alone can be worse than none.
-        best = self._prove(best, self.work.left / 2)
+        # The rest is for what follows: the cover of LBDF, and the local search.
+        share = 3 if self.options.scheme == "lbdf" else 2
+        best = self._prove(best, self.work.left / share)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._better(best, self._local(best), "local")
         return self._narrow(best)

@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 60
+_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 80
 """Counted as work: steps of a new group, and of a linear program, each of whose iterations counts
 one for so many entries of its matrix."""
 

@@ -17,13 +17,14 @@ from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
 
-_QUESTION, _BUFFER, _DRAM = 4, 14, 4
-"""Steps that a question counts, and each operator that it looks at; measured generously."""
+_QUESTION, _DRAM = 4, 4
+"""Steps that a question counts, and each operator whose traffic is added up."""
 
-_FLOORS = {"lbdf": (4, 0, 0), "brr": (4, 6, 2)}
-"""Of :meth:`FusionScheme.hopeless`, by scheme: each operator that joins, and each of the group, if
-the group is new and if a part of it is known."""
-_DEAREST = 10, 10, 10  # of a scheme that is not known
+_RATES = {"lbdf": (14, 4, 0, 0), "brr": (2, 4, 4, 2)}
+"""Steps that an operator counts, by scheme: in :meth:`FusionScheme.buffer` (BRR's is mostly known
+once ``hopeless`` was asked); in ``hopeless`` as one that joins, and as one of the group, if that is
+new and if a part of it is known."""
+_DEAREST = 14, 4, 10, 10  # of a scheme that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +186,12 @@ class Evaluator:
     def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
         self.scheme = scheme
         self.work = work or Work()
-        self._floor = _FLOORS.get(scheme.name, _DEAREST)
+        self._each, *self._floor = _RATES.get(scheme.name, _DEAREST)
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
         self._dram: dict[int, int] = {}
+        self._hopeless: dict[int, bool] = {}
 
     @property
     def evaluated(self) -> int:
@@ -201,7 +203,7 @@ class Evaluator:
         try:
             return self._buffer[mask]
         except KeyError:
-            self.work.add(_QUESTION + _BUFFER * mask.bit_count())
+            self.work.add(_QUESTION + self._each * mask.bit_count())
             found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
             return found
 
@@ -229,12 +231,16 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
+        found = self._hopeless.get(mask)
+        if found is not None:
+            return found
         joining, each, grown = self._floor
         steps = _QUESTION + joining * (mask & ~part).bit_count()
         if each:
             steps += 10 * grown + grown * mask.bit_count() if part else each * mask.bit_count()
         self.work.add(steps)
-        return self.scheme.hopeless(mask, self.buffer_bytes, part)
+        found = self.scheme.hopeless(mask, self.buffer_bytes, part)
+        return remember(self._hopeless, mask, found)
 
     def passes(self, mask: int, least: bool = False) -> int:
         """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""

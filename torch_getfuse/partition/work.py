@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-STEPS_PER_SECOND = 1_500_000
+STEPS_PER_SECOND = 1_800_000
 
 TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
 """Why a search ended early, where that is the doing of the machine or its user."""
+
+_SLACK = 2  # times its seconds, by the clock, an inner limit may take
 
 _LOOK = 5_000  # steps between looks at the clock
 
@@ -128,7 +130,9 @@ class Work:
             if whole:
                 inner = _Limit(steps, self._started + seconds, told)
             else:
-                inner = _Limit(self.steps + steps, clock() + seconds, told)
+                # A part of what is limited already may take its time from other parts.
+                slack = _SLACK if outer.ended < math.inf else 1
+                inner = _Limit(self.steps + steps, clock() + slack * seconds, told)
             if outer.steps < inner.steps:
                 inner = _Limit(outer.steps, inner.ended, outer.told)
             self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.told)
