@@ -20,7 +20,7 @@ _MOST_REMEMBERED = 1 << 14
 _QUESTION, _DRAM = 4, 4
 """Steps that a question counts, and each operator whose traffic is added up."""
 
-_RATES = {"lbdf": (14, 4, 0, 0), "brr": (2, 4, 4, 2)}
+_RATES = {"lbdf": (14, 4, 0, 0), "brr": (3, 4, 5, 3)}
 """Steps that an operator counts, by scheme: in :meth:`FusionScheme.buffer` (BRR's is mostly known
 once ``hopeless`` was asked); in ``hopeless`` as one that joins, and as one of the group, if that is
 new and if a part of it is known."""
