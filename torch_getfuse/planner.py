@@ -168,8 +168,8 @@ class _Strategy:
         if found is not None:
             return found
         # The rest is for what follows: the cover of LBDF, and the local search.
-        share = 3 if self.options.scheme == "lbdf" else 2
-        best = self._prove(best, self.work.left / share)
+        share = 1 / 3 if self.options.scheme == "lbdf" else 3 / 4
+        best = self._prove(best, share * self.work.left)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._better(best, self._local(best), "local")
         return self._narrow(best)

@@ -25,6 +25,8 @@ from torch_getfuse.partition.work import INTERRUPTED, OutOfWork
 
 Progress = Callable[[int, int], None]
 
+_AT_ONCE = 0.5  # seconds for a plan after the time is up, where there is none
+
 
 class Run:
     """The books of one search: budget, limit, best plan so far; a context that ends it cleanly.
@@ -82,8 +84,18 @@ class Run:
         self.stopped = str(error)
         with self.problem.evaluator.work.finishing():
             if self.best is None:
-                self.score(self.problem.blocks)
+                self.score(self._at_once())
         return True
+
+    def _at_once(self) -> Plan:
+        """A plan where no time was left for the first: drawn without explanations, or blocks."""
+        blocks = self.problem.blocks
+        try:
+            with self.problem.evaluator.work.within(_AT_ONCE):
+                drawn = PlanSpace(self.problem).random_plan(Random(0))
+                return min(drawn, blocks, key=self.problem.cost)
+        except OutOfWork:
+            return blocks
 
     @property
     def seconds(self) -> float:
