@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fast_steps import Step, as_traced
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.packed import ConvWeights
+from torch_getfuse.backend.packed import ConvWeights, NotFinite, all_finite
 from torch_getfuse.backend.strips import Segment, StripPlan, last_reads, run_strips
 
 _LAST = torch.channels_last
@@ -44,10 +44,16 @@ class FastProgram:
         steps: its steps (:func:`build_steps`).
         choices: what runs strip by strip, in order and disjoint.
         threads: how many threads share the strips of a segment.
+        live: positions of steps that read their weights where these lie.
     """
 
     def __init__(
-        self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice], threads: int
+        self,
+        gm: fx.GraphModule,
+        steps: Sequence[Step],
+        choices: Sequence[Choice],
+        threads: int,
+        live: Collection[int] = (),
     ) -> None:
         slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
@@ -61,9 +67,12 @@ class FastProgram:
         for step in steps:
             slots[step.node] = len(slots)
         self._slots = slots
-        self._size = len(slots)
+        self._size = len(slots) + 1  # and behind them the sums that must be finite
+        self._watched = [slots[node] for node in _hidden_by_activations(gm, steps)]
         self._results: Any = gm.graph.output_node().args[0]
         self._threads = threads
+        self._live = frozenset(live)
+        self._plain = gm.forward
         self._units = self._make_units(gm, steps, choices)
 
     def _make_units(
@@ -79,7 +88,7 @@ class FastProgram:
             choice = starts.get(at)
             end = at + 1 if choice is None else choice.end
             if choice is None:
-                units.append((at, self._whole(steps[at])))
+                units.append((at, self._whole(steps[at], at in self._live)))
             else:
                 segment = Segment.part(steps, at, end, returned, last)
                 plan = segment.plan(choice.strips)
@@ -94,20 +103,38 @@ class FastProgram:
             at = end
         return units
 
-    def _whole(self, step: Step) -> Callable[[list[Any]], None]:
+    def _whole(self, step: Step, live: bool) -> Callable[[list[Any]], None]:
         slots, target = self._slots, self._slots[step.node]
         maps = tuple(slots[node] for node in step.maps)
         if step.conv is None:
             assert step.whole is not None
             return partial(_run_node, step.whole, maps, target)
         weights = tuple(None if node is None else slots[node] for node in step.weights)
+        if live:
+            return partial(_run_live, step.live, maps, weights, target)
         return partial(_run_conv, step.conv, maps, weights, target)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
-        """Run the graph; inputs as the graph takes them."""
+        """Run the graph; inputs as the graph takes them.
+
+        By its FX nodes, where inputs or weights hold infinities or NaN.
+        """
+        try:
+            return self.compute(*args)
+        except NotFinite:
+            return tuple(self._plain(*args))
+
+    def compute(self, *args: Any) -> tuple[Any, ...]:
+        """Run the graph in the fast way, and no other.
+
+        Raises:
+            NotFinite: where inputs or weights hold infinities or NaN.
+        """
         env = self._filled(args)
         for _, unit in self._units:
             unit(env)
+        if not all_finite(env[-1]):
+            raise NotFinite
         return self._found(env)
 
     def timed(self, *args: Any) -> dict[int, float]:
@@ -126,6 +153,7 @@ class FastProgram:
             env[slot] = value
         for slot, value in self._constants:
             env[slot] = value
+        env[-1] = [env[slot].sum() for slot in self._watched]
         return env
 
     def _found(self, env: list[Any]) -> tuple[Any, ...]:
@@ -154,6 +182,33 @@ def _run_conv(
     given = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
     other = env[maps[1]].contiguous(memory_format=_LAST) if conv.adds else None
     env[target] = conv.whole(conv.ready(given), x, other)
+
+
+def _run_live(
+    conv: Any, maps: tuple[int, ...], weights: tuple[int | None, ...], target: int, env: list[Any]
+) -> None:
+    given = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
+    other = env[maps[1]] if len(maps) > 1 else None
+    env[target] = conv.whole(given, env[maps[0]], other, env[-1])
+
+
+def _hidden_by_activations(gm: fx.GraphModule, steps: Sequence[Step]) -> list[fx.Node]:
+    """Inputs and constants that a fused activation reads something of, other than as weights.
+
+    oneDNN's activations turn NaN into numbers, so those of the inputs have to be seen before.
+    """
+    read: set[fx.Node] = set()
+    for step in reversed(steps):
+        if step.node in read or (step.conv is not None and step.conv.activation.name != "none"):
+            read.update(step.maps)
+    found = []
+    for node in gm.graph.nodes:
+        if node in read and node.op in _KEPT:
+            is_constant = node.op == "get_attr"
+            value = attribute(gm, str(node.target)) if is_constant else traced_value(node)
+            if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+                found.append(node)
+    return found
 
 
 class _Strips:
@@ -217,13 +272,15 @@ _lock = threading.Lock()
 def _in_threads(tasks: Sequence[Callable[[], None]]) -> None:
     """Run tasks at once, each on one thread of torch's; raises what a task raises."""
     pool = _pool(len(tasks))
-    futures: list[Future[None]] = [pool.submit(_without_gradients, task) for task in tasks]
+    inference = torch.is_inference_mode_enabled()
+    futures: list[Future[None]] = [pool.submit(_in_mode, inference, task) for task in tasks]
     for future in futures:
         future.result()
 
 
-def _without_gradients(task: Callable[[], None]) -> None:
-    with torch.no_grad():  # the mode is each thread's own
+def _in_mode(inference: bool, task: Callable[[], None]) -> None:
+    # Modes are each thread's own; what is made in inference mode can be written there only.
+    with torch.inference_mode(inference), torch.no_grad():
         task()
 
 

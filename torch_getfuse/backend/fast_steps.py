@@ -17,10 +17,11 @@ from torch import Tensor, fx
 
 from torch_getfuse.backend.effects import order_edges
 from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.live import LiveConv
 from torch_getfuse.backend.modes import is_switch
 from torch_getfuse.backend.normalise import Invocation, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, positional
-from torch_getfuse.backend.packed import Activation, ConvShape, PackedConv
+from torch_getfuse.backend.packed import Activation, Affine, ConvShape, PackedConv
 from torch_getfuse.backend.rule_types import spread
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -76,6 +77,7 @@ class Step:
         windows: per map, how a block of rows reads it; ``None`` for a map that is read whole.
             An empty tuple: the step does not run by rows.
         conv: the packed convolution, or ``None``.
+        live: the same as a product with the weights as they lie, where that may be faster.
         weights: nodes of a convolution's weights, in the order of :class:`ConvWeights`.
         whole: from the values of ``maps`` to the value; of a convolution this is not used.
         rows: the same for blocks of rows, vertical padding included.
@@ -86,6 +88,7 @@ class Step:
     maps: tuple[fx.Node, ...]
     windows: tuple[RowWindow | None, ...] = ()
     conv: PackedConv | None = None
+    live: LiveConv | None = None
     weights: tuple[fx.Node | None, ...] = ()
     whole: Callable[..., Any] | None = None
     rows: Callable[..., Tensor] | None = None
@@ -132,6 +135,16 @@ def is_map(node: object) -> TypeGuard[fx.Node]:
     )
 
 
+def _is_vector(node: object, conv: fx.Node) -> TypeGuard[fx.Node]:
+    """Whether a node's value has one number per channel of a convolution's result."""
+    value = traced_value(node) if isinstance(node, fx.Node) else None
+    return (
+        isinstance(value, Tensor)
+        and tuple(value.shape) == (traced_value(conv).shape[1],)
+        and value.dtype in _DTYPES
+    )
+
+
 class _Builder:
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
@@ -148,8 +161,9 @@ class _Builder:
         }
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.taken: set[fx.Node] = set()  # nodes that a convolution computes as well
-        for i, earlier in enumerate(order_edges(gm, self.nodes)):
-            node = self.nodes[i]
+        ordered = [*self.nodes, gm.graph.output_node()]
+        for i, earlier in enumerate(order_edges(gm, ordered)):
+            node = ordered[i]
             data = {self.position[s] for s in node.all_input_nodes if s in self.position}
             if earlier - data:
                 other = self.nodes[max(earlier - data)]
@@ -184,7 +198,7 @@ class _Builder:
             return None
         if traced_value(weight).dtype != traced_value(x).dtype:
             return None  # autocast or a mistake of the user's: eager knows what to do
-        if bias is not None and not isinstance(bias, fx.Node):
+        if bias is not None and not _is_vector(bias, node):
             return None
         covers = [node]
         weights: list[fx.Node | None] = [weight, bias]
@@ -208,13 +222,33 @@ class _Builder:
         if activation is not None:
             assert after is not None
             covers.append(after)
-        conv = PackedConv(shape, activation or Activation(), epsilon, other is not None)
+        affine = Affine([value is not None for value in weights[1:]], epsilon)
+        conv = PackedConv(shape, activation or Activation(), affine, other is not None)
+        live = None
+        if self._may_run_live(shape, node, weight):
+            live = LiveConv(shape, conv.activation, affine)
         window = RowWindow(shape.kernel[0], shape.stride[0], shape.dilation[0], shape.padding[0])
         maps = (x,) if other is None else (x, other)
         windows = (window,) if other is None else (window, RowWindow())
         return Step(
-            covers[-1], maps, windows, conv=conv, weights=tuple(weights), covers=tuple(covers)
+            covers[-1],
+            maps,
+            windows,
+            conv=conv,
+            live=live,
+            weights=tuple(weights),
+            covers=tuple(covers),
         )
+
+    @staticmethod
+    def _may_run_live(shape: ConvShape, node: fx.Node, weight: fx.Node) -> bool:
+        """Whether a product with the weight as it lies may be faster than comparing the weight."""
+        value = traced_value(node)
+        if value.dtype != torch.float32 or shape.groups != 1:
+            return False
+        # What the positions read is written anew where windows overlap: for a few only.
+        positions = value.numel() // value.shape[1]
+        return shape.is_linear or positions <= int(traced_value(weight).shape[0])
 
     def _conv_shape(self, call: Invocation, weight: fx.Node, x: fx.Node) -> ConvShape | None:
         padding, kernels = call.args.get("padding", 0), traced_value(weight)
@@ -249,9 +283,10 @@ class _Builder:
             return None
         needed = (call.args.get("running_mean"), call.args.get("running_var"))
         optional = (call.args.get("weight"), call.args.get("bias"))
-        if not all(isinstance(value, fx.Node) for value in needed):
+        if not is_map(node) or not all(_is_vector(value, conv) for value in needed):
             return None
-        good = all(value is None or isinstance(value, fx.Node) for value in optional)
+        # Eager also takes vectors of a higher rank, (C, 1, 1, 1), which then run as they are.
+        good = all(value is None or _is_vector(value, conv) for value in optional)
         return call if good else None
 
     def _added(self, node: fx.Node, chain: Sequence[fx.Node]) -> fx.Node | None:

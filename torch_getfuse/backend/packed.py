@@ -1,14 +1,12 @@
 """Convolutions as oneDNN runs them best: weights reordered once, what follows fused in.
 
 A :class:`PackedConv` stands for a convolution, the eval batch norm after it, an activation, and a
-residual addition. Its weights are inputs of the graph and are looked at on every call: a fold or a
-reordering is reused only for the very tensors, at the very version, that it was made from. So it
-is right after an optimizer step, a ``load_state_dict``, and for another instance of the class.
+residual addition. Its weights are inputs of the graph and are compared on every call, bit by bit,
+with those that were folded and reordered (:mod:`snapshots`).
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_KEPT = 4
-"""Sets of weights kept per convolution: instances of one class that take turns."""
+from torch_getfuse.backend.snapshots import Kept
 
 
 @dataclass(frozen=True)
@@ -80,19 +77,58 @@ class ConvWeights(NamedTuple):
         return cls(weight, *others)
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """Weights made ready, and the tensors (with their versions) that they were made from."""
+class NotFinite(Exception):
+    """Weights or inputs hold infinities or NaN.
 
-    sources: tuple[tuple[weakref.ref[Tensor], int], ...]
+    oneDNN's activations hide them (its ReLU of NaN is 0, torch's is NaN), so only eager is right.
+    """
+
+
+class Affine:
+    """Bias and batch norm of a convolution as one factor and one summand per channel.
+
+    Args:
+        given: which of the vectors of :class:`ConvWeights` there are: bias, mean, variance, scale,
+            shift.
+        epsilon: of the batch norm; ``None`` for no batch norm.
+    """
+
+    def __init__(self, given: Sequence[bool], epsilon: float | None) -> None:
+        self._given = tuple(given)
+        self._count = sum(self._given)
+        self._epsilon = epsilon
+
+    def contents(self, weights: ConvWeights) -> list[Tensor]:
+        """The vectors in one tensor, which costs less to compare; none where there are none."""
+        _, *vectors = weights
+        return [torch.cat([v for v in vectors if v is not None])] if self._count else []
+
+    def fold(self, contents: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Factor (``None`` for 1) and summand (``None`` for 0) from :meth:`contents`.
+
+        With batch norm in float32 whatever the weights are: a bfloat16 fold would round twice.
+        """
+        if not contents:
+            return None, None
+        parts = iter(contents[0].chunk(self._count))
+        bias, mean, variance, scale, shift = (next(parts) if g else None for g in self._given)
+        if self._epsilon is None:
+            return None, bias
+        assert mean is not None
+        assert variance is not None
+        factor = torch.rsqrt(variance.float() + self._epsilon)
+        if scale is not None:
+            factor = factor * scale.float()
+        start = -mean.float() if bias is None else bias.float() - mean.float()
+        summand = start * factor
+        return factor, summand if shift is None else summand + shift.float()
+
+
+class _Packed(NamedTuple):
+    """Weights made ready."""
+
     weight: Tensor
     bias: Tensor | None
-
-    def fits(self, given: Sequence[Tensor]) -> bool:
-        return len(given) == len(self.sources) and all(
-            ref() is tensor and version == tensor._version
-            for (ref, version), tensor in zip(self.sources, given, strict=True)
-        )
 
 
 class PackedConv:
@@ -103,20 +139,20 @@ class PackedConv:
     Args:
         shape: kernel, stride and so on.
         activation: applied last.
-        epsilon: of the folded batch norm; ``None`` for no batch norm.
+        affine: its bias and the folded batch norm.
         adds: whether a second map is added before the activation.
     """
 
     def __init__(
-        self, shape: ConvShape, activation: Activation, epsilon: float | None, adds: bool
+        self, shape: ConvShape, activation: Activation, affine: Affine, adds: bool
     ) -> None:
         self.shape = shape
         self.activation = activation
-        self.epsilon = epsilon
+        self.affine = affine
         self.adds = adds
         # oneDNN's linear operator adds last, so an activation after the addition is not its.
         self.linear = shape.is_linear and not (adds and activation.name != "none")
-        self._packed: tuple[_Packed, ...] = ()
+        self._kept = Kept(self._make)
         stride, dilation = list(shape.stride), list(shape.dilation)
         self._whole: tuple[Any, ...] = (list(shape.padding), stride, dilation, shape.groups)
         self._rows: tuple[Any, ...] = ([0, shape.padding[1]], stride, dilation, shape.groups)
@@ -125,16 +161,15 @@ class PackedConv:
         self._after_addition: tuple[Any, ...] = ("add", 1.0, after, [], "")
 
     def ready(self, weights: ConvWeights) -> _Packed:
-        """This call's weights packed, made now or before."""
-        given = [tensor for tensor in weights if tensor is not None]
-        for packed in self._packed:
-            if packed.fits(given):
-                return packed
-        made = self._make(weights, given)
-        if made.sources:
-            alive = [p for p in self._packed if all(ref() is not None for ref, _ in p.sources)]
-            self._packed = (made, *alive[: _KEPT - 1])
-        return made
+        """This call's weights packed, made now or before.
+
+        Raises:
+            NotFinite: where they hold infinities or NaN.
+        """
+        packed = self._kept.get(weights.weight, [weights.weight, *self.affine.contents(weights)])
+        if packed is None:
+            raise NotFinite
+        return packed
 
     def whole(self, packed: _Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
         """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``."""
@@ -163,21 +198,15 @@ class PackedConv:
             found = _conv_add(x, other, weight, bias, *window, *self._after_addition)
         return found
 
-    def _make(self, weights: ConvWeights, given: list[Tensor]) -> _Packed:
-        weight, bias = weights.weight.detach(), weights.bias
-        if self.epsilon is not None:
-            assert weights.mean is not None
-            assert weights.variance is not None
-            # In float32 whatever the weights are: a bfloat16 fold would round twice.
-            factor = torch.rsqrt(weights.variance.float() + self.epsilon)
-            if weights.scale is not None:
-                factor = factor * weights.scale.float()
-            start = -weights.mean.float() if bias is None else bias.float() - weights.mean.float()
-            folded = start * factor
-            if weights.shift is not None:
-                folded = folded + weights.shift.float()
-            bias = folded.to(weight.dtype)
+    def _make(self, contents: Sequence[Tensor]) -> _Packed | None:
+        weight, *vectors = contents
+        factor, bias = self.affine.fold(vectors)
+        if bias is not None:
+            bias = bias.to(weight.dtype)
+        if factor is not None:
             weight = (weight.float() * factor[:, None, None, None]).to(weight.dtype)
+        if not all_finite([value.sum() for value in (weight, bias) if value is not None]):
+            return None
         _, _, rows, cols = size = self.shape.input_size
         if self.linear:
             matrix = weight.reshape(weight.shape[0], -1).contiguous()
@@ -186,10 +215,12 @@ class PackedConv:
             packed = torch.ops.mkldnn._reorder_convolution_weight(
                 weight.contiguous(), *self._whole, list(size)
             )
-        # Tensors made in inference mode have no version, so nothing tells when they change.
-        tracked = not any(tensor.is_inference() for tensor in given)
-        sources = tuple((weakref.ref(t), t._version) for t in given) if tracked else ()
-        return _Packed(sources, packed, None if bias is None else bias.detach().contiguous())
+        return _Packed(packed, None if bias is None else bias.contiguous())
+
+
+def all_finite(sums: Sequence[Tensor]) -> bool:
+    """Whether sums are finite: no summand of theirs was infinite or NaN then."""
+    return not sums or bool(torch.stack(list(sums)).sum().isfinite())
 
 
 _conv = torch.ops.mkldnn._convolution_pointwise.default
