@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from torch_getfuse.backend.conv_weights import ConvSlots, ConvStore, Ready
 from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fast_steps import Step, as_traced
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.packed import ConvWeights, NotFinite, all_finite
+from torch_getfuse.backend.live import LiveConv
+from torch_getfuse.backend.packed import NotFinite, PackedConv, all_finite
 from torch_getfuse.backend.strips import Segment, StripPlan, last_reads, run_strips
 
 _LAST = torch.channels_last
@@ -67,13 +69,15 @@ class FastProgram:
         for step in steps:
             slots[step.node] = len(slots)
         self._slots = slots
-        self._size = len(slots) + 1  # and behind them the sums that must be finite
+        self._size = len(slots) + 2  # and behind them ready weights, and sums that must be finite
         self._watched = [slots[node] for node in _hidden_by_activations(gm, steps)]
         self._results: Any = gm.graph.output_node().args[0]
         self._threads = threads
         self._live = frozenset(live)
         self._plain = gm.forward
+        self._stored: list[ConvSlots] = []
         self._units = self._make_units(gm, steps, choices)
+        self._store = ConvStore(self._stored, guarded=not self._constants)
 
     def _make_units(
         self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice]
@@ -92,7 +96,8 @@ class FastProgram:
             else:
                 segment = Segment.part(steps, at, end, returned, last)
                 plan = segment.plan(choice.strips)
-                units.append((at, _Strips(segment, plan, self._slots, self._threads)))
+                ready = [step.conv and self._ready(step, step.conv) for step in segment.steps]
+                units.append((at, _Strips(segment, plan, self._slots, ready, self._threads)))
             gone = [
                 self._slots[node]
                 for node, when in last.items()
@@ -109,10 +114,25 @@ class FastProgram:
         if step.conv is None:
             assert step.whole is not None
             return partial(_run_node, step.whole, maps, target)
-        weights = tuple(None if node is None else slots[node] for node in step.weights)
         if live:
-            return partial(_run_live, step.live, maps, weights, target)
-        return partial(_run_conv, step.conv, maps, weights, target)
+            assert step.live is not None
+            weight = slots[step.weights[0]]
+            return partial(_run_live, step.live, self._ready(step, step.live), weight, maps, target)
+        return partial(_run_conv, step.conv, self._ready(step, step.conv), maps, target)
+
+    def _ready(self, step: Step, conv: PackedConv | LiveConv) -> Ready:
+        """What gives a convolution its weights."""
+        weight, *vectors = step.weights
+        slots = ConvSlots(
+            conv,
+            self._slots[weight],
+            tuple(self._slots[node] for node in vectors),
+            int(traced_value(weight).shape[0]),
+        )
+        if any(node.op not in _KEPT for node in step.weights):
+            return slots.anew
+        self._stored.append(slots)
+        return partial(_stored, len(self._stored) - 1)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run the graph; inputs as the graph takes them.
@@ -153,6 +173,7 @@ class FastProgram:
             env[slot] = value
         for slot, value in self._constants:
             env[slot] = value
+        env[-2] = self._store.ready(env)
         env[-1] = [env[slot].sum() for slot in self._watched]
         return env
 
@@ -175,21 +196,28 @@ def _run_node(
     env[target] = whole(*(env[slot] for slot in maps))
 
 
+def _stored(position: int, env: Sequence[Any]) -> Any:
+    return env[-2][position]
+
+
 def _run_conv(
-    conv: Any, maps: tuple[int, ...], weights: tuple[int | None, ...], target: int, env: list[Any]
+    conv: PackedConv, ready: Ready, maps: tuple[int, ...], target: int, env: list[Any]
 ) -> None:
     x = env[maps[0]]
-    given = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
     other = env[maps[1]].contiguous(memory_format=_LAST) if conv.adds else None
-    env[target] = conv.whole(conv.ready(given), x, other)
+    env[target] = conv.whole(ready(env), x, other)
 
 
 def _run_live(
-    conv: Any, maps: tuple[int, ...], weights: tuple[int | None, ...], target: int, env: list[Any]
+    conv: LiveConv,
+    ready: Ready,
+    weight: int,
+    maps: tuple[int, ...],
+    target: int,
+    env: list[Any],
 ) -> None:
-    given = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
     other = env[maps[1]] if len(maps) > 1 else None
-    env[target] = conv.whole(given, env[maps[0]], other, env[-1])
+    env[target] = conv.whole(env[weight], ready(env), env[maps[0]], other, env[-1])
 
 
 def _hidden_by_activations(gm: fx.GraphModule, steps: Sequence[Step]) -> list[fx.Node]:
@@ -215,14 +243,15 @@ class _Strips:
     """A segment in strips, image by image, shared among threads by bands of strips."""
 
     def __init__(
-        self, segment: Segment, plan: StripPlan, slots: dict[fx.Node, int], threads: int
+        self,
+        segment: Segment,
+        plan: StripPlan,
+        slots: dict[fx.Node, int],
+        ready: Sequence[Ready | None],
+        threads: int,
     ) -> None:
-        self.segment, self.plan = segment, plan
+        self.segment, self.plan, self.ready = segment, plan, ready
         self.given = tuple(slots[node] for node in plan.outside)
-        self.weights = [
-            tuple(None if node is None else slots[node] for node in step.weights)
-            for step in segment.steps
-        ]
         self.targets = [
             (slots[segment.steps[k].node], k, segment.steps[k].node) for k in plan.outputs
         ]
@@ -235,14 +264,10 @@ class _Strips:
 
     def __call__(self, env: list[Any]) -> None:
         given = [env[slot].contiguous(memory_format=_LAST) for slot in self.given]
-        calls: list[Any] = []
-        for step, weights in zip(self.segment.steps, self.weights, strict=True):
-            if step.conv is None:
-                calls.append(step.rows)
-                continue
-            tensors = ConvWeights.of(None if slot is None else env[slot] for slot in weights)
-            packed = step.conv.ready(tensors)
-            calls.append(partial(step.conv.rows, packed))
+        calls: list[Any] = [
+            step.rows if ready is None else partial(step.conv.rows, ready(env))
+            for step, ready in zip(self.segment.steps, self.ready, strict=True)
+        ]
         batch = given[0].shape[0]
         results: list[Tensor | None] = [None] * len(self.segment.steps)
         for slot, k, node in self.targets:

@@ -78,7 +78,7 @@ class Step:
             An empty tuple: the step does not run by rows.
         conv: the packed convolution, or ``None``.
         live: the same as a product with the weights as they lie, where that may be faster.
-        weights: nodes of a convolution's weights, in the order of :class:`ConvWeights`.
+        weights: nodes of a convolution's weight and of the vectors of its :class:`Affine`.
         whole: from the values of ``maps`` to the value; of a convolution this is not used.
         rows: the same for blocks of rows, vertical padding included.
         covers: all nodes that it stands for.
@@ -89,7 +89,7 @@ class Step:
     windows: tuple[RowWindow | None, ...] = ()
     conv: PackedConv | None = None
     live: LiveConv | None = None
-    weights: tuple[fx.Node | None, ...] = ()
+    weights: tuple[fx.Node, ...] = ()
     whole: Callable[..., Any] | None = None
     rows: Callable[..., Tensor] | None = None
     covers: tuple[fx.Node, ...] = field(default=())
@@ -201,11 +201,12 @@ class _Builder:
         if bias is not None and not _is_vector(bias, node):
             return None
         covers = [node]
-        weights: list[fx.Node | None] = [weight, bias]
+        vectors: list[fx.Node | None] = [bias]
         epsilon = None
         follower = self._only_reader(covers)
         if follower is not None and (norm := self._folds(follower, node)) is not None:
-            weights += [norm.args[key] for key in ("running_mean", "running_var", "weight", "bias")]
+            keys = ("running_mean", "running_var", "weight", "bias")
+            vectors += [norm.args[key] for key in keys]
             epsilon = float(norm.args["eps"])
             covers.append(follower)
             follower = self._only_reader(covers)
@@ -222,7 +223,7 @@ class _Builder:
         if activation is not None:
             assert after is not None
             covers.append(after)
-        affine = Affine([value is not None for value in weights[1:]], epsilon)
+        affine = Affine([value is not None for value in vectors], epsilon)
         conv = PackedConv(shape, activation or Activation(), affine, other is not None)
         live = None
         if self._may_run_live(shape, node, weight):
@@ -236,7 +237,7 @@ class _Builder:
             windows,
             conv=conv,
             live=live,
-            weights=tuple(weights),
+            weights=(weight, *(value for value in vectors if value is not None)),
             covers=tuple(covers),
         )
 

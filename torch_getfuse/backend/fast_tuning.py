@@ -26,7 +26,6 @@ from torch import Tensor, fx
 from torch_getfuse.backend.fast_program import Choice
 from torch_getfuse.backend.fast_steps import Step
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.packed import ConvWeights
 from torch_getfuse.backend.plan_cache import default_folder, write_whole
 from torch_getfuse.backend.strips import Segment, last_reads, map_rows
 
@@ -186,14 +185,10 @@ def _time_step(step: Step, rows: int, reach: int, whole: bool) -> float:
         assert run is not None
         return _measure(lambda: outputs.append(run(*next(given))), turns)
     conv = step.conv
-    weights = ConvWeights.of(
-        None if node is None else _like(traced_value(node)) for node in step.weights
-    )
-    packed = conv.ready(weights)
+    weight, *vectors = (_like(traced_value(node)) for node in step.weights)
+    packed = conv.prepare(weight, vectors)
     run_conv = conv.whole if whole else conv.rows
-    found = _measure(lambda: outputs.append(run_conv(packed, *next(given))), turns)
-    del weights  # what was packed is known by these, so they must live until now
-    return found
+    return _measure(lambda: outputs.append(run_conv(packed, *next(given))), turns)
 
 
 def _like(value: Tensor) -> Tensor:

@@ -9,14 +9,13 @@ result, which is small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_getfuse.backend.packed import Activation, Affine, ConvShape, ConvWeights
-from torch_getfuse.backend.snapshots import Kept
+from torch_getfuse.backend.packed import Activation, Affine, ConvShape, NotFinite, all_finite
 
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,
@@ -27,6 +26,9 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": lambda t: F.hardsigmoid(t, inplace=True),
 }
 
+PerChannel = tuple[Tensor | None, Tensor | None]
+"""Factor and summand; ``None`` for 1 and 0."""
+
 
 class LiveConv:
     """One convolution with its post-operators, with nothing kept of its weight.
@@ -36,32 +38,46 @@ class LiveConv:
     Args:
         shape: kernel, stride and so on.
         activation: applied last, by torch's own operator.
-        affine: its bias and the folded batch norm, kept as :class:`PackedConv` keeps them.
+        affine: its bias and the folded batch norm, folded once.
     """
 
     def __init__(self, shape: ConvShape, activation: Activation, affine: Affine) -> None:
         self.shape = shape
         self.activation = activation
         self.affine = affine
-        self._kept = Kept(affine.fold)
+
+    def prepare(self, vectors: Sequence[Tensor]) -> PerChannel:
+        """Factor and summand per channel, from the vectors of bias and batch norm.
+
+        Raises:
+            NotFinite: where they hold infinities or NaN.
+        """
+        made = self.affine.fold(vectors)
+        if not all_finite([value.sum() for value in made if value is not None]):
+            raise NotFinite
+        return made
 
     def whole(
-        self, weights: ConvWeights, x: Tensor, other: Tensor | None, sums: list[Tensor]
+        self,
+        weight: Tensor,
+        made: PerChannel,
+        x: Tensor,
+        other: Tensor | None,
+        sums: list[Tensor],
     ) -> Tensor:
         """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``.
 
         Args:
-            weights: of this call.
+            weight: of this call.
+            made: of this call's other weights.
             x: the map.
             other: added before the activation.
-            sums: takes the sum of what the product gives, which is finite where that is.
+            sums: takes one that is finite if all of the weight is, where ``x`` is.
         """
-        weight = weights.weight
-        contents = self.affine.contents(weights)
-        factor, summand = self._kept.get(weight, contents) if contents else (None, None)
+        factor, summand = made
         rows, cols, positions, matrix = self._operands(x, weight)
         out = torch.mm(positions, matrix.t())
-        sums.append(out.sum())
+        sums.append(out[0].sum())  # every position reads all of the weight
         if factor is not None:
             assert summand is not None
             torch.addcmul(summand, out, factor, out=out)

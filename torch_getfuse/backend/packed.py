@@ -1,20 +1,18 @@
 """Convolutions as oneDNN runs them best: weights reordered once, what follows fused in.
 
 A :class:`PackedConv` stands for a convolution, the eval batch norm after it, an activation, and a
-residual addition. Its weights are inputs of the graph and are compared on every call, bit by bit,
-with those that were folded and reordered (:mod:`snapshots`).
+residual addition. Its weights are inputs of the graph: :mod:`conv_weights` sees to it that what
+was folded and reordered is what a call gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from torch_getfuse.backend.snapshots import Kept
 
 
 @dataclass(frozen=True)
@@ -59,24 +57,6 @@ class ConvShape:
         return (self.kernel, self.stride, self.padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
-class ConvWeights(NamedTuple):
-    """Tensors of a convolution and of the batch norm folded into it, as one call gives them."""
-
-    weight: Tensor
-    bias: Tensor | None
-    mean: Tensor | None = None
-    variance: Tensor | None = None
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-
-    @classmethod
-    def of(cls, values: Iterable[Tensor | None]) -> ConvWeights:
-        """From the values in order; the first is there."""
-        weight, *others = values
-        assert weight is not None
-        return cls(weight, *others)
-
-
 class NotFinite(Exception):
     """Weights or inputs hold infinities or NaN.
 
@@ -88,32 +68,25 @@ class Affine:
     """Bias and batch norm of a convolution as one factor and one summand per channel.
 
     Args:
-        given: which of the vectors of :class:`ConvWeights` there are: bias, mean, variance, scale,
-            shift.
+        given: which vectors there are: the bias of the convolution, and mean, variance, weight and
+            bias of the batch norm if there is one.
         epsilon: of the batch norm; ``None`` for no batch norm.
     """
 
     def __init__(self, given: Sequence[bool], epsilon: float | None) -> None:
         self._given = tuple(given)
-        self._count = sum(self._given)
         self._epsilon = epsilon
 
-    def contents(self, weights: ConvWeights) -> list[Tensor]:
-        """The vectors in one tensor, which costs less to compare; none where there are none."""
-        _, *vectors = weights
-        return [torch.cat([v for v in vectors if v is not None])] if self._count else []
-
-    def fold(self, contents: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Factor (``None`` for 1) and summand (``None`` for 0) from :meth:`contents`.
+    def fold(self, vectors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Factor (``None`` for 1) and summand (``None`` for 0) from the vectors that there are.
 
         With batch norm in float32 whatever the weights are: a bfloat16 fold would round twice.
         """
-        if not contents:
-            return None, None
-        parts = iter(contents[0].chunk(self._count))
-        bias, mean, variance, scale, shift = (next(parts) if g else None for g in self._given)
+        parts = iter(vectors)
+        bias, *norm = (next(parts) if given else None for given in self._given)
         if self._epsilon is None:
             return None, bias
+        mean, variance, scale, shift = norm
         assert mean is not None
         assert variance is not None
         factor = torch.rsqrt(variance.float() + self._epsilon)
@@ -124,7 +97,7 @@ class Affine:
         return factor, summand if shift is None else summand + shift.float()
 
 
-class _Packed(NamedTuple):
+class Packed(NamedTuple):
     """Weights made ready."""
 
     weight: Tensor
@@ -152,7 +125,6 @@ class PackedConv:
         self.adds = adds
         # oneDNN's linear operator adds last, so an activation after the addition is not its.
         self.linear = shape.is_linear and not (adds and activation.name != "none")
-        self._kept = Kept(self._make)
         stride, dilation = list(shape.stride), list(shape.dilation)
         self._whole: tuple[Any, ...] = (list(shape.padding), stride, dilation, shape.groups)
         self._rows: tuple[Any, ...] = ([0, shape.padding[1]], stride, dilation, shape.groups)
@@ -160,27 +132,43 @@ class PackedConv:
         after = None if activation.name == "none" else activation.name
         self._after_addition: tuple[Any, ...] = ("add", 1.0, after, [], "")
 
-    def ready(self, weights: ConvWeights) -> _Packed:
-        """This call's weights packed, made now or before.
+    def prepare(self, weight: Tensor, vectors: Sequence[Tensor]) -> Packed:
+        """Weights folded and reordered.
+
+        Args:
+            weight: of the convolution.
+            vectors: of its bias and batch norm, those that there are.
 
         Raises:
             NotFinite: where they hold infinities or NaN.
         """
-        packed = self._kept.get(weights.weight, [weights.weight, *self.affine.contents(weights)])
-        if packed is None:
+        factor, bias = self.affine.fold(vectors)
+        if bias is not None:
+            bias = bias.to(weight.dtype)
+        if factor is not None:
+            weight = (weight.float() * factor[:, None, None, None]).to(weight.dtype)
+        if not all_finite([value.sum() for value in (weight, bias) if value is not None]):
             raise NotFinite
-        return packed
+        _, _, rows, cols = size = self.shape.input_size
+        if self.linear:
+            matrix = weight.reshape(weight.shape[0], -1).contiguous()
+            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows * cols)
+        else:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.contiguous(), *self._whole, list(size)
+            )
+        return Packed(packed, None if bias is None else bias.contiguous())
 
-    def whole(self, packed: _Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def whole(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
         """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``."""
         return self._run(self._whole, packed, x, other)
 
-    def rows(self, packed: _Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def rows(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
         """The rows that a block of input rows gives, which holds its vertical padding already."""
         return self._run(self._rows, packed, x, other)
 
     def _run(
-        self, window: tuple[Any, ...], packed: _Packed, x: Tensor, other: Tensor | None
+        self, window: tuple[Any, ...], packed: Packed, x: Tensor, other: Tensor | None
     ) -> Tensor:
         weight, bias = packed.weight, packed.bias
         if self.linear:
@@ -197,25 +185,6 @@ class PackedConv:
         else:
             found = _conv_add(x, other, weight, bias, *window, *self._after_addition)
         return found
-
-    def _make(self, contents: Sequence[Tensor]) -> _Packed | None:
-        weight, *vectors = contents
-        factor, bias = self.affine.fold(vectors)
-        if bias is not None:
-            bias = bias.to(weight.dtype)
-        if factor is not None:
-            weight = (weight.float() * factor[:, None, None, None]).to(weight.dtype)
-        if not all_finite([value.sum() for value in (weight, bias) if value is not None]):
-            return None
-        _, _, rows, cols = size = self.shape.input_size
-        if self.linear:
-            matrix = weight.reshape(weight.shape[0], -1).contiguous()
-            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows * cols)
-        else:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.contiguous(), *self._whole, list(size)
-            )
-        return _Packed(packed, None if bias is None else bias.contiguous())
 
 
 def all_finite(sums: Sequence[Tensor]) -> bool:

@@ -42,12 +42,16 @@ class Snapshot:
         self._address, self._bytes = self.value.data_ptr(), self.value.nbytes
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor has the same shape, layout, type, and bits."""
-        if _form(tensor) != self._form:
-            return False
+        """Whether a tensor of the same form has the same bits."""
         # An alias of its own keeps the memory while it is read, whatever other threads do.
         held = tensor.detach() if self._dense else tensor.detach().contiguous()
-        return _differ(held.data_ptr(), self._address, self._bytes) == 0
+        return (
+            held.nbytes == self._bytes and _differ(held.data_ptr(), self._address, self._bytes) == 0
+        )
+
+    def has_form(self, tensor: Tensor) -> bool:
+        """Whether a tensor has the same shape, layout and type."""
+        return _form(tensor) == self._form
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
@@ -63,19 +67,30 @@ class Kept(Generic[Made]):
     Args:
         make: makes it from copies of the tensors, so that it is of one piece with what is compared
             even where somebody writes to them meanwhile.
+        guarded: whether the caller sees to it that shapes, layouts and types never change.
     """
 
-    def __init__(self, make: Callable[[Sequence[Tensor]], Made]) -> None:
+    def __init__(self, make: Callable[[Sequence[Tensor]], Made], guarded: bool) -> None:
         self._make = make
+        self._guarded = guarded
         self._entries: tuple[tuple[weakref.ref[Tensor], list[Snapshot], Made], ...] = ()
 
     def get(self, key: Tensor, contents: Sequence[Tensor]) -> Made:
         """What ``contents`` make; the object ``key`` only tells where to look for it."""
         for ref, snapshots, made in self._entries:
-            if ref() is key and all(map(Snapshot.holds, snapshots, contents)):
+            if ref() is key and self._hold(snapshots, contents):
                 return made
         snapshots = [Snapshot(tensor) for tensor in contents]
         made = self._make([snapshot.value for snapshot in snapshots])
-        others = [entry for entry in self._entries if entry[0]() not in (None, key)]
+        others = [
+            entry
+            for entry in self._entries
+            if (other := entry[0]()) is not None and other is not key
+        ]
         self._entries = ((weakref.ref(key), snapshots, made), *others[: _KEPT - 1])
         return made
+
+    def _hold(self, snapshots: Sequence[Snapshot], contents: Sequence[Tensor]) -> bool:
+        if not self._guarded and not all(map(Snapshot.has_form, snapshots, contents)):
+            return False
+        return all(map(Snapshot.holds, snapshots, contents))
