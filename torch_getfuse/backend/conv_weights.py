@@ -18,7 +18,6 @@ from torch_getfuse.backend.live import LiveConv
 from torch_getfuse.backend.packed import NotFinite, PackedConv
 from torch_getfuse.backend.snapshots import Kept
 
-
 Ready = Callable[[Sequence[Any]], Any]
 """From the values of a call by slot to the weights of one convolution, made ready."""
 

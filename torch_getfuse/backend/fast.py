@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from torch_getfuse.backend.effects import changes_mode, changes_state, results_share
-from torch_getfuse.backend.fast_program import Choice, FastProgram
+from torch_getfuse.backend.fast_program import PROOF, Choice, FastProgram
 from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import choose_strips, step_times
 from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
@@ -61,8 +61,8 @@ def fast_program(
         returned = set(gm.graph.output_node().all_input_nodes)
         promising = choose_strips(steps, returned, times, threads)
         times.save()
-        inside = {at for choice in promising for at in range(choice.first, choice.end)}
-        may_live = [at for at, step in enumerate(steps) if step.live and at not in inside]
+        taken = {at for choice in promising for at in range(choice.first, choice.end)}
+        may_live = [at for at, step in enumerate(steps) if step.live and at not in taken]
         special = FastProgram(gm, steps, promising, threads, may_live)
         whole = FastProgram(gm, steps, [], threads)
         expected = plain(*example_inputs)
@@ -76,7 +76,7 @@ def fast_program(
                     log.warning("torch_getfuse: a fast program is not used: %s", wrong)
             if wrong:
                 return None, f"inner auto: runs by FX nodes: {wrong}"
-        chosen, live = _seen_faster(special, whole, promising, may_live, example_inputs)
+        chosen, live = _seen_faster(steps, special, whole, promising, may_live, example_inputs)
         program = FastProgram(gm, steps, chosen, threads, live)
         ours, theirs = _times(program, plain, example_inputs)
     inside = sum(choice.end - choice.first for choice in chosen)
@@ -127,6 +127,7 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
 
 
 def _seen_faster(
+    steps: Sequence[Step],
     special: FastProgram,
     whole: FastProgram,
     choices: Sequence[Choice],
@@ -138,6 +139,7 @@ def _seen_faster(
     Each is timed where it stands, between its neighbours.
 
     Args:
+        steps: of both programs.
         special: the program with all of them.
         whole: the program with none.
         choices, live: of ``special``.
@@ -156,7 +158,10 @@ def _seen_faster(
         for choice in choices
         if best[0][choice.first] < sum(best[1][at] for at in range(choice.first, choice.end))
     ]
-    return faster, [at for at in live if best[0][at] < best[1][at]]
+    # A weight that is read where it lies need not be proved: its share of that counts as well.
+    sizes = {at: traced_value(steps[at].weights[0]).nbytes for at in live}
+    spared = (best[1][PROOF] - best[0][PROOF]) / max(1, sum(sizes.values())) if live else 0.0
+    return faster, [at for at in live if best[0][at] < best[1][at] + spared * sizes[at]]
 
 
 def _differs(expected: Sequence[Any], got: Sequence[Any]) -> str:

@@ -29,6 +29,10 @@ from torch_getfuse.backend.strips import Segment, StripPlan, last_reads, run_str
 _LAST = torch.channels_last
 
 
+PROOF = -1
+"""Stands for the position of a step where the weights are proved."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Consecutive steps ``first`` to ``end - 1`` that run as so many strips."""
@@ -96,7 +100,10 @@ class FastProgram:
             else:
                 segment = Segment.part(steps, at, end, returned, last)
                 plan = segment.plan(choice.strips)
-                ready = [step.conv and self._ready(step, step.conv) for step in segment.steps]
+                ready = [
+                    None if step.conv is None else self._ready(step, step.conv)
+                    for step in segment.steps
+                ]
                 units.append((at, _Strips(segment, plan, self._slots, ready, self._threads)))
             gone = [
                 self._slots[node]
@@ -158,9 +165,13 @@ class FastProgram:
         return self._found(env)
 
     def timed(self, *args: Any) -> dict[int, float]:
-        """Run the graph for its times: seconds by the position of a unit's first step."""
+        """Run the graph for its times: seconds by the position of a unit's first step.
+
+        Those of proving the weights stand at :data:`PROOF`.
+        """
+        started = time.perf_counter()
         env = self._filled(args)
-        seconds: dict[int, float] = {}
+        seconds = {PROOF: time.perf_counter() - started}
         for at, unit in self._units:
             started = time.perf_counter()
             unit(env)
@@ -265,7 +276,7 @@ class _Strips:
     def __call__(self, env: list[Any]) -> None:
         given = [env[slot].contiguous(memory_format=_LAST) for slot in self.given]
         calls: list[Any] = [
-            step.rows if ready is None else partial(step.conv.rows, ready(env))
+            partial(step.conv.rows, ready(env)) if step.conv and ready else step.rows
             for step, ready in zip(self.segment.steps, self.ready, strict=True)
         ]
         batch = given[0].shape[0]

@@ -77,7 +77,7 @@ class LiveConv:
         factor, summand = made
         rows, cols, positions, matrix = self._operands(x, weight)
         out = torch.mm(positions, matrix.t())
-        sums.append(out[0].sum())  # every position reads all of the weight
+        sums.append(out.select(0, 0).sum())  # every position reads all of the weight
         if factor is not None:
             assert summand is not None
             torch.addcmul(summand, out, factor, out=out)

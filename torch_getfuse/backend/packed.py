@@ -172,14 +172,12 @@ class PackedConv:
     ) -> Tensor:
         weight, bias = packed.weight, packed.bias
         if self.linear:
-            images, channels, rows, cols = x.shape
-            flat = x.permute(0, 2, 3, 1).reshape(-1, channels)
+            flat = x.permute(0, 2, 3, 1)
             if other is None:
                 out: Tensor = _linear(flat, weight, bias, *self._post)
             else:
-                added = other.permute(0, 2, 3, 1).reshape(-1, other.shape[1])
-                out = _linear_add(flat, added, weight, bias, "add")
-            return out.view(images, rows, cols, -1).permute(0, 3, 1, 2)
+                out = _linear_add(flat, other.permute(0, 2, 3, 1), weight, bias, "add")
+            return out.permute(0, 3, 1, 2)
         if other is None:
             found: Tensor = _conv(x, weight, bias, *window, *self._post)
         else:

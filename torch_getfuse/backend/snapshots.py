@@ -30,24 +30,18 @@ class Snapshot:
     """A copy of a tensor, to see whether another one holds the same.
 
     Attributes:
-        value: the copy, in the layout of the tensor if that has neither gaps nor overlaps.
+        value: the copy, in the layout of the tensor if that is dense.
+        dense: whether it has neither gaps nor overlaps.
+        address, bytes: of the copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.value = tensor.detach().clone(memory_format=torch.preserve_format)
-        self._dense = self.value.stride() == tensor.stride()
-        if not self._dense:
+        self.dense = self.value.stride() == tensor.stride()
+        if not self.dense:
             self.value = self.value.contiguous()
         self._form = _form(tensor)
-        self._address, self._bytes = self.value.data_ptr(), self.value.nbytes
-
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor of the same form has the same bits."""
-        # An alias of its own keeps the memory while it is read, whatever other threads do.
-        held = tensor.detach() if self._dense else tensor.detach().contiguous()
-        return (
-            held.nbytes == self._bytes and _differ(held.data_ptr(), self._address, self._bytes) == 0
-        )
+        self.address, self.bytes = self.value.data_ptr(), self.value.nbytes
 
     def has_form(self, tensor: Tensor) -> bool:
         """Whether a tensor has the same shape, layout and type."""
@@ -91,6 +85,13 @@ class Kept(Generic[Made]):
         return made
 
     def _hold(self, snapshots: Sequence[Snapshot], contents: Sequence[Tensor]) -> bool:
+        """Whether tensors still have the bits of which snapshots were taken."""
         if not self._guarded and not all(map(Snapshot.has_form, snapshots, contents)):
             return False
-        return all(map(Snapshot.holds, snapshots, contents))
+        for snapshot, tensor in zip(snapshots, contents, strict=True):
+            # An alias of its own keeps the memory while it is read, whatever other threads do.
+            held = tensor.detach() if snapshot.dense else tensor.detach().contiguous()
+            size = snapshot.bytes
+            if held.nbytes != size or _differ(held.data_ptr(), snapshot.address, size):
+                return False
+        return True
