@@ -14,9 +14,11 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch._ops import OpOverloadPacket
+from torch.utils._pytree import tree_map_only
 
 from torch_getfuse.backend.effects import order_edges
-from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.fx_values import flat_tensors, traced_value
 from torch_getfuse.backend.live import LiveConv
 from torch_getfuse.backend.modes import is_switch
 from torch_getfuse.backend.normalise import Invocation, normalise
@@ -346,6 +348,11 @@ class _Builder:
             if any(map(is_map, inputs)) and (call is None or call.mutates):
                 raise Unfit(f"{node.name} may depend on the strides of what it changes")
             whole = _AsTraced(whole, inputs)
+        elif any(map(_overlaps, flat_tensors(traced_value(node)))):
+            # Its strides cannot be made from other ones afterwards: nothing writes to them.
+            whole = _AsTraced(whole, inputs)
+        if _may_alias(call) and not _storages(node) & set().union(*map(_storages, inputs)):
+            whole = _Apart(whole)
         step = Step(node, inputs, whole=whole, covers=(node,))
         if call is not None and is_map(node):
             found = self._by_rows(node, call)
@@ -454,6 +461,48 @@ class _Reordered:
 
     def __call__(self, *values: Any) -> Any:
         return self._whole(*(values[k] for k in self._at))
+
+
+class _Apart:
+    """Gives a result memory of its own, as the trace does, where other strides make it a view."""
+
+    def __init__(self, whole: Callable[..., Any]) -> None:
+        self._whole = whole
+
+    def __call__(self, *values: Any) -> Any:
+        result = self._whole(*values)
+        own = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(result)}
+        given = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(values)}
+        return tree_map_only(Tensor, torch.clone, result) if own & given else result
+
+
+def _storages(node: fx.Node) -> set[int]:
+    """The storages of a node's traced value."""
+    return {tensor.untyped_storage()._cdata for tensor in flat_tensors(traced_value(node))}
+
+
+def _may_alias(call: Invocation | None) -> bool:
+    """Whether an operator returns, for some strides, its input or a view of it."""
+    packet = None if call is None else getattr(torch.ops.aten, call.name, None)
+    if not isinstance(packet, OpOverloadPacket):
+        return True
+    schemas = [getattr(packet, name)._schema for name in packet.overloads()]
+    return any(
+        value.alias_info is not None and not value.alias_info.is_write
+        for schema in schemas
+        for value in schema.returns
+    )
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as where it is expanded."""
+    reach = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach = stride * (size - 1) + reach
+    return False
 
 
 def as_traced(value: Any, node: fx.Node) -> Any:
