@@ -19,11 +19,8 @@ from torch_getfuse.backend import fast, fast_tuning
 from torch_getfuse.backend.fast_program import Choice, FastProgram
 from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import StepTimes, choose_strips
-from torch_getfuse.backend.packed import (
-    Activation,
-    ConvShape,
-    PackedConv,
-)
+from torch_getfuse.backend.live import LiveConv
+from torch_getfuse.backend.packed import Activation, Affine, ConvShape, PackedConv
 from torch_getfuse.backend.strips import Segment
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
@@ -579,9 +576,9 @@ def test_a_slower_or_wrong_program_is_not_taken(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(fast, "_times", lambda *_: (0.002, 0.001))
         run = compiled(model)
         assert torch.equal(run(x), model(x))
-        assert "packed convolutions took 2.0 ms against 1.0 ms" in notes(run)
+        assert "the fast program took 2.0 ms against 1.0 ms" in notes(run)
         monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
-        monkeypatch.setattr(FastProgram, "__call__", lambda *_: (torch.zeros(1, 1000),))
+        monkeypatch.setattr(FastProgram, "compute", lambda *_: (torch.zeros(1, 1000),))
         run = compiled(model)
         assert torch.equal(run(x), model(x))
         assert "differs by" in notes(run)
@@ -652,7 +649,7 @@ def test_times_are_kept_and_choices_repeat(tmp_path: Any, monkeypatch: pytest.Mo
     assert again._seconds == times._seconds
     assert choose_strips(steps, returned, again, 1) == first
     assert not again._fresh
-    (file,) = tmp_path.iterdir()
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(
@@ -668,10 +665,9 @@ def test_damaged_times_are_one_warning(
     monkeypatch.setattr(fast_tuning, "_warned", set())
     file = tmp_path / f"machine-{fast_tuning._machine()}.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.warns(UserWarning, match="measured anew") as found:
-        assert StepTimes(tmp_path)._seconds == {}
-        assert StepTimes(tmp_path)._seconds == {}
-    assert len(found) == 1
+    with pytest.warns(UserWarning, match="measured anew"):
+        times = StepTimes(tmp_path)
+    assert times._seconds == StepTimes(tmp_path)._seconds == {}  # without a second warning
 
 
 def test_times_that_cannot_be_written_are_one_warning(
@@ -681,10 +677,9 @@ def test_times_that_cannot_be_written_are_one_warning(
     (tmp_path / "file").touch()
     times = StepTimes(tmp_path / "file" / "folder")
     times._seconds, times._fresh = {"a": 1.0}, True
-    with pytest.warns(UserWarning, match="cannot keep") as found:
+    with pytest.warns(UserWarning, match="cannot keep"):
         times.save()
-        times.save()
-    assert len(found) == 1
+    times.save()  # without a second warning
 
 
 def test_strips_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
