@@ -26,6 +26,10 @@ from torch_getfuse.backend.packed import NotFinite
 log = logging.getLogger(__name__)
 
 _TURNS = 3
+_MOST_TURNS = 16
+_SOON = 0.3
+"""Seconds after which steps are not timed more often than need be; theirs differ by little."""
+
 _LONG = 1.0
 """Seconds of a run after which one turn is enough."""
 
@@ -146,13 +150,14 @@ def _seen_faster(
         inputs: of both.
     """
     best: tuple[dict[int, float], dict[int, float]] = ({}, {})
-    for _ in range(_TURNS if choices or live else 0):
-        started = time.perf_counter()
+    started = time.perf_counter()
+    for turn in range(_MOST_TURNS if choices or live else 0):
+        spent = time.perf_counter() - started
+        if spent > 2 * _LONG or (turn >= _TURNS and spent > _SOON):
+            break
         for least, program in zip(best, (special, whole), strict=True):
             for at, seconds in program.timed(*inputs).items():
                 least[at] = min(least.get(at, seconds), seconds)
-        if time.perf_counter() - started > 2 * _LONG:
-            break
     faster = [
         choice
         for choice in choices
