@@ -87,7 +87,7 @@ def measure(name: str, size: int, threads: int, turns: int, clock: Callable[[], 
         **{f"{key} ms": round(min(took) * 1e3, 2) for key, took in times.items()},
         "taken / unproved": round(median(ratios), 3),
         "proof ms": round(min(proof) * 1e3, 2),
-        "note": note.partition(": ")[2].partition(" in ")[0],
+        "as they lie": note.partition(" on weights")[0].rpartition(" ")[2],
     }
 
 

@@ -84,10 +84,10 @@ def fast_program(
         program = FastProgram(gm, steps, chosen, threads, live)
         ours, theirs = _times(program, plain, example_inputs)
     inside = sum(choice.end - choice.first for choice in chosen)
-    packed = sum(step.conv is not None for step in steps) - len(live)
+    packed = sum(step.conv is not None for step in steps)
     found = (
-        f"{packed} packed convolutions and {len(live)} on weights as they lie in {len(steps)} "
-        f"steps, {inside} of them depth-first in {len(chosen)} segments"
+        f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
+        f"{len(chosen)} segments, {len(live)} on weights as they lie"
     )
     told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed at compilation"
     if ours >= theirs:
