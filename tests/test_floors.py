@@ -67,6 +67,7 @@ FLOORS = {
     "explain.train": 6,
     "planner": 5,
     "sweep_result": 4,
+    "section": 4,
     "report": 4,
     "drawing": 4,
     "findings": 4,

@@ -18,7 +18,7 @@ from torch_getfuse.partition.exact import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchResult
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 METHODS = [method for method in CHOICES["method"] if method is not None]
 SEARCHES = ["random", "local", "nsga2"]

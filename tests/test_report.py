@@ -18,7 +18,8 @@ from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, Stage
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report, Section
+from torch_getfuse.report import Report
+from torch_getfuse.section import Section
 
 
 def make_plan(buffer: int = 100) -> PartitionPlan:

@@ -27,7 +27,8 @@ from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report, Section
+from torch_getfuse.report import Report
+from torch_getfuse.section import Section
 from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.why import check_explainers, explain_graph
 

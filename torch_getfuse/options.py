@@ -98,7 +98,7 @@ class Options:
         try:
             object.__setattr__(self, "buffer", parse_size(buffer))
         except OptionError as error:
-            raise OptionError(f"buffer={buffer!r}: {error}") from None
+            raise OptionError(f"buffer={error}") from None
         for name in ("activation_bytes", "weight_bytes"):
             width = getattr(self, name)
             if width is None and preset:

@@ -18,7 +18,7 @@ from torch_getfuse.errors import CaptureError, GetfuseError, OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import (
     FIGURES,
     SCHEMA_VERSION,

@@ -12,7 +12,7 @@ from torch_getfuse.explanation import CONTROLS, Explanation
 from torch_getfuse.findings import Blame, Cut, GroupEdge, Part
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import CHOICES, Options
-from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator, boundary
+from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator, once
 from torch_getfuse.partition.cuts import Edge
 from torch_getfuse.partition.group import bits, components, mask_of, topological_order
 from torch_getfuse.partition.problem import FusionProblem
@@ -106,7 +106,7 @@ class _Asked:
             valid=valid,
             probability=self._probability() if set(explainers) - set(CONTROLS) else None,
             terms=tuple(sorted(terms, key=lambda term: -term.bytes)),
-            dram=self._once(self.group),
+            dram=once(scheme, self.group),
             edges=self._edges(terms),
             blames=tuple(self._blame(name) for name in explainers) if ask else (),
             cut=self._cut() if ask else None,
@@ -238,18 +238,8 @@ class _Asked:
     def _dram(self, part: int) -> Dram:
         """``F_D`` of a valid part; of an unfusable operator the least that any method moves."""
         if part & self.problem.unfusable:
-            return self._once(part)
+            return once(self.evaluator.scheme, part)
         return self.evaluator.scheme.dram(part, self.evaluator.buffer_bytes)
-
-    def _once(self, mask: int) -> Dram:
-        """Everything at the border of a set once, whether or not it fits."""
-        graph, scheme = self.graph, self.evaluator.scheme
-        reads, writes = boundary(graph, mask)
-        return Dram(
-            sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
-            sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
-            sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
-        )
 
 
 def _only(known: int, ranked: list[tuple[Edge, float]]) -> EdgeRanker:

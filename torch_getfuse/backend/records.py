@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch._dynamo.eval_frame import innermost_backend
 from torch._guards import TracingContext
 
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 
 class CompiledGraph:
