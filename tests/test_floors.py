@@ -90,6 +90,7 @@ FLOORS = {
     "backend.records": 5,
     "backend.capture": 5,
     "backend.effects": 5,
+    "backend.mode_notes": 5,
     "backend.modes": 5,
     "backend.regions": 5,
     "backend.submodules": 5,

@@ -134,10 +134,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 def accelerator(name: str) -> Accelerator:
     """The preset of a name; raises :class:`OptionError` with the nearest one."""
-    try:
+    if name in ACCELERATORS:
         return ACCELERATORS[name]
-    except KeyError:
-        raise OptionError(
-            f"accelerator={name!r} is not known{nearest(name, ACCELERATORS)}; "
-            f"known: {', '.join(ACCELERATORS)}"
-        ) from None
+    hint = nearest(str(name), ACCELERATORS) or f"; known: {', '.join(ACCELERATORS)}"
+    raise OptionError(f"accelerator={name!r} is not known{hint}")

@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 
-_EMPTY = (
-    "Nothing to report: no graph has been compiled yet. Call the compiled model once with an "
-    "input, or ask for report(model, x), which plans without running. An nn.Sequential, or another "
-    "module of torch's own, is not found where it has no parameters or runs what was compiled for "
-    "another one: torch runs one code for them all."
-)
 _CSS = (
     "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
     "td,th{border:1px solid #bbb;padding:.2em .6em;vertical-align:top}"
@@ -50,6 +44,7 @@ class Report:
         unplanned: a sentence per graph that runs as it is, because planning failed.
         alternatives: whether some graphs are one piece of code compiled for several inputs or
             settings, of which a call runs one; they have no sum.
+        empty: what to say where there is neither.
     """
 
     def __init__(
@@ -58,10 +53,12 @@ class Report:
         unplanned: Sequence[str] = (),
         *,
         alternatives: bool = False,
+        empty: str = "Nothing to report: no graph has been compiled yet.",
     ) -> None:
         self.sections = tuple(sections)
         self.unplanned = tuple(unplanned)
         self.alternatives = alternatives
+        self.empty = empty
 
     # -- text forms -----------------------------------------------------------------------
 
@@ -158,7 +155,7 @@ class Report:
 
     def _render(self, style: Style) -> str:
         if not self.sections and not self.unplanned:
-            return style.paragraph(_EMPTY)
+            return style.paragraph(self.empty)
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
@@ -273,18 +270,17 @@ def _held_whole(section: Section) -> str:
     named = []
     for kind, names in kinds.items():
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        named.append(f"{kind} ({', '.join(names[:_NAMED])}{more})")
+        named.append(f"{kind} {', '.join(names[:_NAMED])}{more}")
     apart = [name for name in held if name in section.unfusable]
-    cost = "all of them fit all the same"
+    cost = "all fit alone even so"
     if apart:
         moved = added(section.unfusable[name] for name in apart).total
-        cost = f"{len(apart)} of them are unfusable for it or beside it, and move " + format_size(
-            moved
-        )
-    reasons = "; ".join(dict.fromkeys(held.values()))
+        cost = f"{len(apart)} of {len(held)} do not fit and move {format_size(moved)} on their own"
+    reasons = list(dict.fromkeys(held.values()))
+    told = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
     return (
-        f"priced as holding whole maps: {', '.join(named)}: {reasons}. {cost}. This is a limit of "
-        "the cost model, not of the chip: streamed along an axis they could need less"
+        f"priced as holding whole maps: {', '.join(named)} ({told}); {cost}. This is a limit of "
+        "the cost model, not of the chip: streamed along an axis they would need less"
     )
 
 

@@ -18,6 +18,8 @@ from torch_getfuse.partition.cost import Dram, Evaluator, FusionScheme, once, sm
 from torch_getfuse.partition.group import mask_of
 from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
 
+_UNSTREAMED = "a map that is not streamed along an axis"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -129,12 +131,11 @@ class Section:
         for op in self.plan.graph:
             if op.reason:
                 found[op.name] = op.reason
-                continue
-            for name in (*(read.tensor for read in op.reads), op.writes):
-                if _is_unstreamed(tensors[name]):
-                    shape = "x".join(map(str, tensors[name].shape[1:]))
-                    found[op.name] = f"its map of {shape} is not streamed along an axis"
-                    break
+            elif any(
+                _is_unstreamed(tensors[name])
+                for name in (*(read.tensor for read in op.reads), op.writes)
+            ):
+                found[op.name] = _UNSTREAMED
         return found
 
     def op(self, name: str) -> Op:

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.decompose import expand_composites
 from torch_getfuse.backend.fx_values import (
@@ -207,10 +208,29 @@ def capture_model(
             f"Dynamo traces {type(model).__name__} {how}: {why}. "
             "torch._dynamo.explain(model)(*inputs) shows every break"
         ) from error
+    except GetfuseError:
+        raise
+    except Exception as error:  # a model fails in its own code, by whatever it raises
+        raise does_not_run(model, args, error) from error
     raise CaptureError(
         f"{type(model).__name__} ran without giving Dynamo a graph: it has no tensor operator, "
         "or torch.compile is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance)"
     )
+
+
+def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> CaptureError:
+    """What a model says to inputs that it does not take, without what Dynamo says around it."""
+    cause: BaseException = error
+    while (inner := cause.__cause__ or cause.__context__) is not None:
+        cause = inner
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    shapes = [
+        f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(args)
+    ]
+    return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
 
 
 @contextmanager
@@ -290,6 +310,8 @@ def run_captured(
         if isinstance(error.inner_exception, GetfuseError):
             raise error.inner_exception from error
         raise
+    except torch._dynamo.exc.TorchRuntimeError as error:
+        raise does_not_run(model, args, error) from error
     finally:
         _RUNNER.reset(token)
 
