@@ -33,12 +33,14 @@ def parse_size(size: int | str) -> int:
     else:
         match = _SIZE.fullmatch(size)
         if match is None or (match[2] or "B").upper() not in _UNITS:
-            raise OptionError(f"{size!r} is not a number of bytes, KB, MB or GB, like '256KB'")
+            raise OptionError(f"{size!r} is no size in bytes, KB, MB or GB, like '256KB'")
         total = float(match[1]) * _UNITS[(match[2] or "B").upper()]
     if total < 1:
-        raise OptionError(f"{size!r} is {total:g} bytes; at least one whole byte is needed")
+        raise OptionError(f"{size!r} is no size: at least one whole byte is needed")
     if total != int(total):
-        raise OptionError(f"{size!r} is {total:g} bytes, not a whole number: {math.ceil(total)}?")
+        raise OptionError(
+            f"{size!r} is no size: {total:g} bytes are no whole number; type {math.ceil(total)}"
+        )
     return int(total)
 
 

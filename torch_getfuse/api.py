@@ -257,7 +257,7 @@ def _nothing(model: object) -> str:
     if type(module).__module__.startswith("torch.nn"):
         text += (
             " A module of torch's own, such as nn.Sequential, is not found where it has no "
-            "parameters or runs what was compiled for another one: torch runs one code for them all."
+            "parameters or runs what was compiled for another one: torch runs one code for all."
         )
     return text
 
@@ -304,13 +304,15 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     return captured.moved(module, moved)
 
 
-def _checked(model: object, args: tuple[Any, ...], usage: str) -> nn.Module:
+def _checked(model: object, args: object, usage: str) -> nn.Module:
     """The module; raises :class:`OptionError` where it or its inputs are not of their kind."""
     if not isinstance(model, nn.Module):
         raise _no_model(model)
     if not isinstance(args, tuple):
+        named = "; inputs go by position, in the order of forward()"
         raise OptionError(
             f"args must be a tuple of example inputs, like (x,), not {type(args).__name__}"
+            + (named if isinstance(args, Mapping) else "")
         )
     if not args:
         raise OptionError(f"example inputs are missing: {usage}")

@@ -119,7 +119,8 @@ def sweep(
                 records.append(_blank(name, point) | {"error": failures[name]})
             else:
                 records.append(found[identity(_asked(graphs[name], point, name))] | {"model": name})
-    result = Sweep(tuple(records))
+    done = set() if kept is None else set(kept.records)
+    result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     for record in result.errors:
         log.warning("sweep: %s failed: %s", title(record), record["error"])
     return result
@@ -296,13 +297,14 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
     try:
         plan = plan_graph(graph, options)
         section = Section(plan)
+        planned = section.network_planned
         stopped = dict.fromkeys(stage.stopped for stage in plan.stages if stage.stopped)
         figures: Record = {
-            "dram_bytes": plan.dram_bytes,
-            "feature_bytes": plan.feature_bytes,
-            "unfused_bytes": section.unfused.total,
-            "unfusable_bytes": sum(dram.total for dram in section.unfusable.values()),
-            "lower_bound_bytes": plan.lower_bound_bytes,
+            "dram_bytes": planned.total,
+            "feature_bytes": planned.read + planned.write,
+            "unfused_bytes": section.network_unfused.total,
+            "unfusable_bytes": section.outside.total,
+            "lower_bound_bytes": plan.lower_bound_bytes + section.outside.total,
             "proof": plan.proof,
             "groups": len(plan.groups),
             "unfusable": len(plan.unfusable),

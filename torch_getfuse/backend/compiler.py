@@ -218,8 +218,8 @@ def _grad_notes() -> tuple[str, ...]:
     if not torch.is_grad_enabled():
         return ()
     return (
-        "traced with gradients enabled; plan(model, (x,)) and report(model, x) trace under "
-        "torch.no_grad(), which is another graph for a model that looks at the mode",
+        "traced with gradients enabled; report(model, x) traces under torch.no_grad(), where a "
+        "model that looks at the mode gives another graph",
     )
 
 
