@@ -245,14 +245,12 @@ def _nothing(model: object) -> str:
             f"Nothing to report: this was compiled with backend={backend!r}, and reports are of "
             f'torch.compile(model, backend="getfuse"); {plans}.'
         )
-    text = (
-        f"Nothing to report: no graph has been compiled yet. Call it once with an input; {plans}."
-    )
+    what = "no graph has been compiled yet; call the compiled model once with an input"
     if not is_compiled(model):
-        text = (
-            "Nothing to report: this was not compiled, or not called since, with "
-            f'torch.compile(model, backend="getfuse"); {plans}.'
+        what = (
+            'this was not compiled by torch.compile(model, backend="getfuse"), or not called since'
         )
+    text = f"Nothing to report: {what}; {plans}."
     module = getattr(model, "_orig_mod", model)
     if type(module).__module__.startswith("torch.nn"):
         text += (

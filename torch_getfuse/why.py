@@ -56,7 +56,7 @@ def explain_graph(
         scheme, index = problem.evaluator.scheme, range(len(graph))
         needs = [smallest_buffer(scheme, 1 << i, options.buffer_bytes) for i in index]
         known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
-        least = f": buffer={format_buffer(min(known)[0])!r} holds {min(known)[1]}" if known else ""
+        least = f" ({min(known)[1]} fits from {format_buffer(min(known)[0])} up)" if known else ""
         raise OptionError(
             "no operator fits the buffer alone; name one in operators= to see why, or raise "
             f"buffer={least}"

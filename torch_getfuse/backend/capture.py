@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
+import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,6 +202,8 @@ def capture_model(
     except _Recorded:
         return capture_fx(graphs[0])
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         count = _count_graphs(model, args, kwargs)
         how = f"not as one graph but as {count}" if count != "0" else "as no graph at all"
@@ -220,10 +223,14 @@ def capture_model(
 
 def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> CaptureError:
     """What a model says to inputs that it does not take, without what Dynamo says around it."""
+    reason = _raised(error)
     cause: BaseException = error
-    while (inner := cause.__cause__ or cause.__context__) is not None:
+    while isinstance(cause, torch._dynamo.exc.TorchDynamoException):
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            break
         cause = inner
-    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    reason = reason or (str(cause).strip() or type(cause).__name__).splitlines()[0]
     shapes = [
         f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
         if isinstance(leaf, torch.Tensor)
@@ -231,6 +238,12 @@ def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> 
         for leaf in pytree.tree_leaves(args)
     ]
     return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
+
+
+def _raised(error: BaseException) -> str:
+    """What the model itself has raised while Dynamo traced it, as Dynamo quotes it; or empty."""
+    own = re.search(r"^Observed exception$.*raised exception (.+?)$", str(error), re.M | re.S)
+    return own[1] if own else ""
 
 
 @contextmanager
@@ -303,6 +316,8 @@ def run_captured(
         with _tracing():
             return _compiled(model, _running_backend, fullgraph=True)(*args)
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         name = type(model).__name__
         raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
