@@ -223,13 +223,16 @@ def test_training_mode_is_told(net: nn.Module) -> None:
 def test_a_graph_traced_with_gradients_is_told(net: nn.Module) -> None:
     run = compiled(net)
     run(X)
-    (note,) = torch_getfuse.report(run).sections[0].notes
-    assert note.startswith("traced with gradients enabled; report(model, x) traces under")
+    report = torch_getfuse.report(run)
+    assert "traced with gradients enabled (report(model, x) traces without)" in " ".join(
+        str(report).split()
+    )
+    assert report.to_dict()["sections"][0]["assumptions"]["gradients"] is True
     torch._dynamo.reset()
     run = compiled(net)
     with torch.no_grad():
         run(X)
-    assert not torch_getfuse.report(run).sections[0].notes
+    assert "gradients" not in str(torch_getfuse.report(run))
 
 
 def test_errors_are_of_one_family() -> None:

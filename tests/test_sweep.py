@@ -396,8 +396,14 @@ def test_bench_without_a_checkout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site" / "torch_getfuse" / "cli.py"))
+    stranger = tmp_path / "site" / "benchmarks" / "of_another_package.py"
+    stranger.parent.mkdir(parents=True)
+    stranger.touch()
     assert cli.main(["bench"]) == 2
-    assert "benchmarks come with the sources" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "benchmarks come with the sources" in err
+    assert "run pip install -e . in a checkout" in err
 
 
 def test_train_hands_on_what_is_given(

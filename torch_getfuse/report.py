@@ -316,7 +316,12 @@ def _facts(section: Section) -> list[list[str]]:
             "assumptions",
             f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
             f"{plan.activation_bytes} B per activation, {plan.weight_bytes} B per weight, "
-            "one sample at a time",
+            "one sample at a time"
+            + (
+                ", traced with gradients enabled (report(model, x) traces without)"
+                if section.gradients
+                else ""
+            ),
         ],
     ]
     return rows

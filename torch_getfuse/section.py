@@ -30,12 +30,15 @@ class Section:
         name: ``"graph 0"``, ... where there are several; empty for the only one.
         unsupported: FX target -> number of operators that had no rule.
         notes: anything else a reader must know, a sentence each.
+        gradients: whether it was traced with gradients enabled. ``plan(model, (x,))`` traces
+            without, and a model that looks at the mode gives another graph there.
     """
 
     plan: PartitionPlan
     name: str = ""
     unsupported: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    gradients: bool = False
 
     @cached_property
     def scheme(self) -> FusionScheme:
@@ -167,6 +170,7 @@ class Section:
                 "activation_bytes": plan.activation_bytes,
                 "weight_bytes": plan.weight_bytes,
                 "samples": 1,
+                "gradients": self.gradients,
             },
             "totals": {
                 "operators": len(plan.graph),

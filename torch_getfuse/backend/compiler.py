@@ -146,8 +146,13 @@ def _compile(
     """The planned graph as a callable; fills in its record."""
     gm = capture.graph_module
     hints = _shape_notes(gm)
-    notes = (*hints, *mode_notes(gm), *_grad_notes())
-    record.sections.append(Section(plan, unsupported=capture.unsupported, notes=notes))
+    forward = Section(
+        plan,
+        unsupported=capture.unsupported,
+        notes=(*hints, *mode_notes(gm)),
+        gradients=torch.is_grad_enabled(),
+    )
+    record.sections.append(forward)
     recorded = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
     if options.inner == DEPTH_FIRST:
         why = recorded or ("shapes are dynamic" if hints else "")
@@ -211,16 +216,6 @@ def _compile(
         record.add_notes,
     )
     return compiler.compile(capture, plan, example_inputs)
-
-
-def _grad_notes() -> tuple[str, ...]:
-    """Where the graph was traced in another mode than :func:`torch_getfuse.plan` traces in."""
-    if not torch.is_grad_enabled():
-        return ()
-    return (
-        "traced with gradients enabled; report(model, x) traces under torch.no_grad(), where a "
-        "model that looks at the mode gives another graph",
-    )
 
 
 def _shape_notes(gm: fx.GraphModule) -> tuple[str, ...]:
