@@ -280,7 +280,7 @@ def _held_whole(section: Section) -> str:
     told = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
     return (
         f"priced as holding whole maps: {', '.join(named)} ({told}); {cost}. This is a limit of "
-        "the cost model, not of the chip: streamed along an axis they would need less"
+        "the cost model, not of the chip: streamed along an axis they could need less"
     )
 
 
