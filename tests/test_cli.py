@@ -81,7 +81,7 @@ def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     page = tmp_path / "report.html"
     assert cli.main(["report", *SMALL, "--json", "-o", str(page)]) == 0
     form = json.loads(capsys.readouterr().out)
-    assert form["schema_version"] == 1
+    assert form["schema_version"] == 2
     (section,) = form["sections"]
     assert section["assumptions"]["buffer_bytes"] == 400
     assert section["assumptions"]["weight_bytes"] == 1

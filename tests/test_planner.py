@@ -24,7 +24,7 @@ from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 METHODS = [method for method in CHOICES["method"] if method is not None]
 SEARCHES = ["random", "local", "nsga2"]

@@ -42,6 +42,7 @@ from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.report import Report
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import Sweep
 from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, sweep
 from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
@@ -227,9 +228,12 @@ def _figures(plan: PartitionPlan) -> str:
         "bound": f"at most {plan.gap:.1%} above the optimum",
     }.get(plan.proof or "", "no bound proved")
     unfusable = f", {len(plan.unfusable)} unfusable operators" if plan.unfusable else ""
+    network = ""
+    if plan.unfusable:
+        network = f"; {format_size(Section(plan).network_planned.total)} with the unfusable ones"
     return (
         f"{len(plan.groups)} fusion groups{unfusable}, {plan.dram_bytes} B of DRAM access "
-        f"({format_size(plan.dram_bytes)}), {proof}, buffer {plan.max_buffer_bytes} of "
+        f"({format_size(plan.dram_bytes)}{network}), {proof}, buffer {plan.max_buffer_bytes} of "
         f"{plan.buffer_bytes} B"
     )
 
@@ -351,11 +355,14 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
-    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
+    # Beside an installed package stand the folders of others.
+    checkout = (folder.parent / "pyproject.toml").exists()
+    found = sorted(folder.glob("*.py")) if checkout else []
+    scripts = {path.stem: path for path in found if path.stem[0] != "_"}
     if not scripts:
         raise UsageError(
-            f"there is no folder {str(folder)!r}: benchmarks come with the sources; run bench "
-            "from a checkout that is installed with pip install -e ."
+            "the benchmarks come with the sources, not with the installed package: run "
+            f"pip install -e . in a checkout and {PROGRAM} bench again"
         )
     if args.name is None:
         told = {name: _first_line(path) for name, path in scripts.items()}
@@ -364,10 +371,8 @@ def _bench(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=1) if args.json else "\n".join(lines))
         return 0
     if args.name not in scripts:
-        raise UsageError(
-            f"there is no benchmark {args.name!r}{nearest(args.name, scripts)}; "
-            f"known: {', '.join(scripts)}"
-        )
+        hint = nearest(args.name, scripts) or f"; known: {', '.join(scripts)}"
+        raise UsageError(f"there is no benchmark {args.name!r}{hint}")
     sys.stdout.flush()
     # Benchmarks use the graphs of the tests, which stand beside them.
     path = os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))
@@ -442,7 +447,7 @@ COMMANDS = (
     ),
     Command(
         "bench",
-        "run one of the benchmarks of a checkout, or list them",
+        "run a benchmark, or list them; only from a checkout of the sources",
         "bench planning --quick",
         _bench_arguments,
         _bench,

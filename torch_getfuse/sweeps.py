@@ -18,7 +18,7 @@ from torch_getfuse.errors import CaptureError, GetfuseError, Interrupted, Option
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import (
     FIGURES,
     SCHEMA_VERSION,
@@ -124,7 +124,8 @@ def sweep(
                 records.append(_blank(name, point) | {"error": failures[name]})
             elif (key := identity(_asked(graphs[name], point, name))) in found:
                 records.append(found[key] | {"model": name})
-    result = Sweep(tuple(records))
+    done = set() if kept is None else set(kept.records)
+    result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
     for record in result.errors:
@@ -303,13 +304,14 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
     try:
         plan = plan_graph(graph, options)
         section = Section(plan)
+        planned = section.network_planned
         stopped = dict.fromkeys(stage.stopped for stage in plan.stages if stage.stopped)
         figures: Record = {
-            "dram_bytes": plan.dram_bytes,
-            "feature_bytes": plan.feature_bytes,
-            "unfused_bytes": section.unfused.total,
-            "unfusable_bytes": sum(dram.total for dram in section.unfusable.values()),
-            "lower_bound_bytes": plan.lower_bound_bytes,
+            "dram_bytes": planned.total,
+            "feature_bytes": planned.read + planned.write,
+            "unfused_bytes": section.network_unfused.total,
+            "unfusable_bytes": section.outside.total,
+            "lower_bound_bytes": plan.lower_bound_bytes + section.outside.total,
             "proof": plan.proof,
             "groups": len(plan.groups),
             "unfusable": len(plan.unfusable),

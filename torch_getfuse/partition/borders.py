@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.cost import Evaluator
@@ -45,6 +45,8 @@ class Border:
         weight_bytes: ``BUFFER``: weights of the next operator, where the scheme holds weights.
         merged_bytes: ``CHEAPER``: demand of the two groups as one, less the buffer, where that
             is not below zero; else ``None``.
+        over: mask of the group with what lies over the border, where the buffer is too small for
+            both: the next operator, under ``CHEAPER`` its whole group; else 0.
     """
 
     reason: Reason
@@ -53,6 +55,7 @@ class Border:
     excess_bytes: int = 0
     weight_bytes: int = 0
     merged_bytes: int | None = None
+    over: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         name, size = self.operator, format_size(self.excess_bytes)
@@ -131,9 +134,9 @@ class _Borders:
             return Border(Reason.OUTPUT)
         following = (after & -after).bit_length() - 1
         name = self.graph.ops[following].name
-        if self.unfusable >> following & 1:
-            return Border(Reason.UNFUSABLE, name)
         grown = group | 1 << following
+        if self.unfusable >> following & 1:
+            return Border(Reason.UNFUSABLE, name, over=grown)
         need = self.evaluator.buffer(grown)
         if need is None:
             return Border(Reason.UNDEFINED, name)
@@ -143,6 +146,7 @@ class _Borders:
                 name,
                 excess_bytes=need - self.evaluator.buffer_bytes,
                 weight_bytes=self._weights(grown, name),
+                over=grown,
             )
         waiting = self.graph.predecessors[following] & ~done
         if waiting:
@@ -165,11 +169,13 @@ class _Borders:
         if rise > 0:
             need = self.evaluator.buffer(merged)
             excess = None if need is None else need - self.evaluator.buffer_bytes
+            full = excess is not None and excess >= 0
             return Border(
                 Reason.CHEAPER,
                 name,
                 excess_bytes=rise,
-                merged_bytes=excess if excess is not None and excess >= 0 else None,
+                merged_bytes=excess if full else None,
+                over=merged if full else 0,
             )
         return Border(Reason.UNTRIED if rise else Reason.EQUAL, name, excess_bytes=-rise)
 

@@ -16,6 +16,7 @@ from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
+_LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
 
 _QUESTION, _DRAM = 4, 4
 """Steps that a question counts, and each operator whose traffic is added up."""
@@ -154,6 +155,48 @@ def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
         if op.writes in graph.outputs or graph.successors[i] & ~mask:
             writes.append(op.writes)
     return list(reads), writes
+
+
+def once(scheme: FusionScheme, mask: int) -> Dram:
+    """Everything at the border of a set read or written once, and its weights read once.
+
+    The least that any method moves that runs the set at once, whether or not it fits the buffer.
+    """
+    graph = scheme.graph
+    reads, writes = boundary(graph, mask)
+    return Dram(
+        sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
+        sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
+        sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
+    )
+
+
+def smallest_buffer(scheme: FusionScheme, mask: int, buffer_bytes: int) -> int | None:
+    """The smallest buffer in bytes under which a set of operators is a valid group.
+
+    Args:
+        buffer_bytes: where the search starts.
+
+    Returns:
+        ``None`` where the scheme has no schedule for the set at any size.
+    """
+
+    def fits(size: int) -> bool:
+        need = scheme.buffer(mask, size)
+        return need is not None and need < size
+
+    need = scheme.buffer(mask, buffer_bytes)
+    if need is not None and fits(need + 1) and not fits(need):
+        return need + 1  # as where the demand is the same in every buffer
+    low, high = 0, buffer_bytes
+    while not fits(high):
+        if high > _LARGEST_BUFFER:
+            return None
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
 
 
 Value = TypeVar("Value")
