@@ -67,6 +67,7 @@ def test_dict_is_integers(report: Report) -> None:
         "saved_bytes": 128,
         "lower_bound_bytes": 168,
         "proof": "optimal",
+        "claimed_by": "",
         "max_buffer_bytes": 88,
         "unfusable_operators": 1,
         "unfusable": dram(64, 1024, 320),

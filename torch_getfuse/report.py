@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import format_size
+from torch_getfuse.files import replace_text
 from torch_getfuse.findings import dram_dict
 from torch_getfuse.forms import (
     HTML,
@@ -120,6 +121,7 @@ class Section:
                 "saved_bytes": self.unfused.total - self.planned.total,
                 "lower_bound_bytes": plan.lower_bound_bytes,
                 "proof": plan.proof,
+                "claimed_by": plan.claimed_by,
                 "max_buffer_bytes": plan.max_buffer_bytes,
                 "unfusable_operators": len(plan.unfusable),
                 "unfusable": dram_dict(_sum(list(self.unfusable.values()))),
@@ -247,7 +249,7 @@ class Report:
             OSError: where the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _FORMS)
-        Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
+        replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -339,14 +341,19 @@ def _dram_table(section: Section, style: Style) -> str:
     return style.table(rows, ("", "features", "weights", "total"), "lrrr")
 
 
+def _standing(plan: PartitionPlan) -> str:
+    """Whether the lower bound was proved in this process, or who says so."""
+    return f"claimed by {plan.claimed_by}" if plan.claimed_by else "proved"
+
+
 def _facts(section: Section) -> list[list[str]]:
     plan = section.plan
     if plan.proof == "optimal":
-        bound = "optimal (proved): no legal plan has less DRAM access"
+        bound = f"optimal ({_standing(plan)}): no legal plan has less DRAM access"
     elif plan.lower_bound_bytes:
         bound = (
-            f"{format_size(plan.lower_bound_bytes)}; the plan is at most {plan.gap:.1%} above "
-            "the optimum"
+            f"{format_size(plan.lower_bound_bytes)} ({_standing(plan)}); the plan is at most "
+            f"{plan.gap:.1%} above the optimum"
         )
     else:
         bound = "none is known"
