@@ -32,7 +32,7 @@ def planned(buffer: int = 700, scheme: str = "lbdf") -> PartitionPlan:
     one, other = build.conv(stem, 4, kernel=3), build.act(build.conv(stem, 4))
     y = build.add(one, other)
     y = build.conv(y, 8, kernel=3, stride=2)
-    build.conv(build.act(y), 40)
+    build.conv(build.act(y), 40, kernel=3)
     options = {"buffer": buffer, "activation_bytes": 1, "weight_bytes": 1, "scheme": scheme}
     return plan_graph(build.graph(), Options.of(options))
 
@@ -108,7 +108,7 @@ def test_a_stage_below_the_bound_is_refused() -> None:
 def test_groups_stand_in_the_order_in_which_they_run() -> None:
     plan = single_groups(planned())
     turned = replace(plan, groups=plan.groups[::-1])
-    with pytest.raises(PlanError, match=r"fusion group 0 reads what fusion group 1 makes"):
+    with pytest.raises(PlanError, match=r"fusion group 0 reads what fusion group \d makes"):
         turned.verify()
     form = turned.to_dict()
     with pytest.raises(PlanError, match="stands before it"):
@@ -173,7 +173,7 @@ def test_what_is_no_plan_file(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(PlanError, match=message):
             load_plan(path).verify()
-    with pytest.raises(PlanError, match="no regular file"):
+    with pytest.raises(PlanError, match="Is a directory"):
         load_plan(tmp_path)
 
 
@@ -287,17 +287,18 @@ def _is_true(plan: PartitionPlan) -> bool:
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 def test_damaged_at_random(scheme: str) -> None:
-    form, rng, passed = planned(scheme=scheme).to_dict(), Random(0), 0
+    form, rng, passed, refusals = planned(scheme=scheme).to_dict(), Random(0), 0, []
     for _ in range(500):
         damaged = _damaged(form, rng)
         try:
             plan = PartitionPlan.from_dict(json.loads(json.dumps(damaged))).verify()
         except PlanError as error:
-            assert str(error).isprintable()
+            refusals.append(str(error))
             continue
         assert _is_true(plan)
         assert str(plan).replace("\n", "").isprintable()
         passed += 1
+    assert all(map(str.isprintable, refusals))
     assert 5 < passed < 250, "some damage is harmless, most is not"
 
 
