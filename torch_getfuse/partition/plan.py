@@ -360,7 +360,7 @@ class PartitionPlan:
     @classmethod
     def _read(cls, fields: Fields) -> PartitionPlan:
         version = fields.form.get("schema_version")
-        if isinstance(version, bool) or version not in _READ:
+        if type(version) is not int or version not in _READ:  # true and 2.0 are none
             raise PlanError(
                 f"schema_version is {ascii(version)[:60]}; this package reads "
                 f"{' and '.join(map(str, _READ))}; make the plan again"
@@ -500,10 +500,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(name for name, _ in pairs if sum(other == name for other, _ in pairs) > 1)
-        raise ValueError(f"the key {ascii(twice)[:60]} stands twice in one object")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {ascii(name)[:60]} stands twice in one object")
+        found[name] = value
     return found
 
 
