@@ -228,7 +228,7 @@ def test_a_plan_that_fails_a_check(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "cannot read"),
+        (None, "cannot be read"),
         (b"", "damaged or truncated"),
         (b'{"schema_version": 1, "graph": {', "damaged or truncated"),
         (b"\x80\xff\x00", "not a text file"),

@@ -72,6 +72,7 @@ def test_dict_is_integers(report: Report) -> None:
         "saved_bytes": 128,
         "lower_bound_bytes": 1576,
         "proof": "optimal",
+        "claimed_by": "",
         "max_buffer_bytes": 88,
         "fusable": {
             "operators": 2,

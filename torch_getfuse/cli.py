@@ -37,10 +37,10 @@ from torch_getfuse.cli_options import (
     with_model,
     write,
 )
-from torch_getfuse.errors import GetfuseError, Interrupted, nearest
+from torch_getfuse.errors import GetfuseError, Interrupted, PlanError, nearest
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.plan import PartitionPlan, read_json
 from torch_getfuse.report import Report
 from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import Sweep
@@ -166,7 +166,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     form = _read_plan(args.plan)
     try:
-        plan = PartitionPlan.from_dict(form).verify()
+        plan = PartitionPlan.from_dict(form).verify(args.prove, args.time_limit)
     except GetfuseError as error:
         if args.json:
             print(json.dumps({"ok": False, "plan": args.plan, "error": str(error)}, indent=1))
@@ -182,6 +182,7 @@ def _verify(args: argparse.Namespace) -> int:
             "dram_bytes": plan.dram_bytes,
             "lower_bound_bytes": plan.lower_bound_bytes,
             "proof": plan.proof,
+            "claimed_by": plan.claimed_by,
             "max_buffer_bytes": plan.max_buffer_bytes,
             "buffer_bytes": plan.buffer_bytes,
         }
@@ -198,16 +199,11 @@ def _read_plan(path: str) -> dict[str, Any]:
         UsageError: where the file cannot be read, is no JSON (truncated), or is no plan at all.
     """
     try:
-        form = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path!r}: {error.strerror}; check the path") from error
-    except json.JSONDecodeError as error:
+        form = read_json(path)
+    except PlanError as error:
         raise UsageError(
-            f"{path!r} is damaged or truncated ({error.msg} at line {error.lineno}); make it again "
-            f"with {PROGRAM} plan MODEL -o {path}"
+            f"plan {path!r}: {error} (make one with {PROGRAM} plan MODEL -o {path})"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path!r} is not a text file; verify takes a plan.json") from error
     wanted = {"schema_version": int, "graph": dict, "groups": list, "unfusable": list}
     for key, kind in wanted.items():
         if not isinstance(form, dict) or not isinstance(form.get(key), kind):
@@ -219,13 +215,25 @@ def _read_plan(path: str) -> dict[str, Any]:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help="a plan.json")
+    parser.add_argument(
+        "--prove",
+        action="store_true",
+        help="compute the lower bound again too; without it, the file's is printed as claimed",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for --prove (default: 10)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def _figures(plan: PartitionPlan) -> str:
     proof = {
-        "optimal": "optimal (proved)",
-        "bound": f"at most {plan.gap:.1%} above the optimum",
+        "optimal": f"optimal ({plan.standing})",
+        "bound": f"at most {plan.gap:.1%} above the optimum ({plan.standing})",
     }.get(plan.proof or "", "no bound proved")
     unfusable = f", {len(plan.unfusable)} unfusable operators" if plan.unfusable else ""
     network = ""

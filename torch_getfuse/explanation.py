@@ -15,6 +15,7 @@ from typing import Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.drawing import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.files import replace_text
 from torch_getfuse.findings import Blame, Cut, GroupEdge, dram_dict
 from torch_getfuse.forms import MARKDOWN, PLAIN, Style, compact, known_suffix
 from torch_getfuse.partition.cost import CostTerm, Dram
@@ -179,7 +180,7 @@ class Explanation:
         if suffix in _PICTURES:
             save_picture(self.drawing(), path)
         else:
-            Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
+            replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:

@@ -72,6 +72,19 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     return plan
 
 
+def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
+    """The best plan for the graph, cost model and buffer of another, found from nothing."""
+    options = Options(
+        buffer=plan.buffer_bytes,
+        scheme=plan.scheme,
+        granularity=plan.granularity,
+        activation_bytes=plan.activation_bytes,
+        weight_bytes=plan.weight_bytes,
+        time_limit=time_limit,
+    )
+    return plan_graph(plan.graph, options)
+
+
 def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
     """The cost model that the options name; widths default to the traced ones."""
     return make_scheme(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import format_buffer, format_size
+from torch_getfuse.files import replace_text
 from torch_getfuse.forms import (
     HTML,
     MARKDOWN,
@@ -142,7 +143,7 @@ class Report:
             OSError: where the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _FORMS)
-        Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
+        replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -293,11 +294,11 @@ def _facts(section: Section) -> list[list[str]]:
     if not fusable:
         bound = "none: no operator fits the buffer"
     elif plan.proof == "optimal":
-        bound = f"optimal (proved): no legal plan {of_what} has less DRAM access"
+        bound = f"optimal ({plan.standing}): no legal plan {of_what} has less DRAM access"
     elif plan.lower_bound_bytes:
         bound = (
-            f"{format_size(plan.lower_bound_bytes)} {of_what}; the plan is at most "
-            f"{plan.gap:.1%} above their optimum"
+            f"{format_size(plan.lower_bound_bytes)} {of_what} ({plan.standing}); the plan is at "
+            f"most {plan.gap:.1%} above their optimum"
         )
     else:
         bound = "none is known"

@@ -180,6 +180,7 @@ class Section:
                 "saved_bytes": self.unfused.total - self.planned.total,
                 "lower_bound_bytes": plan.lower_bound_bytes + self.outside.total,
                 "proof": plan.proof,
+                "claimed_by": plan.claimed_by,
                 "max_buffer_bytes": plan.max_buffer_bytes,
                 "fusable": {
                     "operators": len(plan.graph) - len(plan.unfusable),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, MB, format_size
 from torch_getfuse.errors import GetfuseError
+from torch_getfuse.files import replace_text
 from torch_getfuse.forms import (
     HTML,
     PLAIN,
@@ -223,13 +224,15 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.records: dict[tuple[Any, ...], Record] = {}
+        if self.path.exists() and not self.path.is_file():
+            raise GetfuseError(f"{str(self.path)!r} is no regular file; name another one")
         # Bytes, so that a character cut in two is as good as any other damage.
         data = self.path.read_bytes() if self.path.exists() else b""
         lines = data.splitlines(keepends=True)
         whole = 0
         for number, line in enumerate(lines, 1):
             record = _parsed(line)
-            if record is None and number == len(lines) and (number > 1 or line.startswith(b"{")):
+            if record is None and number == len(lines) and _is_cut_off(line):
                 log.warning(
                     "%s: line %d is cut off, as by a kill; that point is planned again",
                     self.path,
@@ -238,7 +241,8 @@ class Journal:
                 break
             if record is None:
                 raise GetfuseError(
-                    f"line {number} of {str(self.path)!r} is no point of a sweep; name another file"
+                    f"line {number} of {str(self.path)!r} is no point of a sweep; the file is left "
+                    "as it is: name another one"
                 )
             whole += len(line)
             if record["error"] is None:
@@ -259,10 +263,16 @@ class Journal:
         self._file.close()
 
 
+def _is_cut_off(line: bytes) -> bool:
+    """Whether an unfinished line can be the beginning of one that :meth:`Journal.append` wrote."""
+    start = json.dumps({_COLUMNS[0]: ""}).removesuffix('"}').encode()
+    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
+
+
 def _parsed(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and all(name in record for name in _COLUMNS)
     return record if whole else None
@@ -329,7 +339,7 @@ def title(record: Record) -> str:
 
 def _text(form: Callable[[Sweep], str]) -> Callable[[Sweep, Path], None]:
     def write(result: Sweep, path: Path) -> None:
-        path.write_text(form(result), encoding="utf-8")
+        replace_text(path, form(result))
 
     return write
 

@@ -37,6 +37,7 @@ from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
+from torch_getfuse.fields import escaped
 from torch_getfuse.ir import Op, OpGraph, Read
 
 log = logging.getLogger(__name__)
@@ -459,13 +460,14 @@ def _names(drafts: Sequence[Draft]) -> list[str]:
     kinds: dict[str, set[str]] = {}
     inside: set[str] = set()
     for draft in drafts:
-        kinds.setdefault(draft.module, set()).add(draft.kind)
-        parts = draft.module.split(".")
+        path = escaped(draft.module)
+        kinds.setdefault(path, set()).add(draft.kind)
+        parts = path.split(".")
         inside.update(".".join(parts[:n]) for n in range(len(parts)))
     taken: set[str] = set()
     names = []
     for draft in drafts:
-        path, kind = draft.module, draft.kind
+        path, kind = escaped(draft.module), draft.kind
         leaf = path and path not in inside and len(kinds[path]) == 1
         names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
     return names
@@ -487,7 +489,7 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
         kind=draft.kind,
         reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
         writes=name,
-        module=draft.module,
+        module=escaped(draft.module),
         weight_elements=draft.weight_elements,
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
