@@ -428,3 +428,37 @@ def test_train_hands_on_what_is_given(
     assert "75.00% of 8 test samples" in capsys.readouterr().out
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"api_key": "precious"}\n',
+        b'{"api_key": "precious"}',
+        b'{"model": "a file of another program"}\n',
+        b"{\n",
+        b"some notes",
+        b"[" * 100_000,
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_file_that_is_not_a_sweeps_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(GetfuseError, match=r"line 1 of .* is no point of a sweep"):
+        run(path=path)
+    assert path.read_bytes() == content
+
+
+def test_a_first_point_that_is_cut_off_is_planned_again(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    whole = timeless(run(path=path))
+    for kept in (0, 1, 5, 40):
+        path.write_bytes(path.read_bytes()[:kept])
+        assert timeless(run(path=path)) == whole
+
+
+def test_a_folder_or_a_device_for_a_sweep(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(GetfuseError, match="is no regular file"):
+            run(path=path)
