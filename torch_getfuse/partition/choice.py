@@ -19,7 +19,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csc_matrix, csr_matrix, vstack
 
 from torch_getfuse.partition.columns import Columns, minimum
-from torch_getfuse.partition.group import bits, components, topological_order
+from torch_getfuse.partition.group import bits, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.repair import RandomSplit
 
@@ -197,8 +197,7 @@ def split_cycles(problem: FusionProblem, groups: Sequence[int]) -> tuple[int, ..
             for group, entered, left in cycle:
                 late = group & (problem.below[entered] | 1 << entered)
                 if not late >> left & 1:
-                    sides = components(late, problem.near)
-                    sides += components(group & ~late, problem.near)
+                    sides = problem.parts(late) + problem.parts(group & ~late)
                     parts = [part for side in sides for part in split(side, rng)]
                     options.append((problem.cost(parts) - problem.cost([group]), group, parts))
             _, group, parts = min(options)

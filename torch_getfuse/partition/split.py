@@ -24,7 +24,7 @@ from typing import Protocol
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cuts import Edge, edge_cuts
-from torch_getfuse.partition.group import bits, components
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.regroup import regroup
 from torch_getfuse.partition.repair import RandomSplit
@@ -46,7 +46,7 @@ class EdgeRanker(Protocol):
 
 def group_edges(graph: OpGraph, group: int) -> list[Edge]:
     """Every edge inside a group, by producer and then consumer."""
-    return [(i, j) for i in bits(group) for j in bits(graph.successors[i] & group)]
+    return [(i, j) for i in bits(group) for j in bits(graph.readers[i] & group)]
 
 
 def all_edges(graph: OpGraph) -> EdgeRanker:
@@ -233,16 +233,16 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     Each such operator cuts at its topological position, the first one first. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    the components of the parts, which are returned, form no cycle.
+    their connected parts, which are returned, form no cycle.
     """
     found = []
     for u in bits(problem.unfusable):
         if problem.above[u] & group and problem.below[u] & group:
             # Everything before u, not only what u depends on: else parallel branches could
             # wait for each other through several such operators.
-            found += components(group & ((1 << u) - 1), problem.near)
+            found += problem.parts(group & ((1 << u) - 1))
             group &= ~((1 << u) - 1)
-    return found + components(group, problem.near)
+    return found + problem.parts(group)
 
 
 class _Stopped(Exception):
@@ -304,9 +304,8 @@ class _Cutter:
         return [upper for upper in found if upper and upper != group]
 
     def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:
-        """The components of the upper side and those of the rest."""
-        near = self.problem.near
-        return components(upper, near), components(group & ~upper, near)
+        """The connected parts of the upper side and those of the rest."""
+        return self.problem.parts(upper), self.problem.parts(group & ~upper)
 
     def rank(self, group: int, good: int) -> float:
         """By which the least of the cuts of category 2 is taken; ``good`` is the valid side."""
