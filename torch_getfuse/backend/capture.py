@@ -35,6 +35,7 @@ from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.op_order import OperatorOrder
 from torch_getfuse.backend.regions import inline_regions
+from torch_getfuse.backend.view_changes import without_view_changes
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
@@ -120,7 +121,7 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     def role(node: fx.Node) -> Role:
         return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
 
-    return _capture(expand_composites(gm), role)
+    return _capture(expand_composites(without_view_changes(gm)), role)
 
 
 def capture_exported(program: ExportedProgram) -> Capture:
