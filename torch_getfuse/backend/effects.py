@@ -22,7 +22,7 @@ from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
-from torch_getfuse.backend.fx_values import is_plain
+from torch_getfuse.backend.fx_values import is_plain, traced_value
 from torch_getfuse.backend.modes import OUTSIDE, is_switch, modes_of
 from torch_getfuse.backend.targets import resolve, target_of
 
@@ -101,6 +101,22 @@ def changes_state(gm: fx.GraphModule) -> bool:
     storages = _Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
     return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
+
+
+def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
+    """The storages of a graph's inputs by position, numbered, and the numbers of those written.
+
+    Of plain tensors with memory; equal numbers where two share a storage in the trace.
+    """
+    storages = _Storages(gm)
+    written = frozenset[Hashable]().union(*map(storages.written, gm.graph.nodes))
+    found: dict[int, int] = {}
+    numbers: dict[Hashable, int] = {}
+    for position, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+        value = traced_value(node)
+        if isinstance(value, torch.Tensor) and is_plain(value) and value.device.type != "meta":
+            found[position] = numbers.setdefault(_storage(value), len(numbers))
+    return found, {number for storage, number in numbers.items() if storage in written}
 
 
 def results_share(gm: fx.GraphModule) -> bool:
