@@ -175,6 +175,8 @@ class _Storages:
                 yield ("attribute", _storage(value))
         if not known:
             yield _UNKNOWN
+        if _returns_input(node):
+            yield from self._of(node.all_input_nodes[0])
 
     def written(self, node: fx.Node) -> frozenset[Hashable]:
         """The storages that ``node`` writes, and ``_GENERATOR`` where it draws from it."""
@@ -305,6 +307,16 @@ def _is_random(node: fx.Node) -> bool:
     if "dropout_p" in arguments:
         return bool(arguments["dropout_p"] != 0) and _in_training(arguments)
     return _in_training(arguments)
+
+
+def _returns_input(node: fx.Node) -> bool:
+    """Whether a dropout that drops nothing gives the very tensor it was given: fakes are copies."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if "dropout" not in target_of(node).name or not node.all_input_nodes:
+        return False
+    arguments = _arguments(node)
+    return not arguments.get("p") or not _in_training(arguments) or not _is_random(node)
 
 
 def _draws(overload: OpOverload) -> bool:
