@@ -402,7 +402,8 @@ def _fold_batch_norms(
 ) -> list[Draft]:
     """A convolution and the eval batch norm that alone reads it are one operator.
 
-    Not where something else must run between them. The two vectors of the batch norm become the bias.
+    Not where something else must run between them. The two vectors of the batch norm become the
+    bias.
     """
     readers = Counter(base for draft in drafts for base, _ in draft.reads)
     writers = {draft.writes: draft for draft in drafts}

@@ -1,8 +1,8 @@
 """Fusion groups as bit masks: connectivity and convexity.
 
-Groups are connected through tensors; they run in an order that every edge of the graph takes part
-in (``Op.after`` too). A set of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in
-topological order, so a mask's lowest bit is its first operator.
+Groups are connected through tensors; the order that they run in obeys ``Op.after`` as well. A set
+of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in topological
+order, so a mask's lowest bit is its first operator.
 """
 
 from __future__ import annotations
