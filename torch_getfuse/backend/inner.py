@@ -117,11 +117,8 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         child = split.get_submodule(child_name) if node.op == "call_module" else None
         if not isinstance(child, fx.GraphModule):
             continue
-        if view := _written_expansion(child):
-            left.append(
-                f"{child_name} runs eager: it writes to {view}, whose elements share memory, and "
-                "no backend can copy that back"
-            )
+        if why := _shared_write(child):
+            left.append(f"{child_name} runs eager: it writes to {why}")
             continue
         before = time.perf_counter()
         try:
@@ -146,18 +143,26 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
     return notes + left
 
 
-def _written_expansion(child: fx.GraphModule) -> str:
-    """An input of a child that it writes to although several elements of it are one; else empty.
+def _shared_write(child: fx.GraphModule) -> str:
+    """What a child writes to that is more than one element, or one input; else empty.
 
-    AOTAutograd writes the whole input anew in the end, which torch refuses for such a view.
+    AOTAutograd writes such an input anew as a whole in the end: torch refuses that for a view that
+    shows one place twice, and two inputs of one memory it takes apart by how they were made.
     """
     storages, written = input_storages(child)
     inputs = child.graph.find_nodes(op="placeholder")
+    seen: dict[int, str] = {}
     for position, storage in storages.items():
-        value = traced_value(inputs[position])
+        if storage not in written:
+            continue
+        node = inputs[position]
+        value = traced_value(node)
         shape, strides = (tuple(map(size_hint, sizes)) for sizes in (value.shape, value.stride()))
-        if storage in written and overlaps_itself(shape, strides):
-            return str(inputs[position].name)
+        if overlaps_itself(shape, strides):
+            return f"{node.name}, whose elements share memory"
+        if storage in seen:
+            return f"memory that is both {seen[storage]} and {node.name}"
+        seen[storage] = node.name
     return ""
 
 
