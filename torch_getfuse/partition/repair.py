@@ -13,6 +13,8 @@ from random import Random
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem
 
+_CUT = 20  # steps that a cut counts, beside those by size
+
 
 class Closures:
     """Down-sets and up-sets of a problem's blocks.
@@ -97,6 +99,7 @@ class RandomSplit:
     def __init__(self, problem: FusionProblem, closures: Closures | None = None) -> None:
         self._valid = problem.evaluator.valid
         self._parts = problem.parts
+        self._count = problem.evaluator.work.add
         self._closures = closures or Closures(problem)
         self._block = self._closures.block
 
@@ -109,6 +112,7 @@ class RandomSplit:
             if part == self._block[(part & -part).bit_length() - 1] or self._valid(part):
                 found.append(part)
                 continue
+            self._count(_CUT + part.bit_count())
             cut = self._closures.random_cut(part, rng)
             waiting += self._parts(cut)
             waiting += self._parts(part & ~cut)
