@@ -31,7 +31,7 @@ from torch_getfuse.backend.graph_values import (
     input_stream,
     only_pick,
 )
-from torch_getfuse.backend.normalise import Invocation, normalise
+from torch_getfuse.backend.normalise import Invocation, full_name, normalise
 from torch_getfuse.backend.op_rules import FACTORIES, apply_rule, positional
 from torch_getfuse.backend.rule_types import Alias, Call, Operand, Reading, Spec, TensorInfo
 from torch_getfuse.backend.views import Along, Layout, read_window
@@ -151,8 +151,8 @@ class GraphBuilder:
 
     def _invocation(self, node: fx.Node) -> Invocation:
         if node.op == "call_module":
-            kind = type(self.owner.get_submodule(str(node.target))).__name__
-            return Invocation(kind, {"input": node.args}, mutates=False, overload=False)
+            name = full_name(type(self.owner.get_submodule(str(node.target))))
+            return Invocation(name, {"input": node.args}, mutates=False, overload=False)
         return normalise(node, positional)
 
     def _argument(self, value: Any) -> Any:
