@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import Any
 
@@ -18,6 +19,8 @@ _UNKNOWN_SIZE = 64
 _ROOT = re.compile(r"^(?:_export_root|L__self__|[LG]\[[^\]]*\])(?=$|[.\[])\.?")
 _GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")
 _NOISE = re.compile(r"@\d+|\.?__closure__\[\d+\]\.cell_contents|\.?_orig_mod\b|\.?_modules\b")
+_CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INDEX = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 
 
@@ -74,8 +77,24 @@ def module_path(node: fx.Node) -> str:
     path = str(next(reversed(stack.values()))[0])
     while (found := _GETATTR.search(path)) is not None:
         path = f"{path[: found.start()]}{found[1]}.{found[2]}{path[found.end() :]}"
+    if path.startswith(("L[", "G[")):
+        path = _unquoted(path)
     path = _NOISE.sub("", _ROOT.sub("", path))
-    return _INDEX.sub(r".\1", path).strip(".")
+    return _CONTROL.sub("_", _INDEX.sub(r".\1", path)).strip(".")
+
+
+def _unquoted(path: str) -> str:
+    """A path of Dynamo's with the names of children as they are.
+
+    Dynamo escapes a name as in a literal, and writes one with quotes or brackets as a key.
+    """
+    texts = _CHILD.split(path)
+    for at, text in enumerate(texts):
+        if at % 2:
+            texts[at] = f".{ast.literal_eval(text)}"
+        elif "\\" in text:
+            texts[at] = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return "".join(texts)
 
 
 def mark_weight(node: fx.Node) -> None:

@@ -119,6 +119,10 @@ class GraphBuilder:
             returned = [item for i, item in enumerate(returned) if i in self.kept_outputs]
         found: list[int] = []
         fx.map_arg(returned, lambda n: found.extend(self._bases_of(self.values.get(n))))
+        # What is written over an input or a buffer is seen outside, whether it is returned or not.
+        for leaf, value in self.values.items():
+            if leaf.op in ("placeholder", "get_attr") and self._current(value) != value:
+                found.extend(self._bases_of(value))
         self.outputs = list(dict.fromkeys(found))
 
     def _bases_of(self, value: Value | None) -> list[int]:
