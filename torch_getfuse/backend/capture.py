@@ -128,6 +128,11 @@ def capture_exported(program: ExportedProgram) -> Capture:
         CaptureError: where the program has no tensor operator.
     """
     kinds: dict[str, Role] = {}
+    written = {
+        node.args[0].name
+        for overload in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+        for node in program.graph.find_nodes(op="call_function", target=overload)
+    }
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             kinds[spec.arg.name] = Role.INPUT
@@ -135,8 +140,8 @@ def capture_exported(program: ExportedProgram) -> Capture:
             kinds[spec.arg.name] = Role.WEIGHT
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             # A tensor written in forward() is a constant in Dynamo's graph, with no placeholder.
-            made = "lifted_tensor" in str(spec.target or spec.arg.name)
-            kinds[spec.arg.name] = Role.CONSTANT if made else Role.WEIGHT
+            # It is copied before it is used; one that is kept somewhere is not.
+            kinds[spec.arg.name] = Role.CONSTANT if spec.arg.name in written else Role.WEIGHT
     kept = {
         position
         for position, output in enumerate(program.graph_signature.output_specs)

@@ -16,7 +16,11 @@ from torch_getfuse.backend.rule_types import TensorInfo
 _UNKNOWN_SIZE = 64
 """Stands for a size that depends on data; torch's own hint where it has one."""
 
-_ROOT = re.compile(r"^(?:_export_root|L__self__|[LG]\[[^\]]*\])(?=$|[.\[])\.?")
+_ROOT = re.compile(
+    r"^(?:_export_root|L__self__"
+    r"|L\['(?!self')\w+'\]\[0\](?=$|\.)"  # the first argument of a decorator's (*args, **kwargs)
+    r"|[LG]\[[^\]]*\])(?=$|[.\[])\.?"
+)
 _GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")
 _NOISE = re.compile(r"@\d+|\.?__closure__\[\d+\]\.cell_contents|\.?_orig_mod\b|\.?_modules\b")
 _CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
