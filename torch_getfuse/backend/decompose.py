@@ -90,8 +90,12 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
         return None
     if any(n.target is node.target for n in calls):
         return None
-    if isinstance(traced_value(node), tuple) and not all(_picks(user) for user in node.users):
-        return None
+    value = traced_value(node)
+    if isinstance(value, (tuple, list)):
+        # A result within a result (histogramdd's list of edges) is picked apart in two steps.
+        nested = any(isinstance(item, (tuple, list)) for item in value)
+        if nested or not all(_picks(user) for user in node.users):
+            return None
     return traced
 
 
