@@ -134,7 +134,9 @@ def main() -> int:
     for spec in names:
         if spec in done:
             continue
-        process = multiprocessing.get_context("fork").Process(target=survey, args=(spec, given.path))
+        process = multiprocessing.get_context("fork").Process(
+            target=survey, args=(spec, given.path)
+        )
         process.start()
         process.join(given.limit)
         if process.is_alive():

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.accelerator import format_size
+from torch_getfuse.accelerator import format_size, format_width
 from torch_getfuse.findings import dram_dict
 from torch_getfuse.forms import (
     HTML,
@@ -25,7 +25,7 @@ from torch_getfuse.forms import (
     data_frame,
     known_suffix,
 )
-from torch_getfuse.partition.cost import Dram, boundary
+from torch_getfuse.partition.cost import Dram, boundary, weights_of
 from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Section:
         method that runs it.
         """
         plan, graph = self.plan, self.plan.graph
+        weights = weights_of(graph, plan.weight_bytes)
         found = {}
         for name in plan.unfusable:
             i = graph.index[name]
@@ -94,7 +95,7 @@ class Section:
             found[name] = Dram(
                 sum(graph.tensors[t].elements for t in reads) * plan.activation_bytes,
                 sum(graph.tensors[t].elements for t in writes) * plan.activation_bytes,
-                graph.ops[i].weight_elements * plan.weight_bytes,
+                weights[i],
             )
         return found
 
@@ -375,7 +376,7 @@ def _facts(section: Section) -> list[list[str]]:
         [
             "assumptions",
             f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
-            f"{plan.activation_bytes} B per activation, {plan.weight_bytes} B per weight, "
+            f"{plan.activation_bytes} B per activation, {format_width(plan.weight_bytes)}, "
             "one sample at a time",
         ],
     ]

@@ -248,7 +248,7 @@ class _Asked:
         return Dram(
             sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
             sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
-            sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
+            sum(scheme.weights[i] for i in bits(mask)),
         )
 
 

@@ -34,6 +34,7 @@ from torch_getfuse.backend.graph_builder import GraphBuilder
 from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.regions import inline_regions
+from torch_getfuse.backend.rule_types import Stored
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.ir import Op, OpGraph, Read
 
@@ -346,7 +347,6 @@ def _capture(
             name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
         },
         activation_bytes=_input_width(inputs),
-        weight_bytes=builder.weight_dtype.itemsize if builder.weight_dtype else _DEFAULT_WIDTH,
     )
     nodes = {name: tuple(draft.nodes) for name, draft in zip(names, drafts, strict=True)}
     unsupported = Counter(d.target for d in drafts if d.reason.startswith("no rule"))
@@ -409,11 +409,12 @@ def _fold_batch_norms(drafts: list[Draft], builder: GraphBuilder) -> list[Draft]
             and draft.in_place
             and draft.direct
             and conv is not None
-            and conv.spec.bias_elements is not None
+            and conv.spec.bias is not None
             and readers[conv.writes] == 1
             and conv.writes not in builder.outputs
         ):
-            conv.weight_elements += draft.weight_elements // 2 - conv.spec.bias_elements
+            vector = Stored(draft.weights.elements // 2, draft.weights.bytes // 2)
+            conv.weights += vector - conv.spec.bias
             conv.nodes += draft.nodes
             conv.calls += draft.calls
             conv.writes = draft.writes
@@ -456,7 +457,8 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
         reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
         writes=name,
         module=draft.module,
-        weight_elements=draft.weight_elements,
+        weight_elements=draft.weights.elements,
+        weight_bytes=draft.weights.bytes,
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,

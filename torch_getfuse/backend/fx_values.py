@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from torch_getfuse.backend.rule_types import TensorInfo
+from torch_getfuse.backend.rule_types import Stored, TensorInfo
 
 _UNKNOWN_SIZE = 64
 """Stands for a size that depends on data; torch's own hint where it has one."""
@@ -49,6 +51,16 @@ def size_hint(size: int | torch.SymInt) -> int:
 def tensor_info(tensor: torch.Tensor) -> TensorInfo:
     """Shape and dtype, symbolic sizes as hints."""
     return TensorInfo(tuple(size_hint(size) for size in tensor.shape), tensor.dtype)
+
+
+def stored(tensor: torch.Tensor) -> Stored:
+    """Elements and bytes that a traced tensor is stored in: a subclass's, those that it wraps."""
+    outer: Any = tensor
+    if is_traceable_wrapper_subclass(outer):
+        inner, _ = outer.__tensor_flatten__()
+        return Stored.sum(stored(getattr(tensor, name)) for name in inner)
+    elements = math.prod(size_hint(size) for size in tensor.shape)
+    return Stored(elements, elements * tensor.dtype.itemsize)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -82,7 +82,7 @@ _SAME = {
 }
 _NOT_IN_PLACE = {"requires_grad_"}
 _HOMES: tuple[Any, ...] = (
-    *(torch, F, torch.Tensor, torch._C._VariableFunctions, torch._C._nn, torch._C._linalg),
+    *(torch, F, torch.Tensor, torch._C._VariableFunctions, torch._C._nn),
     *(operator, math, builtins),
 )
 """Where functions are that go by a plain name."""
@@ -149,22 +149,22 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
     if target in _DISPATCHED:
         name, twin = _DISPATCHED[target]
         return Invocation(name, _by_signature(node, twin), mutates=False, overload=False)
-    raw = _own_name(target)
-    if raw is None:
+    own = _own_name(target)
+    if own is None:
         full, args = full_name(target), _by_signature(node, target) or {"*": node.args}
         if "*" in args:
             args.update(node.kwargs)
         return Invocation(full, args, full.endswith("_"), overload=False)
-    if raw in _IN_PLACE_OPERATORS and getattr(operator, raw, None) is target:
-        name = _IN_PLACE_OPERATORS[raw]
+    if own in _IN_PLACE_OPERATORS and getattr(operator, own, None) is target:
+        name = _IN_PLACE_OPERATORS[own]
         return Invocation(name, _by_position(node, positional(name)), mutates=True, overload=False)
-    if getattr(operator, raw, None) is target:
-        name = _OPERATORS.get(raw, raw)
+    if getattr(operator, own, None) is target:
+        name = _OPERATORS.get(own, own)
         return Invocation(name, _by_position(node, positional(name)), mutates=False, overload=False)
-    name, mutates = _plain(raw)
+    name, mutates = _plain(own)
     args = _by_signature(node, target) or _by_position(node, positional(name))
     mutates = mutates or args.get("inplace") is True
-    return Invocation(name, _in_order(raw, name, args), mutates, overload=False)
+    return Invocation(name, _in_order(own, name, args), mutates, overload=False)
 
 
 def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
@@ -193,9 +193,7 @@ def _own_name(target: Any) -> str | None:
     if isinstance(target, torch._ops.OpOverloadPacket):
         space, _, name = target._qualified_op_name.partition("::")
         return name if space == "aten" else None
-    name = getattr(target, "__name__", None)
-    if not isinstance(name, str):
-        return None
+    name = str(getattr(target, "__name__", ""))
     # Equal, not identical: a static method of torch._C is another object whenever it is looked up.
     return name if any(getattr(home, name, None) == target for home in _HOMES) else None
 

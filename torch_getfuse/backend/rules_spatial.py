@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_getfuse.backend.rule_types import (
+    NOTHING,
     Alias,
     Call,
     Operand,
@@ -79,7 +80,7 @@ def _convolution(call: Call) -> Spec:
                 WindowKind.TRANSPOSED if transposed else WindowKind.SLIDING,
             )
         )
-    bias_elements = 0 if bias is None else bias.elements
+    own_bias = NOTHING if bias is None else bias.stored
     return _spatial_spec(
         kind,
         operand,
@@ -87,8 +88,8 @@ def _convolution(call: Call) -> Spec:
         All(),
         mixes_channels=True,
         groups=int(call.get("groups", 1)),
-        weight_elements=weight.elements + bias_elements,
-        bias_elements=bias_elements,
+        weights=weight.stored + own_bias,
+        bias=own_bias,
     )
 
 

@@ -8,6 +8,7 @@ buffer size and remembers every group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -76,8 +77,13 @@ class FusionScheme(Protocol):
         ...
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of one weight element."""
+    def weight_bytes(self) -> int | None:
+        """Bytes of one weight element; ``None``: each is priced at the width it is stored in."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[int]:
+        """Bytes of the weights of each operator (:func:`weights_of`)."""
         ...
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
@@ -117,6 +123,17 @@ class FusionScheme(Protocol):
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """The terms that add up to :meth:`buffer`."""
         ...
+
+
+def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
+    """Bytes of the weights of each operator.
+
+    Args:
+        weight_bytes: of one element; ``None`` for the widths that the weights are stored in.
+    """
+    if weight_bytes is None:
+        return [graph.stored_bytes(op) for op in graph.ops]
+    return [op.weight_elements * weight_bytes for op in graph.ops]
 
 
 def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:

@@ -258,7 +258,7 @@ class _Search:
                 ideal |= self.ideal[j]
             self.ideal[i] = ideal
         scheme = self.evaluator.scheme
-        self.weights = [op.weight_elements * scheme.weight_bytes for op in graph.ops]
+        self.weights = scheme.weights
         self.crossings: list[list[Crossing]] = [[] for _ in range(len(graph))]
         for crossing in problem.crossings:
             for i in bits(crossing.touched):

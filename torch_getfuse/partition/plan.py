@@ -76,7 +76,8 @@ class PartitionPlan:
 
     Attributes:
         graph: the operator graph.
-        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model.
+        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model;
+            ``weight_bytes`` is ``None`` where weights count at the widths they are stored in.
         groups: fusion groups in an order in which they can run.
         unfusable: operators that alone do not fit the buffer; not in ``dram_bytes``.
         lower_bound_bytes: no legal plan has less DRAM access.
@@ -90,7 +91,7 @@ class PartitionPlan:
     granularity: str
     buffer_bytes: int
     activation_bytes: int
-    weight_bytes: int
+    weight_bytes: int | None
     groups: tuple[FusionGroup, ...]
     unfusable: tuple[str, ...] = ()
     lower_bound_bytes: int = 0
@@ -289,13 +290,13 @@ class PartitionPlan:
                 graph=replace(
                     OpGraph.from_dict(entry),
                     activation_bytes=int(form["activation_bytes"]),
-                    weight_bytes=int(form["weight_bytes"]),
+                    weight_bytes=int(form["weight_bytes"] or 0),
                 ),
                 scheme=str(form["scheme"]),
                 granularity=str(form["granularity"]),
                 buffer_bytes=int(form["buffer_bytes"]),
                 activation_bytes=int(form["activation_bytes"]),
-                weight_bytes=int(form["weight_bytes"]),
+                weight_bytes=None if form["weight_bytes"] is None else int(form["weight_bytes"]),
                 groups=tuple(
                     FusionGroup(
                         ops=tuple(map(str, group["ops"])),
@@ -326,6 +327,11 @@ class PartitionPlan:
             raise PlanError(f"the plan file is damaged: {error.args[0]!r} is missing") from error
         except (TypeError, AttributeError, ValueError, OverflowError) as error:
             raise PlanError(f"the plan file is damaged: {error}") from error
+        if plan.weight_bytes is None and any(op.weight_bytes is None for op in plan.graph):
+            raise PlanError(
+                "the plan file is damaged: it states neither one width of all weights nor the "
+                "bytes of each operator's"
+            )
         if entry.get("fingerprint") != plan.graph.fingerprint:
             raise PlanError(
                 "the plan file is damaged: its graph does not have the fingerprint that it states"

@@ -113,8 +113,7 @@ class FusionProblem:
     @cached_property
     def unavoidable(self) -> int:
         """Bytes that every plan moves: weights and inputs once in, outputs once out."""
-        width = self.evaluator.scheme.weight_bytes
-        weights = sum(self.graph.ops[i].weight_elements for i in bits(self.fusable)) * width
+        weights = sum(self.evaluator.scheme.weights[i] for i in bits(self.fusable))
         return weights + sum(crossing.owed(self.fusable) for crossing in self.crossings)
 
     def cost(self, groups: Sequence[int]) -> int:
