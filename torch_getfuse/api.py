@@ -137,7 +137,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
                 f"torch.export cannot trace {type(model).__name__}: {why}"
             ) from error
     captured = _in_module(program)
-    plan.check_graph(captured.graph)
+    captured.check(plan)
     return split_capture(captured, plan)
 
 
@@ -165,7 +165,7 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
     ledgers: list[Ledger] = []
 
     def make(captured: Capture) -> fx.GraphModule:
-        plan.check_graph(captured.graph)
+        captured.check(plan)
         split, ledger = split_depth_first(captured, plan)
         ledgers.append(ledger)
         return split

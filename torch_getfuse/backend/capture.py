@@ -35,12 +35,14 @@ from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.backend.rule_types import Stored
-from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
+from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
 from torch_getfuse.ir import Op, OpGraph, Read
+from torch_getfuse.partition.plan import PartitionPlan
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_WIDTH = 4
+_FUSED = frozenset(("_transformer_encoder_layer_fwd", "_native_multi_head_attention"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ class Capture:
     views: Mapping[fx.Node, View]
     batch_axes: Mapping[str, tuple[int, int] | None]
     samples: int
+
+    def check(self, plan: PartitionPlan) -> None:
+        """Refuse a plan of another graph; raises :class:`PlanError`, which names a grad mode too.
+
+        Without gradients ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` call one
+        operator that computes all of it, and the graph is another.
+        """
+        try:
+            plan.check_graph(self.graph)
+        except PlanError as error:
+            ours, theirs = (any(op.kind in _FUSED for op in g) for g in (self.graph, plan.graph))
+            if ours == theirs:
+                raise
+            mode, other = ("on", "off") if ours else ("off", "on")
+            raise PlanError(
+                f"{error}. Torch's fused attention runs only with gradients off: the plan was made "
+                f"with gradients {mode} and the model runs with them {other}; make the plan in the "
+                "mode that the model runs in (torch.no_grad())"
+            ) from error
 
     def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
         """The same operators in another graph: ``found`` gives each node there.
@@ -221,11 +242,11 @@ def capture_model(
 
 @contextmanager
 def _tracing() -> Iterator[list[fx.GraphModule]]:
-    """Collects graphs; attention takes the path that ``torch.export`` and training see."""
+    """Collects graphs; attention takes the path that it would take in the caller's grad mode."""
     graphs: list[fx.GraphModule] = []
     token = _RECORDER.set(graphs)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(fast and not torch.is_grad_enabled())
     try:
         # Dynamo leaves nn.LSTM and its like to eager unless it is told otherwise; a graph with one
         # operator for them is better than none.

@@ -78,7 +78,7 @@ def getfuse(
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
-            given.check_graph(capture.graph)
+            capture.check(given)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
     except NoOperatorError:
