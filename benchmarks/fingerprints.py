@@ -111,6 +111,8 @@ def survey(spec: str, path: Path) -> None:
     except Exception as error:  # a library's own: the network is not there, or needs a download
         line["failed"]["build"] = f"{type(error).__name__}: {str(error)[:200]}"
     else:
+        with torch.no_grad():
+            model(x)  # some keep tensors from their first call on
         for way, capture in captures(model, x):
             try:
                 line["fingerprints"][way] = [one[:12] for one in capture()]

@@ -86,11 +86,11 @@ class Capture:
             ours, theirs = (any(op.kind in _FUSED for op in g) for g in (self.graph, plan.graph))
             if ours == theirs:
                 raise
-            mode, other = ("on", "off") if ours else ("off", "on")
+            mode = "off" if theirs else "on"
             raise PlanError(
-                f"{error}. Torch's fused attention runs only with gradients off: the plan was made "
-                f"with gradients {mode} and the model runs with them {other}; make the plan in the "
-                "mode that the model runs in (torch.no_grad())"
+                f"{error}. It was made with gradients {mode}: under torch.no_grad() attention is "
+                "one fused operator of torch (never in torch.export); make the plan in the grad "
+                "mode, and by the way, that the model runs in"
             ) from error
 
     def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
