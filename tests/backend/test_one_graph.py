@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -70,7 +71,8 @@ def test_children_may_have_any_name() -> None:
             return x
 
     names = [op.name for op in both(Named(), torch.randn(1, 3, 8, 8))]
-    assert names[:2] == ["d.it's", 'd.a"b'] and "d.new_line" in names
+    assert names[:2] == ["d.it's", 'd.a"b']
+    assert "d.new_line" in names
 
 
 def test_what_is_written_over_an_input_is_an_output() -> None:
@@ -102,14 +104,14 @@ class Mixed(nn.Module):
         self.register_buffer("kernel", torch.randint(-128, 127, (4, 3, 3, 3), dtype=torch.int8))
         self.scale = nn.Parameter(torch.ones(4, 1, 1, 1))
         self.register_buffer("mask", torch.ones(4, 6, 6, dtype=torch.bool))
-        self.half = nn.Parameter(torch.randn(4, 4, 1, 1, dtype=torch.bfloat16))
+        self.thin = nn.Parameter(torch.randn(4, 4, 1, 1, dtype=torch.bfloat16))
         self.norm = nn.LayerNorm(6)
         self.turn = nn.Parameter(torch.randn(6, dtype=torch.complex64))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.kernel.to(x.dtype) * self.scale)
         x = x.masked_fill(self.mask, 0)
-        x = F.conv2d(x.bfloat16(), self.half).float()
+        x = F.conv2d(x.bfloat16(), self.thin).float()
         return (self.norm(x) * self.turn).abs()
 
 
@@ -135,7 +137,8 @@ def test_a_plan_of_mixed_widths_is_saved_and_verified(tmp_path: object) -> None:
     assert sum(group.dram_weight_bytes for group in plan.groups) == 124 + 144 + 32 + 48 + 48
     plan.save(f"{tmp_path}/plan.json")
     again = torch_getfuse.load_plan(f"{tmp_path}/plan.json").verify()
-    assert again.graph.fingerprint == plan.graph.fingerprint and again.groups == plan.groups
+    assert again.graph.fingerprint == plan.graph.fingerprint
+    assert again.groups == plan.groups
     assert "weights as stored" in str(torch_getfuse.report(plan))
     one = torch_getfuse.plan(
         Mixed().eval(), (torch.randn(1, 3, 8, 8),), buffer="16KB", weight_bytes=1
@@ -171,8 +174,10 @@ def test_a_name_of_torch_is_not_its_meaning(function: Callable[[Tensor], Tensor]
     model, x = Model().eval(), torch.randn(1, 3, 6, 6)
     plan = torch_getfuse.plan(model, (x,))
     op = plan.graph.ops[1]
-    assert op.kind.endswith("relu") and op.kind != "relu"
-    assert op.reads[0].window.kind is WindowKind.WHOLE and "no rule" in op.reason
+    assert op.kind.endswith("relu")
+    assert op.kind != "relu"
+    assert op.reads[0].window.kind is WindowKind.WHOLE
+    assert "no rule" in op.reason
     with torch.no_grad():
         for inner in ("eager", "auto", "depth_first"):
             torch._dynamo.reset()
@@ -184,7 +189,7 @@ def test_a_name_of_torch_is_not_its_meaning(function: Callable[[Tensor], Tensor]
 
 def test_opaque_weights_are_told() -> None:
     linear = nn.Sequential(nn.Linear(8, 4)).eval()
-    with pytest.warns(Warning):  # torch's own, of deprecated quantization
+    with warnings.catch_warnings(action="ignore"):  # torch calls its quantization deprecated
         packed = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear}, dtype=torch.qint8)
     root = nn.Module()
     root.packed = packed[0]._packed_params._packed_params
