@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
+import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.decompose import expand_composites
 from torch_getfuse.backend.fx_values import (
@@ -36,6 +38,7 @@ from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, V
 from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.backend.rule_types import Stored
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
+from torch_getfuse.fields import escaped
 from torch_getfuse.ir import Op, OpGraph, Read
 from torch_getfuse.partition.plan import PartitionPlan
 
@@ -75,23 +78,32 @@ class Capture:
     samples: int
 
     def check(self, plan: PartitionPlan) -> None:
-        """Refuse a plan of another graph; raises :class:`PlanError`, which names a grad mode too.
+        """Refuse a plan of another graph, and say so where only the grad mode may be another.
 
-        Without gradients ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` call one
-        operator that computes all of it, and the graph is another.
+        A model may look at it. So do ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``:
+        without gradients they call one operator that computes all of it.
+
+        Raises:
+            PlanError: with the first difference.
         """
         try:
             plan.check_graph(self.graph)
         except PlanError as error:
             ours, theirs = (any(op.kind in _FUSED for op in g) for g in (self.graph, plan.graph))
-            if ours == theirs:
+            if ours != theirs:
+                why = (
+                    f"it was made with gradients {'off' if theirs else 'on'}: under "
+                    "torch.no_grad() attention is one fused operator of torch (never in "
+                    "torch.export); make the plan in the grad mode that the model runs in"
+                )
+            elif torch.is_grad_enabled():
+                why = (
+                    "if it is the same model and shape: plan() traces under torch.no_grad(), "
+                    "this call has gradients enabled"
+                )
+            else:
                 raise
-            mode = "off" if theirs else "on"
-            raise PlanError(
-                f"{error}. It was made with gradients {mode}: under torch.no_grad() attention is "
-                "one fused operator of torch (never in torch.export); make the plan in the grad "
-                "mode, and by the way, that the model runs in"
-            ) from error
+            raise PlanError(f"{error}; {why}") from error
 
     def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
         """The same operators in another graph: ``found`` gives each node there.
@@ -227,6 +239,8 @@ def capture_model(
     except _Recorded:
         return capture_fx(graphs[0])
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         count = _count_graphs(model, args, kwargs)
         how = f"not as one graph but as {count}" if count != "0" else "as no graph at all"
@@ -234,10 +248,39 @@ def capture_model(
             f"Dynamo traces {type(model).__name__} {how}: {why}. "
             "torch._dynamo.explain(model)(*inputs) shows every break"
         ) from error
+    except GetfuseError:
+        raise
+    except Exception as error:  # a model fails in its own code, by whatever it raises
+        raise does_not_run(model, args, error) from error
     raise CaptureError(
         f"{type(model).__name__} ran without giving Dynamo a graph: it has no tensor operator, "
         "or torch.compile is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance)"
     )
+
+
+def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> CaptureError:
+    """What a model says to inputs that it does not take, without what Dynamo says around it."""
+    reason = _raised(error)
+    cause: BaseException = error
+    while isinstance(cause, torch._dynamo.exc.TorchDynamoException):
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            break
+        cause = inner
+    reason = reason or (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    shapes = [
+        f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(args)
+    ]
+    return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
+
+
+def _raised(error: BaseException) -> str:
+    """What the model itself has raised while Dynamo traced it, as Dynamo quotes it; or empty."""
+    own = re.search(r"^Observed exception$.*raised exception (.+?)$", str(error), re.M | re.S)
+    return own[1] if own else ""
 
 
 @contextmanager
@@ -310,6 +353,8 @@ def run_captured(
         with _tracing():
             return _compiled(model, _running_backend, fullgraph=True)(*args)
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         name = type(model).__name__
         raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
@@ -317,6 +362,8 @@ def run_captured(
         if isinstance(error.inner_exception, GetfuseError):
             raise error.inner_exception from error
         raise
+    except torch._dynamo.exc.TorchRuntimeError as error:
+        raise does_not_run(model, args, error) from error
     finally:
         _RUNNER.reset(token)
 
@@ -449,13 +496,14 @@ def _names(drafts: Sequence[Draft]) -> list[str]:
     kinds: dict[str, set[str]] = {}
     inside: set[str] = set()
     for draft in drafts:
-        kinds.setdefault(draft.module, set()).add(draft.kind)
-        parts = draft.module.split(".")
+        path = escaped(draft.module)
+        kinds.setdefault(path, set()).add(draft.kind)
+        parts = path.split(".")
         inside.update(".".join(parts[:n]) for n in range(len(parts)))
     taken: set[str] = set()
     names = []
     for draft in drafts:
-        path, kind = draft.module, draft.kind
+        path, kind = escaped(draft.module), draft.kind
         leaf = path and path not in inside and len(kinds[path]) == 1
         names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
     return names
@@ -477,7 +525,7 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
         kind=draft.kind,
         reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
         writes=name,
-        module=draft.module,
+        module=escaped(draft.module),
         weight_elements=draft.weights.elements,
         weight_bytes=draft.weights.bytes,
         in_place=draft.in_place,

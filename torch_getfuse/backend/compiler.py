@@ -20,6 +20,7 @@ from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_valu
 from torch_getfuse.backend.gradient_order import split_in_gradient_order
 from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
+from torch_getfuse.backend.mode_notes import mode_notes
 from torch_getfuse.backend.modes import cast_apart
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
@@ -34,7 +35,7 @@ from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -132,7 +133,12 @@ def _compile(
     """The planned graph as a callable; fills in its record."""
     gm = capture.graph_module
     hints = _shape_notes(gm)
-    forward = Section(plan, unsupported=capture.unsupported, notes=hints)
+    forward = Section(
+        plan,
+        unsupported=capture.unsupported,
+        notes=(*hints, *mode_notes(gm)),
+        gradients=torch.is_grad_enabled(),
+    )
     record.sections.append(forward)
     recorded = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
     if options.inner == DEPTH_FIRST:
