@@ -54,6 +54,11 @@ def format_size(size: int) -> str:
     return f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
 
 
+def format_width(weight_bytes: int | None) -> str:
+    """``"4 B per weight"``, or that each counts at the width it is stored in."""
+    return "weights as stored" if weight_bytes is None else f"{weight_bytes} B per weight"
+
+
 def format_buffer(size: int) -> str:
     """A buffer of at least ``size`` bytes, as people choose one: ``"433 B"``, ``"24 KB"``."""
     if size < KB:

@@ -159,7 +159,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
         except Exception as error:  # a model fails in its own code, by whatever it raises
             raise does_not_run(target, args, error) from error
     captured = _in_module(program)
-    plan.check_graph(captured.graph)
+    captured.check(plan)
     return split_capture(captured, plan)
 
 
@@ -187,7 +187,7 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
     ledgers: list[Ledger] = []
 
     def make(captured: Capture) -> fx.GraphModule:
-        plan.check_graph(captured.graph)
+        captured.check(plan)
         split, ledger = split_depth_first(captured, plan)
         ledgers.append(ledger)
         return split

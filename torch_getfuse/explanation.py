@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.accelerator import format_size
+from torch_getfuse.accelerator import format_size, format_width
 from torch_getfuse.drawing import Arrow, Bar, Box, Drawing, save_picture, to_dot
 from torch_getfuse.files import replace_text
 from torch_getfuse.findings import Blame, Cut, GroupEdge, dram_dict
@@ -39,7 +39,7 @@ class Explanation:
         unfusable: those of them that do not even fit alone.
         obstacles: what else stands against the group, a sentence each.
         scheme, granularity: the cost model; granularity is ``None`` for BRR, which has none.
-        activation_bytes, weight_bytes: element widths.
+        activation_bytes, weight_bytes: element widths; ``None``: weights as stored.
         buffer_bytes: the on-chip buffer ``B``.
         demand_bytes: ``F_b``; ``None`` where the scheme has no schedule for the group.
         valid: ``F_b < B``, and nothing in ``unfusable`` or ``obstacles``.
@@ -60,7 +60,7 @@ class Explanation:
     scheme: str
     granularity: str | None
     activation_bytes: int
-    weight_bytes: int
+    weight_bytes: int | None
     buffer_bytes: int
     demand_bytes: int | None
     valid: bool
@@ -254,7 +254,7 @@ def _facts(why: Explanation) -> list[list[str]]:
         [
             "assumptions",
             f"scheme {why.scheme}{unit}, {why.activation_bytes} B per activation, "
-            f"{why.weight_bytes} B per weight, one sample at a time",
+            f"{format_width(why.weight_bytes)}, one sample at a time",
         ]
     )
     return rows

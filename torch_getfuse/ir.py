@@ -262,7 +262,9 @@ class Op:
         module: path of the module it came from, ``""`` at the top.
         reads: feature-map operands in order; weights are not among them.
         writes: the tensor it produces.
-        weight_elements: elements of weights and biases.
+        weight_elements: elements of weights, biases and whatever else of the model it reads.
+        weight_bytes: their bytes as the model stores them, in all; ``None`` where that is not
+            known. No part of the graph's identity: one plan fits a model in every width.
         in_place: a unary elementwise operator, which may write over its input.
         mixes_channels: every output channel may need every input channel (convolution,
             linear, matmul); ``False`` for the "local" operators of BRR (method.md, section 4).
@@ -284,6 +286,7 @@ class Op:
     groups: int = 1
     reason: str = ""
     after: tuple[str, ...] = ()
+    weight_bytes: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of plan.json; keys that hold their default and are optional are left out."""
@@ -296,6 +299,8 @@ class Op:
             "weight_elements": self.weight_elements,
             "in_place": self.in_place,
         }
+        if self.weight_bytes is not None:
+            form["weight_bytes"] = self.weight_bytes
         if self.mixes_channels:
             form["mixes_channels"] = True
         if self.groups != 1:
@@ -326,6 +331,7 @@ class Op:
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
+            weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,
         )
 
 
@@ -338,7 +344,8 @@ class OpGraph:
         outputs: names of the tensors that the model returns.
         ops: operators, each after all producers of what it reads.
         tensors: every tensor by name.
-        activation_bytes, weight_bytes: traced element widths, the default of the options.
+        activation_bytes: traced element width, the default of the option.
+        weight_bytes: element width of the weights of operators that do not state their bytes.
 
     Raises:
         GraphError: where a rule of :meth:`verify` is broken.
@@ -439,13 +446,32 @@ class OpGraph:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that plans depend on; equal however the model was captured."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        form = self.to_dict()
+        for op in form["ops"]:
+            op.pop("weight_bytes", None)
+        text = json.dumps(form, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def weight_elements(self) -> int:
         """Elements of all weights."""
         return sum(op.weight_elements for op in self.ops)
+
+    def stored_bytes(self, op: Op) -> int:
+        """Bytes of an operator's weights as the model stores them."""
+        if op.weight_bytes is None:
+            return op.weight_elements * self.weight_bytes
+        return op.weight_bytes
+
+    @cached_property
+    def weight_width(self) -> int | None:
+        """Bytes of every weight element as stored; ``None`` where widths differ."""
+        weighty = [op for op in self.ops if op.weight_elements]
+        if not weighty:
+            return self.weight_bytes
+        width = self.stored_bytes(weighty[0]) // weighty[0].weight_elements
+        same = all(self.stored_bytes(op) == op.weight_elements * width for op in weighty)
+        return width if same else None
 
     def verify(self) -> None:
         """Hold every rule of a well-formed graph, else raise :class:`GraphError`."""
@@ -488,6 +514,8 @@ class OpGraph:
                 raise GraphError(f"{op.name} ({op.kind}) writes {op.writes!r} a second time")
             if op.weight_elements < 0:
                 raise GraphError(f"{op.name} ({op.kind}) has {op.weight_elements} weight elements")
+            if op.weight_bytes is not None and op.weight_bytes < 0:
+                raise GraphError(f"{op.name} ({op.kind}) has {op.weight_bytes} bytes of weights")
             if len({r.tensor for r in op.reads}) != len(op.reads):
                 raise GraphError(
                     f"{op.name} ({op.kind}) reads a tensor twice; list it once, through one window"

@@ -93,7 +93,7 @@ def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
         # BRR has no granularity: its plans are alike, and compare equal, whatever was asked for.
         options.granularity if options.scheme == "lbdf" else "line",
         options.activation_bytes or graph.activation_bytes,
-        options.weight_bytes or graph.weight_bytes,
+        options.weight_bytes or graph.weight_width,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.accelerator import format_buffer, format_size
+from torch_getfuse.accelerator import format_buffer, format_size, format_width
 from torch_getfuse.files import replace_text
 from torch_getfuse.forms import (
     HTML,
@@ -318,7 +318,7 @@ def _facts(section: Section) -> list[list[str]]:
         [
             "assumptions",
             f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
-            f"{plan.activation_bytes} B per activation, {plan.weight_bytes} B per weight, "
+            f"{plan.activation_bytes} B per activation, {format_width(plan.weight_bytes)}, "
             "one sample at a time"
             + (
                 ", traced with gradients enabled (report(model, x) traces without)"

@@ -291,7 +291,7 @@ def _asked(graph: OpGraph, options: Options, name: str) -> Record:
     return _blank(name, options) | {
         "fingerprint": graph.fingerprint,
         "activation_bytes": options.activation_bytes or graph.activation_bytes,
-        "weight_bytes": options.weight_bytes or graph.weight_bytes,
+        "weight_bytes": options.weight_bytes or graph.weight_width,
     }
 
 

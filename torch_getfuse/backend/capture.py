@@ -37,14 +37,17 @@ from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.op_order import OperatorOrder
 from torch_getfuse.backend.regions import inline_regions
+from torch_getfuse.backend.rule_types import Stored
 from torch_getfuse.backend.view_changes import without_view_changes
-from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
+from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
 from torch_getfuse.fields import escaped
 from torch_getfuse.ir import Op, OpGraph, Read
+from torch_getfuse.partition.plan import PartitionPlan
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_WIDTH = 4
+_FUSED = frozenset(("_transformer_encoder_layer_fwd", "_native_multi_head_attention"))
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,34 @@ class Capture:
     views: Mapping[fx.Node, View]
     batch_axes: Mapping[str, tuple[int, int] | None]
     samples: int
+
+    def check(self, plan: PartitionPlan) -> None:
+        """Refuse a plan of another graph, and say so where only the grad mode may be another.
+
+        A model may look at it. So do ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``:
+        without gradients they call one operator that computes all of it.
+
+        Raises:
+            PlanError: with the first difference.
+        """
+        try:
+            plan.check_graph(self.graph)
+        except PlanError as error:
+            ours, theirs = (any(op.kind in _FUSED for op in g) for g in (self.graph, plan.graph))
+            if ours != theirs:
+                why = (
+                    f"it was made with gradients {'off' if theirs else 'on'}: under "
+                    "torch.no_grad() attention is one fused operator of torch (never in "
+                    "torch.export); make the plan in the grad mode that the model runs in"
+                )
+            elif torch.is_grad_enabled():
+                why = (
+                    "if it is the same model and shape: plan() traces under torch.no_grad(), "
+                    "this call has gradients enabled"
+                )
+            else:
+                raise
+            raise PlanError(f"{error}; {why}") from error
 
     def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
         """The same operators in another graph: ``found`` gives each node there.
@@ -134,6 +165,11 @@ def capture_exported(program: ExportedProgram) -> Capture:
         CaptureError: where the program has no tensor operator.
     """
     kinds: dict[str, Role] = {}
+    written = {
+        node.args[0].name
+        for overload in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+        for node in program.graph.find_nodes(op="call_function", target=overload)
+    }
     for spec in program.graph_signature.input_specs:
         if spec.kind is InputKind.USER_INPUT:
             kinds[spec.arg.name] = Role.INPUT
@@ -141,8 +177,8 @@ def capture_exported(program: ExportedProgram) -> Capture:
             kinds[spec.arg.name] = Role.WEIGHT
         elif spec.kind is InputKind.CONSTANT_TENSOR:
             # A tensor written in forward() is a constant in Dynamo's graph, with no placeholder.
-            made = "lifted_tensor" in str(spec.target or spec.arg.name)
-            kinds[spec.arg.name] = Role.CONSTANT if made else Role.WEIGHT
+            # It is copied before it is used; one that is kept somewhere is not.
+            kinds[spec.arg.name] = Role.CONSTANT if spec.arg.name in written else Role.WEIGHT
     kept = {
         position
         for position, output in enumerate(program.graph_signature.output_specs)
@@ -252,11 +288,11 @@ def _raised(error: BaseException) -> str:
 
 @contextmanager
 def _tracing() -> Iterator[list[fx.GraphModule]]:
-    """Collects graphs; attention takes the path that ``torch.export`` and training see."""
+    """Collects graphs; attention takes the path that it would take in the caller's grad mode."""
     graphs: list[fx.GraphModule] = []
     token = _RECORDER.set(graphs)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(fast and not torch.is_grad_enabled())
     try:
         # Dynamo leaves nn.LSTM and its like to eager unless it is told otherwise; a graph with one
         # operator for them is better than none.
@@ -387,7 +423,6 @@ def _capture(
             name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
         },
         activation_bytes=_input_width(inputs),
-        weight_bytes=builder.weight_dtype.itemsize if builder.weight_dtype else _DEFAULT_WIDTH,
     )
     nodes = {
         name: tuple(node for node in draft.nodes if order.joins(node, draft))
@@ -456,13 +491,14 @@ def _fold_batch_norms(
             and draft.in_place
             and draft.direct
             and conv is not None
-            and conv.spec.bias_elements is not None
+            and conv.spec.bias is not None
             and readers[conv.writes] == 1
             and conv.writes not in builder.outputs
             and order.joins(draft.nodes[0], conv)
         ):
             order.fold(draft, conv)
-            conv.weight_elements += draft.weight_elements // 2 - conv.spec.bias_elements
+            vector = Stored(draft.weights.elements // 2, draft.weights.bytes // 2)
+            conv.weights += vector - conv.spec.bias
             conv.nodes += draft.nodes
             conv.calls += draft.calls
             conv.writes = draft.writes
@@ -506,7 +542,8 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, .
         reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
         writes=name,
         module=escaped(draft.module),
-        weight_elements=draft.weight_elements,
+        weight_elements=draft.weights.elements,
+        weight_bytes=draft.weights.bytes,
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,

@@ -32,7 +32,7 @@ from torch_getfuse.backend.training import (
     plans_backward,
     rounds_otherwise,
 )
-from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError, PlanError
+from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
@@ -84,7 +84,7 @@ def getfuse(
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
-            _check_given(given, capture)
+            capture.check(given)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
     except NoOperatorError:
@@ -106,19 +106,6 @@ def getfuse(
     log.info("compiled a graph of %d operators into %d groups", len(plan.graph), len(plan.groups))
     compiled = apart_or_unplanned(gm, compiled, lambda: record.add_notes([_OVERLAPS]))
     return remember(compiled, record)
-
-
-def _check_given(plan: PartitionPlan, capture: Capture) -> None:
-    """Refuse a plan of another graph, and say so where only the mode may be another."""
-    try:
-        plan.check_graph(capture.graph)
-    except PlanError as error:
-        if not torch.is_grad_enabled():
-            raise
-        raise PlanError(
-            f"{error}; if it is the same model and shape: plan() traces under torch.no_grad(), "
-            "this call has gradients enabled"
-        ) from error
 
 
 def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:

@@ -1,8 +1,9 @@
-"""Takes composite functions in a Dynamo graph apart into ATen operators.
+"""Replaces what has no rule in a Dynamo graph by the ATen operators that it calls.
 
-Dynamo keeps Python-level functions such as ``F.multi_head_attention_forward`` or
-``F.local_response_norm`` as one node, where ``torch.export`` records the operators they call.
-So that both give one operator graph, such nodes are traced on their own and replaced, in a copy.
+Dynamo keeps functions such as ``F.multi_head_attention_forward``, ``F.grid_sample`` or ``x.mT`` as
+one node, where ``torch.export`` records the operators behind them. So that both give one operator
+graph, such nodes are traced on their own and replaced, in a copy. Only torch's own functions are:
+what somebody else has put in the graph (``allow_in_graph``) is run as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.fx_values import flat_tensors, traced_value
-from torch_getfuse.backend.normalise import normalise
+from torch_getfuse.backend.normalise import is_torchs, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, FACTORIES, positional
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ _KEPT = FACTORIES | {"setitem", "fill", "copy", "tensor", "lstm", "gru"}
 
 
 def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
-    """``gm`` itself, or a copy in which every composite function is replaced by its operators."""
+    """``gm`` itself, or a copy in which functions of torch without a rule are operators."""
     found = {node.name: sub for node in gm.graph.nodes if (sub := _trace(node)) is not None}
     if not found:
         return gm
@@ -47,10 +48,10 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _trace(node: fx.Node) -> fx.GraphModule | None:
-    """The operators behind a node; ``None`` where it is one operator, or cannot be traced."""
+    """The operators behind a node; ``None`` where it is one already, or cannot be traced."""
     if node.op not in ("call_function", "call_method"):
         return None
-    if isinstance(node.target, torch._ops.OperatorBase):
+    if isinstance(node.target, torch._ops.OperatorBase) or not is_torchs(node.target):
         return None
     if not flat_tensors(traced_value(node)):
         return None
@@ -85,7 +86,9 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     calls = [
         n for n in traced.graph.nodes if n.op == "call_function" and flat_tensors(n.meta.get("val"))
     ]
-    if len(calls) < 2 or any(n.op in ("get_attr", "call_module") for n in traced.graph.nodes):
+    if not calls or any(n.op in ("get_attr", "call_module") for n in traced.graph.nodes):
+        return None
+    if any(n.target is node.target for n in calls):
         return None
     value = traced_value(node)
     if isinstance(value, (tuple, list)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import math
 import re
 from typing import Any
 
@@ -9,15 +11,22 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from torch_getfuse.backend.rule_types import TensorInfo
+from torch_getfuse.backend.rule_types import Stored, TensorInfo
 
 _UNKNOWN_SIZE = 64
 """Stands for a size that depends on data; torch's own hint where it has one."""
 
-_ROOT = re.compile(r"^(?:_export_root|L__self__|[LG]\[[^\]]*\])(?=$|[.\[])\.?")
+_ROOT = re.compile(
+    r"^(?:_export_root|L__self__"
+    r"|L\['(?!self')\w+'\]\[0\](?=$|\.)"  # the first argument of a decorator's (*args, **kwargs)
+    r"|[LG]\[[^\]]*\])(?=$|[.\[])\.?"
+)
 _GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")
 _NOISE = re.compile(r"@\d+|\.?__closure__\[\d+\]\.cell_contents|\.?_orig_mod\b|\.?_modules\b")
+_CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INDEX = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 
 
@@ -42,6 +51,16 @@ def size_hint(size: int | torch.SymInt) -> int:
 def tensor_info(tensor: torch.Tensor) -> TensorInfo:
     """Shape and dtype, symbolic sizes as hints."""
     return TensorInfo(tuple(size_hint(size) for size in tensor.shape), tensor.dtype)
+
+
+def stored(tensor: torch.Tensor) -> Stored:
+    """Elements and bytes that a traced tensor is stored in: a subclass's, those that it wraps."""
+    outer: Any = tensor
+    if is_traceable_wrapper_subclass(outer):
+        inner, _ = outer.__tensor_flatten__()
+        return Stored.sum(stored(getattr(tensor, name)) for name in inner)
+    elements = math.prod(size_hint(size) for size in tensor.shape)
+    return Stored(elements, elements * tensor.dtype.itemsize)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -74,8 +93,24 @@ def module_path(node: fx.Node) -> str:
     path = str(next(reversed(stack.values()))[0])
     while (found := _GETATTR.search(path)) is not None:
         path = f"{path[: found.start()]}{found[1]}.{found[2]}{path[found.end() :]}"
+    if path.startswith(("L[", "G[")):
+        path = _unquoted(path)
     path = _NOISE.sub("", _ROOT.sub("", path))
-    return _INDEX.sub(r".\1", path).strip(".")
+    return _CONTROL.sub("_", _INDEX.sub(r".\1", path)).strip(".")
+
+
+def _unquoted(path: str) -> str:
+    """A path of Dynamo's with the names of children as they are.
+
+    Dynamo escapes a name as in a literal, and writes one with quotes or brackets as a key.
+    """
+    texts = _CHILD.split(path)
+    for at, text in enumerate(texts):
+        if at % 2:
+            texts[at] = f".{ast.literal_eval(text)}"
+        elif "\\" in text:
+            texts[at] = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return "".join(texts)
 
 
 def mark_weight(node: fx.Node) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
+from torch._library.fake_class_registry import FakeScriptObject
 
 from torch_getfuse.backend.fx_values import (
     flat_tensors,
     module_path,
     size_hint,
+    stored,
     tensor_info,
     traced_value,
 )
@@ -31,9 +33,18 @@ from torch_getfuse.backend.graph_values import (
     input_stream,
     only_pick,
 )
-from torch_getfuse.backend.normalise import Invocation, normalise
+from torch_getfuse.backend.normalise import Invocation, full_name, normalise
 from torch_getfuse.backend.op_rules import FACTORIES, apply_rule, positional
-from torch_getfuse.backend.rule_types import Alias, Call, Operand, Reading, Spec, TensorInfo
+from torch_getfuse.backend.rule_types import (
+    NOTHING,
+    Alias,
+    Call,
+    Operand,
+    Reading,
+    Spec,
+    Stored,
+    TensorInfo,
+)
 from torch_getfuse.backend.views import Along, Layout, read_window
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
@@ -64,9 +75,9 @@ class GraphBuilder:
     bases: list[Base] = field(default_factory=list)
     inputs: dict[fx.Node, int] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
-    weight_dtype: torch.dtype | None = None
     _latest: dict[int, int] = field(default_factory=dict)
     _filled: dict[fx.Node, int] = field(default_factory=dict)
+    _joined: dict[fx.Node, dict[fx.Node, Stored]] = field(default_factory=dict)
 
     def add(self, node: fx.Node) -> None:
         """Takes in one node."""
@@ -91,7 +102,7 @@ class GraphBuilder:
             self.values[node] = Weight({}, node)
             return
         if role is Role.WEIGHT:
-            self._weight(node, info)
+            self.values[node] = Weight({node: stored(value)}, node)
             return
         lead = info.shape[0] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
@@ -101,17 +112,9 @@ class GraphBuilder:
         self.values[node] = Feature(base, Layout.of(info.shape))
 
     def _attribute(self, node: fx.Node) -> None:
-        value: Any = self.owner
-        for part in str(node.target).split("."):
-            value = getattr(value, part, None)
+        value = _attribute_of(self.owner, str(node.target))
         if isinstance(value, torch.Tensor):
-            self._weight(node, tensor_info(value))
-
-    def _weight(self, node: fx.Node, info: TensorInfo) -> None:
-        counted = info.dtype.is_floating_point or info.dtype.is_complex
-        if counted and self.weight_dtype is None:
-            self.weight_dtype = info.dtype
-        self.values[node] = Weight({node: math.prod(info.shape)} if counted else {}, node)
+            self.values[node] = Weight({node: stored(value)}, node)
 
     def _output(self, node: fx.Node) -> None:
         returned = node.args[0]
@@ -119,6 +122,12 @@ class GraphBuilder:
             returned = [item for i, item in enumerate(returned) if i in self.kept_outputs]
         found: list[int] = []
         fx.map_arg(returned, lambda n: found.extend(self._bases_of(self.values.get(n))))
+        # What is written over an input or a buffer is seen outside, whether it is returned or not.
+        for leaf, value in self.values.items():
+            if leaf.op in ("placeholder", "get_attr") and not isinstance(value, tuple):
+                written = self._current(value)
+                if isinstance(written, Feature) and written != value:
+                    found.append(written.base)
         self.outputs = list(dict.fromkeys(found))
 
     def _bases_of(self, value: Value | None) -> list[int]:
@@ -143,7 +152,8 @@ class GraphBuilder:
                 return
         outputs = tuple(tensor_info(t) for t in flat_tensors(traced_value(node)))
         args = {name: self._argument(value) for name, value in invocation.args.items()}
-        call = Call(invocation.name, args, outputs, invocation.overload)
+        hidden = self._hidden(node) if outputs else ""
+        call = Call(invocation.name, args, outputs, invocation.overload, hidden)
         if invocation.name == "setitem" or (invocation.mutates and call.name in ("copy", "fill")):
             self._overwrite(node, call)
         elif outputs:
@@ -151,9 +161,21 @@ class GraphBuilder:
 
     def _invocation(self, node: fx.Node) -> Invocation:
         if node.op == "call_module":
-            kind = type(self.owner.get_submodule(str(node.target))).__name__
-            return Invocation(kind, {"input": node.args}, mutates=False, overload=False)
+            name = full_name(type(self.owner.get_submodule(str(node.target))))
+            return Invocation(name, {"input": node.args}, mutates=False, overload=False)
         return normalise(node, positional)
+
+    def _hidden(self, node: fx.Node) -> str:
+        """The class of an argument that holds its tensors where nobody sees them; else empty."""
+        for source in node.all_input_nodes:
+            value = traced_value(source)
+            if source.op == "get_attr":
+                value = _attribute_of(self.owner, str(source.target))
+            if isinstance(value, (torch.ScriptObject, FakeScriptObject)):
+                return str(
+                    getattr(value, "script_class_name", None) or value._type().qualified_name()
+                )
+        return ""
 
     def _argument(self, value: Any) -> Any:
         """Tensors become operands, symbolic numbers their hints, other nodes ``None``."""
@@ -183,7 +205,7 @@ class GraphBuilder:
         if 0 in info.shape:
             current = Weight({}, node)
         if isinstance(current, Weight):
-            return Operand(node, info, True, sum(current.elements.values()), value=current)
+            return Operand(node, info, True, Stored.sum(current.parts.values()), value=current)
         found = self.find_batch(current)
         return Operand(node, info, batch=found[0] if found else None, value=current)
 
@@ -193,6 +215,8 @@ class GraphBuilder:
             base = self._filled[value.root]
             shape = self.bases[base].info.shape
             value = Feature(base, Layout.opaque(shape))
+        elif isinstance(value, Weight) and value.root in self._joined:
+            value = replace(value, parts={**value.parts, **self._joined[value.root]})
         if isinstance(value, Feature):
             base = value.base
             while base in self._latest:
@@ -202,7 +226,7 @@ class GraphBuilder:
 
     def _operator(self, node: fx.Node, call: Call, mutates: bool) -> None:
         if call.name in FACTORIES or not call.activations:
-            self.values[node] = self._constant(node, call)
+            self.values[node] = self._constant(node, call, mutates)
             return
         if all(0 in output.shape for output in call.outputs):
             # Nothing crosses DRAM for a tensor without elements, and nothing has to be made.
@@ -230,8 +254,8 @@ class GraphBuilder:
         ):
             # One operator, which makes the whole tensor anew: a call belongs to one alone.
             sources = [operand.value.base for operand in call.activations]
-            elements = _weight_elements(call, result)
-            whole = self._partial_write(node, written.base, sources, result.kind, elements)
+            weights = _weights(call, result)
+            whole = self._partial_write(node, written.base, sources, result.kind, weights)
             self.values[node] = Feature(whole, written.layout)
             return
         base, draft = self._draft(node, call, result)
@@ -244,16 +268,22 @@ class GraphBuilder:
         if mutates:
             self._mutate(first, base, draft, node)
 
-    def _constant(self, node: fx.Node, call: Call) -> Value:
+    def _constant(self, node: fx.Node, call: Call, mutates: bool) -> Value:
         """The result of a call that no feature map goes into."""
-        elements: dict[fx.Node, int] = {}
+        parts: dict[fx.Node, Stored] = {}
         root = node
         if call.name not in FACTORIES:
             for operand in call.operands:
-                elements.update(operand.value.elements)
+                parts.update(operand.value.parts)
             views = call.operands and isinstance(apply_rule(call), Alias)
-            root = call.operands[0].value.root if views else node
-        return _mirror(traced_value(node), [Weight(elements, root)] * len(call.outputs))
+            root = call.operands[0].value.root if views or mutates else node
+            if mutates:
+                self._join(root, parts)
+        return _mirror(traced_value(node), [Weight(parts, root)] * len(call.outputs))
+
+    def _join(self, root: fx.Node, parts: Mapping[fx.Node, Stored]) -> None:
+        """Weights that are written into a constant are behind it from now on."""
+        self._joined.setdefault(root, {}).update(parts)
 
     def _alias(self, alias: Alias, node: fx.Node) -> Value:
         value = alias.operand.value
@@ -298,7 +328,7 @@ class GraphBuilder:
             writes=base,
             nodes=[node],
             spec=spec,
-            weight_elements=_weight_elements(call, spec),
+            weights=_weights(call, spec),
             in_place=spec.in_place and len(features) == 1 and self._keeps(reads, base),
             reason=reason,
             direct=direct,
@@ -379,6 +409,8 @@ class GraphBuilder:
             whole = self._partial_write(node, target.base, bases)
             self.values[node] = Feature(whole, target.layout)
         elif not bases:
+            for source in operands[1:]:
+                self._join(target.root, source.value.parts)
             self.values[node] = target
         else:
             # A constant that is filled with feature maps becomes one.
@@ -388,9 +420,14 @@ class GraphBuilder:
             self.values[node] = Feature(written, Layout.opaque(operands[0].shape))
 
     def _partial_write(
-        self, node: fx.Node, base: int, sources: list[int], kind: str = "copy", elements: int = 0
+        self,
+        node: fx.Node,
+        base: int,
+        sources: list[int],
+        kind: str = "copy",
+        weights: Stored = NOTHING,
     ) -> int:
-        written = self._copy(node, self.bases[base].info, [base, *sources], kind, elements)
+        written = self._copy(node, self.bases[base].info, [base, *sources], kind, weights)
         self._latest[base] = written
         return written
 
@@ -400,7 +437,7 @@ class GraphBuilder:
         info: TensorInfo,
         sources: list[int],
         kind: str = "copy",
-        elements: int = 0,
+        weights: Stored = NOTHING,
     ) -> int:
         reason = "writes into a part of a tensor in place: it reads its whole inputs"
         spec = Spec(kind, (), reason=reason)
@@ -410,7 +447,7 @@ class GraphBuilder:
         base = self._base(info, batch, like.tensor.stream_axis if same else None, len(self.drafts))
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(
-            Draft(kind, kind, module_path(node), reads, base, [node], spec, elements, False, reason)
+            Draft(kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason)
         )
         return base
 
@@ -492,6 +529,13 @@ class GraphBuilder:
         return None
 
 
+def _attribute_of(owner: fx.GraphModule, path: str) -> Any:
+    value: Any = owner
+    for part in path.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
 def _part(call: Call, target: Feature) -> Feature | None:
     """What ``setitem``, ``copy_`` or ``fill_`` writes; ``None`` where an index is no view."""
     if call.name != "setitem":
@@ -522,12 +566,12 @@ def _mirror(traced: Any, parts: Sequence[Value | None]) -> Value:
     return found
 
 
-def _weight_elements(call: Call, spec: Spec) -> int:
-    """Elements of the weights that an operator reads, each weight once."""
-    if spec.weight_elements is not None:
-        return spec.weight_elements
-    weights: dict[fx.Node, int] = {}
+def _weights(call: Call, spec: Spec) -> Stored:
+    """The weights that an operator reads, each once."""
+    if spec.weights is not None:
+        return spec.weights
+    parts: dict[fx.Node, Stored] = {}
     for operand in call.operands:
         if operand.weight:
-            weights.update(operand.value.elements)
-    return sum(weights.values())
+            parts.update(operand.value.parts)
+    return Stored.sum(parts.values())

@@ -15,7 +15,7 @@ from torch import fx
 from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
-from torch_getfuse.backend.rule_types import Spec, TensorInfo
+from torch_getfuse.backend.rule_types import Spec, Stored, TensorInfo
 from torch_getfuse.backend.views import Layout
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
@@ -42,11 +42,12 @@ class Weight:
     """A parameter, a buffer, a constant, or something computed from these alone.
 
     Attributes:
-        elements: elements of each floating-point parameter and buffer behind it.
+        parts: each parameter and buffer behind it, as it is stored; a constant that the program
+            makes itself has none.
         root: the node whose storage it is, for writes through a view.
     """
 
-    elements: Mapping[fx.Node, int]
+    parts: Mapping[fx.Node, Stored]
     root: fx.Node
 
 
@@ -110,7 +111,7 @@ class Draft:
     writes: int
     nodes: list[fx.Node]
     spec: Spec
-    weight_elements: int
+    weights: Stored
     in_place: bool
     reason: str
     direct: bool = False

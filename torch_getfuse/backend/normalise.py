@@ -3,16 +3,23 @@
 Dynamo records ``torch.conv2d``, ``F.batch_norm``, ``operator.iadd`` and method calls;
 ``torch.export`` records ATen overloads, in place or not. :func:`normalise` turns each into a
 plain ATen name (``"conv2d"``, ``"add"``) with arguments by their ATen names (``self`` is called
-``input`` throughout), so there is one rule per operator.
+``input`` throughout) and in their ATen order, so there is one rule per operator.
+
+Only what is torch's own goes by a plain name. A custom operator, or a function of somebody else's,
+keeps its full name (``"mylib::relu"``, ``"mymodule.relu"``), whatever torch has of the same name.
 """
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
+import math
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +81,12 @@ _SAME = {
     "__xor__": "bitwise_xor",
 }
 _NOT_IN_PLACE = {"requires_grad_"}
+_HOMES: tuple[Any, ...] = (
+    *(torch, F, torch.Tensor, torch._C._VariableFunctions, torch._C._nn),
+    *(operator, math, builtins),
+)
+"""Where functions are that go by a plain name."""
+_TORCH = str(Path(torch.__file__).parent)
 # boolean_dispatch hides the name and the signature of the pooling functions behind "fn".
 _DISPATCHED: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
     getattr(F, name): (name, getattr(F, f"_{name}"))
@@ -100,7 +113,8 @@ class Invocation:
     """A call under its plain name.
 
     Attributes:
-        name: ATen name without overload and without the in-place underscore.
+        name: ATen name without overload and without the in-place underscore; the full name of
+            what is not torch's own, or torch's but no operator.
         args: arguments by name; those that have none (methods with a variable number of
             arguments, functions without a known signature) are under ``"*"`` in order.
         mutates: writes over its first argument.
@@ -120,39 +134,111 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
         node: the call.
         positional: argument names of builtins and methods, which have no signature, by name.
     """
-    target = node.target
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverloadPacket) and len(target.overloads()) == 1:
+        target = getattr(target, target.overloads()[0])
     if isinstance(target, torch._ops.OpOverload):
-        name, mutates = _plain(target._schema.name.split("::")[-1])
-        names = tuple(_RENAMED.get(a.name, a.name) for a in target._schema.arguments)
-        given = dict(zip(names, node.args, strict=False))
-        defaults = {
-            _RENAMED.get(a.name, a.name): a.default_value
-            for a in target._schema.arguments
-            if a.has_default_value()
-        }
-        given.update({_RENAMED.get(key, key): value for key, value in node.kwargs.items()})
-        if target._schema.name == "aten::rsub":
-            given["input"], given["other"] = given["other"], given["input"]
-        mutates = mutates and target._schema.is_mutable
-        return Invocation(name, {**defaults, **given}, mutates, overload=True)
+        return _overload(node, target)
     if node.op == "call_method":
-        name, mutates = _plain(str(target))
-        return Invocation(name, _by_position(node, positional(name)), mutates, overload=False)
+        raw = str(target)
+        name, mutates = _plain(raw)
+        args = _by_position(node, positional(name))
+        return Invocation(name, _in_order(raw, name, args), mutates, overload=False)
     if not callable(target):
         return Invocation(str(target), {"*": node.args}, mutates=False, overload=False)
     if target in _DISPATCHED:
         name, twin = _DISPATCHED[target]
         return Invocation(name, _by_signature(node, twin), mutates=False, overload=False)
-    raw = getattr(target, "__name__", str(target))
-    if raw in _IN_PLACE_OPERATORS and getattr(operator, raw, None) is target:
-        name = _IN_PLACE_OPERATORS[raw]
+    own = _own_name(target)
+    if own is None:
+        full, args = full_name(target), _by_signature(node, target) or {"*": node.args}
+        if "*" in args:
+            args.update(node.kwargs)
+        return Invocation(full, args, full.endswith("_"), overload=False)
+    if own in _IN_PLACE_OPERATORS and getattr(operator, own, None) is target:
+        name = _IN_PLACE_OPERATORS[own]
         return Invocation(name, _by_position(node, positional(name)), mutates=True, overload=False)
-    if getattr(operator, raw, None) is target:
-        name = _OPERATORS.get(raw, raw)
+    if getattr(operator, own, None) is target:
+        name = _OPERATORS.get(own, own)
         return Invocation(name, _by_position(node, positional(name)), mutates=False, overload=False)
-    name, mutates = _plain(raw)
+    name, mutates = _plain(own)
     args = _by_signature(node, target) or _by_position(node, positional(name))
-    return Invocation(name, args, mutates or args.get("inplace") is True, overload=False)
+    mutates = mutates or args.get("inplace") is True
+    return Invocation(name, _in_order(own, name, args), mutates, overload=False)
+
+
+def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
+    """The invocation of an operator that torch or a library has registered."""
+    schema = target._schema
+    names = [_RENAMED.get(argument.name, argument.name) for argument in schema.arguments]
+    given = dict(zip(names, node.args, strict=False))
+    given.update({_RENAMED.get(key, key): value for key, value in node.kwargs.items()})
+    args = {
+        name: given.get(name, argument.default_value)
+        for name, argument in zip(names, schema.arguments, strict=True)
+        if name in given or argument.has_default_value()
+    }
+    space, _, raw = schema.name.partition("::")
+    if space != "aten":
+        first = schema.arguments[0].alias_info if schema.arguments else None
+        return Invocation(schema.name, args, first is not None and first.is_write, overload=True)
+    name, mutates = _plain(raw)
+    args = _in_order(raw, name, args)
+    return Invocation(name, args, mutates and schema.is_mutable, overload=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_name(target: Any) -> str | None:
+    """The name of a function of torch, ``operator``, ``math`` or Python; ``None`` of any other."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        space, _, name = target._qualified_op_name.partition("::")
+        return name if space == "aten" else None
+    name = str(getattr(target, "__name__", ""))
+    # Equal, not identical: a static method of torch._C is another object whenever it is looked up.
+    return name if any(getattr(home, name, None) == target for home in _HOMES) else None
+
+
+def full_name(target: Any) -> str:
+    """How a function, class or operator is called where it is not known by a plain name."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return str(target._qualified_op_name)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order::{target.name()}"
+    name = getattr(target, "__qualname__", None) or type(target).__qualname__
+    return f"{getattr(target, '__module__', None) or type(target).__module__}.{name}"
+
+
+def is_torchs(target: Any) -> bool:
+    """Whether a call's target is code of torch: a method of tensors, or one of its functions.
+
+    By the file that it was compiled from: what wraps a function of torch has its name and module.
+    """
+    if isinstance(target, str) or _own_name(target) is not None:
+        return True
+    code = getattr(target, "__code__", None)
+    if code is not None:
+        return str(code.co_filename).startswith(_TORCH)
+    home = sys.modules.get(getattr(target, "__module__", None) or "")
+    return inspect.isbuiltin(target) and getattr(home, "__name__", "").startswith("torch._C")
+
+
+def _in_order(raw: str, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Arguments in the order of the ATen operator, however they were given."""
+    if raw == "rsub":
+        args["input"], args["other"] = args["other"], args["input"]
+    places = _places(name)
+    return dict(sorted(args.items(), key=lambda item: places.get(item[0], len(places))))
+
+
+@functools.lru_cache(maxsize=1024)
+def _places(name: str) -> Mapping[str, int]:
+    """Where the arguments of an ATen operator stand, those of its overloads together."""
+    packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
+    places: dict[str, int] = {}
+    for overload in packet.overloads() if packet is not None else ():
+        for argument in getattr(packet, overload)._schema.arguments:
+            places.setdefault(_RENAMED.get(argument.name, argument.name), len(places))
+    return places
 
 
 def _plain(name: str) -> tuple[str, bool]:

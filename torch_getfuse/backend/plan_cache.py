@@ -28,6 +28,7 @@ from torch_getfuse.errors import GetfuseError, PlanError
 from torch_getfuse.files import PART_PREFIX, replace_file
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
+from torch_getfuse.partition.cost import weights_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.work import by_machine
 
@@ -70,7 +71,8 @@ def cache_key(graph: OpGraph, options: Options) -> str:
         "graph": graph.fingerprint,
         "code": code_digest(),
         "activation_bytes": options.activation_bytes or graph.activation_bytes,
-        "weight_bytes": options.weight_bytes or graph.weight_bytes,
+        "weight_bytes": options.weight_bytes or graph.weight_width,
+        "weights": weights_of(graph, options.weight_bytes),
         **{name: getattr(options, name) for name in _MATTERS},
     }
     return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()

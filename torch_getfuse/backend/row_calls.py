@@ -84,8 +84,8 @@ def _out_of_place(node: fx.Node) -> Callable[..., Any]:
     if not normalise(node, positional).mutates:
         return target  # type: ignore[no-any-return]
     if isinstance(target, torch._ops.OpOverload):
-        plain = target._schema.name.split("::")[-1].removesuffix("_")
-        packet = getattr(torch.ops.aten, plain, None)
+        space, _, raw = target._schema.name.partition("::")
+        packet = getattr(getattr(torch.ops, space), raw.removesuffix("_"), None)
         found = getattr(packet, target._overloadname, None)
     else:
         raw = target.__name__

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +22,27 @@ class TensorInfo:
     dtype: torch.dtype
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How much of something there is: elements, and bytes at their own widths."""
+
+    elements: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Stored) -> Stored:
+        return Stored(self.elements + other.elements, self.bytes + other.bytes)
+
+    def __sub__(self, other: Stored) -> Stored:
+        return Stored(self.elements - other.elements, self.bytes - other.bytes)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Stored]) -> Stored:
+        return functools.reduce(operator.add, parts, cls())
+
+
+NOTHING = Stored()
+
+
 @dataclass(frozen=True)
 class Operand:
     """A tensor argument of a call.
@@ -28,7 +51,7 @@ class Operand:
         node: the FX node that gives it.
         info: its shape and dtype.
         weight: a parameter, a buffer, a constant, or something computed from these alone.
-        elements: elements of the parameters and buffers behind a weight; 0 for an activation.
+        stored: the parameters and buffers behind a weight; nothing for an activation.
         batch: the axis of the operand that the batch is in, if that is known.
         value: capture's own record of the tensor; rules do not look at it.
     """
@@ -36,7 +59,7 @@ class Operand:
     node: fx.Node
     info: TensorInfo
     weight: bool = False
-    elements: int = 0
+    stored: Stored = NOTHING
     batch: int | None = None
     value: Any = field(default=None, repr=False, compare=False)
 
@@ -57,6 +80,8 @@ class Call:
     args: Mapping[str, Any]
     outputs: tuple[TensorInfo, ...]
     overload: bool = False
+    hidden: str = ""
+    """Class of an argument that holds tensors which a trace does not show (packed weights)."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,8 +147,8 @@ class Spec:
         reads: feature-map operands.
         in_place: elementwise; capture still checks that it is unary and keeps shape and dtype.
         mixes_channels, groups: as in :class:`torch_getfuse.ir.Op`.
-        weight_elements: ``None`` for the elements of all weights among the arguments.
-        bias_elements: elements of the bias, of an operator that can take up a batch norm.
+        weights: ``None`` for all weights among the arguments.
+        bias: the bias, of an operator that can take up a batch norm.
         stream_axis: axis of the output whose positions are rows; ``None`` to follow an operand.
         reason: why the windows are wider than the operator's own.
     """
@@ -133,8 +158,8 @@ class Spec:
     in_place: bool = False
     mixes_channels: bool = False
     groups: int = 1
-    weight_elements: int | None = None
-    bias_elements: int | None = None
+    weights: Stored | None = None
+    bias: Stored | None = None
     stream_axis: int | None = None
     reason: str = ""
 
@@ -203,7 +228,10 @@ def whole(call: Call, kind: str, reason: str = "", *, mixes: bool = False) -> Sp
 
 def no_rule(call: Call) -> Spec:
     """The answer for an operator that nobody has described."""
-    return whole(call, call.name, f"no rule for {call.name}: it reads its whole inputs")
+    reason = f"no rule for {call.name}: it reads its whole inputs"
+    if call.hidden:
+        reason += f"; the weights in its {call.hidden} cannot be seen, and are not counted"
+    return whole(call, call.name, reason)
 
 
 def held_axes(call: Call, kind: str, held: Sequence[int], *, in_place: bool = False) -> Spec:

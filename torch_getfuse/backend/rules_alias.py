@@ -63,7 +63,7 @@ def _permute(call: Call) -> Alias:
 def _transpose(call: Call) -> Alias:
     operand = call.operands[0]
     dims = list(range(operand.rank))
-    if call.name in ("t", "numpy_T", "T"):
+    if call.name in ("t", "numpy_T"):
         dims.reverse()
     elif dims:  # a scalar has no axes to swap, though torch takes dim 0 and -1 for it
         one, two = call.get("dim0", -1), call.get("dim1", -2)
@@ -220,7 +220,7 @@ RULES: tuple[OpRule, ...] = (
     ),
     OpRule(
         "transpose",
-        ("transpose", "t", "numpy_T", "adjoint"),
+        ("transpose", "t", "numpy_T", "mT", "mH", "matrix_H", "adjoint"),
         _transpose,
         _sample(lambda x: x.transpose(1, 2).relu() + 1),
         ("input", "dim0", "dim1"),

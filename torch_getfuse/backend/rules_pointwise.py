@@ -19,6 +19,7 @@ from torch_getfuse.backend.rule_types import (
     Run,
     Sample,
     Spec,
+    Stored,
     held_axes,
     pointwise_accesses,
     whole,
@@ -77,12 +78,14 @@ def _batch_norm(call: Call) -> Spec:
     """In eval a scale and a shift per channel; in training statistics of the whole map."""
     operand: Operand = call.args["input"]
     channels = operand.shape[1] if operand.rank > 1 else 1
+    width = max((o.info.dtype.itemsize for o in call.operands if o.weight), default=0)
+    weights = Stored(2 * channels, 2 * channels * (width or operand.info.dtype.itemsize))
     if call.get("training", False) or call.args.get("running_mean") is None:
         held = [axis for axis in range(operand.rank) if axis != 1]
         spec = held_axes(Call(call.name, {"input": operand}, call.outputs), "batch_norm", held)
-        return Spec(spec.kind, spec.reads, weight_elements=2 * channels)
+        return Spec(spec.kind, spec.reads, weights=weights)
     reads = (Reading(operand, pointwise_accesses(operand, call.rank)),)
-    return Spec("batch_norm", reads, in_place=True, weight_elements=2 * channels)
+    return Spec("batch_norm", reads, in_place=True, weights=weights)
 
 
 def _cat(call: Call) -> Spec:
@@ -115,11 +118,11 @@ def _glu(call: Call) -> Spec:
 def _embedding(call: Call) -> Spec:
     """The table is the weight, the indices are the input."""
     index = next((o for o in call.operands if not o.weight), None)
-    table = next((o for o in call.operands if o.weight and o.info.dtype.is_floating_point), None)
-    if index is None or table is None:
+    table: Operand = call.args["weight"]
+    if index is None or not table.weight:
         return whole(call, "embedding")
     accesses = tuple(Along(axis) for axis in range(index.rank))
-    return Spec("embedding", (Reading(index, accesses),), weight_elements=table.elements)
+    return Spec("embedding", (Reading(index, accesses),), weights=table.stored)
 
 
 _ACTIVATIONS: dict[str, Callable[..., Any]] = {

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_getfuse.backend.rule_types import (
+    NOTHING,
     Alias,
     Call,
     Operand,
@@ -79,7 +80,7 @@ def _convolution(call: Call) -> Spec:
                 WindowKind.TRANSPOSED if transposed else WindowKind.SLIDING,
             )
         )
-    bias_elements = 0 if bias is None else bias.elements
+    own_bias = NOTHING if bias is None else bias.stored
     return _spatial_spec(
         kind,
         operand,
@@ -87,8 +88,8 @@ def _convolution(call: Call) -> Spec:
         All(),
         mixes_channels=True,
         groups=int(call.get("groups", 1)),
-        weight_elements=weight.elements + bias_elements,
-        bias_elements=bias_elements,
+        weights=weight.stored + own_bias,
+        bias=own_bias,
     )
 
 
@@ -172,8 +173,6 @@ def _resize(call: Call) -> Spec:
         return _spatial_spec(
             "interpolate", operand, [Along(a) for a in range(2, operand.rank)], Along(1)
         )
-    if call.get("antialias", False):
-        mode = f"antialiased {mode}"
     per_axis: list[Access] = []
     reason = ""
     for axis in range(2, operand.rank):
@@ -188,14 +187,18 @@ def _resize(call: Call) -> Spec:
 
 
 def resize_mode(call: Call) -> tuple[str, bool]:
-    """The mode as ``F.interpolate`` names it, and whether corners are aligned."""
+    """The mode as ``F.interpolate`` names it, and whether corners are aligned.
+
+    One that is antialiased is ``"antialiased bilinear"``.
+    """
     align = bool(call.get("align_corners", False))
-    if call.name == "interpolate":
-        return str(call.get("mode", "nearest")), align
-    mode = call.name.replace("_upsample", "upsample").removeprefix("upsample_")
-    exact = "_exact" in mode
-    mode = mode.replace("_exact", "").replace("_aa", "").rstrip("123d")
-    return ("nearest-exact" if exact else mode), align
+    mode, antialias = str(call.get("mode", "nearest")), bool(call.get("antialias", False))
+    if call.name != "interpolate":
+        mode = call.name.replace("_upsample", "upsample").removeprefix("upsample_")
+        exact, antialias = "_exact" in mode, mode.endswith("_aa")
+        mode = mode.replace("_exact", "").replace("_aa", "").rstrip("123d")
+        mode = "nearest-exact" if exact else mode
+    return (f"antialiased {mode}" if antialias else mode), align
 
 
 def given_scale(call: Call, axis: int, n: int) -> float | None:

@@ -131,7 +131,7 @@ def make_ranker(
     *,
     granularity: str = "line",
     activation_bytes: int = 1,
-    weight_bytes: int = 1,
+    weight_bytes: int | None = 1,
     threshold: float | None = None,
     seed: int = 0,
     model: ValidityModel | None = None,
@@ -144,7 +144,7 @@ def make_ranker(
         graph: the operator graph.
         scheme, granularity: the cost model that the explained predictor mimics.
         buffer_bytes: the on-chip buffer.
-        activation_bytes, weight_bytes: element widths in bytes.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
         threshold: of solution edges; ``None`` for the explainer's own. The controls have none.
         seed: same seed and group, same edges.
         model: the validity model; ``None`` for the one in the package.

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 
 from torch_getfuse.ir import Op, OpGraph, WindowKind
+from torch_getfuse.partition.cost import weights_of
 from torch_getfuse.partition.stream import make_edge
 
 FEATURE_VERSION = 2
@@ -115,7 +116,7 @@ class FeatureTable:
     Args:
         graph: the operator graph.
         granularity: ``"line"`` or ``"pixel"``: the unit whose bytes and windows count.
-        activation_bytes, weight_bytes: element widths in bytes.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
 
     Attributes:
         alone: ``(operators, 2)`` bytes that each needs as a group of its own: what it holds of
@@ -127,7 +128,7 @@ class FeatureTable:
         graph: OpGraph,
         granularity: str = "line",
         activation_bytes: int = 1,
-        weight_bytes: int = 1,
+        weight_bytes: int | None = 1,
     ) -> None:
         self.graph = graph
         count = len(graph)
@@ -136,12 +137,13 @@ class FeatureTable:
         number = {name: k for k, name in enumerate(graph.tensors)}
         tensors, readers, held = [], [], []
         pixel = granularity == "pixel"
+        weights = weights_of(graph, weight_bytes)
         for i, op in enumerate(graph.ops):
             static[i] = _describe(graph, i)
             out = graph.tensors[op.writes]
             rows, cols = out.rows, out.cols
             map_bytes = out.elements * activation_bytes
-            sizes[i, 0] = op.weight_elements * weight_bytes
+            sizes[i, 0] = weights[i]
             sizes[i, 1] = map_bytes // (rows * cols if pixel else rows)
             sizes[i, 4] = map_bytes
             channels = min(out.elements // (rows * cols), _PARTIAL_CHANNELS)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
 from torch_getfuse.partition.brr_rows import Demand, Rows
-from torch_getfuse.partition.cost import CostTerm, Dram, boundary, remember
+from torch_getfuse.partition.cost import CostTerm, Dram, boundary, remember, weights_of
 from torch_getfuse.partition.group import bits, mask_of
 
 KAPPA = 32
@@ -110,7 +110,7 @@ class Brr:
 
     Args:
         graph: the operator graph.
-        activation_bytes, weight_bytes: element widths in bytes.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
         kappa: output channels that a partial convolution holds.
     """
 
@@ -121,12 +121,16 @@ class Brr:
     merges_in_place = False
 
     def __init__(
-        self, graph: OpGraph, activation_bytes: int = 1, weight_bytes: int = 1, kappa: int = KAPPA
+        self,
+        graph: OpGraph,
+        activation_bytes: int = 1,
+        weight_bytes: int | None = 1,
+        kappa: int = KAPPA,
     ) -> None:
         self.graph = graph
         self.activation_bytes = activation_bytes
         self.weight_bytes = weight_bytes
-        self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
+        self.weights = weights_of(graph, weight_bytes)
         self._out = [graph.tensors[op.writes] for op in graph.ops]
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
@@ -258,7 +262,7 @@ class Brr:
                 first |= 1 << i
             sinks = sinks & ~before | 1 << i
             rateless = rateless or bool(self._demand.rateless[i] & mask)
-            weights += self._weights[i]
+            weights += self.weights[i]
         full = self._follow(full, mask, added, first_full=True)
         partial = self._follow(partial, mask, added, first_full=False)
         found = _Makeup(first, sinks, rateless, full, partial, weights)

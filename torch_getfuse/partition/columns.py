@@ -48,7 +48,7 @@ class Columns:
         number = {name: k for k, name in enumerate(graph.tensors)}
         sizes = [tensor.elements * scheme.activation_bytes for tensor in graph.tensors.values()]
         self._sizes = np.array(sizes, np.int64)
-        self._weights = np.array([op.weight_elements * scheme.weight_bytes for op in graph.ops])
+        self._weights = np.array(scheme.weights, np.int64)
         self._kept = np.array([name in graph.outputs for name in graph.tensors])
         pairs = {(i, number[read.tensor]) for i, op in enumerate(graph.ops) for read in op.reads}
         shape = (len(graph), len(number))

@@ -8,6 +8,7 @@ buffer size and remembers every group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -76,8 +77,8 @@ class FusionScheme(Protocol):
         """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
 
         That is: the bytes of each distinct tensor that it reads from outside, and of each that it
-        produces and that is needed outside, at :attr:`activation_bytes` an element, and its weights
-        at :attr:`weight_bytes` an element, :meth:`passes` times. The exact searches and every
+        produces and that is needed outside, at :attr:`activation_bytes` an element, and its
+        :attr:`weights`, :meth:`passes` times. The exact searches and every
         lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
         it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
         proved of them.
@@ -100,8 +101,13 @@ class FusionScheme(Protocol):
         ...
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of one weight element."""
+    def weight_bytes(self) -> int | None:
+        """Bytes of one weight element; ``None``: each is priced at the width it is stored in."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[int]:
+        """Bytes of the weights of each operator (:func:`weights_of`)."""
         ...
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
@@ -143,6 +149,17 @@ class FusionScheme(Protocol):
         ...
 
 
+def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
+    """Bytes of the weights of each operator.
+
+    Args:
+        weight_bytes: of one element; ``None`` for the widths that the weights are stored in.
+    """
+    if weight_bytes is None:
+        return [graph.stored_bytes(op) for op in graph.ops]
+    return [op.weight_elements * weight_bytes for op in graph.ops]
+
+
 def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
     """Tensors that a group reads from outside, and those it produces that are needed outside."""
     reads: dict[str, None] = {}
@@ -167,7 +184,7 @@ def once(scheme: FusionScheme, mask: int) -> Dram:
     return Dram(
         sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
         sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
-        sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
+        sum(scheme.weights[i] for i in bits(mask)),
     )
 
 

@@ -285,7 +285,7 @@ class _Search:
                 ideal |= self.ideal[j]
             self.ideal[i] = ideal
         scheme = self.evaluator.scheme
-        self.weights = [op.weight_elements * scheme.weight_bytes for op in graph.ops]
+        self.weights = scheme.weights
         self.crossings = problem.crossings_of
         start = self._absorb(0, self.sources)
         self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}

@@ -80,9 +80,7 @@ class Skeleton:
         home = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
         room, traffic = [0] * fusable, [0] * fusable
         for k, mask in enumerate(problem.blocks):
-            room[k] = traffic[k] = sum(
-                graph.ops[i].weight_elements * scheme.weight_bytes for i in bits(mask)
-            )
+            room[k] = traffic[k] = sum(scheme.weights[i] for i in bits(mask))
         streams: list[Stream] = []
         touches: list[list[int]] = [[] for _ in masks]
         for number, (name, tensor) in enumerate(graph.tensors.items()):

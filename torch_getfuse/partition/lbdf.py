@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import CostTerm, Dram, remember
+from torch_getfuse.partition.cost import CostTerm, Dram, remember, weights_of
 from torch_getfuse.partition.fan import fan_peak
 from torch_getfuse.partition.group import bits, descendants
 from torch_getfuse.partition.region import Clock, Path, Region, join
@@ -34,7 +34,7 @@ class Lbdf:
     Args:
         graph: the operator graph.
         granularity: ``"line"`` (a unit is a row) or ``"pixel"`` (a unit is a pixel).
-        activation_bytes, weight_bytes: element widths in bytes.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
 
     Attributes:
         unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
@@ -54,7 +54,7 @@ class Lbdf:
         graph: OpGraph,
         granularity: str = "line",
         activation_bytes: int = 1,
-        weight_bytes: int = 1,
+        weight_bytes: int | None = 1,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise OptionError(f"granularity={granularity!r} is not one of {GRANULARITIES}")
@@ -70,7 +70,7 @@ class Lbdf:
         self._rows = [t.rows for t in graph.tensors.values()]
         self._bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
         self.unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
-        self._weights = [op.weight_elements * weight_bytes for op in graph.ops]
+        self.weights = weights_of(graph, weight_bytes)
         self._writes = [number[op.writes] for op in graph.ops]
         self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
         self._first_reader = [min(graph.consumers[name], default=0) for name in names]
@@ -126,7 +126,7 @@ class Lbdf:
         """``F_b`` in bytes; the buffer's size plays no part."""
         unit_bytes = self.unit_bytes
         total = sum([units * unit_bytes[tensor] for tensor, units in self._held(mask)])
-        weights = self._weights
+        weights = self.weights
         while mask:
             low = mask & -mask
             total += weights[low.bit_length() - 1]
@@ -155,7 +155,7 @@ class Lbdf:
         added = mask & ~part
         touched: set[int] = set()
         for i in bits(added):
-            total += self._weights[i]
+            total += self.weights[i]
             touched.update(self._touches[i])
         for tensor in touched:
             total += self._least(tensor, mask) - self._least(tensor, part)
@@ -231,7 +231,7 @@ class Lbdf:
         """``F_D``; the buffer's size plays no part once a group is valid."""
         read = write = weight = 0
         for i in bits(mask):
-            weight += self._weights[i]
+            weight += self.weights[i]
             out = self._writes[i]
             if self._output[out] or self._readers[out] & ~mask:
                 write += self._bytes[out]
@@ -245,11 +245,13 @@ class Lbdf:
         """Weights by operator, then rows (or pixels) held by tensor; their sum is ``F_b``."""
         graph = self.graph
         kind = "lines" if self.granularity == "line" else "pixels"
-        weights = [
-            CostTerm("weights", op.name, op.weight_elements, self.weight_bytes)
-            for op in (graph.ops[i] for i in bits(mask))
-            if op.weight_elements
-        ]
+        weights = []
+        for i in bits(mask):
+            op, size = graph.ops[i], self.weights[i]
+            if op.weight_elements:
+                width, left = divmod(size, op.weight_elements)
+                units = (size, 1) if left else (op.weight_elements, width)  # widths may differ
+                weights.append(CostTerm("weights", op.name, *units))
         held = [
             CostTerm(kind, self._names[tensor], units, self.unit_bytes[tensor])
             for tensor, units in self._held(mask)

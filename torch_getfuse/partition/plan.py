@@ -85,7 +85,8 @@ class PartitionPlan:
 
     Attributes:
         graph: the operator graph.
-        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model.
+        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model;
+            ``weight_bytes`` is ``None`` where weights count at the widths they are stored in.
         groups: fusion groups in an order in which they can run.
         unfusable: operators that alone do not fit the buffer; not in ``dram_bytes``.
         lower_bound_bytes: no legal plan has less DRAM access.
@@ -102,7 +103,7 @@ class PartitionPlan:
     granularity: str
     buffer_bytes: int
     activation_bytes: int
-    weight_bytes: int
+    weight_bytes: int | None
     groups: tuple[FusionGroup, ...]
     unfusable: tuple[str, ...] = ()
     lower_bound_bytes: int = 0
@@ -370,21 +371,28 @@ class PartitionPlan:
                 f"schema_version is {ascii(version)[:60]}; this package reads "
                 f"{' and '.join(map(str, _READ))}; make the plan again"
             )
-        widths = {name: fields.integer(name, 1) for name in ("activation_bytes", "weight_bytes")}
         entry = fields.child("graph")
+        graph = OpGraph.from_dict(entry.form)
+        width: int | None = None
+        if fields.value("weight_bytes") is not None:
+            width = fields.integer("weight_bytes", 1)
+            graph = replace(graph, weight_bytes=width)
+        elif any(op.weight_bytes is None for op in graph):
+            raise GraphError(
+                "it states neither one width of all weights (weight_bytes) nor the bytes of each "
+                "operator's"
+            )
+        activation_bytes = fields.integer("activation_bytes", 1)
         proof = fields.value("proof")
         if not (proof is None or isinstance(proof, str)) or proof not in _PROOFS:
             raise PlanError(f"the plan file is damaged: unknown proof {ascii(proof)[:60]}")
         plan = cls(
-            graph=replace(
-                OpGraph.from_dict(entry.form),
-                activation_bytes=widths["activation_bytes"],
-                weight_bytes=widths["weight_bytes"],
-            ),
+            graph=replace(graph, activation_bytes=activation_bytes),
             scheme=fields.text("scheme"),
             granularity=fields.text("granularity"),
             buffer_bytes=fields.integer("buffer_bytes", 1),
-            **widths,
+            activation_bytes=activation_bytes,
+            weight_bytes=width,
             groups=tuple(
                 FusionGroup(
                     ops=group.texts("ops"),

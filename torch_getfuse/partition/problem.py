@@ -118,8 +118,7 @@ class FusionProblem:
     @cached_property
     def unavoidable(self) -> int:
         """Bytes that every plan moves: weights and inputs once in, outputs once out."""
-        width = self.evaluator.scheme.weight_bytes
-        weights = sum(self.graph.ops[i].weight_elements for i in bits(self.fusable)) * width
+        weights = sum(self.evaluator.scheme.weights[i] for i in bits(self.fusable))
         return weights + sum(crossing.owed(self.fusable) for crossing in self.crossings)
 
     def parts(self, mask: int) -> list[int]:
@@ -182,13 +181,12 @@ class FusionProblem:
         """``F_D`` of a valid group in bytes, as the exact searches believe it to be."""
         weights = moved = 0
         for i in bits(group):
-            weights += self.graph.ops[i].weight_elements
+            weights += self.evaluator.scheme.weights[i]
             for crossing in self.crossings_of[i]:
                 inside = crossing.touched & group
                 if inside & -inside == 1 << i:  # else counted at the first that touches it
                     moved += crossing.moved(group)
-        width = self.evaluator.scheme.weight_bytes
-        return moved + weights * width * self.evaluator.passes(group)
+        return moved + weights * self.evaluator.passes(group)
 
     def check_additive(self, groups: Sequence[int]) -> None:
         """Compare what the exact searches believe of valid groups with what the scheme says.

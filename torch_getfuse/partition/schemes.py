@@ -12,7 +12,7 @@ SCHEMES = ("lbdf", "brr")
 
 
 def make_scheme(
-    name: str, graph: OpGraph, granularity: str, activation_bytes: int, weight_bytes: int
+    name: str, graph: OpGraph, granularity: str, activation_bytes: int, weight_bytes: int | None
 ) -> FusionScheme:
     """The cost model ``name`` of a graph; ``granularity`` is LBDF's.
 
