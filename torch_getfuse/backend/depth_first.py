@@ -9,7 +9,8 @@ plan prices is thus what runs.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,13 +18,15 @@ import torch
 from torch import fx, nn
 
 from torch_getfuse.backend.capture import Capture
+from torch_getfuse.backend.effects import effects_in_words
 from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
-from torch_getfuse.backend.grouping import hidden_writes, localise_views, split_capture
+from torch_getfuse.backend.grouping import localise_views, split_capture
 from torch_getfuse.backend.ledger import Counts, GroupLedger, Ledger
 from torch_getfuse.backend.rings import Ring, RingView
 from torch_getfuse.backend.row_calls import NoRowKernel
 from torch_getfuse.backend.row_kernels import Accumulator, RowKernel, WholeKernel
 from torch_getfuse.backend.row_rules import make_kernel
+from torch_getfuse.backend.row_trial import try_rows
 from torch_getfuse.backend.row_views import is_base
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import Tensor
@@ -32,11 +35,19 @@ from torch_getfuse.partition.schedule import Schedule, make_schedule
 
 log = logging.getLogger(__name__)
 
+Tap = Callable[[str, int, int, torch.Tensor], None]
+"""Is shown each row that is computed: tensor, sample, row, block."""
+
+
+class RowError(RuntimeError):
+    """A row that could not be computed, by tensor or operator, and what it raised."""
+
 
 class DepthFirstGroup(nn.Module):
     """A fusion group under the name of the child that it replaces.
 
-    Inference only: what it returns has no gradients.
+    Inference only: what it returns has no gradients. It writes nothing but its results, so that
+    its FX nodes can always run in its place, and do where a row cannot be computed.
 
     Args:
         child: the group's FX module; weights are among its inputs or are its attributes.
@@ -46,6 +57,7 @@ class DepthFirstGroup(nn.Module):
         rings: rows of each storage, by its last tensor.
         entry: takes in what each run counts.
         activation_bytes: width of an element in ``entry``.
+        tell: is given a sentence when the group falls back to its FX nodes in a call.
 
     Raises:
         NoRowKernel: names the operator that cannot be run by rows, and why.
@@ -60,11 +72,14 @@ class DepthFirstGroup(nn.Module):
         rings: dict[str, int],
         entry: GroupLedger | None = None,
         activation_bytes: int = 1,
+        tell: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         super().__init__()
         self.child = child
         self.entry = entry
         self.activation_bytes = activation_bytes
+        self.tell = tell
+        self.by_rows = True
         by_name = {node.name: node for node in child.graph.nodes}
         found = {
             node: by_name[node.name]
@@ -88,6 +103,8 @@ class DepthFirstGroup(nn.Module):
         for name, tensor in traced.items():
             if not is_plain(tensor):
                 raise NoRowKernel(f"{name!r} is a {type(tensor).__name__} of no strided rows")
+            if tensor.device.type != "cpu":
+                raise NoRowKernel(f"{name!r} is on {tensor.device}; rows run on the CPU")
         self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
         self._check_batch(capture)
         self._before, self._after = self._around()
@@ -123,20 +140,50 @@ class DepthFirstGroup(nn.Module):
             ):
                 raise NoRowKernel(f"{node.name} is read outside but not written there by the plan")
         order = list(self.child.graph.nodes)
-        for node in order:
-            if node.op not in ("placeholder", "output") and node not in inside and node.is_impure():
-                raise NoRowKernel(f"{node.name} has an effect that row by row would change")
         ahead = [n for n in order if n in before or n.op == "placeholder"]
         return ahead, [n for n in order if n in after and n not in before and n not in written]
 
     # -- one call ---------------------------------------------------------------------------
 
     def forward(self, *args: Any) -> Any:
-        """The child's results, in the child's form."""
-        with torch.no_grad(), _one_thread():
-            return self._run(args)
+        """The child's results, in the child's form.
 
-    def _run(self, args: Sequence[Any]) -> Any:
+        Raises:
+            Exception: what the child's FX nodes raise, which is then no error of the rows.
+        """
+        if self.by_rows:
+            try:
+                results, counts = self.run_rows(args)
+            except Exception as error:
+                with torch.no_grad():
+                    results = self.child(*args)
+                self._give_up(error)
+                return results
+            if self.entry is not None:
+                self.entry.count(counts, self.activation_bytes)
+            return results
+        with torch.no_grad():
+            return self.child(*args)
+
+    def _give_up(self, error: Exception) -> None:
+        """Run by FX nodes from now on, for these could be computed where a row could not."""
+        self.by_rows = False
+        log.warning("torch_getfuse: a group runs as its FX nodes from now on: %s", error)
+        if self.entry is not None:
+            self.entry.fall_back(f"in a call, {error}")
+            if self.tell is not None:
+                self.tell([f"{self.entry.name} runs as its FX nodes: {self.entry.fallback}"])
+
+    def run_rows(self, args: Sequence[Any], tap: Tap | None = None) -> tuple[Any, Counts]:
+        """The child's results, computed by rows, and what was counted.
+
+        Raises:
+            RowError: where a row cannot be computed.
+        """
+        with torch.no_grad(), _one_thread():
+            return self._run(args, tap)
+
+    def _run(self, args: Sequence[Any], tap: Tap | None) -> tuple[Any, Counts]:
         values: dict[fx.Node, Any] = {}
         given = iter(args)
         for node in self._before:
@@ -144,17 +191,18 @@ class DepthFirstGroup(nn.Module):
         for name in self.schedule.writes:
             like = flat_tensors(traced_value(self.nodes[name]))[0]
             size, stride = [int(n) for n in like.shape], [int(n) for n in like.stride()]
-            values[self.nodes[name]] = torch.empty_strided(size, stride, dtype=like.dtype)
+            values[self.nodes[name]] = torch.empty_strided(
+                size, stride, dtype=like.dtype, device="cpu"
+            )
         counts = Counts()
-        run = _Run(self, values, counts)
+        run = _Run(self, values, counts, tap)
         for sample in range(self.samples):
             run.sample(sample)
-        if self.entry is not None:
-            self.entry.count(counts, self.activation_bytes)
         for node in self._after:
             if node not in values:
                 values[node] = self._value(node, values)
-        return fx.map_arg(self.child.graph.output_node().args[0], values.__getitem__)
+        results = fx.map_arg(self.child.graph.output_node().args[0], values.__getitem__)
+        return results, counts
 
     def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
         """A node outside the schedule, as FX would compute it."""
@@ -177,9 +225,13 @@ class _Run:
     """The buffers of one call."""
 
     def __init__(
-        self, group: DepthFirstGroup, values: Mapping[fx.Node, Any], counts: Counts
+        self,
+        group: DepthFirstGroup,
+        values: Mapping[fx.Node, Any],
+        counts: Counts,
+        tap: Tap | None,
     ) -> None:
-        self.group, self.values, self.counts = group, values, counts
+        self.group, self.values, self.counts, self.tap = group, values, counts, tap
         schedule = group.schedule
         rings: dict[str, Ring] = {}
         for last, rows in schedule.rings.items():
@@ -195,7 +247,11 @@ class _Run:
         self.beside = 0
 
     def sample(self, sample: int) -> None:
-        """Carry out the schedule for one sample."""
+        """Carry out the schedule for one sample.
+
+        Raises:
+            RowError: where a row cannot be computed.
+        """
         group, counts = self.group, self.counts
         for ring in self.rings.values():
             ring.clear()
@@ -203,29 +259,52 @@ class _Run:
         writes = {name: self._part(name, sample) for name in group.schedule.writes}
         states: dict[Accumulator, Any] = {}
         self.full: dict[str, torch.Tensor] = {}
-        for name, unit in group.schedule.steps:
-            source = loads.get(name)
-            if source is not None:
-                block = _unit(source, group.tensors[name], unit)
-                counts.read += block.numel()
-            else:
-                block = self._compute(name, unit, states)
-            self.views[name].write(unit, block)
-            if name in writes:
-                _unit(writes[name], group.tensors[name], unit).copy_(block)
-                counts.written += block.numel()
-            for taker in group.takers[name]:
-                states[taker] = taker.take(self.values, states.get(taker), block, unit)
+        self.local = {
+            kernel.op.name: ChainMap(self._own(kernel.by_sample, sample), self.values)
+            for kernel in group.kernels.values()
+            if kernel.by_sample
+        }
+        name, unit = "", 0
+        try:
+            for name, unit in group.schedule.steps:
+                source = loads.get(name)
+                if source is not None:
+                    block = _unit(source, group.tensors[name], unit)
+                    counts.read += block.numel()
+                else:
+                    block = self._compute(name, unit, states)
+                    if self.tap is not None:
+                        self.tap(name, sample, unit, block)
+                self.views[name].write(unit, block)
+                if name in writes:
+                    _unit(writes[name], group.tensors[name], unit).copy_(block)
+                    counts.written += block.numel()
+                for taker in group.takers[name]:
+                    states[taker] = taker.take(
+                        self._values(taker), states.get(taker), block, unit
+                    )
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RowError(f"row {unit} of {name} cannot be computed: {reason}") from error
         counts.samples += 1
+
+    def _own(self, nodes: Mapping[fx.Node, int], sample: int) -> dict[fx.Node, torch.Tensor]:
+        """Each sample's part of constants that have a batch."""
+        return {
+            node: self.values[node].narrow(0, sample * lead, lead) for node, lead in nodes.items()
+        }
+
+    def _values(self, kernel: RowKernel | Accumulator) -> Mapping[fx.Node, Any]:
+        return self.local.get(kernel.op.name, self.values)
 
     def _compute(self, name: str, unit: int, states: dict[Accumulator, Any]) -> torch.Tensor:
         kernel = self.group.kernels[name]
         if isinstance(kernel, Accumulator):
-            return kernel.finish(self.values, states.pop(kernel))
+            return kernel.finish(self._values(kernel), states.pop(kernel))
         if isinstance(kernel, WholeKernel):
             return self._whole(kernel, unit)
         inputs = self._inputs(kernel, unit, unit + 1)
-        return kernel.rows(self.values, inputs, unit, unit + 1)
+        return kernel.rows(self._values(kernel), inputs, unit, unit + 1)
 
     def _inputs(self, kernel: RowKernel, low: int, high: int) -> list[torch.Tensor]:
         return [
@@ -237,7 +316,8 @@ class _Run:
         """A row of an operator that is computed at once and held until its last row is out."""
         name, rows = kernel.target.name, kernel.target.rows
         if unit == 0:
-            found = kernel.rows(self.values, self._inputs(kernel, 0, rows), 0, rows)
+            inputs = self._inputs(kernel, 0, rows)
+            found = kernel.rows(self._values(kernel), inputs, 0, rows)
             if rows == 1:
                 return found
             self.full[name] = found
@@ -272,12 +352,25 @@ def check_runnable(plan: PartitionPlan) -> None:
 
 
 def split_depth_first(
-    capture: Capture, plan: PartitionPlan, *, strict: bool = False
+    capture: Capture,
+    plan: PartitionPlan,
+    *,
+    strict: bool = False,
+    tell: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[fx.GraphModule, Ledger]:
     """The captured graph split by a plan, its fusion groups run by the depth-first executor.
 
     A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why;
-    ``strict`` raises instead.
+    ``strict`` raises instead. So does one with a node that does more than compute a value
+    (:func:`~torch_getfuse.backend.effects.effects_in_words`), and one that on random values of the
+    traced shapes and types does not give by rows what its FX nodes give
+    (:func:`~torch_getfuse.backend.row_trial.try_rows`).
+
+    Args:
+        capture: what the plan was made for.
+        plan: in rows.
+        strict: whether to raise where a group cannot run by rows.
+        tell: is given a sentence where a group falls back to its FX nodes in a call.
 
     Returns:
         The module (inference only), and the ledger that every run of it fills in anew.
@@ -289,7 +382,11 @@ def split_depth_first(
     check_runnable(plan)
     capture = localise_views(capture, plan)
     split = split_capture(capture, plan)
-    hidden = hidden_writes(capture)
+    calls = {call.node for own in capture.calls.values() for call in own}
+    effects = {
+        node.name: f"{node.name} {words}"
+        for node, words in effects_in_words(capture.graph_module, calls).items()
+    }
     scheme = plan.make_scheme()
     ledger = Ledger([], plan.activation_bytes, capture.samples, plan.unfusable)
     for k, (group, mask) in enumerate(zip(plan.groups, plan.masks(), strict=True)):
@@ -306,13 +403,18 @@ def split_depth_first(
         child = getattr(split, entry.name)
         rings = {term.name: term.units for term in lines}
         try:
-            if reasons := [hidden[op] for op in group.ops if op in hidden]:
-                raise NoRowKernel(reasons[0])
-            runner = DepthFirstGroup(child, capture, mask, rings, entry, plan.activation_bytes)
+            for node in child.graph.nodes:
+                if node.op != "placeholder" and node.name in effects:
+                    raise NoRowKernel(effects[node.name])
+            runner = DepthFirstGroup(
+                child, capture, mask, rings, entry, plan.activation_bytes, tell
+            )
+            try_rows(runner)
         except (NoRowKernel, PlanError) as error:
             if strict:
-                raise
-            entry.fallback = str(error)
+                told = f"{entry.name} cannot run by rows: {error} (strict=False runs its FX nodes)"
+                raise type(error)(told) from error
+            entry.fall_back(str(error))
             log.info("%s runs as its FX nodes: %s", entry.name, error)
             continue
         entry.whole = tuple(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,57 @@ def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
     storages = _Storages(gm)
     own = storages.of_all([value])
     return [node for node in gm.graph.nodes if storages.written(node) & own]
+
+
+def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.Node, str]:
+    """What running a node does, or depends on, besides its value; the others are left out.
+
+    Args:
+        gm: a graph with traced values.
+        calls: may be computed out of place where they write over their first argument, if nobody
+            can tell: it is no input or attribute of the graph, and neither it nor a view of it is
+            read later under an older name.
+    """
+    nodes = list(gm.graph.nodes)
+    at = {node: i for i, node in enumerate(nodes)}
+    storages = _Storages(gm)
+    shown: dict[Hashable, list[fx.Node]] = {}
+    for node in nodes[:-1]:
+        for storage in storages.of_all([node]):
+            shown.setdefault(storage, []).append(node)
+    modes, _ = modes_of(gm.graph)
+    changes = [i for i, node in enumerate(nodes) if _changes_mode(node)]
+
+    def effect(i: int, node: fx.Node) -> str:
+        if changes and changes[0] <= i <= changes[-1]:
+            return "runs inside of a transform of functions (vmap or the like)"
+        if modes[node] != OUTSIDE:
+            return "runs under an autocast or a grad mode of its own"
+        if is_barrier(node):
+            return "changes what all that follows depends on"
+        written = storages.written(node)
+        if _GENERATOR in written:
+            return "draws random numbers"
+        aliases = dict.fromkeys(other for storage in written for other in shown.get(storage, ()))
+        for other in aliases:
+            if other.op in ("placeholder", "get_attr"):
+                return f"changes {other.name}, an input or attribute of the model, in place"
+        for other in aliases:
+            late = [user for user in other.users if at[user] > i]
+            if at[other] < i and late:
+                reads = "is returned" if late[0].op == "output" else f"{late[0].name} reads"
+                return f"writes over {other.name}, which {reads} afterwards"
+        if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
+            return "writes into one of its arguments"
+        return "" if written or not node.is_impure() else "has an effect of its own"
+
+    inside = ("call_function", "call_method", "call_module")
+    found = {
+        node: effect(i, node)
+        for i, node in enumerate(nodes)
+        if node.op in inside and not is_switch(node)
+    }
+    return {node: words for node, words in found.items() if words}
 
 
 def attribute(gm: fx.GraphModule, path: str) -> Any:

@@ -11,6 +11,7 @@ from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
 from torch_getfuse.backend.row_calls import NoRowKernel, Values, fill
 from torch_getfuse.backend.row_kernels import Accumulator, Site
+from torch_getfuse.backend.row_windows import node_shape
 
 Combine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -225,14 +226,16 @@ class _Linear(_Rows):
         self.bias = args.get("bias")
         if self.weight not in self.weights:
             raise NoRowKernel(f"{self.op.name}: the matrix is computed from the input")
+        if len(node_shape(self.weight)) != 2:
+            raise NoRowKernel(f"{self.op.name}: the rows meet a vector, not a matrix")
 
     def take(self, values: Values, state: Any, block: torch.Tensor, row: int) -> Any:
         """The product of one row and its share of the weight, added up."""
         weight: torch.Tensor = fill(self.weight, values)
         if self.transposed:
-            share = weight.view(-1, *self.sizes).select(1 + self.place, row).flatten(1).t()
+            share = weight.view(-1, *self.sizes).select(1 + self.place, row).reshape(len(weight), -1).t()
         else:
-            share = weight.view(*self.sizes, -1).select(self.place, row).flatten(0, -2)
+            share = weight.view(*self.sizes, -1).select(self.place, row).reshape(-1, weight.shape[1])
         product = self.operand.take(block, row, row, row + 1) @ share
         if product.dtype in (torch.bfloat16, torch.float16):
             product = product.float()
