@@ -218,8 +218,12 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     module = inline_regions(module)
-    found = {node.name: node for node in module.graph.nodes}
+    found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
+    # An input may have another name here (``input_1``), but has its place.
+    kept = set(program.graph_signature.user_inputs)
+    given = [n for n in captured.graph_module.graph.find_nodes(op="placeholder") if n.name in kept]
+    moved.update(zip(given, module.graph.find_nodes(op="placeholder"), strict=True))
     return captured.moved(module, moved)
 
 

@@ -383,8 +383,9 @@ def split_depth_first(
     capture = localise_views(capture, plan)
     split = split_capture(capture, plan)
     calls = {call.node for own in capture.calls.values() for call in own}
+    owner = {node: op for op, own in capture.nodes.items() for node in own}
     effects = {
-        node.name: f"{node.name} {words}"
+        node.name: f"{owner.get(node, node.name)} {words}"
         for node, words in effects_in_words(capture.graph_module, calls).items()
     }
     scheme = plan.make_scheme()

@@ -119,6 +119,21 @@ def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
     return [node for node in gm.graph.nodes if storages.written(node) & own]
 
 
+def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
+    """Value -> positions of the nodes of ``gm`` that may write to a storage of it; else left out."""
+    storages = _Storages(gm)
+    at: dict[Hashable, list[int]] = {}
+    for i, node in enumerate(gm.graph.nodes):
+        for storage in storages.written(node):
+            at.setdefault(storage, []).append(i)
+    found = {
+        node: sorted(i for storage in storages.of_all([node]) for i in at.get(storage, ()))
+        for node in (gm.graph.nodes if at else ())
+        if node.op != "output"
+    }
+    return {node: positions for node, positions in found.items() if positions}
+
+
 def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.Node, str]:
     """What running a node does, or depends on, besides its value; the others are left out.
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import fx
 
 from torch_getfuse.backend.capture import Capture
+from torch_getfuse.backend.effects import written_at
 from torch_getfuse.backend.graph_values import CoreCall
 from torch_getfuse.backend.submodules import split_graph_module
 from torch_getfuse.partition.plan import PartitionPlan
@@ -43,7 +44,7 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     A view belongs to the operator that wrote its tensor, so a child would be given views of the
     tensors of another child: halves, flattened maps. In the copy, a child that reads such a view
     is given the tensor and makes the view itself, so that what crosses the border is what the
-    plan counts.
+    plan counts. Not where the tensor is changed in place between the view and its reader.
     """
     gm = capture.graph_module
     graph = fx.Graph()
@@ -59,6 +60,8 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     owner = {op: child for child, ops in _children(plan).items() for op in ops}
     views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)
     writer = {own[-1].node: op for op, own in capture.calls.items() if own}
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    written = written_at(copied)
     clones: dict[tuple[str, fx.Node], fx.Node] = {}
 
     def clone(node: fx.Node, call: fx.Node, op: str) -> fx.Node:
@@ -68,6 +71,8 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
         source = node.args[0]
         if not isinstance(source, fx.Node) or (source in writer and source not in capture.views):
             return node  # one of several results
+        if any(position[node] < at < position[call] for at in written.get(source, ())):
+            return node  # a reshape may be a copy of what was there before
         key = owner[op], node
         if key not in clones:
             above = clone(source, call, op)
