@@ -174,7 +174,8 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
                 return f"writes over {other.name}, which {reads} afterwards"
         if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
             return "writes into one of its arguments"
-        return "" if written or not node.is_impure() else "has an effect of its own"
+        impure = node.is_impure(impure_random=False)
+        return "" if written or not impure else "has an effect of its own"
 
     inside = ("call_function", "call_method", "call_module")
     found = {
