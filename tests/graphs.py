@@ -106,9 +106,7 @@ def heavy_between() -> OpGraph:
     return build.graph()
 
 
-def random_graph(
-    rng: Random, operators: int = 8, size: int = 12, crops: bool = False
-) -> OpGraph:
+def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = False) -> OpGraph:
     """A graph of exactly ``operators`` operators over maps of up to ``size`` rows.
 
     With ``crops`` some operators read a part of a map's rows and columns (a slice).

@@ -9,7 +9,6 @@ plan prices is thus what runs.
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -260,7 +259,7 @@ class _Run:
         states: dict[Accumulator, Any] = {}
         self.full: dict[str, torch.Tensor] = {}
         self.local = {
-            kernel.op.name: ChainMap(self._own(kernel.by_sample, sample), self.values)
+            kernel.op.name: {**self.values, **self._own(kernel.by_sample, sample)}
             for kernel in group.kernels.values()
             if kernel.by_sample
         }
@@ -280,9 +279,7 @@ class _Run:
                     _unit(writes[name], group.tensors[name], unit).copy_(block)
                     counts.written += block.numel()
                 for taker in group.takers[name]:
-                    states[taker] = taker.take(
-                        self._values(taker), states.get(taker), block, unit
-                    )
+                    states[taker] = taker.take(self._values(taker), states.get(taker), block, unit)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RowError(f"row {unit} of {name} cannot be computed: {reason}") from error

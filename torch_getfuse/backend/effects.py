@@ -47,6 +47,10 @@ _IN_PLACE_DUNDERS = frozenset(f"__{name}__" for name in _IN_PLACE_OPERATORS)
 # Python functions from elsewhere (allow_in_graph) may do anything to their arguments.
 _KNOWN_ROOTS = frozenset({"torch", "_operator", "operator", "builtins", "math"})
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
+_DROPOUTS = frozenset(
+    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"}
+    | {"feature_dropout", "feature_alpha_dropout"}
+)
 _RANDOM_FUNCTIONS = frozenset({"dropout1d", "dropout2d", "dropout3d", "gumbel_softmax"})
 _RANDOM_MODULES = (torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.RNNBase)
 
@@ -120,7 +124,7 @@ def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
 
 
 def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
-    """Value -> positions of the nodes of ``gm`` that may write to a storage of it; else left out."""
+    """Value -> positions of the nodes that may write to a storage of it; left out for none."""
     storages = _Storages(gm)
     at: dict[Hashable, list[int]] = {}
     for i, node in enumerate(gm.graph.nodes):
@@ -174,8 +178,9 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
                 return f"writes over {other.name}, which {reads} afterwards"
         if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
             return "writes into one of its arguments"
-        impure = node.is_impure(impure_random=False)
-        return "" if written or not impure else "has an effect of its own"
+        told = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        impure = not told and node.is_impure(impure_random=False)
+        return "has an effect of its own" if impure and not written else ""
 
     inside = ("call_function", "call_method", "call_module")
     found = {
@@ -346,6 +351,8 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
     written = _nodes_in(node.kwargs.get("out"))
     if isinstance(target, HigherOrderOperator):
         return everything
+    if _is_idle_dropout(node):
+        return written
     in_place = name.endswith("_") and not name.endswith("__")
     if in_place or name in _IN_PLACE_OPERATORS or name in _IN_PLACE_DUNDERS:
         # Foreach operators take a list of tensors first.
@@ -365,6 +372,14 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
         # Most schemas do not say that running statistics are written.
         names |= {parameter for parameter in arguments if parameter.startswith("running_")}
     return written + _nodes_in([arguments.get(parameter) for parameter in names])
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    """Dropout that is not training is the identity, also where it would be in place."""
+    if _name(node).removesuffix("_") not in _DROPOUTS:
+        return False
+    signature = _Signature.of(node.target)
+    return signature is not None and not _in_training(signature.bind(node))
 
 
 def _keeps_statistics(name: str) -> bool:

@@ -201,7 +201,8 @@ class CallKernel(RowKernel):
     """An operator whose output row needs the operands' rows of the same number.
 
     The call itself on blocks of rows. Operands of one row, and weights, are broadcast to the
-    rows; those that have a row for each output row are cut to the same rows, if the call broadcasts.
+    rows; those that have a row for each output row are cut to the same rows, if the call
+    broadcasts.
     """
 
     def __init__(self, site: Site, operands: Sequence[Operand]) -> None:

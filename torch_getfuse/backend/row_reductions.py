@@ -233,9 +233,11 @@ class _Linear(_Rows):
         """The product of one row and its share of the weight, added up."""
         weight: torch.Tensor = fill(self.weight, values)
         if self.transposed:
-            share = weight.view(-1, *self.sizes).select(1 + self.place, row).reshape(len(weight), -1).t()
+            share = weight.view(-1, *self.sizes).select(1 + self.place, row)
+            share = share.reshape(len(weight), -1).t()
         else:
-            share = weight.view(*self.sizes, -1).select(self.place, row).reshape(-1, weight.shape[1])
+            share = weight.view(*self.sizes, -1).select(self.place, row)
+            share = share.reshape(-1, weight.shape[1])
         product = self.operand.take(block, row, row, row + 1) @ share
         if product.dtype in (torch.bfloat16, torch.float16):
             product = product.float()

@@ -25,7 +25,7 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference, relative to the largest value, that rounding explains; else 1e-3."""
 
 _FLIPS = 10_000
-"""One element in so many may differ more: where a threshold or a maximum turns with the last bit."""
+"""One element in so many may differ more: a threshold or a maximum may turn with the last bit."""
 
 
 def try_rows(group: DepthFirstGroup) -> None:
