@@ -368,7 +368,7 @@ def test_graph_breaks_are_an_error_that_counts() -> None:
             torch._dynamo.graph_break()
             return x.relu()
 
-    with pytest.raises(CaptureError, match=r"Broken does not trace as one graph but as 2: "):
+    with pytest.raises(CaptureError, match=r"Dynamo traces Broken not as one graph but as 2: "):
         capture_model(Broken().eval(), (torch.randn(2, 3),))
 
 

@@ -201,9 +201,10 @@ def capture_model(
         return capture_fx(graphs[0])
     except torch._dynamo.exc.Unsupported as error:
         why = str(error).strip().split("\n")[0]
+        count = _count_graphs(model, args, kwargs)
+        how = f"not as one graph but as {count}" if count != "0" else "as no graph at all"
         raise CaptureError(
-            f"{type(model).__name__} does not trace as one graph but as "
-            f"{_count_graphs(model, args, kwargs)}: {why}. "
+            f"Dynamo traces {type(model).__name__} {how}: {why}. "
             "torch._dynamo.explain(model)(*inputs) shows every break"
         ) from error
     raise CaptureError(
@@ -220,7 +221,9 @@ def _tracing() -> Iterator[list[fx.GraphModule]]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch._dynamo.config.patch(suppress_errors=False):
+        # Dynamo leaves nn.LSTM and its like to eager unless it is told otherwise; a graph with one
+        # operator for them is better than none.
+        with torch.no_grad(), torch._dynamo.config.patch(suppress_errors=False, allow_rnn=True):
             yield graphs
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -282,7 +285,7 @@ def run_captured(
     except torch._dynamo.exc.Unsupported as error:
         why = str(error).strip().split("\n")[0]
         name = type(model).__name__
-        raise CaptureError(f"{name} does not trace as one graph: {why}") from error
+        raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if isinstance(error.inner_exception, GetfuseError):
             raise error.inner_exception from error

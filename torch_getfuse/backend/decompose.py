@@ -87,8 +87,12 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     ]
     if len(calls) < 2 or any(n.op in ("get_attr", "call_module") for n in traced.graph.nodes):
         return None
-    if isinstance(traced_value(node), tuple) and not all(_picks(user) for user in node.users):
-        return None
+    value = traced_value(node)
+    if isinstance(value, (tuple, list)):
+        # A result within a result (histogramdd's list of edges) is picked apart in two steps.
+        nested = any(isinstance(item, (tuple, list)) for item in value)
+        if nested or not all(_picks(user) for user in node.users):
+            return None
     return traced
 
 

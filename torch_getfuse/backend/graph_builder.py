@@ -136,7 +136,7 @@ class GraphBuilder:
             parts = self.values.get(source)
             index = invocation.args.get("index")
             if isinstance(parts, tuple) and isinstance(index, int):
-                part = parts[_position(source, index)]
+                part = parts[index]
                 if part is not None:
                     self.values[node] = part
                     self._belongs(node, part)
@@ -180,6 +180,8 @@ class GraphBuilder:
             return tuple(None if v is None else self._operand(node, v, t) for v, t in pairs)
         info = tensor_info(traced)
         current = self._current(value)
+        if 0 in info.shape:
+            current = Weight({}, node)
         if isinstance(current, Weight):
             return Operand(node, info, True, sum(current.elements.values()), value=current)
         found = self.find_batch(current)
@@ -201,6 +203,10 @@ class GraphBuilder:
     def _operator(self, node: fx.Node, call: Call, mutates: bool) -> None:
         if call.name in FACTORIES or not call.activations:
             self.values[node] = self._constant(node, call)
+            return
+        if all(0 in output.shape for output in call.outputs):
+            # Nothing crosses DRAM for a tensor without elements, and nothing has to be made.
+            self.values[node] = _mirror(traced_value(node), [Weight({}, node)] * len(call.outputs))
             return
         result = apply_rule(call)
         first = call.operands[0]
@@ -229,15 +235,12 @@ class GraphBuilder:
             self.values[node] = Feature(whole, written.layout)
             return
         base, draft = self._draft(node, call, result)
+        parts: list[Value | None] = [None] * results
         if len(call.outputs) > 1:
-            self.values[node] = tuple(Feature(base, Layout.opaque(o.shape)) for o in call.outputs)
+            parts = [Feature(base, Layout.opaque(output.shape)) for output in call.outputs]
         else:
-            value = Feature(base, Layout.of(call.shape))
-            several = isinstance(traced_value(node), (tuple, list))
-            at = picked or 0
-            self.values[node] = (
-                (*(None,) * at, value, *(None,) * (results - at - 1)) if several else value
-            )
+            parts[picked or 0] = Feature(base, Layout.of(call.shape))
+        self.values[node] = _mirror(traced_value(node), parts)
         if mutates:
             self._mutate(first, base, draft, node)
 
@@ -250,10 +253,7 @@ class GraphBuilder:
                 elements.update(operand.value.elements)
             views = call.operands and isinstance(apply_rule(call), Alias)
             root = call.operands[0].value.root if views else node
-        weight = Weight(elements, root)
-        if isinstance(traced_value(node), (tuple, list)):
-            return (weight,) * len(call.outputs)
-        return weight
+        return _mirror(traced_value(node), [Weight(elements, root)] * len(call.outputs))
 
     def _alias(self, alias: Alias, node: fx.Node) -> Value:
         value = alias.operand.value
@@ -264,7 +264,7 @@ class GraphBuilder:
         else:
             views = [value] * len(alias.changes)
         self._belongs(node, value)
-        return tuple(views) if isinstance(traced_value(node), (tuple, list)) else views[0]
+        return _mirror(traced_value(node), views)
 
     def _belongs(self, node: fx.Node, value: Value) -> None:
         """An alias is listed with the operator that wrote its base tensor."""
@@ -505,10 +505,21 @@ def _part(call: Call, target: Feature) -> Feature | None:
 
 def _position(node: fx.Node, index: int) -> int:
     """Where item ``index`` of a result stands among its tensors; a backward leaves some out."""
-    items = traced_value(node)
-    if not isinstance(items, (list, tuple)) or all(item is not None for item in items):
-        return index
-    return len(flat_tensors(list(items)[:index]))
+    return len(flat_tensors(list(traced_value(node))[:index]))
+
+
+def _mirror(traced: Any, parts: Sequence[Value | None]) -> Value:
+    """``parts``, one per tensor of a result, in the result's own (perhaps nested) structure."""
+    left = iter(parts)
+
+    def place(item: Any) -> Value | None:
+        if isinstance(item, torch.Tensor):
+            return next(left)
+        return tuple(map(place, item)) if isinstance(item, (list, tuple)) else None
+
+    found = place(traced)
+    assert found is not None, "a call with tensor results has one"
+    return found
 
 
 def _weight_elements(call: Call, spec: Spec) -> int:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
+from torch_getfuse.backend.fx_values import traced_value
 from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
 from torch_getfuse.backend.rule_types import Spec, TensorInfo
@@ -141,7 +143,9 @@ def only_pick(node: fx.Node) -> int | None:
         if user.users:
             picks.add(user.args[1])
     only = picks.pop() if len(picks) == 1 else None
-    return only if isinstance(only, int) and only >= 0 else None
+    if not isinstance(only, int) or only < 0:
+        return None
+    return only if isinstance(traced_value(node)[only], torch.Tensor) else None
 
 
 def covers(layout: Layout, shape: Sequence[int]) -> bool:

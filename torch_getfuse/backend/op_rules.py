@@ -6,8 +6,20 @@ read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``glo
 
 from __future__ import annotations
 
+import logging
+
 from torch_getfuse.backend import rules_alias, rules_global, rules_pointwise, rules_spatial
-from torch_getfuse.backend.rule_types import Alias, Call, OpRule, Sample, Spec, no_rule
+from torch_getfuse.backend.rule_types import (
+    Alias,
+    Call,
+    OpRule,
+    Sample,
+    Spec,
+    no_rule,
+    whole,
+)
+
+log = logging.getLogger(__name__)
 
 RULES: tuple[OpRule, ...] = (
     *rules_alias.RULES,
@@ -47,6 +59,18 @@ def positional(name: str) -> tuple[str, ...]:
 
 
 def apply_rule(call: Call) -> Spec | Alias:
-    """How a call reads its operands; :func:`no_rule`'s answer where no rule knows it."""
+    """How a call reads its operands; :func:`no_rule`'s answer where no rule knows it.
+
+    That also answers for arguments that a rule cannot read: a tensor where it expects a number
+    (``F.pad`` by a buffer), or a form that torch allows and the rule does not foresee. The report
+    counts such operators among those without a rule.
+    """
     rule = BY_TARGET.get(call.name)
-    return rule.rule(call) if rule is not None else no_rule(call)
+    if rule is None:
+        return no_rule(call)
+    try:
+        return rule.rule(call)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        log.info("the rule of %s does not know the arguments of a call: %r", call.name, error)
+        reason = f"no rule for these arguments of {call.name}: it reads its whole inputs"
+        return whole(call, call.name, reason)

@@ -83,13 +83,16 @@ class Call:
         return default if value is None else value
 
     def dims(self, name: str = "dim") -> tuple[int, ...]:
-        """An argument of axes, as non-negative axes of ``input``; all axes where absent."""
+        """An argument of axes, as non-negative axes of ``input``; all axes where absent.
+
+        A scalar has none, though torch lets ``dim=0`` and ``dim=-1`` through for it.
+        """
         rank = self.args["input"].rank
         value = self.args.get(name)
-        if value is None or (isinstance(value, (list, tuple)) and not value):
+        if rank == 0 or value is None or (isinstance(value, (list, tuple)) and not value):
             return tuple(range(rank))
         axes = value if isinstance(value, (list, tuple)) else (value,)
-        return tuple(int(axis) % max(rank, 1) for axis in axes)
+        return tuple(int(axis) % rank for axis in axes)
 
 
 def _operands(value: Any) -> Iterator[Operand]:

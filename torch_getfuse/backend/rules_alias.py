@@ -11,6 +11,7 @@ from torch import nn
 from torch_getfuse.backend.rule_types import (
     Alias,
     Call,
+    Operand,
     OpRule,
     Run,
     Sample,
@@ -64,7 +65,7 @@ def _transpose(call: Call) -> Alias:
     dims = list(range(operand.rank))
     if call.name in ("t", "numpy_T", "T"):
         dims.reverse()
-    else:
+    elif dims:  # a scalar has no axes to swap, though torch takes dim 0 and -1 for it
         one, two = call.get("dim0", -1), call.get("dim1", -2)
         dims[one], dims[two] = dims[two], dims[one]
     return Alias(operand, (lambda layout: layout.permute(dims),))
@@ -98,9 +99,11 @@ def _select(call: Call) -> Alias:
     return Alias(call.operands[0], (_selected(int(call.args["dim"])),))
 
 
-def _slice(call: Call) -> Alias:
+def _slice(call: Call) -> Alias | Spec:
     """``slice(dim, start, end, step)`` and ``narrow(dim, start, length)``."""
     operand = call.operands[0]
+    if isinstance(call.args.get("start"), Operand):
+        return no_rule(call)  # where it starts is known when it runs
     dim = int(call.get("dim", 0))
     size, kept = operand.shape[dim], call.shape[dim]
     start = int(call.get("start", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -53,8 +54,9 @@ def _extremum(call: Call) -> Spec:
 
 
 def _softmax(call: Call) -> Spec:
-    operand: Operand = call.args["input"]
-    return held_axes(call, call.name, [int(call.get("dim", -1)) % operand.rank])
+    if call.get("dim") is None:  # F.softmax's own choice of axis, of which it warns
+        call = replace(call, args={**call.args, "dim": 0 if call.rank in (0, 1, 3) else 1})
+    return held_axes(call, call.name, call.dims())
 
 
 def _scan(call: Call) -> Spec:
