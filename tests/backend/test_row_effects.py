@@ -20,7 +20,7 @@ import torch_getfuse
 from tests.backend.test_depth_first import check, distance, notes, plan_of
 from torch_getfuse.backend import row_kernels
 from torch_getfuse.backend.row_calls import NoRowKernel
-from torch_getfuse.errors import NoOperatorError
+from torch_getfuse.errors import NoOperatorError, OptionError
 
 Maps = list[torch.Tensor]
 
@@ -374,3 +374,5 @@ def test_an_exported_program_returns_what_it_returns() -> None:
         expected = model(*args)
         assert type(got) is type(expected)
         same(got, expected)
+    with pytest.raises(OptionError, match=r"\(1, 3, 9, 8\).*are for \(1, 3, 8, 8\)"):
+        torch_getfuse.run_counted(program, (torch.randn(1, 3, 9, 8), {"z": x}), plan)

@@ -8,7 +8,7 @@ raises or differs is refused with the first operator that does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -17,9 +17,7 @@ from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.row_calls import NoRowKernel
-
-if TYPE_CHECKING:
-    from torch_getfuse.backend.depth_first import DepthFirstGroup
+from torch_getfuse.backend.row_group import DepthFirstGroup
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference, relative to the largest value, that rounding explains; else 1e-3."""
