@@ -35,30 +35,42 @@ def try_rows(group: DepthFirstGroup) -> None:
         NoRowKernel: where they differ, where a row cannot be computed, or where the FX nodes do
             not run on random values either.
     """
-    with torch.no_grad(), unset_fake_temporarily():
-        inputs, expected = _reference(group)
+    with torch.inference_mode(False), torch.no_grad(), unset_fake_temporarily():
+        inputs, kept, expected = _reference(group)
+        given = [_copy(value) for value in inputs]
         try:
-            got, _ = group.run_rows([_copy(value) for value in inputs])
+            got, _ = group.run_rows(given)
         except Exception as error:
             raise NoRowKernel(str(error)) from error
         if difference := _difference(expected, got):
             raise NoRowKernel(_first_wrong(group, inputs) or f"the group gives {difference}")
+        same = [value for value, old in zip(given, kept, strict=True) if old is not None]
+        if _memory([*same, got]) != _memory([[old for old in kept if old is not None], expected]):
+            raise NoRowKernel("its results share memory with each other or with an input")
 
 
-def _reference(group: DepthFirstGroup) -> tuple[list[Any], Any]:
-    """Random inputs, and what the FX nodes make of them: if possible, finite numbers."""
+def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
+    """Random inputs, these as the FX nodes had them, and the results: if possible, finite numbers.
+
+    ``None`` for an input that was written over, whose memory rows never share.
+    """
     failure: Exception | None = None
-    found: tuple[list[Any], Any] | None = None
+    found: tuple[list[Any], list[Any], Any] | None = None
     for positive in (False, True):
         inputs = _inputs(group, positive)
+        given = [_copy(value) for value in inputs]
         try:
-            expected = group.child(*map(_copy, inputs))
+            expected = group.child(*given)
         except Exception as error:
             failure = error
             continue
+        kept = [
+            value if isinstance(value, torch.Tensor) and not value._version else None
+            for value in given
+        ]
         if all(_finite(tensor) for tensor in _tensors(expected)):
-            return inputs, expected
-        found = found or (inputs, expected)
+            return inputs, kept, expected
+        found = found or (inputs, kept, expected)
     if found is None:
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
         raise NoRowKernel(f"it cannot be tried on random values: {reason}") from failure
@@ -118,6 +130,12 @@ def _finite(tensor: torch.Tensor) -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
     return bool(torch.isfinite(tensor).all())
+
+
+def _memory(values: Any) -> list[int]:
+    """For each tensor, the first one that lies in the same storage."""
+    places = [tensor.untyped_storage().data_ptr() for tensor in _tensors(values)]
+    return [places.index(place) if place else k for k, place in enumerate(places)]
 
 
 def _difference(expected: Any, got: Any) -> str:
