@@ -6,10 +6,11 @@ Every graph is drawn from a ``random.Random``, so hypothesis can shrink it and a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
-from torch_getfuse.partition.group import components, mask_of, neighbours
+from torch_getfuse.partition.group import ancestors, components, mask_of, neighbours
 
 IDENTITY = Window.identity()
 
@@ -184,6 +185,17 @@ def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = 
         maps.append(made)
     extra = [op.writes for op in build.ops if rng.random() < 0.1]
     return build.graph(extra)
+
+
+def with_order(rng: Random, graph: OpGraph, share: float) -> OpGraph:
+    """The graph with about ``share`` times as many further orders between its operators."""
+    for _ in range(round(share * len(graph))):
+        first, last = sorted(rng.sample(range(len(graph)), 2))
+        if not ancestors(graph)[last] >> first & 1:
+            ops = list(graph.ops)
+            ops[last] = replace(ops[last], after=(*ops[last].after, ops[first].name))
+            graph = replace(graph, ops=tuple(ops))
+    return graph
 
 
 def random_group(rng: Random, graph: OpGraph) -> int:

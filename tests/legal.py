@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from tests.graphs import random_graph
+from tests.graphs import random_graph, with_order
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import bits, is_connected, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
@@ -13,10 +13,15 @@ from torch_getfuse.partition.schemes import make_scheme
 
 
 def random_problem(
-    rng: Random, operators: int, scheme: str = "lbdf", merge: bool = True
+    rng: Random, operators: int, scheme: str = "lbdf", merge: bool = True, order: float = 0.0
 ) -> FusionProblem:
-    """A random graph under a buffer that makes some groups, and mostly some operators, invalid."""
+    """A random graph under a buffer that makes some groups, and mostly some operators, invalid.
+
+    ``order``: how many operators, as a share, must run after one whose tensors they do not read.
+    """
     graph = random_graph(rng, operators, rng.choice((3, 6, 10)))
+    if order:
+        graph = with_order(rng, graph, order)
     model = make_scheme(scheme, graph, rng.choice(("line", "pixel")), 1, 1)
     alone = sorted(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
     whole = model.buffer((1 << operators) - 1, 1 << 30) or 2 * alone[-1]

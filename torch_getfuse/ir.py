@@ -268,6 +268,9 @@ class Op:
             linear, matmul); ``False`` for the "local" operators of BRR (method.md, section 4).
         groups: channel groups of a convolution.
         reason: why there is no better rule for it; empty for operators that have one.
+        after: names of operators that must run before it although it reads nothing of theirs:
+            both draw random numbers, or one writes where the other reads. Only what does not
+            follow from the other edges of the graph.
     """
 
     name: str
@@ -280,6 +283,7 @@ class Op:
     mixes_channels: bool = False
     groups: int = 1
     reason: str = ""
+    after: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The form of plan.json; keys that hold their default and are optional are left out."""
@@ -298,6 +302,8 @@ class Op:
             form["groups"] = self.groups
         if self.reason:
             form["reason"] = self.reason
+        if self.after:
+            form["after"] = list(self.after)
         return form
 
     @classmethod
@@ -319,6 +325,7 @@ class Op:
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
             reason=fields.text("reason") if "reason" in fields else "",
+            after=fields.texts("after") if "after" in fields else (),
         )
 
 
@@ -373,7 +380,7 @@ class OpGraph:
         return {name: tuple(readers) for name, readers in found.items()}
 
     @cached_property
-    def predecessors(self) -> tuple[int, ...]:
+    def makers(self) -> tuple[int, ...]:
         """Per operator, the bit mask of the operators whose tensors it reads."""
         masks = []
         for op in self.ops:
@@ -385,9 +392,35 @@ class OpGraph:
         return tuple(masks)
 
     @cached_property
-    def successors(self) -> tuple[int, ...]:
+    def readers(self) -> tuple[int, ...]:
         """Per operator, the bit mask of the operators that read its tensor."""
         return tuple(sum(1 << c for c in self.consumers[op.writes]) for op in self.ops)
+
+    @cached_property
+    def ordered(self) -> bool:
+        """Whether some operator must run after one of whose tensors it reads nothing."""
+        return any(op.after for op in self.ops)
+
+    @cached_property
+    def predecessors(self) -> tuple[int, ...]:
+        """Per operator, the bit mask of those that must run before it: makers, and ``after``."""
+        if not self.ordered:
+            return self.makers
+        return tuple(
+            makers | sum(1 << self.index[name] for name in op.after)
+            for op, makers in zip(self.ops, self.makers, strict=True)
+        )
+
+    @cached_property
+    def successors(self) -> tuple[int, ...]:
+        """Per operator, the bit mask of those that must run after it."""
+        if not self.ordered:
+            return self.readers
+        masks = list(self.readers)
+        for i, op in enumerate(self.ops):
+            for name in op.after:
+                masks[self.index[name]] |= 1 << i
+        return tuple(masks)
 
     @cached_property
     def overwrites(self) -> tuple[bool, ...]:
@@ -431,6 +464,7 @@ class OpGraph:
             if axis is not None and len(tensor.shape) == 4 and axis == 3:
                 raise GraphError(f"tensor {name!r} streams over its last axis: no columns are left")
         known = set()
+        seen: set[str] = set()
         for name in self.inputs:
             if name not in self.tensors:
                 raise GraphError(f"graph input {name!r} is not among the tensors")
@@ -442,6 +476,12 @@ class OpGraph:
                         f"{op.name} ({op.kind}) reads {read.tensor!r} before it is written; "
                         "operators must stand in topological order"
                     )
+            if len(set(op.after)) != len(op.after) or not seen.issuperset(op.after):
+                raise GraphError(
+                    f"{op.name} ({op.kind}) must run after {', '.join(op.after)}: each an operator "
+                    "that stands before it, named once"
+                )
+            seen.add(op.name)
             if op.writes not in self.tensors:
                 raise GraphError(f"{op.name} ({op.kind}) writes the unknown tensor {op.writes!r}")
             if op.writes in known:

@@ -108,7 +108,7 @@ def test_a_stage_below_the_bound_is_refused() -> None:
 def test_groups_stand_in_the_order_in_which_they_run() -> None:
     plan = single_groups(planned())
     turned = replace(plan, groups=plan.groups[::-1])
-    with pytest.raises(PlanError, match=r"fusion group \d reads what fusion group \d makes"):
+    with pytest.raises(PlanError, match=r"fusion group \d must run after fusion group \d"):
         turned.verify()
     form = turned.to_dict()
     with pytest.raises(PlanError, match="stands before it"):

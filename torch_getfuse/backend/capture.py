@@ -35,7 +35,9 @@ from torch_getfuse.backend.fx_values import (
 from torch_getfuse.backend.graph_builder import GraphBuilder
 from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
+from torch_getfuse.backend.op_order import OperatorOrder
 from torch_getfuse.backend.regions import inline_regions
+from torch_getfuse.backend.view_changes import without_view_changes
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
 from torch_getfuse.fields import escaped
 from torch_getfuse.ir import Op, OpGraph, Read
@@ -55,7 +57,8 @@ class Capture:
             which composite functions (attention, local response norm) are taken apart.
         nodes: operator name -> its FX nodes in order: a convolution with its folded batch norm,
             and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
-            inputs, and nodes that compute on weights alone, belong to no operator.
+            inputs, those that must wait for more than their operator does, and nodes that compute
+            on weights alone, belong to no operator.
         unsupported: FX target name -> number of operators that have no rule.
         calls: operator name -> the calls among its nodes that compute it; none for a write into
             a part of a tensor.
@@ -121,7 +124,7 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     def role(node: fx.Node) -> Role:
         return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
 
-    return _capture(expand_composites(gm), role)
+    return _capture(expand_composites(without_view_changes(gm)), role)
 
 
 def capture_exported(program: ExportedProgram) -> Capture:
@@ -357,7 +360,9 @@ def _capture(
     builder = GraphBuilder(batch_size(inputs), role, gm, kept_outputs=outputs)
     for node in gm.graph.nodes:
         builder.add(node)
-    drafts = _fold_batch_norms(_live(builder), builder)
+    live = _live(builder)
+    order = OperatorOrder(gm, live)
+    drafts = _fold_batch_norms(live, builder, order)
     if not drafts:
         raise NoOperatorError("the graph has no tensor operator on the way to what it returns")
     names = _names(drafts)
@@ -368,7 +373,10 @@ def _capture(
     taken = set(names)
     for base in sources:
         tensors[base] = _unique("input", taken)
-    ops = tuple(_op(draft, name, tensors) for draft, name in zip(drafts, names, strict=True))
+    ops = tuple(
+        _op(draft, name, tensors, tuple(names[k] for k in after))
+        for draft, name, after in zip(drafts, names, order.after(drafts), strict=True)
+    )
     # An input that is returned as it is crosses no operator; Dynamo does not even record it.
     returned = [draft.writes for draft in drafts if draft.writes in builder.outputs]
     graph = OpGraph(
@@ -381,7 +389,10 @@ def _capture(
         activation_bytes=_input_width(inputs),
         weight_bytes=builder.weight_dtype.itemsize if builder.weight_dtype else _DEFAULT_WIDTH,
     )
-    nodes = {name: tuple(draft.nodes) for name, draft in zip(names, drafts, strict=True)}
+    nodes = {
+        name: tuple(node for node in draft.nodes if order.joins(node, draft))
+        for name, draft in zip(names, drafts, strict=True)
+    }
     unsupported = Counter(d.target for d in drafts if d.reason.startswith("no rule"))
     for target, times in unsupported.items():
         log.info("no rule for %s (%d operators): whole inputs", target, times)
@@ -427,10 +438,13 @@ def _live(builder: GraphBuilder) -> list[Draft]:
     return live[::-1]
 
 
-def _fold_batch_norms(drafts: list[Draft], builder: GraphBuilder) -> list[Draft]:
+def _fold_batch_norms(
+    drafts: list[Draft], builder: GraphBuilder, order: OperatorOrder
+) -> list[Draft]:
     """A convolution and the eval batch norm that alone reads it are one operator.
 
-    The two vectors of the batch norm become the bias.
+    Not where something else must run between them. The two vectors of the batch norm become the
+    bias.
     """
     readers = Counter(base for draft in drafts for base, _ in draft.reads)
     writers = {draft.writes: draft for draft in drafts}
@@ -445,7 +459,9 @@ def _fold_batch_norms(drafts: list[Draft], builder: GraphBuilder) -> list[Draft]
             and conv.spec.bias_elements is not None
             and readers[conv.writes] == 1
             and conv.writes not in builder.outputs
+            and order.joins(draft.nodes[0], conv)
         ):
+            order.fold(draft, conv)
             conv.weight_elements += draft.weight_elements // 2 - conv.spec.bias_elements
             conv.nodes += draft.nodes
             conv.calls += draft.calls
@@ -483,7 +499,7 @@ def _unique(name: str, taken: set[str]) -> str:
     return found
 
 
-def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
+def _op(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, ...]) -> Op:
     return Op(
         name=name,
         kind=draft.kind,
@@ -495,4 +511,5 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,
         reason=draft.reason,
+        after=after,
     )

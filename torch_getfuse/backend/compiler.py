@@ -22,6 +22,7 @@ from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
 from torch_getfuse.backend.mode_notes import mode_notes
 from torch_getfuse.backend.modes import cast_apart
+from torch_getfuse.backend.overlaps import apart_or_unplanned
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
 from torch_getfuse.backend.training import (
@@ -39,6 +40,10 @@ from torch_getfuse.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+_OVERLAPS = (
+    "called with inputs that overlap in memory, one of which is written, and did not when it was "
+    "compiled: such calls run unplanned"
+)
 
 
 def getfuse(
@@ -99,6 +104,7 @@ def getfuse(
         record.failures[""] = failure
         return remember(gm.forward, record)
     log.info("compiled a graph of %d operators into %d groups", len(plan.graph), len(plan.groups))
+    compiled = apart_or_unplanned(gm, compiled, lambda: record.add_notes([_OVERLAPS]))
     return remember(compiled, record)
 
 

@@ -15,16 +15,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
-from torch_getfuse.backend.fx_values import is_plain
+from torch_getfuse.backend.fx_values import is_plain, traced_value
 from torch_getfuse.backend.modes import OUTSIDE, is_switch, modes_of
+from torch_getfuse.backend.targets import resolve, target_of
 
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
@@ -38,20 +38,19 @@ _MODES = tuple(
     f"_{name}_" for name in ("set", "enter", "exit", "saved_tensors_hooks", "vmap", "grad")
 )
 
-_IN_PLACE_OPERATORS = frozenset(
+_IN_PLACE = frozenset(
     {"setitem", "delitem", "iconcat"}
     | {f"i{name}" for name in ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod")}
     | {f"i{name}" for name in ("pow", "and", "or", "xor", "lshift", "rshift")}
-)
-_IN_PLACE_DUNDERS = frozenset(f"__{name}__" for name in _IN_PLACE_OPERATORS)
-# Python functions from elsewhere (allow_in_graph) may do anything to their arguments.
-_KNOWN_ROOTS = frozenset({"torch", "_operator", "operator", "builtins", "math"})
+)  # of the module operator
+_IN_PLACE_DUNDERS = frozenset(f"__{name}__" for name in _IN_PLACE)
 _TRAINING_FLAGS = ("training", "train", "use_input_stats")
-_DROPOUTS = frozenset(
-    {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout"}
-    | {"feature_dropout", "feature_alpha_dropout"}
+# Functions of torch's that draw, and that no operator has the name of.
+_RANDOM_FUNCTIONS = frozenset(
+    {"dropout1d", "dropout2d", "dropout3d", "gumbel_softmax", "multi_head_attention_forward"}
+    | {"fractional_max_pool2d_with_indices", "fractional_max_pool3d_with_indices"}
+    | {"svd_lowrank", "pca_lowrank", "lobpcg"}
 )
-_RANDOM_FUNCTIONS = frozenset({"dropout1d", "dropout2d", "dropout3d", "gumbel_softmax"})
 _RANDOM_MODULES = (torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.RNNBase)
 
 
@@ -102,6 +101,22 @@ def changes_state(gm: fx.GraphModule) -> bool:
     storages = _Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
     return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
+
+
+def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
+    """The storages of a graph's inputs by position, numbered, and the numbers of those written.
+
+    Of plain tensors with memory; equal numbers where two share a storage in the trace.
+    """
+    storages = _Storages(gm)
+    written = frozenset[Hashable]().union(*map(storages.written, gm.graph.nodes))
+    found: dict[int, int] = {}
+    numbers: dict[Hashable, int] = {}
+    for position, node in enumerate(gm.graph.find_nodes(op="placeholder")):
+        value = traced_value(node)
+        if isinstance(value, torch.Tensor) and is_plain(value) and value.device.type != "meta":
+            found[position] = numbers.setdefault(_storage(value), len(numbers))
+    return found, {number for storage, number in numbers.items() if storage in written}
 
 
 def results_share(gm: fx.GraphModule) -> bool:
@@ -228,6 +243,8 @@ class _Storages:
                 yield ("attribute", _storage(value))
         if not known:
             yield _UNKNOWN
+        if _returns_input(node):
+            yield from self._of(node.all_input_nodes[0])
 
     def written(self, node: fx.Node) -> frozenset[Hashable]:
         """The storages that ``node`` writes, and ``_GENERATOR`` where it draws from it."""
@@ -259,30 +276,20 @@ def _storage(value: torch.Tensor) -> Hashable:
     return int(value.untyped_storage()._cdata) if is_plain(value) else _UNKNOWN
 
 
-def _name(node: fx.Node) -> str:
-    """The bare name of a function or method: ``add_``, whichever way it is called."""
-    target = node.target
-    if isinstance(target, OpOverload):
-        return target._schema.name.rpartition("::")[2]
-    return target if isinstance(target, str) else getattr(target, "__name__", "")
-
-
 def is_barrier(node: fx.Node) -> bool:
     """True where ``node`` may not be reordered with anything (vmap, a change of storage, ...).
 
     Switches of autocast and grad mode are none: the nodes between them know their mode.
     """
     called = node.op in ("call_function", "call_method")
-    return called and (_name(node) in _BARRIERS or _changes_mode(node))
+    return called and (target_of(node).name in _BARRIERS or _changes_mode(node))
 
 
 def _changes_mode(node: fx.Node) -> bool:
-    return (
-        node.op == "call_function"
-        and not isinstance(node.target, OpOverload | OpOverloadPacket)
-        and (_name(node).startswith(_MODES) or _name(node) == "set_grad_enabled")
-        and not is_switch(node)
-    )
+    if node.op != "call_function" or isinstance(node.target, OpOverload | OpOverloadPacket):
+        return False
+    name = target_of(node).name
+    return (name.startswith(_MODES) or name == "set_grad_enabled") and not is_switch(node)
 
 
 def changes_mode(gm: fx.GraphModule) -> bool:
@@ -293,82 +300,59 @@ def changes_mode(gm: fx.GraphModule) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Signature:
-    """Parameters of a call target: their defaults in order, and which of them it writes."""
+@functools.lru_cache(maxsize=4096)
+def _defaults(target: Any) -> Mapping[str, Any]:
+    """Parameters of a function, operator or method in their order, with their defaults.
 
-    defaults: Mapping[str, Any]
-    written: frozenset[str]
-
-    @classmethod
-    @functools.lru_cache(maxsize=4096)
-    def of(cls, target: Any) -> _Signature | None:
-        """Of a function, operator or method name; builtins show that of the ATen operator."""
-        if not isinstance(target, str | OpOverload | OpOverloadPacket):
-            try:
-                parameters = inspect.signature(target).parameters
-                return cls({name: p.default for name, p in parameters.items()}, frozenset())
-            except (TypeError, ValueError):
-                target = getattr(target, "__name__", "")
-        if isinstance(target, str):
-            target = _aten(target)
-        if target is None:
-            return None
-        schemas = [overload._schema for overload in _overloads(target)]
-        return cls(
-            {a.name: a.default_value for a in schemas[0].arguments},
-            frozenset(
-                a.name
-                for schema in schemas
-                for a in schema.arguments
-                if a.alias_info is not None and a.alias_info.is_write
-            ),
-        )
-
-    def bind(self, node: fx.Node) -> dict[str, Any]:
-        """Parameter name -> argument, or its default."""
-        return {**self.defaults, **dict(zip(self.defaults, node.args)), **node.kwargs}
+    Of builtins and methods, those of the operator that has their name.
+    """
+    if not isinstance(target, str | OpOverload | OpOverloadPacket):
+        try:
+            parameters = inspect.signature(target).parameters
+            return {name: parameter.default for name, parameter in parameters.items()}
+        except (TypeError, ValueError):
+            pass
+    overloads = resolve(target).overloads
+    return {a.name: a.default_value for a in overloads[0]._schema.arguments} if overloads else {}
 
 
-def _overloads(target: OpOverload | OpOverloadPacket) -> list[OpOverload]:
-    if isinstance(target, OpOverload):
-        return [target]
-    return [getattr(target, name) for name in target.overloads()]
+def _arguments(node: fx.Node) -> Mapping[str, Any]:
+    """Parameter name -> argument, or its default."""
+    defaults = _defaults(node.target)
+    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
 
 
 def _nodes_in(value: object) -> list[fx.Node]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node)]
 
 
-def _aten(name: str) -> OpOverloadPacket | None:
-    found = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
-    return found if isinstance(found, OpOverloadPacket) else None
-
-
 def _mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments that ``node`` writes to; all of them where that is not known."""
-    name, target, everything = _name(node), node.target, node.all_input_nodes
+    target = target_of(node)
+    if not target.known:
+        return node.all_input_nodes
+    first = node.args[:1] or list(node.kwargs.values())[:1]
+    if target.plain:
+        return _nodes_in(first) if target.name in _IN_PLACE else []
     written = _nodes_in(node.kwargs.get("out"))
-    if isinstance(target, HigherOrderOperator):
-        return everything
     if _is_idle_dropout(node):
         return written
-    in_place = name.endswith("_") and not name.endswith("__")
-    if in_place or name in _IN_PLACE_OPERATORS or name in _IN_PLACE_DUNDERS:
-        # Foreach operators take a list of tensors first.
-        return written + _nodes_in(node.args[:1] or list(node.kwargs.values())[:1])
-    if node.op == "call_function" and not isinstance(target, OpOverload | OpOverloadPacket):
-        root = (getattr(target, "__module__", None) or "torch").partition(".")[0]
-        if root not in _KNOWN_ROOTS:
-            return everything
-    signature = _Signature.of(target)
-    if signature is None:
-        return written
-    arguments = signature.bind(node)
+    if isinstance(node.target, OpOverload | OpOverloadPacket):
+        in_place = False  # its schema says all
+    else:
+        in_place = target.name.endswith("_") and not target.name.endswith("__")
+    if in_place or target.name in _IN_PLACE_DUNDERS:
+        return written + _nodes_in(first)  # foreach operators take a list of tensors first
+    arguments = _arguments(node)
     if arguments.get("inplace") or arguments.get("max_norm") is not None:
-        return everything  # F.relu(x, inplace=True); F.embedding rescales its weight
-    names = set(signature.written)
-    if _keeps_statistics(name) and _in_training(arguments):
+        return node.all_input_nodes  # F.relu(x, inplace=True); F.embedding rescales its weight
+    names = {
+        argument.name
+        for overload in target.overloads
+        for argument in overload._schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    }
+    if _keeps_statistics(target.name) and _in_training(arguments):
         # Most schemas do not say that running statistics are written.
         names |= {parameter for parameter in arguments if parameter.startswith("running_")}
     return written + _nodes_in([arguments.get(parameter) for parameter in names])
@@ -376,10 +360,7 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
 
 def _is_idle_dropout(node: fx.Node) -> bool:
     """Dropout that is not training is the identity, also where it would be in place."""
-    if _name(node).removesuffix("_") not in _DROPOUTS:
-        return False
-    signature = _Signature.of(node.target)
-    return signature is not None and not _in_training(signature.bind(node))
+    return "dropout" in target_of(node).name and not _in_training(_arguments(node))
 
 
 def _keeps_statistics(name: str) -> bool:
@@ -392,26 +373,26 @@ def _in_training(arguments: Mapping[str, Any]) -> bool:
 
 
 def _is_random(node: fx.Node) -> bool:
-    if isinstance(node.target, HigherOrderOperator):
+    target = target_of(node)
+    if not target.known:
         return True
-    target, name = node.target, _name(node)
-    if not (isinstance(target, OpOverload) and _draws(target)) and not _draws_by_name(name):
+    if target.name not in _RANDOM_FUNCTIONS and not any(map(_draws, target.overloads)):
         return False
-    signature = _Signature.of(target)
-    arguments = {} if signature is None else signature.bind(node)
+    arguments = _arguments(node)
     if "dropout_p" in arguments:
-        return bool(arguments["dropout_p"] != 0)
+        return bool(arguments["dropout_p"] != 0) and _in_training(arguments)
     return _in_training(arguments)
+
+
+def _returns_input(node: fx.Node) -> bool:
+    """Whether a dropout that drops nothing gives the very tensor it was given: fakes are copies."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if "dropout" not in target_of(node).name or not node.all_input_nodes:
+        return False
+    arguments = _arguments(node)
+    return not arguments.get("p") or not _in_training(arguments) or not _is_random(node)
 
 
 def _draws(overload: OpOverload) -> bool:
     return torch.Tag.nondeterministic_seeded in overload.tags
-
-
-@functools.lru_cache(maxsize=4096)
-def _draws_by_name(name: str) -> bool:
-    """True where the ATen operator of that name draws random numbers, in any overload."""
-    packet = _aten(name)
-    return name in _RANDOM_FUNCTIONS or (
-        packet is not None and any(map(_draws, _overloads(packet)))
-    )

@@ -26,7 +26,7 @@ from torch import Tensor, fx
 from torch_getfuse.backend.fast_program import Choice
 from torch_getfuse.backend.fast_steps import Step
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.plan_cache import default_folder, write_whole
+from torch_getfuse.backend.plan_cache import folder_of, write_whole
 from torch_getfuse.backend.strips import Segment, last_reads, map_rows
 
 _LONGEST = 8
@@ -257,12 +257,7 @@ _lock = threading.Lock()
 
 def step_times(cache: bool | str | Path) -> StepTimes:
     """The times of this machine, kept where plans are (option ``cache``)."""
-    folder = None
-    if cache is not False:
-        try:
-            folder = default_folder() if cache is True else Path(cache)
-        except RuntimeError as error:  # no home
-            _warn(f"cannot keep the times of this machine: {error}")
+    folder = None if cache is False else folder_of(cache)
     with _lock:
         if folder not in _times:
             _times[folder] = StepTimes(folder)

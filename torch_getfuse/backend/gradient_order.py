@@ -20,6 +20,7 @@ from torch import fx
 from torch_getfuse.backend.effects import writers
 from torch_getfuse.backend.fx_values import is_dynamo_weight, traced_value
 from torch_getfuse.backend.submodules import split_graph_module
+from torch_getfuse.backend.targets import target_of
 
 # Each may return the very tensor that it was given, whose readers are then its own.
 _PASSES_ON = frozenset(
@@ -110,8 +111,8 @@ def _all_readers(node: fx.Node) -> list[fx.Node]:
 
 
 def _passes_on(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.partition(".")[0] in _PASSES_ON
+    called = node.op in ("call_function", "call_method")
+    return called and target_of(node).name in _PASSES_ON
 
 
 def _times_read(node: fx.Node, reader: fx.Node) -> int:
@@ -183,7 +184,8 @@ class _BranchPoint(torch.autograd.Function):
 
     @staticmethod
     def forward(value: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-        return tuple(value.view_as(value) for _ in range(count))
+        # Not view_as, which gives axes of size one other strides: kernels go by those.
+        return tuple(torch.ops.aten.alias.default(value) for _ in range(count))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

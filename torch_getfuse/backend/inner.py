@@ -21,8 +21,9 @@ from torch._dynamo.exc import RestartAnalysis
 from torch._guards import tracing
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from torch_getfuse.backend.fx_values import has_value, traced_value
-from torch_getfuse.backend.layouts import TracedStrides
+from torch_getfuse.backend.effects import input_storages
+from torch_getfuse.backend.fx_values import has_value, size_hint, traced_value
+from torch_getfuse.backend.layouts import TracedStrides, overlaps_itself
 from torch_getfuse.backend.own_sizes import OwnSizes
 from torch_getfuse.backend.scatters import sum_scatters
 from torch_getfuse.backend.strides import mend_strides
@@ -106,6 +107,7 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         return []
     name = inner_name(options.inner)
     notes: list[str] = []
+    left: list[str] = []
     done = 0
     started = time.perf_counter()
     sizes = SizeBinder(split)
@@ -114,6 +116,9 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         child_name = str(node.target)
         child = split.get_submodule(child_name) if node.op == "call_module" else None
         if not isinstance(child, fx.GraphModule):
+            continue
+        if why := _shared_write(child):
+            left.append(f"{child_name} runs eager: it writes to {why}")
             continue
         before = time.perf_counter()
         try:
@@ -129,13 +134,36 @@ def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
         done += 1
         log.info("inner %s: %s in %.2f s", name, child_name, time.perf_counter() - before)
     split.recompile()
-    count = done + len(notes)
+    count = done + len(notes) + len(left)
     if not count:
         return []
     seconds = time.perf_counter() - started
     notes.insert(0, f"inner {name}: {done} of {count} groups compiled in {seconds:.1f} s")
     log.info("%s", notes[0])
-    return notes
+    return notes + left
+
+
+def _shared_write(child: fx.GraphModule) -> str:
+    """What a child writes to that is more than one element, or one input; else empty.
+
+    AOTAutograd writes such an input anew as a whole in the end: torch refuses that for a view that
+    shows one place twice, and two inputs of one memory it takes apart by how they were made.
+    """
+    storages, written = input_storages(child)
+    inputs = child.graph.find_nodes(op="placeholder")
+    seen: dict[int, str] = {}
+    for position, storage in storages.items():
+        if storage not in written:
+            continue
+        node = inputs[position]
+        value = traced_value(node)
+        shape, strides = (tuple(map(size_hint, sizes)) for sizes in (value.shape, value.stride()))
+        if overlaps_itself(shape, strides):
+            return f"{node.name}, whose elements share memory"
+        if storage in seen:
+            return f"memory that is both {seen[storage]} and {node.name}"
+        seen[storage] = node.name
+    return ""
 
 
 class CompiledChild(nn.Module):

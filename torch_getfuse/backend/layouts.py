@@ -109,13 +109,13 @@ def _with_strides(result: Any, strides: Strides) -> Any:
     for dim, stride in enumerate(strides):
         if not stride:
             one = one.narrow(dim, 0, min(1, one.shape[dim]))
-    if _overlaps(one.shape, strides):
+    if overlaps_itself(one.shape, strides):
         return result
     wanted = torch.empty_strided(one.shape, strides, dtype=result.dtype, device=result.device)
     return wanted.copy_(one).expand(result.shape)
 
 
-def _overlaps(shape: Sequence[int], strides: Strides) -> bool:
+def overlaps_itself(shape: Sequence[int], strides: Strides) -> bool:
     """Whether two elements of a tensor may be one place of memory."""
     reach = 0
     for stride, size in sorted(zip(strides, shape, strict=True)):

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_getfuse.partition.cuts import Edge, edge_cuts
-from torch_getfuse.partition.group import components
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.split import EdgeRanker, group_edges
 
@@ -75,7 +74,6 @@ def split_at(group: int, edges: Sequence[Edge], problem: FusionProblem) -> list[
             if part >> i & part >> j & 1:
                 upper = edge_cuts(part, (i, j), problem.above, problem.below)[0]
                 parts.remove(part)
-                parts += components(upper, problem.near)
-                parts += components(part & ~upper, problem.near)
+                parts += problem.parts(upper) + problem.parts(part & ~upper)
                 break
     return parts

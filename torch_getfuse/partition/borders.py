@@ -128,7 +128,7 @@ class _Borders:
         """``done``: what can have run once this group has."""
         after = 0
         for i in bits(group):
-            after |= self.graph.successors[i]
+            after |= self.graph.readers[i]
         after &= ~group
         if not after:
             return Border(Reason.OUTPUT)

@@ -253,7 +253,7 @@ class Brr:
         first, sinks, rateless, full, partial, weights = base
         added = mask & ~part
         for i in bits(added):
-            before = self.graph.predecessors[i] & mask
+            before = self.graph.makers[i] & mask
             if not before:
                 first |= 1 << i
             sinks = sinks & ~before | 1 << i
@@ -268,7 +268,7 @@ class Brr:
         """How a course goes on when ``added`` has joined and made the group ``mask``."""
         full, maps, short, whole = course
         for i in bits(added):
-            before = self.graph.predecessors[i] & mask
+            before = self.graph.makers[i] & mask
             local = bool(self._local >> i & 1)
             # A local operator is as full as what it follows; a convolution alternates.
             is_full = bool(full & before) == local if before else first_full

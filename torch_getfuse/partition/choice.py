@@ -23,7 +23,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
 from torch_getfuse.partition.columns import Columns, limits, minimum, solved
-from torch_getfuse.partition.group import bits, components
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.repair import RandomSplit
 from torch_getfuse.partition.work import OutOfWork
@@ -228,8 +228,7 @@ def split_cycles(problem: FusionProblem, groups: Sequence[int]) -> tuple[int, ..
             for group, entered, left in cycle:
                 late = group & (problem.below[entered] | 1 << entered)
                 if not late >> left & 1:
-                    sides = components(late, problem.near)
-                    sides += components(group & ~late, problem.near)
+                    sides = problem.parts(late) + problem.parts(group & ~late)
                     parts = [part for side in sides for part in split(side, rng)]
                     options.append((problem.cost(parts) - problem.cost([group]), group, parts))
             _, group, parts = min(options)

@@ -152,7 +152,7 @@ def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
         for read in op.reads:
             if not mask >> graph.producer.get(read.tensor, len(graph)) & 1:
                 reads[read.tensor] = None
-        if op.writes in graph.outputs or graph.successors[i] & ~mask:
+        if op.writes in graph.outputs or graph.readers[i] & ~mask:
             writes.append(op.writes)
     return list(reads), writes
 

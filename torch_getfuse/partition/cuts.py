@@ -8,7 +8,8 @@ span ``(i, j)`` among them, go with it.
 
 Why the plan stays acyclic: inside the group nothing on the upper side depends on the rest, so the
 two sides can run one after the other. A cycle through both would have to leave the group and come
-back, and then the group was on a cycle already. The same holds for the components of each side.
+back, and then the group was on a cycle already. The same holds for the parts of each side
+(:meth:`~.FusionProblem.parts`).
 """
 
 from __future__ import annotations

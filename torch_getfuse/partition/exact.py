@@ -1,14 +1,16 @@
 """Exact search: dynamic programming over down-sets (method.md section 9).
 
-A down-set is a set of operators that contains all producers of its members. The groups of an
-acyclic plan can be run one after another, and after each of them the operators that have run are
-a down-set: so every legal plan is a chain of down-sets whose steps are connected valid groups,
+A down-set is a set of operators that contains all that must run before its members. The groups of
+an acyclic plan can be run one after another, and after each of them the operators that have run
+are a down-set: so every legal plan is a chain of down-sets whose steps are connected valid groups,
 and the cheapest chain from the empty set to the whole graph is the optimum.
 
 Steps from a down-set ``D`` are grown by *ideals*: ``P(b) = {b and its ancestors} - D``. A set
 ``S`` with ``D | S`` a down-set is the union of the ideals of its members, and it is connected
 exactly if it can be built from one ideal by adding, each time, the ideal of a consumer of what is
-there already. So only connected sets are ever visited, each once per down-set. Validity is not
+there already. So only connected sets are ever visited, each once per down-set. (Where operators
+are ordered by more than tensors, an ideal need not be connected; then a set may be visited on the
+way to a group, but is none.) Validity is not
 monotone, so a set is given up only where :meth:`FusionScheme.hopeless` shows that no larger one can
 be valid. A set is priced by what joined it last, and whether it is valid is asked only if it would
 reach a down-set at less than the best chain so far.
@@ -30,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition.group import bits, mask_of
+from torch_getfuse.partition.group import bits, is_connected, mask_of
 from torch_getfuse.partition.lending import NOTHING, Entry, Lending
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
@@ -199,7 +201,7 @@ class _State(NamedTuple):
     Attributes:
         cost: of the groups so far, in bytes.
         rest: a lower bound of what is left, in bytes.
-        open: members that have consumers outside the down-set.
+        open: members that operators outside the down-set must run after.
         before, group: the down-set that it was reached from, and by which group.
     """
 
@@ -216,7 +218,7 @@ class _Grown(NamedTuple):
     Attributes:
         mask: its operators, without borrowed ones.
         entry: where it begins.
-        after: operators that read what it writes, members among them.
+        after: operators that must run after some of it, members among them.
         features, weights: bytes that it would move as a group, its weights once.
         rest: a lower bound in bytes of what is left once it has run.
     """
@@ -263,6 +265,9 @@ class _Search:
         self.most_groups = _BEAM_GROUPS if best_only else math.inf
         self.successors = graph.successors
         self.predecessors = graph.predecessors
+        self.makers = graph.makers
+        # An ideal is connected, unless more than tensors orders its operators.
+        self.near = problem.near if graph.ordered else None
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
         self.lending = Lending(problem)
         self.block = [1 << i for i in range(len(graph))]
@@ -353,6 +358,8 @@ class _Search:
             grown = self._grow(done, part, added, entry)
             self._reach(done, state, grown, ways)
             for i in bits(grown.after & ~group):
+                if not self.makers[i] & group:
+                    continue  # runs later, but is joined by no tensor
                 larger = group | self.ideal[i] & ~done
                 if larger not in seen:
                     seen.add(larger)
@@ -391,7 +398,11 @@ class _Search:
         reached = self._absorb(done | grown.mask, grown.after)
         for group in ways:
             old = self.best.get(reached)
-            if (old is not None and old.cost <= least) or not self.evaluator.valid(group):
+            if old is not None and old.cost <= least:
+                continue
+            if self.near is not None and not is_connected(group, self.near):
+                continue
+            if not self.evaluator.valid(group):
                 continue
             passes = self.evaluator.passes(group)
             cost = least + grown.weights * (passes - 1)
@@ -442,7 +453,7 @@ class _Search:
         return done
 
     def _open(self, done: int, candidates: int) -> int:
-        """The candidates that have consumers outside a down-set."""
+        """The candidates that operators outside a down-set must run after."""
         return mask_of(i for i in bits(candidates) if self.successors[i] & ~done)
 
     def _count(self) -> None:

@@ -1,7 +1,8 @@
 """Fusion groups as bit masks: connectivity and convexity.
 
-A set of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in
-topological order, so a mask's lowest bit is its first operator.
+Groups are connected through tensors; the order that they run in obeys ``Op.after`` as well. A set
+of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in topological
+order, so a mask's lowest bit is its first operator.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def mask_of(positions: Iterable[int]) -> int:
 
 
 def ancestors(graph: OpGraph) -> tuple[int, ...]:
-    """Per operator, the mask of all operators that it depends on (itself excluded)."""
+    """Per operator, the mask of all operators that must run before it (itself excluded)."""
     found: list[int] = []
     for mask in graph.predecessors:
         total = mask
@@ -38,11 +39,15 @@ def ancestors(graph: OpGraph) -> tuple[int, ...]:
     return tuple(found)
 
 
-def descendants(graph: OpGraph) -> tuple[int, ...]:
-    """Per operator, the mask of all operators that depend on it (itself excluded)."""
+def descendants(graph: OpGraph, data: bool = False) -> tuple[int, ...]:
+    """Per operator, the mask of all operators that must run after it (itself excluded).
+
+    ``data``: only of those that what it writes goes into.
+    """
     found = [0] * len(graph)
+    after = graph.readers if data else graph.successors
     for position in reversed(range(len(graph))):
-        total = graph.successors[position]
+        total = after[position]
         for i in bits(total):
             total |= found[i]
         found[position] = total
@@ -104,7 +109,7 @@ class Neighbours(tuple[int, ...]):
 
 def neighbours(graph: OpGraph) -> Neighbours:
     """Per operator, its producers and its consumers."""
-    return Neighbours(p | s for p, s in zip(graph.predecessors, graph.successors, strict=True))
+    return Neighbours(m | r for m, r in zip(graph.makers, graph.readers, strict=True))
 
 
 def is_connected(mask: int, near: Neighbours) -> bool:
@@ -135,18 +140,20 @@ def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
 
 
 def topological_order(blocks: Sequence[int], graph: OpGraph) -> list[int] | None:
-    """Order in which disjoint ``blocks`` that cover the graph can run, or ``None`` for a cycle.
+    """Order in which disjoint ``blocks`` can run, or ``None`` for a cycle.
 
-    Of several orders, the one that follows the operators' own order is taken.
+    Operators of no block are taken to have run. Of several orders, the one that follows the
+    operators' own order is taken.
     """
     home = {i: k for k, block in enumerate(blocks) for i in bits(block)}
     waiting: list[set[int]] = [set() for _ in blocks]
     feeds: list[set[int]] = [set() for _ in blocks]
-    for i, before in enumerate(graph.predecessors):
-        for j in bits(before):
-            if home[i] != home[j]:
-                waiting[home[i]].add(home[j])
-                feeds[home[j]].add(home[i])
+    covered = mask_of(home)
+    for i, block in home.items():
+        for j in bits(graph.predecessors[i] & covered):
+            if block != home[j]:
+                waiting[block].add(home[j])
+                feeds[home[j]].add(block)
     ready = sorted((b & -b, k) for k, b in enumerate(blocks) if not waiting[k])
     order = []
     while ready:

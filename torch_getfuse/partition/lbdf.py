@@ -90,7 +90,7 @@ class Lbdf:
                 if key not in alike:
                     alike[key] = make_edge(graph, read, op.writes, pixel)
                 self._edges[number[read.tensor], i] = alike[key]
-        below = descendants(graph)
+        below = descendants(graph, data=True)
         self._below = list(self._readers)
         for tensor, readers in enumerate(self._readers):
             for c in bits(readers):
@@ -193,12 +193,12 @@ class Lbdf:
         while front:
             before = 0
             for i in bits(front):
-                before |= self.graph.predecessors[i] >> first << first
+                before |= self.graph.makers[i] >> first << first
             front = before & ~cone
             cone |= front
         paths = 1 << first
         for i in bits(cone):
-            if self.graph.predecessors[i] & paths:
+            if self.graph.makers[i] & paths:
                 paths |= 1 << i
         if not paths >> last & 1 or not edge.holds:
             return 0, 0
@@ -308,7 +308,7 @@ class Lbdf:
         longest = root
         if root < 0:
             # Sinks advance by the longest sink's clock, which may lie outside the region.
-            sinks = (i for i in bits(mask) if not self.graph.successors[i] & mask)
+            sinks = (i for i in bits(mask) if not self.graph.readers[i] & mask)
             longest = max(sinks, key=lambda i: self._units[self._writes[i]])
         steps = finals[root] if finals and root >= 0 else self._units[self._writes[longest]]
         key = tensor, between, root, steps
@@ -333,7 +333,7 @@ class Lbdf:
             i = low.bit_length() - 1
             if front == low:
                 return region, i
-            after = self.graph.successors[i] & below
+            after = self.graph.readers[i] & below
             if not after:
                 return below, -1
             front = (front ^ low) | after
@@ -363,7 +363,7 @@ class Lbdf:
         if root < 0:
             slots, last = {}, self._writes[longest]
             for i in bits(between):
-                if not self.graph.successors[i] & between:
+                if not self.graph.readers[i] & between:
                     node, path = at[self._writes[i]]
                     out = self._writes[i]
                     clock = Clock(self._units[out], self._rows[out], steps, self._rows[last])

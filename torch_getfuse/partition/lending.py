@@ -48,7 +48,7 @@ class Lending:
 
     def __init__(self, problem: FusionProblem) -> None:
         graph = problem.graph
-        self.predecessors = graph.predecessors
+        self.makers = graph.makers
         self.lent = 0
         self.blocks = problem.blocks
         self._plain = 0  # operators that read one tensor, at least as many rows as they write
@@ -70,7 +70,7 @@ class Lending:
             return NOTHING
         first, before = part.first, 0
         for i in bits(added):
-            above = self.predecessors[i]
+            above = self.makers[i]
             before |= above
             if not above & group:
                 first |= 1 << i
@@ -78,7 +78,7 @@ class Lending:
         alike = (
             not first & (first - 1)
             and bool(first & self._plain)
-            and offered == self.predecessors[first.bit_length() - 1]
+            and offered == self.makers[first.bit_length() - 1]
         )
         return Entry(first, offered, alike)
 

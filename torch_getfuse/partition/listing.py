@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from torch_getfuse.partition.bound import FINE
 from torch_getfuse.partition.columns import Columns
-from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.group import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.work import OutOfWork
 
@@ -69,7 +69,7 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
             for mask, up, down, beside in layer:
                 if evaluator.hopeless(mask):
                     continue
-                if evaluator.valid(mask):
+                if is_connected(mask, near) and evaluator.valid(mask):
                     groups.append(mask)
                 tried = mask | unfusable
                 while fresh := beside & ~tried:

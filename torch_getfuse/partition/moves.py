@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from random import Random
 
-from torch_getfuse.partition.group import bits, components
+from torch_getfuse.partition.group import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem, Repair
 from torch_getfuse.partition.repair import Closures, RandomSplit
 
@@ -45,7 +45,7 @@ class PlanSpace:
     # -- order ----------------------------------------------------------------------------
 
     def needs(self, mask: int) -> int:
-        """The operators outside a mask that it reads from; remembered."""
+        """The operators outside a mask that must run before it; remembered."""
         try:
             return self._needs[mask]
         except KeyError:
@@ -56,7 +56,7 @@ class PlanSpace:
             return found
 
     def feeds(self, mask: int) -> int:
-        """The operators outside a mask that read from it; remembered."""
+        """The operators outside a mask that must run after some of it; remembered."""
         try:
             return self._feeds[mask]
         except KeyError:
@@ -138,7 +138,7 @@ class PlanSpace:
                 count += len(closures.leaders(more))
                 border += [j for j in bits(self.feeds(more)) if j not in border]
                 border = [j for j in border if not group >> j & 1]
-            groups.append(group)
+            groups += self.problem.parts(group)
             done |= group
             ready = [block for block in ready if not block & group]
             ready += self._freed(group, done)
@@ -179,7 +179,7 @@ class PlanSpace:
         groups = [group for group in first if group & done]
         for group in second:
             if group & ~done:
-                groups += components(group & ~done, self.problem.near)
+                groups += self.problem.parts(group & ~done)
         return tuple(sorted(groups))
 
     # -- edits ----------------------------------------------------------------------------
@@ -230,8 +230,9 @@ class PlanSpace:
         closures = self._closures
         follows = self.feeds(group) >> i & 1
         moved = other & (closures.upstream(i) if follows else closures.downstream(i))
-        left = components(other & ~moved, self.problem.near)
-        groups = [group | moved, *left]
+        if not is_connected(group | moved, self.problem.near):
+            return None  # only the order, no tensor, joins them
+        groups = [group | moved, *self.problem.parts(other & ~moved)]
         rest = [g for g in plan if g not in (group, other)]
         return None if self.order([*rest, *groups]) is None else (group | other, groups)
 
@@ -239,7 +240,9 @@ class PlanSpace:
         """Merge two neighbours, and the groups that would be on a cycle with them."""
         pair = self._pair(plan, rng)
         merged = self._hull(plan, pair[0] | pair[1]) if pair else 0
-        return (merged, [merged]) if merged else None
+        if not merged or not is_connected(merged, self.problem.near):
+            return None
+        return merged, [merged]
 
     def _cut(self, plan: Plan, rng: Random) -> tuple[int, list[int]] | None:
         """Cut a group in two, along the order."""
@@ -247,8 +250,7 @@ class PlanSpace:
         if group == self._closures.block[(group & -group).bit_length() - 1]:
             return None
         cut = self._closures.random_cut(group, rng)
-        near = self.problem.near
-        return group, [*components(cut, near), *components(group & ~cut, near)]
+        return group, self.problem.parts(cut) + self.problem.parts(group & ~cut)
 
 
 def _reach(groups: Sequence[int], front: int, step: Callable[[int], int]) -> int:

@@ -238,9 +238,9 @@ class PartitionPlan:
             own = 2 * group_of[i] if i in group_of else last | 1
             if last > own:
                 raise PlanError(
-                    f"fusion group {own // 2} reads what fusion group {last // 2} makes "
-                    f"({graph.ops[i].name} needs it), but stands before it; groups stand in the "
-                    "order in which they run"
+                    f"fusion group {own // 2} must run after fusion group {last // 2} "
+                    f"({graph.ops[i].name} depends on it), but stands before it; groups stand in "
+                    "the order in which they run"
                 )
             turn.append(own)
 

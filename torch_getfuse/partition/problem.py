@@ -15,6 +15,7 @@ from torch_getfuse.partition.group import (
     Neighbours,
     ancestors,
     bits,
+    components,
     descendants,
     is_connected,
     mask_of,
@@ -90,12 +91,12 @@ class FusionProblem:
 
     @cached_property
     def above(self) -> tuple[int, ...]:
-        """Per operator, everything that it depends on."""
+        """Per operator, everything that must run before it."""
         return ancestors(self.graph)
 
     @cached_property
     def below(self) -> tuple[int, ...]:
-        """Per operator, everything that depends on it."""
+        """Per operator, everything that must run after it."""
         return descendants(self.graph)
 
     @cached_property
@@ -120,6 +121,22 @@ class FusionProblem:
         width = self.evaluator.scheme.weight_bytes
         weights = sum(self.graph.ops[i].weight_elements for i in bits(self.fusable)) * width
         return weights + sum(crossing.owed(self.fusable) for crossing in self.crossings)
+
+    def parts(self, mask: int) -> list[int]:
+        """Connected parts of whole blocks that make up a convex set and can run one after another.
+
+        Its components, as long as only tensors order the operators. Two components may wait for
+        each other where something else does (``Op.after``); such a set is cut in two at its
+        middle block, as often as it takes. What comes before a block is closed under the order.
+        """
+        pieces = components(mask, self.near)
+        if not self.graph.ordered or len(pieces) == 1:
+            return pieces
+        if topological_order(pieces, self.graph) is not None:
+            return pieces
+        blocks = sorted((b for b in self.blocks if b & mask), key=lambda b: b & -b)
+        lower = sum(blocks[: len(blocks) // 2])
+        return self.parts(lower) + self.parts(mask & ~lower)
 
     def cost(self, groups: Sequence[int]) -> int:
         """``F_D`` sum of valid groups in bytes."""
@@ -248,7 +265,8 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
-    at most one consumer, and both are fusable. Lossless under LBDF: in a plan that separates
+    at most one consumer, both are fusable, and only tensors order either before others, or ``e``
+    after others. Lossless under LBDF: in a plan that separates
     them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of
     ``p``'s, which has the same size and shares its storage, so its buffer and traffic stay. The
     group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
@@ -258,14 +276,17 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
     another way.)
     """
     leader = list(range(len(graph)))
+    waited_for = zip(graph.successors, graph.readers, strict=True)
+    apart = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
     for i, op in enumerate(graph.ops):
-        before = graph.predecessors[i]
+        before = graph.makers[i]
         if (
             before
             and graph.overwrites[i]
             and not op.weight_elements
-            and graph.successors[i].bit_count() <= 1
-            and not (before | 1 << i) & unfusable
+            and not op.after
+            and graph.readers[i].bit_count() <= 1
+            and not (before | 1 << i) & apart
         ):
             leader[i] = leader[before.bit_length() - 1]
     blocks: dict[int, int] = {}

@@ -55,13 +55,13 @@ def regroup(
 def _neighbours(problem: FusionProblem, groups: Sequence[int]) -> list[tuple[int, int]]:
     """The pairs of groups with an edge from the first to the second, each once."""
     home = {i: group for group in groups for i in bits(group)}
-    successors = problem.graph.successors
+    readers = problem.graph.readers
     return list(
         dict.fromkeys(
             (group, home[j])
             for group in groups
             for i in bits(group)
-            for j in bits(successors[i] & ~group)
+            for j in bits(readers[i] & ~group)
             if j in home
         )
     )

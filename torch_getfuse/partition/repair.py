@@ -2,14 +2,15 @@
 
 Every cut is a *down-set* of the group (a set with all members that its members depend on) and
 the rest. Nothing in the down-set depends on the rest, so if the group was a group of an acyclic
-plan, the plan with the two sides, or with their components, in its place is acyclic as well.
+plan, the plan with the two sides, or with their connected parts
+(:meth:`~.FusionProblem.parts`), in its place is acyclic as well.
 """
 
 from __future__ import annotations
 
 from random import Random
 
-from torch_getfuse.partition.group import bits, components
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 _CUT = 20  # steps that a cut counts, beside those by size
@@ -97,7 +98,7 @@ class RandomSplit:
 
     def __init__(self, problem: FusionProblem, closures: Closures | None = None) -> None:
         self._valid = problem.evaluator.valid
-        self._near = problem.near
+        self._parts = problem.parts
         self._count = problem.evaluator.work.add
         self._closures = closures or Closures(problem)
         self._block = self._closures.block
@@ -113,6 +114,6 @@ class RandomSplit:
                 continue
             self._count(_CUT + part.bit_count())
             cut = self._closures.random_cut(part, rng)
-            waiting += components(cut, self._near)
-            waiting += components(part & ~cut, self._near)
+            waiting += self._parts(cut)
+            waiting += self._parts(part & ~cut)
         return found

@@ -24,7 +24,7 @@ from typing import Protocol
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cuts import Edge, edge_cuts
-from torch_getfuse.partition.group import bits, components
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.regroup import regroup
 from torch_getfuse.partition.repair import RandomSplit
@@ -47,7 +47,7 @@ class EdgeRanker(Protocol):
 
 def group_edges(graph: OpGraph, group: int) -> list[Edge]:
     """Every edge inside a group, by producer and then consumer."""
-    return [(i, j) for i in bits(group) for j in bits(graph.successors[i] & group)]
+    return [(i, j) for i in bits(group) for j in bits(graph.readers[i] & group)]
 
 
 def all_edges(graph: OpGraph) -> EdgeRanker:
@@ -270,7 +270,7 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     Each such operator cuts at its topological position, the first one first. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    the components of the parts, which are returned, form no cycle. A block counts as if it stood
+    their connected parts, which are returned, form no cycle. A block counts as if it stood
     where it starts, and is never torn: nothing but its start depends on what stands before it.
     """
     found = []
@@ -283,9 +283,9 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
             for chain in chains:
                 if chain & before:
                     before |= chain & group
-            found += components(before, problem.near)
+            found += problem.parts(before)
             group &= ~before
-    return found + components(group, problem.near)
+    return found + problem.parts(group)
 
 
 class _Cutter:
@@ -343,10 +343,9 @@ class _Cutter:
         return [upper for upper in found if upper and upper != group]
 
     def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:
-        """The components of the upper side and those of the rest."""
+        """The connected parts of the upper side and those of the rest."""
         self._count(_SIDES + group.bit_count())
-        near = self.problem.near
-        return components(upper, near), components(group & ~upper, near)
+        return self.problem.parts(upper), self.problem.parts(group & ~upper)
 
     def rank(self, group: int, good: int) -> float:
         """By which the least of the cuts of category 2 is taken; ``good`` is the valid side."""
