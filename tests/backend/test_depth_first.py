@@ -36,6 +36,7 @@ BATCHED = {
     "stack": "batch on the first axis",
     "attention": "batch on the first axis",
     "mean of all": "batch on the first axis",
+    "variance of all": "batch on the first axis",
     "topk": "may mix the samples",
     "roll": "may mix the samples",
 }

@@ -264,6 +264,10 @@ BY_ROWS: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = 
         ((1, 4, 7, 13),),
     ),
     "a vector": (lambda x: x.prod(1).max(-1)[0] @ torch.ones(7), ((1, 4, 7, 13),)),
+    "strides of an axis of size one": (
+        lambda x: torch.einsum("...ij,...kj->...ik", x, x),
+        ((1, 4, 8, 16),),
+    ),
     "the first row": (lambda x, y: torch.relu((x + y)[:, :, :1]), ((1, 4, 6, 6), (1, 4, 6, 6))),
 }
 
@@ -272,7 +276,11 @@ BY_ROWS: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = 
 def test_runs_by_rows(name: str) -> None:
     function, shapes = BY_ROWS[name]
     torch.manual_seed(0)
-    check(Function(function), [torch.randn(shape) for shape in shapes])
+    x = [torch.randn(shape) for shape in shapes]
+    model = Function(function)
+    check(model, x)
+    got, _ = torch_getfuse.run_counted(model, tuple(x), plan_of(model, x))
+    assert got.stride() == model(*x).stride()
 
 
 FALLS_BACK: dict[str, tuple[Callable[..., object], tuple[int, ...], str]] = {

@@ -100,6 +100,10 @@ class DepthFirstGroup(nn.Module):
             if tensor.device.type != "cpu":
                 raise NoRowKernel(f"{name!r} is on {tensor.device}; rows run on the CPU")
         self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
+        self.layouts = {
+            name: ([int(n) for n in tensor.shape], [int(n) for n in tensor.stride()])
+            for name, tensor in traced.items()
+        }
         self._check_batch(capture)
         self._before, self._after = self._around()
 
@@ -183,10 +187,9 @@ class DepthFirstGroup(nn.Module):
         for node in self._before:
             values[node] = next(given) if node.op == "placeholder" else self._value(node, values)
         for name in self.schedule.writes:
-            like = flat_tensors(traced_value(self.nodes[name]))[0]
-            size, stride = [int(n) for n in like.shape], [int(n) for n in like.stride()]
+            size, stride = self.layouts[name]
             values[self.nodes[name]] = torch.empty_strided(
-                size, stride, dtype=like.dtype, device="cpu"
+                size, stride, dtype=self.dtypes[name], device="cpu"
             )
         counts = Counts()
         run = _Run(self, values, counts, tap)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,12 @@ def make(site: Site, name: str) -> Accumulator:
     raise NoRowKernel(f"{what} over the rows of a map has no rule that takes them in one by one")
 
 
+def axes_of(args: Mapping[str, Any]) -> Any:
+    """The axes of a call; ``var(x, unbiased)`` has none, so it takes all."""
+    dims = args.get("dim")
+    return None if isinstance(dims, bool) else dims
+
+
 class _Rows(Accumulator):
     """Its one input, by rows."""
 
@@ -90,7 +96,7 @@ class _Reduce(_Rows):
         super().__init__(site)
         args = normalise(site.core.node, positional).args
         rank = len(self.operand.shape)
-        dims = args.get("dim")
+        dims = axes_of(args)
         if dims is None or (isinstance(dims, (list, tuple)) and not dims):
             self.dims = tuple(range(rank))
         else:
@@ -158,7 +164,9 @@ class _Spread(_Reduce):
         args = normalise(site.core.node, positional).args
         correction = args.get("correction")
         if correction is None:
-            correction = 0 if args.get("unbiased") is False else 1
+            given = args.get("dim")
+            unbiased = given if isinstance(given, bool) else args.get("unbiased")
+            correction = 0 if unbiased is False else 1
         self.correction = correction
 
     def take(self, values: Values, state: Any, block: torch.Tensor, row: int) -> Any:

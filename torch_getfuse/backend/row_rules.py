@@ -67,7 +67,7 @@ def _refuse_mixing(site: Site, name: str) -> None:
     if site.op.reason.startswith("no rule"):
         raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
     views = [view for _, view in site.core.operands]
-    dims = normalise(site.core.node, positional).args.get("dim")
+    dims = row_reductions.axes_of(normalise(site.core.node, positional).args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         if isinstance(dim, int) and views[0].batch == dim % len(views[0].layout.axes):
             raise NoRowKernel(f"{what} runs along the batch")

@@ -7,7 +7,7 @@ raises or differs is refused with the first operator that does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,13 +54,18 @@ def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
 
     ``None`` for an input that was written over, whose memory rows never share.
     """
+    layouts: dict[fx.Node, tuple[list[int], list[int]]] = {}
+
+    def note(node: fx.Node, result: torch.Tensor) -> None:
+        layouts[node] = list(result.shape), list(result.stride())
+
     failure: Exception | None = None
     found: tuple[list[Any], list[Any], Any] | None = None
     for positive in (False, True):
         inputs = _inputs(group, positive)
         given = [_copy(value) for value in inputs]
         try:
-            expected = group.child(*given)
+            expected = _Watched(group, note).run(*given)
         except Exception as error:
             failure = error
             continue
@@ -68,13 +73,32 @@ def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
             value if isinstance(value, torch.Tensor) and not value._version else None
             for value in given
         ]
+        found = inputs, kept, expected
         if all(_finite(tensor) for tensor in _tensors(expected)):
-            return inputs, kept, expected
-        found = found or (inputs, kept, expected)
+            break
     if found is None:
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
         raise NoRowKernel(f"it cannot be tried on random values: {reason}") from failure
+    # A fake tensor does not always have the strides of the real one along axes of size one.
+    group.layouts.update((n, layouts[node]) for n, node in group.nodes.items() if node in layouts)
     return found
+
+
+class _Watched(fx.Interpreter):
+    """Runs a group's FX nodes, and shows each tensor of the operator graph as it is made."""
+
+    def __init__(
+        self, group: DepthFirstGroup, show: Callable[[fx.Node, torch.Tensor], None]
+    ) -> None:
+        super().__init__(group.child)
+        self.watched = set(group.nodes.values())
+        self.show = show
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.watched:
+            self.show(n, flat_tensors(result)[0])
+        return result
 
 
 def _inputs(group: DepthFirstGroup, positive: bool) -> list[Any]:
@@ -143,7 +167,13 @@ def _difference(expected: Any, got: Any) -> str:
     right, ours = _tensors(expected), _tensors(got)
     if len(right) != len(ours):
         return f"{len(ours)} tensors instead of {len(right)}"
-    return next(filter(None, map(_apart, right, ours)), "")
+    for one, other in zip(right, ours, strict=True):
+        found = _apart(one, other)
+        if not found and one.stride() != other.stride():
+            found = f"strides {other.stride()} instead of {one.stride()}"
+        if found:
+            return found
+    return ""
 
 
 def _apart(right: torch.Tensor, ours: torch.Tensor) -> str:
@@ -169,16 +199,11 @@ def _apart(right: torch.Tensor, ours: torch.Tensor) -> str:
 def _first_wrong(group: DepthFirstGroup, inputs: Sequence[Any]) -> str:
     """The first operator, in the order of the schedule, whose rows are not its FX nodes'."""
     right: dict[fx.Node, torch.Tensor] = {}
-    watched = set(group.nodes.values())
 
-    class Keep(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if n in watched:
-                right[n] = flat_tensors(result)[0].clone()
-            return result
+    def keep(node: fx.Node, result: torch.Tensor) -> None:
+        right[node] = result.clone()
 
-    Keep(group.child).run(*map(_copy, inputs))
+    _Watched(group, keep).run(*map(_copy, inputs))
     rows: dict[str, dict[tuple[int, int], torch.Tensor]] = {}
 
     def tap(name: str, sample: int, unit: int, block: torch.Tensor) -> None:
