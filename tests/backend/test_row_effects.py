@@ -236,6 +236,31 @@ def test_activations_in_place_on_private_values_run_by_rows() -> None:
     check(Function(block), (torch.randn(1, 3, 8, 8),))
 
 
+def test_a_write_that_nothing_comes_of_is_no_effect() -> None:
+    def unused(x: torch.Tensor) -> torch.Tensor:
+        F.hardswish(x * 2, inplace=True).tanh()
+        return F.relu(x) + 1
+
+    check(Function(unused), (torch.randn(1, 3, 8, 8),))
+
+    class Seen(nn.Module):
+        """It comes to a buffer, which no result shows."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("seen", torch.zeros(1, 3, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x * 2
+            F.hardswish(y, inplace=True)
+            self.seen.copy_(y)
+            return F.relu(x) + 1
+
+    model, x = Seen(), torch.randn(1, 3, 8, 8)
+    plan = plan_of(copy.deepcopy(model), (x,))
+    agree(model, x, lambda own, given: torch_getfuse.run_counted(own, (given,), plan)[0])
+
+
 # -- the kinds of call that used to raise, or to give something else -------------------------
 
 BY_ROWS: dict[str, tuple[Callable[..., object], tuple[tuple[int, ...], ...]]] = {

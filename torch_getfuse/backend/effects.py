@@ -171,6 +171,7 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
             shown.setdefault(storage, []).append(node)
     modes, _ = modes_of(gm.graph)
     changes = [i for i, node in enumerate(nodes) if _changes_mode(node)]
+    into = "writes into one of its arguments"
 
     def effect(i: int, node: fx.Node) -> str:
         if changes and changes[0] <= i <= changes[-1]:
@@ -192,7 +193,7 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
                 reads = "is returned" if late[0].op == "output" else f"{late[0].name} reads"
                 return f"writes over {other.name}, which {reads} afterwards"
         if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
-            return "writes into one of its arguments"
+            return into
         told = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
         impure = not told and node.is_impure(impure_random=False)
         return "has an effect of its own" if impure and not written else ""
@@ -203,7 +204,15 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
         for i, node in enumerate(nodes)
         if node.op in inside and not is_switch(node)
     }
-    return {node: words for node, words in found.items() if words}
+    # A write into a value of the graph's own is none where nothing comes of it.
+    live: set[fx.Node] = set()
+    pending = [nodes[-1], *(node for node, words in found.items() if words not in ("", into))]
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending += node.all_input_nodes
+    return {n: words for n, words in found.items() if words and (words != into or n in live)}
 
 
 def attribute(gm: fx.GraphModule, path: str) -> Any:
