@@ -139,6 +139,8 @@ def write_whole(path: Path, save: Callable[[str], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _tidy(path.parent)
+    if path.exists() and not path.is_file():
+        raise OSError(f"{str(path)!r} is no regular file")  # writing to a pipe would wait
     replace_file(path, lambda part: save(str(part)))
 
 
