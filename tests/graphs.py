@@ -107,8 +107,11 @@ def heavy_between() -> OpGraph:
     return build.graph()
 
 
-def random_graph(rng: Random, operators: int = 8, size: int = 12) -> OpGraph:
-    """A graph of exactly ``operators`` operators over maps of up to ``size`` rows."""
+def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = False) -> OpGraph:
+    """A graph of exactly ``operators`` operators over maps of up to ``size`` rows.
+
+    With ``crops`` some operators read a part of a map's rows and columns (a slice).
+    """
     build = Builder()
     maps = [
         build.input((1, rng.randint(1, 3), rng.randint(1, size), rng.randint(1, size)))
@@ -122,7 +125,17 @@ def random_graph(rng: Random, operators: int = 8, size: int = 12) -> OpGraph:
         _, c, h, w = shape = build.tensors[source].shape
         same = [m for m in maps if m != source and build.tensors[m].shape == shape]
         draw = rng.random()
-        if draw < 0.22 and same:
+        if crops and rng.random() < 0.2:
+            begins = [rng.choice((0, 0, rng.randrange(n))) for n in (h, w)]
+            ends = [rng.choice((0, 0, rng.randrange(n - b))) for n, b in zip((h, w), begins)]
+            window = Window.sliding(
+                (1, 1),
+                padding=(-begins[0], -begins[1]),
+                padding_end=(-ends[0], -ends[1]),
+            )
+            out = [n - b - e for n, b, e in zip((h, w), begins, ends)]
+            made = build.op("crop", [(source, window)], (1, c, *out))
+        elif draw < 0.22 and same:
             others = rng.sample(same, min(len(same), rng.choice((1, 1, 2))))
             operands = [source, *others]
             rng.shuffle(operands)

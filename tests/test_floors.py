@@ -112,6 +112,8 @@ FLOORS = {
     "backend.row_resize": 5,
     "backend.row_reductions": 5,
     "backend.row_rules": 5,
+    "backend.row_group": 5,
+    "backend.row_trial": 5,
     "backend.gradient_order": 5,
     "backend.depth_first": 5,
     "backend.own_sizes": 5,

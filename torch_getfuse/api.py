@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.capture import (
     Capture,
@@ -20,6 +21,7 @@ from torch_getfuse.backend.capture import (
     run_captured,
 )
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
+from torch_getfuse.backend.fx_values import tensor_info, traced_value
 from torch_getfuse.backend.grouping import split_capture
 from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.ledger import Ledger
@@ -180,7 +182,7 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
 
     Raises:
         PlanError: if the plan is not in rows, or belongs to another graph.
-        OptionError: for inputs that are missing.
+        OptionError: for inputs that are missing, or of other shapes than a program's.
         CaptureError: if the model cannot be traced as one graph.
     """
     check_runnable(plan)
@@ -193,8 +195,10 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
         return split
 
     if isinstance(model, torch.export.ExportedProgram):
+        captured = _in_module(model)
+        _check_inputs(captured, args)
         with torch.no_grad():
-            outputs = make(_in_module(model))(*args)
+            outputs = make(captured)(*args)
     else:
         target = _checked(
             getattr(model, "_orig_mod", model), args, "run_counted(model, (x,), plan)"
@@ -307,9 +311,27 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     module = inline_regions(module)
-    found = {node.name: node for node in module.graph.nodes}
+    found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
+    # An input may have another name here (``input_1``), but has its place.
+    kept = set(program.graph_signature.user_inputs)
+    given = [n for n in captured.graph_module.graph.find_nodes(op="placeholder") if n.name in kept]
+    moved.update(zip(given, module.graph.find_nodes(op="placeholder"), strict=True))
     return captured.moved(module, moved)
+
+
+def _check_inputs(captured: Capture, args: tuple[Any, ...]) -> None:
+    """Refuse inputs of another shape or type than a program was exported with."""
+    nodes = captured.graph_module.graph.find_nodes(op="placeholder")
+    for node, given in zip(nodes, pytree.tree_leaves(args), strict=False):
+        traced = traced_value(node)
+        if isinstance(traced, torch.Tensor) and isinstance(given, torch.Tensor):
+            wanted = tensor_info(traced)
+            if tensor_info(given) != wanted:
+                raise OptionError(
+                    f"input {node.name!r} is {tuple(given.shape)} {given.dtype}, but the program "
+                    f"and the plan are for {wanted.shape} {wanted.dtype}; export and plan for it"
+                )
 
 
 def _checked(model: object, args: object, usage: str) -> nn.Module:

@@ -23,6 +23,7 @@ from torch_getfuse.backend.rule_types import Run
 from torch_getfuse.errors import GetfuseError, PlanError
 from torch_getfuse.ir import Tensor
 from torch_getfuse.models import calibrate_batch_norm
+from torch_getfuse.partition.cost import boundary
 from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.schedule import make_schedule
@@ -35,6 +36,7 @@ BATCHED = {
     "stack": "batch on the first axis",
     "attention": "batch on the first axis",
     "mean of all": "batch on the first axis",
+    "variance of all": "batch on the first axis",
     "topk": "may mix the samples",
     "roll": "may mix the samples",
 }
@@ -325,23 +327,30 @@ def test_random_models(
     check(model, (x,), tolerance=1e-4, buffer=buffer, method="random", budget=3, seed=seed)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.randoms(use_true_random=False), st.integers(1, 9))
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.randoms(use_true_random=False), st.integers(1, 9), st.booleans())
 def test_the_schedule_fits_the_model_s_rings_and_no_smaller_ones(
-    rng: Random, operators: int
+    rng: Random, operators: int, crops: bool
 ) -> None:
-    graph = random_graph(rng, operators)
+    graph = random_graph(rng, operators, crops=crops)
     mask = random_group(rng, graph)
     terms = Lbdf(graph).terms(mask)
     rings = {term.name: term.units for term in terms if term.kind == "lines"}
-    assert rings == {name: max(rows, 1) for name, rows in Simulator(graph, mask).peak.items()}
-    schedule = make_schedule(graph, mask, rings)
+    simulator = Simulator(graph, mask)
+    assert rings == {name: max(rows, 1) for name, rows in simulator.peak.items()}
+    _, writes = boundary(graph, mask)
+    if any(simulator.made[name] < simulator.units[name] for name in writes):
+        # The definition's schedule leaves rows of a result unmade; to make them may take more.
+        rings_of_rest = {name: graph.tensors[name].rows for name in rings}
+        schedule = make_schedule(graph, mask, rings_of_rest)
+    else:
+        schedule = make_schedule(graph, mask, rings)
     assert len(set(schedule.steps)) == len(schedule.steps)
     for name in (*schedule.loads, *schedule.writes):
         rows = graph.tensors[name].rows
         assert [unit for step, unit in schedule.steps if step == name] == list(range(rows))
     for name, rows in rings.items():
-        if rows > 1:
+        if rows > 1:  # one row less is too few
             with pytest.raises(PlanError, match="the schedule holds"):
                 make_schedule(graph, mask, {**rings, name: rows - 1})
 
@@ -389,7 +398,7 @@ def test_training_mode_falls_back_by_name() -> None:
     before = model[1].running_mean.clone()  # type: ignore[union-attr, operator]
     _, ledger = torch_getfuse.run_counted(model, (x,), plan)
     assert not ledger.agrees
-    assert "statistics" in ledger.groups[0].fallback
+    assert "num_batches_tracked" in ledger.groups[0].fallback
     assert ledger.to_dict()["groups"][0]["counted_read_bytes"] is None
     assert "ran as FX nodes" in str(ledger)
     assert not torch.equal(model[1].running_mean, before)  # type: ignore[union-attr, arg-type]
@@ -409,7 +418,10 @@ def test_a_hidden_write_in_place_falls_back() -> None:
             return x.add_(1) * 2
 
     x = torch.randn(1, 3, 6, 6)
-    for model, reason in ((Old(), "reads afterwards"), (Input(), "input of the model in place")):
+    for model, reason in (
+        (Old(), "reads afterwards"),
+        (Input(), "an input or attribute of the model, in place"),
+    ):
         plan = plan_of(model, (x,))
         mine, eager = x.clone(), x.clone()
         got, ledger = torch_getfuse.run_counted(model, (mine,), plan)

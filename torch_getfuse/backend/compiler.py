@@ -150,7 +150,9 @@ def _compile(
     if options.inner == DEPTH_FIRST:
         why = recorded or ("shapes are dynamic" if hints else "")
         if not why:
-            split, ledger = split_depth_first(capture, plan, strict=options.strict)
+            split, ledger = split_depth_first(
+                capture, plan, strict=options.strict, tell=record.add_notes
+            )
             record.add_notes(ledger.notes())
             return split.forward
         record.add_notes([f"inner depth_first: every group runs as its FX nodes: {why}"])

@@ -1,260 +1,27 @@
-"""The depth-first executor: runs an LBDF fusion group row by row, in the cost model's schedule.
+"""A plan as a module whose fusion groups run depth-first, row by row.
 
-Exact mode (method.md section 11). Each tensor of the group lives in a ring of as many rows as
-the plan says and not one more; nothing is computed twice; every tensor from outside is loaded
-once, row by row, and every tensor needed outside is written once, and both are counted. What the
-plan prices is thus what runs.
+What cannot run by rows runs by its FX nodes, and the ledger says why.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import fx, nn
+from torch import fx
 
 from torch_getfuse.backend.capture import Capture
-from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
-from torch_getfuse.backend.grouping import hidden_writes, localise_views, split_capture
-from torch_getfuse.backend.ledger import Counts, GroupLedger, Ledger
-from torch_getfuse.backend.rings import Ring, RingView
+from torch_getfuse.backend.effects import effects_in_words
+from torch_getfuse.backend.grouping import localise_views, split_capture
+from torch_getfuse.backend.ledger import GroupLedger, Ledger
 from torch_getfuse.backend.row_calls import NoRowKernel
-from torch_getfuse.backend.row_kernels import Accumulator, RowKernel, WholeKernel
-from torch_getfuse.backend.row_rules import make_kernel
-from torch_getfuse.backend.row_views import is_base
+from torch_getfuse.backend.row_group import DepthFirstGroup
+from torch_getfuse.backend.row_kernels import WholeKernel
+from torch_getfuse.backend.row_trial import try_rows
 from torch_getfuse.errors import PlanError
-from torch_getfuse.ir import Tensor
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.schedule import Schedule, make_schedule
 
 log = logging.getLogger(__name__)
-
-
-class DepthFirstGroup(nn.Module):
-    """A fusion group under the name of the child that it replaces.
-
-    Inference only: what it returns has no gradients.
-
-    Args:
-        child: the group's FX module; weights are among its inputs or are its attributes.
-        capture: of the graph that the child was split from, views brought to their readers
-            (:func:`~torch_getfuse.backend.grouping.localise_views`).
-        mask: the group.
-        rings: rows of each storage, by its last tensor.
-        entry: takes in what each run counts.
-        activation_bytes: width of an element in ``entry``.
-
-    Raises:
-        NoRowKernel: names the operator that cannot be run by rows, and why.
-        PlanError: where a ring is too small for the schedule.
-    """
-
-    def __init__(
-        self,
-        child: fx.GraphModule,
-        capture: Capture,
-        mask: int,
-        rings: dict[str, int],
-        entry: GroupLedger | None = None,
-        activation_bytes: int = 1,
-    ) -> None:
-        super().__init__()
-        self.child = child
-        self.entry = entry
-        self.activation_bytes = activation_bytes
-        by_name = {node.name: node for node in child.graph.nodes}
-        found = {
-            node: by_name[node.name]
-            for node in capture.graph_module.graph.nodes
-            if node.name in by_name and node.op != "output"
-        }
-        capture = capture.moved(child, found)
-        graph = capture.graph
-        self.schedule: Schedule = make_schedule(graph, mask, rings)
-        self.samples = capture.samples
-        self.ops = [op for i, op in enumerate(graph.ops) if mask >> i & 1]
-        self.tensors: dict[str, Tensor] = {n: graph.tensors[n] for n in self.schedule.storage}
-        self.kernels = {op.writes: make_kernel(capture, op) for op in self.ops}
-        self.takers: dict[str, list[Accumulator]] = {name: [] for name in self.tensors}
-        for op in self.ops:
-            kernel = self.kernels[op.writes]
-            if isinstance(kernel, Accumulator):
-                self.takers[op.reads[0].tensor].append(kernel)
-        self.nodes = {name: _node_of(capture, name) for name in self.tensors}
-        traced = {n: flat_tensors(traced_value(self.nodes[n]))[0] for n in self.nodes}
-        for name, tensor in traced.items():
-            if not is_plain(tensor):
-                raise NoRowKernel(f"{name!r} is a {type(tensor).__name__} of no strided rows")
-        self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
-        self._check_batch(capture)
-        self._before, self._after = self._around()
-
-    def _check_batch(self, capture: Capture) -> None:
-        if self.samples == 1:
-            return
-        for name in self.tensors:
-            batch = capture.batch_axes[name]
-            if batch is None or batch != (0, self.tensors[name].shape[0]):
-                raise NoRowKernel(f"{name!r} does not have its batch on the first axis")
-
-    def _around(self) -> tuple[list[fx.Node], list[fx.Node]]:
-        """Nodes to compute before the schedule (weights) and after it (views that are returned).
-
-        Raises:
-            NoRowKernel: where something returned, or a weight, is not to be had.
-        """
-        inside = {node for op in self.ops for node in [self.nodes[op.writes]]}
-        wanted = [node for kernel in self.kernels.values() for node in kernel.weights]
-        wanted += [self.nodes[name] for name in self.schedule.loads]
-        before = _closure(wanted, set())
-        if computed := before & inside:
-            name = min(node.name for node in computed)
-            raise NoRowKernel(f"a weight is computed from {name}")
-        written = {self.nodes[name] for name in self.schedule.writes}
-        output = self.child.graph.output_node()
-        after = _closure(output.all_input_nodes, written | before)
-        loose = [n for n in after if n.op != "placeholder" and n not in written]
-        for node in loose:
-            if node in inside or any(
-                s in inside and s not in written for s in node.all_input_nodes
-            ):
-                raise NoRowKernel(f"{node.name} is read outside but not written there by the plan")
-        order = list(self.child.graph.nodes)
-        for node in order:
-            if node.op not in ("placeholder", "output") and node not in inside and node.is_impure():
-                raise NoRowKernel(f"{node.name} has an effect that row by row would change")
-        ahead = [n for n in order if n in before or n.op == "placeholder"]
-        return ahead, [n for n in order if n in after and n not in before and n not in written]
-
-    # -- one call ---------------------------------------------------------------------------
-
-    def forward(self, *args: Any) -> Any:
-        """The child's results, in the child's form."""
-        with torch.no_grad(), _one_thread():
-            return self._run(args)
-
-    def _run(self, args: Sequence[Any]) -> Any:
-        values: dict[fx.Node, Any] = {}
-        given = iter(args)
-        for node in self._before:
-            values[node] = next(given) if node.op == "placeholder" else self._value(node, values)
-        for name in self.schedule.writes:
-            like = flat_tensors(traced_value(self.nodes[name]))[0]
-            size, stride = [int(n) for n in like.shape], [int(n) for n in like.stride()]
-            values[self.nodes[name]] = torch.empty_strided(size, stride, dtype=like.dtype)
-        counts = Counts()
-        run = _Run(self, values, counts)
-        for sample in range(self.samples):
-            run.sample(sample)
-        if self.entry is not None:
-            self.entry.count(counts, self.activation_bytes)
-        for node in self._after:
-            if node not in values:
-                values[node] = self._value(node, values)
-        return fx.map_arg(self.child.graph.output_node().args[0], values.__getitem__)
-
-    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-        """A node outside the schedule, as FX would compute it."""
-        args = fx.map_arg(node.args, values.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, values.__getitem__)
-        if node.op == "get_attr":
-            value: Any = self.child
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "call_module":
-            return self.child.get_submodule(str(node.target))(*args, **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
-
-
-class _Run:
-    """The buffers of one call."""
-
-    def __init__(
-        self, group: DepthFirstGroup, values: Mapping[fx.Node, Any], counts: Counts
-    ) -> None:
-        self.group, self.values, self.counts = group, values, counts
-        schedule = group.schedule
-        rings: dict[str, Ring] = {}
-        for last, rows in schedule.rings.items():
-            tensor = group.tensors[last]
-            ring = Ring(rows, tensor.elements // tensor.rows, group.dtypes[last])
-            rings[last] = ring
-            counts.rings += ring.storage.numel()
-        self.rings = rings
-        self.views = {
-            name: RingView(rings[last], group.tensors[name])
-            for name, last in schedule.storage.items()
-        }
-        self.beside = 0
-
-    def sample(self, sample: int) -> None:
-        """Carry out the schedule for one sample."""
-        group, counts = self.group, self.counts
-        for ring in self.rings.values():
-            ring.clear()
-        loads = {name: self._part(name, sample) for name in group.schedule.loads}
-        writes = {name: self._part(name, sample) for name in group.schedule.writes}
-        states: dict[Accumulator, Any] = {}
-        self.full: dict[str, torch.Tensor] = {}
-        for name, unit in group.schedule.steps:
-            source = loads.get(name)
-            if source is not None:
-                block = _unit(source, group.tensors[name], unit)
-                counts.read += block.numel()
-            else:
-                block = self._compute(name, unit, states)
-            self.views[name].write(unit, block)
-            if name in writes:
-                _unit(writes[name], group.tensors[name], unit).copy_(block)
-                counts.written += block.numel()
-            for taker in group.takers[name]:
-                states[taker] = taker.take(self.values, states.get(taker), block, unit)
-        counts.samples += 1
-
-    def _compute(self, name: str, unit: int, states: dict[Accumulator, Any]) -> torch.Tensor:
-        kernel = self.group.kernels[name]
-        if isinstance(kernel, Accumulator):
-            return kernel.finish(self.values, states.pop(kernel))
-        if isinstance(kernel, WholeKernel):
-            return self._whole(kernel, unit)
-        inputs = self._inputs(kernel, unit, unit + 1)
-        return kernel.rows(self.values, inputs, unit, unit + 1)
-
-    def _inputs(self, kernel: RowKernel, low: int, high: int) -> list[torch.Tensor]:
-        return [
-            self.views[read.tensor].read(*kernel.needs(k, low, high))
-            for k, read in enumerate(kernel.op.reads)
-        ]
-
-    def _whole(self, kernel: WholeKernel, unit: int) -> torch.Tensor:
-        """A row of an operator that is computed at once and held until its last row is out."""
-        name, rows = kernel.target.name, kernel.target.rows
-        if unit == 0:
-            found = kernel.rows(self.values, self._inputs(kernel, 0, rows), 0, rows)
-            if rows == 1:
-                return found
-            self.full[name] = found
-            self.beside += found.numel()
-            self.counts.beside = max(self.counts.beside, self.beside)
-        row = _unit(self.full[name], kernel.target, unit)
-        if unit == rows - 1:
-            self.beside -= self.full.pop(name).numel()
-        return row
-
-    def _part(self, name: str, sample: int) -> torch.Tensor:
-        """One sample of a tensor outside the group."""
-        full: torch.Tensor = self.values[self.group.nodes[name]]
-        if self.group.samples == 1:
-            return full
-        lead = self.group.tensors[name].shape[0]
-        return full.narrow(0, sample * lead, lead)
 
 
 def check_runnable(plan: PartitionPlan) -> None:
@@ -272,12 +39,25 @@ def check_runnable(plan: PartitionPlan) -> None:
 
 
 def split_depth_first(
-    capture: Capture, plan: PartitionPlan, *, strict: bool = False
+    capture: Capture,
+    plan: PartitionPlan,
+    *,
+    strict: bool = False,
+    tell: Callable[[Sequence[str]], None] | None = None,
 ) -> tuple[fx.GraphModule, Ledger]:
     """The captured graph split by a plan, its fusion groups run by the depth-first executor.
 
     A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why;
-    ``strict`` raises instead.
+    ``strict`` raises instead. So does one with a node that does more than compute a value
+    (:func:`~torch_getfuse.backend.effects.effects_in_words`), and one that on random values of the
+    traced shapes and types does not give by rows what its FX nodes give
+    (:func:`~torch_getfuse.backend.row_trial.try_rows`).
+
+    Args:
+        capture: what the plan was made for.
+        plan: in rows.
+        strict: whether to raise where a group cannot run by rows.
+        tell: is given a sentence where a group falls back to its FX nodes in a call.
 
     Returns:
         The module (inference only), and the ledger that every run of it fills in anew.
@@ -289,7 +69,12 @@ def split_depth_first(
     check_runnable(plan)
     capture = localise_views(capture, plan)
     split = split_capture(capture, plan)
-    hidden = hidden_writes(capture)
+    calls = {call.node for own in capture.calls.values() for call in own}
+    owner = {node: op for op, own in capture.nodes.items() for node in own}
+    effects = {
+        node.name: f"{owner.get(node, node.name)} {words}"
+        for node, words in effects_in_words(capture.graph_module, calls).items()
+    }
     scheme = plan.make_scheme()
     ledger = Ledger([], plan.activation_bytes, capture.samples, plan.unfusable)
     for k, (group, mask) in enumerate(zip(plan.groups, plan.masks(), strict=True)):
@@ -306,13 +91,18 @@ def split_depth_first(
         child = getattr(split, entry.name)
         rings = {term.name: term.units for term in lines}
         try:
-            if reasons := [hidden[op] for op in group.ops if op in hidden]:
-                raise NoRowKernel(reasons[0])
-            runner = DepthFirstGroup(child, capture, mask, rings, entry, plan.activation_bytes)
+            for node in child.graph.nodes:
+                if node.op != "placeholder" and node.name in effects:
+                    raise NoRowKernel(effects[node.name])
+            runner = DepthFirstGroup(
+                child, capture, mask, rings, entry, plan.activation_bytes, tell
+            )
+            try_rows(runner)
         except (NoRowKernel, PlanError) as error:
             if strict:
-                raise
-            entry.fallback = str(error)
+                told = f"{entry.name} cannot run by rows: {error} (strict=False runs its FX nodes)"
+                raise type(error)(told) from error
+            entry.fall_back(str(error))
             log.info("%s runs as its FX nodes: %s", entry.name, error)
             continue
         entry.whole = tuple(
@@ -323,50 +113,3 @@ def split_depth_first(
         )
         setattr(split, entry.name, runner)
     return split, ledger
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A row is too little work to share: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _unit(full: torch.Tensor, tensor: Tensor, unit: int) -> torch.Tensor:
-    return full if tensor.stream_axis is None else full.narrow(tensor.stream_axis, unit, 1)
-
-
-def _closure(nodes: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they are computed from, down to those of ``stop``."""
-    found: set[fx.Node] = set()
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            if node not in stop:
-                pending += node.all_input_nodes
-    return found
-
-
-def _node_of(capture: Capture, name: str) -> fx.Node:
-    """The node that gives a tensor itself, not a view of it.
-
-    Raises:
-        NoRowKernel: where there is none.
-    """
-    calls = capture.calls.get(name)
-    if calls and calls[-1].node in capture.views:
-        return calls[-1].node
-    for node, view in capture.views.items():
-        picked = node.op == "placeholder" or (calls and node.args[0] is calls[-1].node)
-        if view.tensor == name and picked and is_base(capture, view):
-            return node
-    raise NoRowKernel(f"the group gets views of {name!r} but not the tensor itself")

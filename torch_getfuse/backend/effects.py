@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -136,6 +136,83 @@ def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
     storages = _Storages(gm)
     own = storages.of_all([value])
     return [node for node in gm.graph.nodes if storages.written(node) & own]
+
+
+def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
+    """Value -> positions of the nodes that may write to a storage of it; left out for none."""
+    storages = _Storages(gm)
+    at: dict[Hashable, list[int]] = {}
+    for i, node in enumerate(gm.graph.nodes):
+        for storage in storages.written(node):
+            at.setdefault(storage, []).append(i)
+    found = {
+        node: sorted(i for storage in storages.of_all([node]) for i in at.get(storage, ()))
+        for node in (gm.graph.nodes if at else ())
+        if node.op != "output"
+    }
+    return {node: positions for node, positions in found.items() if positions}
+
+
+def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.Node, str]:
+    """What running a node does, or depends on, besides its value; the others are left out.
+
+    Args:
+        gm: a graph with traced values.
+        calls: may be computed out of place where they write over their first argument, if nobody
+            can tell: it is no input or attribute of the graph, and neither it nor a view of it is
+            read later under an older name.
+    """
+    nodes = list(gm.graph.nodes)
+    at = {node: i for i, node in enumerate(nodes)}
+    storages = _Storages(gm)
+    shown: dict[Hashable, list[fx.Node]] = {}
+    for node in nodes[:-1]:
+        for storage in storages.of_all([node]):
+            shown.setdefault(storage, []).append(node)
+    modes, _ = modes_of(gm.graph)
+    changes = [i for i, node in enumerate(nodes) if _changes_mode(node)]
+    into = "writes into one of its arguments"
+
+    def effect(i: int, node: fx.Node) -> str:
+        if changes and changes[0] <= i <= changes[-1]:
+            return "runs inside of a transform of functions (vmap or the like)"
+        if modes[node] != OUTSIDE:
+            return "runs under an autocast or a grad mode of its own"
+        if is_barrier(node):
+            return "changes what all that follows depends on"
+        written = storages.written(node)
+        if _GENERATOR in written:
+            return "draws random numbers"
+        aliases = dict.fromkeys(other for storage in written for other in shown.get(storage, ()))
+        for other in aliases:
+            if other.op in ("placeholder", "get_attr"):
+                return f"changes {other.name}, an input or attribute of the model, in place"
+        for other in aliases:
+            late = [user for user in other.users if at[user] > i]
+            if at[other] < i and late:
+                reads = "is returned" if late[0].op == "output" else f"{late[0].name} reads"
+                return f"writes over {other.name}, which {reads} afterwards"
+        if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
+            return into
+        told = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        impure = not told and node.is_impure(impure_random=False)
+        return "has an effect of its own" if impure and not written else ""
+
+    inside = ("call_function", "call_method", "call_module")
+    found = {
+        node: effect(i, node)
+        for i, node in enumerate(nodes)
+        if node.op in inside and not is_switch(node)
+    }
+    # A write into a value of the graph's own is none where nothing comes of it.
+    live: set[fx.Node] = set()
+    pending = [nodes[-1], *(node for node, words in found.items() if words not in ("", into))]
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending += node.all_input_nodes
+    return {n: words for n, words in found.items() if words and (words != into or n in live)}
 
 
 def attribute(gm: fx.GraphModule, path: str) -> Any:
@@ -267,6 +344,8 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
     if target.plain:
         return _nodes_in(first) if target.name in _IN_PLACE else []
     written = _nodes_in(node.kwargs.get("out"))
+    if _is_idle_dropout(node):
+        return written
     if isinstance(node.target, OpOverload | OpOverloadPacket):
         in_place = False  # its schema says all
     else:
@@ -286,6 +365,11 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
         # Most schemas do not say that running statistics are written.
         names |= {parameter for parameter in arguments if parameter.startswith("running_")}
     return written + _nodes_in([arguments.get(parameter) for parameter in names])
+
+
+def _is_idle_dropout(node: fx.Node) -> bool:
+    """Dropout that is not training is the identity, also where it would be in place."""
+    return "dropout" in target_of(node).name and not _in_training(_arguments(node))
 
 
 def _keeps_statistics(name: str) -> bool:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
 from dataclasses import replace
 
 from torch import fx
 
 from torch_getfuse.backend.capture import Capture
+from torch_getfuse.backend.effects import written_at
 from torch_getfuse.backend.graph_values import CoreCall
-from torch_getfuse.backend.normalise import normalise
-from torch_getfuse.backend.op_rules import positional
 from torch_getfuse.backend.submodules import split_graph_module
 from torch_getfuse.partition.plan import PartitionPlan
 
@@ -45,10 +44,11 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     A view belongs to the operator that wrote its tensor, so a child would be given views of the
     tensors of another child: halves, flattened maps. In the copy, a child that reads such a view
     is given the tensor and makes the view itself, so that what crosses the border is what the
-    plan counts.
+    plan counts. Not where the tensor is changed in place between the view and its reader.
     """
     gm = capture.graph_module
     graph = fx.Graph()
+    graph.set_codegen(copy.copy(gm.graph._codegen))  # how an exported program is called
     placed: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(gm.graph, placed)
     graph.output(output)
@@ -60,6 +60,8 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     owner = {op: child for child, ops in _children(plan).items() for op in ops}
     views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)
     writer = {own[-1].node: op for op, own in capture.calls.items() if own}
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    written = written_at(copied)
     clones: dict[tuple[str, fx.Node], fx.Node] = {}
 
     def clone(node: fx.Node, call: fx.Node, op: str) -> fx.Node:
@@ -69,6 +71,8 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
         source = node.args[0]
         if not isinstance(source, fx.Node) or (source in writer and source not in capture.views):
             return node  # one of several results
+        if any(position[node] < at < position[call] for at in written.get(source, ())):
+            return node  # a reshape may be a copy of what was there before
         key = owner[op], node
         if key not in clones:
             above = clone(source, call, op)
@@ -95,31 +99,3 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
         calls[op.name] = tuple(found)
     copied.recompile()
     return replace(capture, nodes=nodes, calls=calls, views=views)
-
-
-def hidden_writes(capture: Capture) -> Mapping[str, str]:
-    """Operator name -> why it must write in place, for those of which it matters.
-
-    An operator that is written in place may be computed out of place only where nobody looks at
-    the changed tensor under an older name: a later reader, or the caller whose input it is.
-    """
-    position = {node: at for at, node in enumerate(capture.graph_module.graph.nodes)}
-    shown: dict[str, list[fx.Node]] = {}
-    for node, view in capture.views.items():
-        shown.setdefault(view.tensor, []).append(node)
-    found: dict[str, str] = {}
-    for name, calls in capture.calls.items():
-        for call in calls:
-            if not call.operands or not normalise(call.node, positional).mutates:
-                continue
-            tensor = call.operands[0][1].tensor
-            at = position[call.node]
-            if tensor in capture.graph.inputs:
-                found[name] = f"{name} changes an input of the model in place"
-            for node in shown.get(tensor, ()):
-                late = [user for user in node.users if position[user] > at]
-                if position[node] < at and late:
-                    found[name] = (
-                        f"{name} writes over {node.name}, which {late[0].name} reads afterwards"
-                    )
-    return found

@@ -72,9 +72,15 @@ class GroupLedger:
         self.counted_ring_bytes = counts.rings * activation_bytes
         self.beside_bytes = counts.beside * activation_bytes
 
+    def fall_back(self, reason: str) -> None:
+        """The group runs as its FX nodes, so nothing is counted."""
+        self.fallback = reason
+        self.counted_read_bytes = self.counted_write_bytes = self.counted_ring_bytes = None
+        self.beside_bytes, self.whole = 0, ()
+
     @property
     def agrees(self) -> bool:
-        """Whether all three counts are the plan's, to the byte."""
+        """Whether it ran by rows and all three counts are the plan's, to the byte."""
         planned = self.planned_read_bytes, self.planned_write_bytes, self.planned_ring_bytes
         counted = self.counted_read_bytes, self.counted_write_bytes, self.counted_ring_bytes
         return planned == counted
@@ -116,8 +122,8 @@ class Ledger:
 
     @property
     def agrees(self) -> bool:
-        """Whether every group ran depth-first and counted what the plan says."""
-        return all(group.agrees for group in self.groups)
+        """Whether there are groups, and each ran depth-first and counted what the plan says."""
+        return bool(self.groups) and all(group.agrees for group in self.groups)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of ``--json``: the attributes, ``agrees``, and one object per group."""

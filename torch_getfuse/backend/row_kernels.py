@@ -41,12 +41,14 @@ class Site:
         op: the operator.
         core: its call.
         tail: the batch norm that is folded into it, if any.
+        broadcasts: whether the call aligns its operands, weights too, at their last axes.
     """
 
     capture: Capture
     op: Op
     core: CoreCall
     tail: tuple[CoreCall, ...]
+    broadcasts: bool
 
     @property
     def target(self) -> Tensor:
@@ -73,12 +75,15 @@ class Site:
         return everything and self.source(read).rows > 1
 
     def operands(self, *, by_rows: bool | None = None, axis: int | None = None) -> list[Operand]:
-        """The operands; ``by_rows=None``: by rows unless the window is held."""
+        """The operands that are read; ``by_rows=None``: by rows unless the window is held."""
         reads = [read.tensor for read in self.op.reads]
         found = []
         for node, view in self.core.operands:
+            if view.tensor not in reads:
+                continue
             rows = not self.held(reads.index(view.tensor)) if by_rows is None else by_rows
-            found.append(make_operand(self.capture, self.op, node, view, by_rows=rows, axis=axis))
+            place = axis if rows else None
+            found.append(make_operand(self.capture, self.op, node, view, by_rows=rows, axis=place))
         return found
 
     def others(self) -> list[fx.Node]:
@@ -88,6 +93,29 @@ class Site:
             features = {node for node, _ in call.operands}
             found.update((node, None) for node in call.node.all_input_nodes if node not in features)
         return list(found)
+
+    def unread(self) -> dict[fx.Node, torch.Tensor]:
+        """Operands of which only the type is asked (``x.type_as(y)``): what stands for them."""
+        reads = {read.tensor for read in self.op.reads}
+        found = {}
+        for node, view in self.core.operands:
+            if view.tensor not in reads:
+                like = traced_value(node)
+                found[node] = torch.zeros((), dtype=like.dtype, device="cpu").expand(like.shape)
+        return found
+
+    def by_sample(self) -> dict[fx.Node, int]:
+        """Constants that differ from sample to sample, and the size of a sample's part."""
+        samples, lead = self.capture.samples, self.target.shape[:1]
+        if samples == 1 or not self.broadcasts or not lead:
+            return {}
+        return {
+            node: lead[0]
+            for node in self.others()
+            if isinstance(value := traced_value(node), torch.Tensor)
+            and value.dim() == self.rank
+            and value.shape[0] == samples * lead[0]
+        }
 
 
 class _Kernel:
@@ -99,6 +127,9 @@ class _Kernel:
         self.operands = tuple(operands)
         self.weights: tuple[fx.Node, ...] = tuple(site.others())
         """Nodes whose values ``rows`` looks up."""
+        self.by_sample = site.by_sample()
+        """Those of which each sample has a part of its own, and that part's size."""
+        self._unread = site.unread()
         self._tail = tuple((make_call(c.node), c.operands[0][0]) for c in site.tail)
         self._pick = _picked(site)
 
@@ -170,10 +201,11 @@ class CallKernel(RowKernel):
     """An operator whose output row needs the operands' rows of the same number.
 
     The call itself on blocks of rows. Operands of one row, and weights, are broadcast to the
-    rows; those that have a row for each output row are cut to the same rows, if ``broadcasts``.
+    rows; those that have a row for each output row are cut to the same rows, if the call
+    broadcasts.
     """
 
-    def __init__(self, site: Site, operands: Sequence[Operand], broadcasts: bool) -> None:
+    def __init__(self, site: Site, operands: Sequence[Operand]) -> None:
         super().__init__(site, operands)
         self._call = make_call(site.core.node)
         self._rank = site.rank
@@ -184,13 +216,13 @@ class CallKernel(RowKernel):
                     f"{self.target.rows}"
                 )
         whole = {operand.node for operand in operands if operand.axis is None}
-        self._aligned = whole | set(self.weights) if broadcasts else set()
+        self._aligned = whole | set(self.weights) if site.broadcasts else set()
 
     def compute(
         self, values: Values, blocks: Mapping[fx.Node, torch.Tensor], low: int, high: int
     ) -> Any:
         """The call on blocks."""
-        env = dict(blocks)
+        env = {**self._unread, **blocks}
         for node in self._aligned:
             env[node] = self._cut(blocks[node] if node in blocks else values[node], low, high)
         return self._call(_Env(values, env))
@@ -222,7 +254,7 @@ class WholeKernel(RowKernel):
         """
         if (low, high) != (0, self.target.rows):
             raise ValueError(f"{self.op.name} is computed whole, not rows {low} to {high}")
-        return self._call(_Env(values, blocks))
+        return self._call(_Env(values, {**self._unread, **blocks}))
 
 
 class Accumulator(_Kernel, ABC):

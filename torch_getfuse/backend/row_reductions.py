@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch_getfuse.backend.normalise import normalise
 from torch_getfuse.backend.op_rules import positional
 from torch_getfuse.backend.row_calls import NoRowKernel, Values, fill
 from torch_getfuse.backend.row_kernels import Accumulator, Site
+from torch_getfuse.backend.row_windows import node_shape
 
 Combine = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -54,6 +55,12 @@ def make(site: Site, name: str) -> Accumulator:
     raise NoRowKernel(f"{what} over the rows of a map has no rule that takes them in one by one")
 
 
+def axes_of(args: Mapping[str, Any]) -> Any:
+    """The axes of a call; ``var(x, unbiased)`` has none, so it takes all."""
+    dims = args.get("dim")
+    return None if isinstance(dims, bool) else dims
+
+
 class _Rows(Accumulator):
     """Its one input, by rows."""
 
@@ -89,7 +96,7 @@ class _Reduce(_Rows):
         super().__init__(site)
         args = normalise(site.core.node, positional).args
         rank = len(self.operand.shape)
-        dims = args.get("dim")
+        dims = axes_of(args)
         if dims is None or (isinstance(dims, (list, tuple)) and not dims):
             self.dims = tuple(range(rank))
         else:
@@ -157,7 +164,9 @@ class _Spread(_Reduce):
         args = normalise(site.core.node, positional).args
         correction = args.get("correction")
         if correction is None:
-            correction = 0 if args.get("unbiased") is False else 1
+            given = args.get("dim")
+            unbiased = given if isinstance(given, bool) else args.get("unbiased")
+            correction = 0 if unbiased is False else 1
         self.correction = correction
 
     def take(self, values: Values, state: Any, block: torch.Tensor, row: int) -> Any:
@@ -225,14 +234,18 @@ class _Linear(_Rows):
         self.bias = args.get("bias")
         if self.weight not in self.weights:
             raise NoRowKernel(f"{self.op.name}: the matrix is computed from the input")
+        if len(node_shape(self.weight)) != 2:
+            raise NoRowKernel(f"{self.op.name}: the rows meet a vector, not a matrix")
 
     def take(self, values: Values, state: Any, block: torch.Tensor, row: int) -> Any:
         """The product of one row and its share of the weight, added up."""
         weight: torch.Tensor = fill(self.weight, values)
         if self.transposed:
-            share = weight.view(-1, *self.sizes).select(1 + self.place, row).flatten(1).t()
+            share = weight.view(-1, *self.sizes).select(1 + self.place, row)
+            share = share.reshape(len(weight), -1).t()
         else:
-            share = weight.view(*self.sizes, -1).select(self.place, row).flatten(0, -2)
+            share = weight.view(*self.sizes, -1).select(self.place, row)
+            share = share.reshape(-1, weight.shape[1])
         product = self.operand.take(block, row, row, row + 1) @ share
         if product.dtype in (torch.bfloat16, torch.float16):
             product = product.float()

@@ -56,7 +56,9 @@ class ResizeKernel(SpatialKernel):
             return at, at, 0.0
         place = row * step if self.align else max(0.0, (row + 0.5) * step - 0.5)
         at = min(math.floor(place), last)
-        return at, min(at + 1, last), min(max(place - at, 0.0), 1.0)
+        share = min(max(place - at, 0.0), 1.0)
+        # A map that keeps its size is read row by row: the window then holds no second row.
+        return at, min(at + 1, last) if share else at, share
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
         """From the first output row's first to the last one's second."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from torch_getfuse.backend import row_reductions, row_spatial, rules_pointwise
 from torch_getfuse.backend.capture import Capture
 from torch_getfuse.backend.normalise import normalise
@@ -24,13 +22,9 @@ _BROADCASTS = frozenset(
     if rule.rule is rules_pointwise.pointwise
     for target in rule.targets
 ) | {"cat", "max", "min"}
-_RANDOM = frozenset(
-    ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout")
-) | {"feature_alpha_dropout", "native_dropout", "rrelu"}
 _PRODUCTS = frozenset(
     ("matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", "baddbmm", "addmm", "addbmm")
 ) | {"bilinear", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
-_NORMS = frozenset(("batch_norm", "native_batch_norm"))
 
 
 def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
@@ -46,10 +40,8 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     calls = capture.calls.get(op.name)
     if not calls:
         raise NoRowKernel(f"{op.name} ({op.kind}) writes into a part of a tensor in place")
-    site = Site(capture, op, calls[0], calls[1:])
-    for call in calls:
-        _refuse_training(op, call.node)
-    name = normalise(site.core.node, positional).name
+    name = normalise(calls[0].node, positional).name
+    site = Site(capture, op, calls[0], calls[1:], name in _BROADCASTS)
     if capture.samples > 1:
         _refuse_mixing(site, name)
     reads = range(len(op.reads))
@@ -58,29 +50,15 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     spatial = row_spatial.make(site, name)
     if spatial is not None:
         return spatial
-    broadcasts = name in _BROADCASTS
     held = [site.held(k) for k in reads]
-    if all(held) or (any(held) and not broadcasts):
+    if all(held) or (any(held) and not site.broadcasts):
         if not all(held) and any(site.source(k).rows > 1 for k in reads if not held[k]):
             raise NoRowKernel(f"{op.name} ({op.kind}) needs all of one input for a row of another")
         return WholeKernel(site)
     operands = site.operands()
     if all(operand.axis is None for operand in operands) and site.target.rows > 1:
         return WholeKernel(site)
-    return CallKernel(site, operands, broadcasts)
-
-
-def _refuse_training(op: Op, node: fx.Node) -> None:
-    invocation = normalise(node, positional)
-    trains = bool(invocation.args.get("training"))
-    draws = trains if invocation.name in _RANDOM else bool(invocation.args.get("dropout_p"))
-    seeded = getattr(node.target, "_nondeterministic_seeded", False)
-    if draws or (seeded and op.reason):
-        raise NoRowKernel(f"{op.name} ({op.kind}) draws random numbers, in an order of its own")
-    if not trains:
-        return
-    if invocation.name in _NORMS:
-        raise NoRowKernel(f"{op.name} ({op.kind}) updates its statistics: it is in training mode")
+    return CallKernel(site, operands)
 
 
 def _refuse_mixing(site: Site, name: str) -> None:
@@ -89,7 +67,7 @@ def _refuse_mixing(site: Site, name: str) -> None:
     if site.op.reason.startswith("no rule"):
         raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
     views = [view for _, view in site.core.operands]
-    dims = normalise(site.core.node, positional).args.get("dim")
+    dims = row_reductions.axes_of(normalise(site.core.node, positional).args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         if isinstance(dim, int) and views[0].batch == dim % len(views[0].layout.axes):
             raise NoRowKernel(f"{what} runs along the batch")

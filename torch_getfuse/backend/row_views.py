@@ -104,7 +104,7 @@ def make_operand(
     """
     reads = [read.tensor for read in op.reads]
     tensor = capture.graph.tensors[view.tensor]
-    follow = _Follower(capture, op, tensor.stream_axis, by_rows)
+    follow = _Follower(capture, op, tensor.stream_axis, tensor.rows, by_rows)
     chain = follow.chain(node, view)
     place = follow.place(view.layout) if by_rows else None
     shape = follow.resized(view, None)
@@ -157,6 +157,7 @@ class _Follower:
     capture: Capture
     op: Op
     stream: int | None
+    rows: int
     by_rows: bool
 
     def chain(self, node: fx.Node, view: View) -> list[fx.Node]:
@@ -185,7 +186,10 @@ class _Follower:
         """The axis that holds the rows of the tensor, and which of them it holds."""
         if self.stream is None:
             return None
-        hits = [(place, atom) for place, atom in layout.find(self.stream) if atom.size > 1]
+        found = layout.find(self.stream)
+        hits = [(place, atom) for place, atom in found if atom.size > 1]
+        if not hits and self.rows > 1:
+            hits = found  # one row of several
         if len(hits) > 1:
             raise NoRowKernel(f"{self.op.name} reads rows that a view has cut up")
         return hits[0] if hits else None
@@ -206,11 +210,12 @@ class _Follower:
 
     def step(self, node: fx.Node, before: View, after: View | None) -> Step | None:
         """One view on a block; ``None`` where it changes nothing."""
-        if after is not None and after.layout == before.layout:
-            return None
         invocation = normalise(node, positional)
         name, args = invocation.name, invocation.args
         source = node.args[0]
+        part = name == "getitem" and source not in self.capture.views  # of a split
+        if after is not None and after.layout == before.layout and not part:
+            return None
         rank = len(before.layout.axes)
         place = self.place(before.layout) if self.by_rows else None
         if name in _RESHAPES or name in _EXPANDS:
@@ -229,8 +234,8 @@ class _Follower:
             return replay
         if name == "getitem":
             index = args["index"]
-            if source not in self.capture.views:
-                return lambda block, rows: block[index]  # a part of a split
+            if part:
+                return lambda block, rows: block[index]
             if place is not None:
                 index = _without(index, place[0], rank)
             return lambda block, rows: block[index]

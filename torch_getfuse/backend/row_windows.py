@@ -32,11 +32,10 @@ class SpatialKernel(RowKernel):
         self.args = dict(normalise(site.core.node, positional).args)
         self.axes = axes
         self.axis = site.rank - axes
-        rows_held = not site.held(0)
         try:
-            operands = site.operands(by_rows=True, axis=self.axis)
+            operands = site.operands(axis=self.axis)
         except NoRowKernel:
-            if rows_held and site.source(0).rows > 1:
+            if site.source(0).rows > 1:
                 raise
             operands = site.operands(by_rows=False)
         super().__init__(site, operands)

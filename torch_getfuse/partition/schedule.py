@@ -7,6 +7,7 @@ of its steps, one per row that is loaded or computed, and for each the rows that
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,9 +46,10 @@ class Schedule:
 def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
     """The schedule of a group in rings of a given size.
 
-    After the sinks are done, tensors needed outside are completed and tensors from outside are
-    read to their end: a strided 1x1 window skips the last rows, which cross the border all the
-    same (``F_D`` counts whole tensors).
+    After the sinks are done, tensors needed outside advance together to their ends, and then
+    tensors from outside are read to theirs: a strided 1x1 window skips the last rows, which cross
+    the border all the same (``F_D`` counts whole tensors). By then consumers that no tensor
+    needed outside waits for are over, and need nothing; what is read last is not kept at all.
 
     Args:
         graph: the operator graph.
@@ -64,7 +66,18 @@ def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
         for name in sinks:
             run.produce(name, -(-q * run.rows[name] // longest))
     loads, writes = boundary(graph, mask)
-    for name in (*writes, *loads):
+    left = {
+        name: run.rows[name] - run.made[name]
+        for name in reversed(run.makers)  # what is read by another of them comes after it
+        if name in writes and run.made[name] < run.rows[name]
+    }
+    run.end_all_but(left)
+    longest = max(left.values(), default=0)
+    for q in range(1, longest + 1):
+        for name, rows in left.items():
+            run.produce(name, run.rows[name] - rows + -(-q * rows // longest))
+    run.end_all_but({})
+    for name in loads:
         run.produce(name, run.rows[name])
     return Schedule(tuple(run.steps), run.storage, dict(rings), tuple(loads), tuple(writes))
 
@@ -109,6 +122,22 @@ class _Run:
             keeps.append(lowest)
         self.ends[op.name, read.tensor] = [high + 1 if low <= high else 0 for low, high in spans]
         self.keeps[op.name, read.tensor] = keeps[::-1]
+
+    def end_all_but(self, wanted: Mapping[str, int]) -> None:
+        """From here on only the rest of these tensors is made, and what it needs.
+
+        Readers that will make nothing more are over.
+        """
+        final = {name: self.rows[name] if name in wanted else self.made[name] for name in self.made}
+        for name in reversed(self.makers):
+            op, more = self.makers[name], final[name] > self.made[name]
+            for read in op.reads if more else ():
+                needed = max(self.ends[op.name, read.tensor][: final[name]])
+                final[read.tensor] = max(final[read.tensor], needed)
+        for name, readers in self.readers.items():
+            self.readers[name] = [
+                (op, read) for op, read in readers if final[op.writes] > self.made[op.writes]
+            ]
 
     def produce(self, name: str, count: int) -> None:
         """Make the first ``count`` units of a tensor; a stack in place of recursion."""
