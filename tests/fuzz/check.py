@@ -8,6 +8,7 @@ graph as traced runs first.
 
 from __future__ import annotations
 
+import re
 import tempfile
 import traceback
 import warnings
@@ -25,7 +26,6 @@ from torch import fx, nn
 import torch_getfuse
 from torch_getfuse.backend import compiler, fast
 from torch_getfuse.backend.capture import capture_fx
-from torch_getfuse.backend.depth_first import split_depth_first
 from torch_getfuse.errors import NoOperatorError
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
@@ -58,7 +58,7 @@ class Failure:
     @property
     def kind(self) -> str:
         """What failures of one cause have in common."""
-        return f"{self.mode}: {self.place or self.message.split(':')[0]}"
+        return f"{self.mode}: {self.place or re.split('[:(]', self.message)[0].strip()}"
 
 
 @dataclass
@@ -76,12 +76,13 @@ class Verdict:
     checked: set[str] = field(default_factory=set)
 
 
-def check(program: Program) -> Verdict:
-    """Run a program every way; which of the costly ways depends on its seed alone."""
-    try:
-        return _Checker(program.load(), program).run()
-    finally:
-        compiler._warned.clear()
+def check(program: Program, only: str = "") -> Verdict:
+    """Run a program every way; which of the costly ways depends on its seed alone.
+
+    Args:
+        only: the one way that is asked for, if any; whatever it needs runs as well.
+    """
+    return _Checker(program.load(), program, only).run()
 
 
 class _Torch(Exception):
@@ -89,35 +90,33 @@ class _Torch(Exception):
 
 
 class _Checker:
-    def __init__(self, case: Case, program: Program) -> None:
-        self.case, self.program = case, program
-        self.rng = Random(program.seed)
-        self.change = self.rng.choice(CHANGES)
+    def __init__(self, case: Case, program: Program, only: str) -> None:
+        self.case, self.program, self.only = case, program, only
+        self.change = weight_change(program.seed)
+        self.options = options_of(program)
         self.verdict = Verdict()
-        self.options: dict[str, Any] = {
-            "buffer": program.buffer,
-            "method": self.rng.choice(("direct", "direct", "direct", "auto")),
-            "budget": 40,
-            "cache": False,
-            "progress": False,
-        }
+        self.modes = [mode for mode in MODES if only in ("", mode)]
 
     def run(self) -> Verdict:
         """Everything, in the order of its cost."""
-        # Drawn before anything is run: what is checked is the same whatever fails.
-        draws = [self.rng.random() for _ in range(4)]
+        rng = Random(self.program.seed)
+
+        def wants(share: float, *modes: str) -> bool:
+            drawn = rng.random() < share
+            return self.only in modes if self.only else drawn
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 self._from_one_trace()
-                if draws[0] < 0.4:
+                if wants(0.3, "export", "split"):
                     self._exported()
-                if draws[1] < 0.15:
+                if wants(0.1, "torch.compile", "run_counted"):
                     self._public()
-                if draws[2] < 0.3:
+                if wants(0.25, "training"):
                     self._gradients()
             except _Torch as error:
-                self.verdict.skipped = str(error) or type(error.__cause__).__name__
+                self.verdict.skipped = str(error)
         return self.verdict
 
     # -- one trace, every inner ------------------------------------------------------------
@@ -125,7 +124,7 @@ class _Checker:
     def _from_one_trace(self) -> None:
         with torch.no_grad():
             right = self._calls(lambda model: model, self.case.build())
-        backend = _Backend(self.options)
+        backend = _Backend(self.options, self.modes)
         compiled_for: nn.Module = self.case.build()
         compiled = torch.compile(compiled_for, backend=backend, fullgraph=True, dynamic=False)
 
@@ -138,17 +137,16 @@ class _Checker:
             try:
                 traced = run(TRACED)
             except Exception as error:
-                raise _Torch(f"Dynamo: {type(error).__name__}") from error
+                raise _Torch(f"Dynamo: {type(error).__name__}: {_first_line(error)}") from error
             for k, (ours, theirs) in enumerate(zip(traced, right)):
                 if what := difference(theirs, ours, exact=True):
                     raise _Torch(f"Dynamo differs from eager in call {k}: {what}")
-            for mode in MODES:
+            for mode in self.modes:
                 self._hold(mode, right, lambda mode=mode: run(mode), exact=mode == "eager")
         if backend.changed:
             self._fail("eager", "the backend changed the graph that it was given")
-        for failure in backend.failures:
-            self.verdict.failures.append(failure)
-        self.plan, self.planned = backend.plan, backend.plan is not None
+        self.verdict.failures += backend.failures
+        self.plan = backend.plan
         if self.plan is not None:
             self.verdict.checked.add("plan")
             self._held("plan", lambda: _check_plan(self.plan))
@@ -204,20 +202,20 @@ class _Checker:
         inputs = self.case.inputs(0)
         with torch.no_grad():
             try:
-                program = torch.export.export(model, inputs, strict=self.rng.random() < 0.3)
+                program = torch.export.export(model, inputs, strict=self.program.seed % 3 == 0)
+                # A program shares weights and buffers with its model.
                 plain = program.module(check_guards=False)
-                theirs = observe(plain, plain, self.case.inputs(0), self.program.seed)
-                right = observe(model, model, self.case.inputs(0), self.program.seed)
-                if _results(theirs) != _results(right) or difference(
-                    _only_results(right), _only_results(theirs), exact=True
-                ):
+                theirs = observe(plain, model, self.case.inputs(0), self.program.seed)
+                fresh = self.case.build()
+                right = observe(fresh, fresh, self.case.inputs(0), self.program.seed)
+                if difference(right, theirs, exact=True):
                     return  # torch.export's own
             except Exception:
                 return
             try:
                 exported = torch_getfuse.plan(program, **self.options)
             except NoOperatorError:
-                if self.planned:
+                if self.plan is not None:
                     self._fail("export", "has no operator as exported, but has one as traced")
                 return
             except Exception as error:
@@ -232,7 +230,8 @@ class _Checker:
 
             def split() -> None:
                 module = torch_getfuse.split(program, (), exported)
-                found = observe(module, module, self.case.inputs(0), self.program.seed)
+                model.load_state_dict(self.case.build().state_dict())
+                found = observe(module, model, self.case.inputs(0), self.program.seed)
                 if what := difference(theirs, found, exact=True):
                     raise AssertionError(what)
 
@@ -322,15 +321,18 @@ def failure_of(mode: str, error: BaseException) -> Failure:
     place = " < ".join(
         f"{Path(f.filename).name}:{f.name}" for f in reversed(ours[-2:])
     )
-    text = str(error).strip().split("\n")[0][:200]
-    return Failure(mode, f"{type(error).__name__}: {text}", f"{type(error).__name__} {place}")
+    return Failure(mode, f"{type(error).__name__}: {_first_line(error)}", f"{type(error).__name__} {place}")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200]
 
 
 class _Backend:
     """A torch.compile backend that compiles a graph for every inner, and runs ``mode`` of them."""
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
+    def __init__(self, options: dict[str, Any], modes: Sequence[str]) -> None:
+        self.options, self.modes = options, modes
         self.mode = TRACED
         self.plan: Any = None
         self.failures: list[Failure] = []
@@ -339,7 +341,7 @@ class _Backend:
     def __call__(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         before = gm.code
         table: dict[str, Callable[..., Any]] = {TRACED: gm.forward}
-        for mode in MODES:
+        for mode in self.modes:
             options = {**self.options, "inner": mode, "strict": mode != "depth_first"}
             try:
                 with warnings.catch_warnings():
@@ -348,12 +350,14 @@ class _Backend:
                     table[mode] = compiler.getfuse(gm, inputs, options=options)
             except Exception as error:
                 table[mode] = _raises(error)
-        try:
-            self._planned(gm, inputs)
-        except NoOperatorError:
-            pass
-        except Exception as error:
-            self.failures.append(failure_of("plan", error))
+        if self.plan is None and not self.failures:
+            try:
+                capture = capture_fx(gm, inputs)
+                self.plan = plan_graph(capture.graph, Options.of(self.options))
+            except NoOperatorError:
+                pass  # nothing to plan: it runs as it is
+            except Exception as error:
+                self.failures.append(failure_of("plan", error))
         self.changed |= gm.code != before
 
         def run(*args: Any) -> Any:
@@ -361,10 +365,16 @@ class _Backend:
 
         return run
 
-    def _planned(self, gm: fx.GraphModule, inputs: list[Any]) -> None:
-        """The plan, and whether every group that runs by rows moves the bytes of the plan."""
-        capture = capture_fx(gm, inputs)
-        self.plan = plan_graph(capture.graph, Options.of(self.options))
+
+def options_of(program: Program) -> dict[str, Any]:
+    """The options that a program is planned with, but for ``inner`` and ``strict``."""
+    method = Random(f"{program.seed}/method").choice(("direct", "direct", "direct", "auto"))
+    return {"buffer": program.buffer, "method": method, "budget": 40, "cache": False}
+
+
+def weight_change(seed: int) -> str:
+    """How the weights of the program of a seed are changed."""
+    return Random(f"{seed}/change").choice(CHANGES)
 
 
 def _raises(error: Exception) -> Callable[..., Any]:
@@ -400,7 +410,7 @@ def _start_again(model: nn.Module, fresh: nn.Module) -> None:
         mine._buffers.update(other._buffers)
 
 
-def change_weights(model: nn.Module, how: str) -> None:
+def change_weights(model, how):  # type: ignore[no-untyped-def] # printed into reproducers
     """Change every floating-point parameter as programs do it: seen by ``_version`` or not."""
     with torch.no_grad():
         if how == "load_state_dict":
@@ -415,17 +425,6 @@ def change_weights(model: nn.Module, how: str) -> None:
                 p.data = p.data * 1.5
             elif how == "numpy" and p.dtype is torch.float32:
                 p.detach().numpy().__imul__(1.5)
-
-
-def _results(seen: Observation) -> list[str]:
-    return [name for name in seen.tensors if name.startswith("result")]
-
-
-def _only_results(seen: Observation) -> Observation:
-    names = [n for n in seen.tensors if n.startswith(("result", "input"))]
-    tensors = {name: seen.tensors[name] for name in names}
-    layout = {name: seen.layout[name] for name in names}
-    return Observation(tensors, layout, (), {}, seen.generator)
 
 
 def _gradients_of(

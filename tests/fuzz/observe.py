@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 _TOLERANCE = {torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-7}
 """Of values computed in another order, relative to the largest; else 1e-4."""
 
-_ROUNDINGS = 6
+ROUNDINGS = range(6)
 """Neighbours of the inputs and weights that eager is run at, to learn what rounding can do."""
 
 
@@ -56,7 +56,7 @@ def observe(
         where = value.untyped_storage().data_ptr()
         owner = first.setdefault(where, name) if where else name
         if name.startswith("result"):
-            shared[name] = owner, value.data_ptr() - live[owner].data_ptr()
+            shared[name] = owner, _start(value) - _start(live[owner])
     return Observation(
         {name: value.detach().clone() for name, value in live.items()},
         {name: (tuple(v.shape), v.dtype, v.stride()) for name, v in live.items()},
@@ -64,6 +64,11 @@ def observe(
         shared,
         generator,
     )
+
+
+def _start(value: Tensor) -> int:
+    """Where a tensor begins in its memory, in bytes."""
+    return value.storage_offset() * value.element_size()
 
 
 def difference(
@@ -81,27 +86,22 @@ def difference(
     for name, layout in right.layout.items():
         found = ours.layout.get(name)
         if found is None or found[:2] != layout[:2]:
-            return f"{name}: shape and dtype {found} instead of {layout}"
+            return f"shape or dtype ({name}): {found} instead of {layout}"
     far = [name for name, value in right.tensors.items() if _far(value, ours.tensors[name], exact)]
     if far and unsure is not None:
         near = list(unsure())
         far = [name for name in far if not _within(right, ours, name, near)]
     if far:
         name = far[0]
-        return f"{name}: {_first(ours.tensors[name], right.tensors[name])}"
+        return f"values ({name}): {_first(ours.tensors[name], right.tensors[name])}"
     if right.shared != ours.shared:
         return f"memory in common: {ours.shared} instead of {right.shared}"
     for name, layout in right.layout.items():
-        if _dense(right.tensors[name]) and ours.layout[name] != layout:
-            return f"{name}: strides {ours.layout[name]} instead of {layout}"
+        if right.tensors[name].numel() and ours.layout[name] != layout:
+            return f"strides ({name}): {ours.layout[name][2]} instead of {layout[2]}"
     if not torch.equal(right.generator, ours.generator):
-        return "the random-number generator is left in another state"
+        return "random: the generator is left in another state"
     return ""
-
-
-def _dense(value: Tensor) -> bool:
-    """Whether strides say anything at all."""
-    return value.numel() > 0
 
 
 def _far(a: Tensor, b: Tensor, exact: bool) -> bool:
@@ -164,6 +164,3 @@ def nudged(
             if value.numel() and 0 not in value.stride():
                 value.data.copy_(value.double() * (1 + size * off))
     return model, given
-
-
-ROUNDINGS = range(_ROUNDINGS)
