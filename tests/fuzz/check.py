@@ -8,11 +8,12 @@ graph as traced runs first.
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -447,3 +448,25 @@ def _gradients_of(
             seen.tensors[f"gradient of {name}"] = parameter.grad.clone()
             seen.layout[f"gradient of {name}"] = (parameter.grad.shape, parameter.grad.dtype, ())
     return seen
+
+
+def check_block(programs: Iterable[Program]) -> Iterator[tuple[Program, Verdict]]:
+    """Check programs in turn; what Dynamo keeps of them is dropped after each block."""
+    torch._dynamo.reset()
+    for program in programs:
+        yield program, check(program)
+    torch._dynamo.reset()
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without torch's own complaints of programs that it does not compile."""
+    loggers = [logging.getLogger(name) for name in ("torch._subclasses", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
