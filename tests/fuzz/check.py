@@ -13,7 +13,7 @@ import re
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,13 +77,21 @@ class Verdict:
     checked: set[str] = field(default_factory=set)
 
 
-def check(program: Program, only: str = "") -> Verdict:
-    """Run a program every way; which of the costly ways depends on its seed alone.
+def check(program: Program, ways: Collection[str] = ()) -> Verdict:
+    """Run a program every way that is asked for.
 
     Args:
-        only: the one way that is asked for, if any; whatever it needs runs as well.
+        ways: :data:`MODES`, ``"export"``, ``"split"``, ``"torch.compile"``, ``"run_counted"``,
+            ``"training"``; if empty, the modes, and the others for a share of all seeds.
     """
-    return _Checker(program.load(), program, only).run()
+    return check_case(program.load(), program.seed, program.buffer, ways)
+
+
+def check_case(
+    case: Case, seed: int = 0, buffer: str = "1KB", ways: Collection[str] = ()
+) -> Verdict:
+    """As :func:`check`, for any module."""
+    return _Checker(case, seed, buffer, ways).run()
 
 
 class _Torch(Exception):
@@ -91,20 +99,20 @@ class _Torch(Exception):
 
 
 class _Checker:
-    def __init__(self, case: Case, program: Program, only: str) -> None:
-        self.case, self.program, self.only = case, program, only
-        self.change = weight_change(program.seed)
-        self.options = options_of(program)
+    def __init__(self, case: Case, seed: int, buffer: str, ways: Collection[str]) -> None:
+        self.case, self.seed, self.ways = case, seed, ways
+        self.change = weight_change(seed)
+        self.options = options_of(seed, buffer)
         self.verdict = Verdict()
-        self.modes = [mode for mode in MODES if only in ("", mode)]
+        self.modes = [mode for mode in MODES if not ways or mode in ways]
 
     def run(self) -> Verdict:
         """Everything, in the order of its cost."""
-        rng = Random(self.program.seed)
+        rng = Random(self.seed)
 
-        def wants(share: float, *modes: str) -> bool:
+        def wants(share: float, *ways: str) -> bool:
             drawn = rng.random() < share
-            return self.only in modes if self.only else drawn
+            return any(way in self.ways for way in ways) if self.ways else drawn
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -160,7 +168,7 @@ class _Checker:
         for k in range(2):
             if k:
                 change_weights(model, self.change)
-            found.append(observe(entry(model), model, self.case.inputs(k), self.program.seed))
+            found.append(observe(entry(model), model, self.case.inputs(k), self.seed))
         return found
 
     def _hold(
@@ -192,7 +200,7 @@ class _Checker:
                 if k:
                     change_weights(model, self.change)
                 inputs = nudged(self.case.build, lambda k=k: self.case.inputs(k), way)[1]
-                found = observe(model, model, inputs, self.program.seed)
+                found = observe(model, model, inputs, self.seed)
             yield found
 
     # -- other ways in -----------------------------------------------------------------------
@@ -203,12 +211,12 @@ class _Checker:
         inputs = self.case.inputs(0)
         with torch.no_grad():
             try:
-                program = torch.export.export(model, inputs, strict=self.program.seed % 3 == 0)
+                program = torch.export.export(model, inputs, strict=self.seed % 3 == 0)
                 # A program shares weights and buffers with its model.
                 plain = program.module(check_guards=False)
-                theirs = observe(plain, model, self.case.inputs(0), self.program.seed)
+                theirs = observe(plain, model, self.case.inputs(0), self.seed)
                 fresh = self.case.build()
-                right = observe(fresh, fresh, self.case.inputs(0), self.program.seed)
+                right = observe(fresh, fresh, self.case.inputs(0), self.seed)
                 if difference(right, theirs, exact=True):
                     return  # torch.export's own
             except Exception:
@@ -232,7 +240,7 @@ class _Checker:
             def split() -> None:
                 module = torch_getfuse.split(program, (), exported)
                 model.load_state_dict(self.case.build().state_dict())
-                found = observe(module, model, self.case.inputs(0), self.program.seed)
+                found = observe(module, model, self.case.inputs(0), self.seed)
                 if what := difference(theirs, found, exact=True):
                     raise AssertionError(what)
 
@@ -261,7 +269,7 @@ class _Checker:
                 def call(*inputs: Any) -> Any:
                     return torch_getfuse.run_counted(module, inputs, plan)[0]
 
-                found = observe(call, module, args, self.program.seed)
+                found = observe(call, module, args, self.seed)
                 what = difference(right[0], found, exact=False, unsure=lambda: self._roundings(0))
                 if what:
                     raise AssertionError(what)
@@ -275,10 +283,10 @@ class _Checker:
         if not list(model.parameters()):
             return
         try:
-            right = _gradients_of(model, model, self.case.inputs(0), self.program.seed)
+            right = _gradients_of(model, model, self.case.inputs(0), self.seed)
             plain = self.case.build()
             traced = torch.compile(plain, backend="eager", fullgraph=True, dynamic=False)
-            same = _gradients_of(traced, plain, self.case.inputs(0), self.program.seed)
+            same = _gradients_of(traced, plain, self.case.inputs(0), self.seed)
         except Exception:
             return  # eager does not differentiate it, or Dynamo does not
         if difference(right, same, exact=True):
@@ -288,7 +296,7 @@ class _Checker:
             ours = self.case.build()
             options = {**self.options, "inner": "eager", "strict": True}
             entry = torch.compile(ours, backend="getfuse", options=options, dynamic=False)
-            return [_gradients_of(entry, ours, self.case.inputs(0), self.program.seed)]
+            return [_gradients_of(entry, ours, self.case.inputs(0), self.seed)]
 
         self._hold("training", [right], run, exact=True)
 
@@ -312,17 +320,19 @@ class _Checker:
 
 def failure_of(mode: str, error: BaseException) -> Failure:
     """An exception where eager runs."""
-    while True:
+    seen: set[int] = set()  # torch wraps an error that may name the wrapper as its cause
+    while id(error) not in seen:
+        seen.add(id(error))
         inner = getattr(error, "inner_exception", None) or error.__cause__
-        if inner is None:
-            break
-        error = inner
+        if isinstance(error, Warning):
+            inner = error.__context__  # an error that the backend has turned into a warning
+        error = inner or error
     stack = traceback.extract_tb(error.__traceback__)
     ours = [f for f in stack if "torch_getfuse" in f.filename]
-    place = " < ".join(
-        f"{Path(f.filename).name}:{f.name}" for f in reversed(ours[-2:])
+    place = " < ".join(f"{Path(f.filename).name}:{f.name}" for f in reversed(ours[-2:]))
+    return Failure(
+        mode, f"{type(error).__name__}: {_first_line(error)}", f"{type(error).__name__} {place}"
     )
-    return Failure(mode, f"{type(error).__name__}: {_first_line(error)}", f"{type(error).__name__} {place}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -367,10 +377,10 @@ class _Backend:
         return run
 
 
-def options_of(program: Program) -> dict[str, Any]:
+def options_of(seed: int, buffer: str) -> dict[str, Any]:
     """The options that a program is planned with, but for ``inner`` and ``strict``."""
-    method = Random(f"{program.seed}/method").choice(("direct", "direct", "direct", "auto"))
-    return {"buffer": program.buffer, "method": method, "budget": 40, "cache": False}
+    method = Random(f"{seed}/method").choice(("direct", "direct", "direct", "auto"))
+    return {"buffer": buffer, "method": method, "budget": 40, "cache": False}
 
 
 def weight_change(seed: int) -> str:

@@ -117,9 +117,7 @@ def _far(a: Tensor, b: Tensor, exact: bool) -> bool:
     return not torch.allclose(a, b, rtol=limit, atol=limit * scale + 1e-6, equal_nan=True)
 
 
-def _within(
-    right: Observation, ours: Observation, name: str, near: Sequence[Observation]
-) -> bool:
+def _within(right: Observation, ours: Observation, name: str, near: Sequence[Observation]) -> bool:
     """Whether eager's own neighbours are as far from it as we are, element by element."""
     a, b = (o.tensors[name] for o in (right, ours))
     apart = [_distance(a, other.tensors[name]) for other in near]

@@ -164,4 +164,3 @@ REFUSALS = (
     AssertionError, ArithmeticError,
 )  # fmt: skip
 """What torch raises of a line that it does not take."""
-

@@ -44,6 +44,8 @@ def compare(right, ours, exact):
 
 {change}
 
+import warnings
+
 import torch_getfuse
 
 options = {options}
@@ -54,6 +56,7 @@ _COMPILED = """
 from torch_getfuse.backend import fast
 fast._times = lambda *_: (0.001, 0.002)  # inner auto: the fast program, whatever the clock says
 options.update(inner={inner!r}, strict={strict})
+warnings.filterwarnings("error", "torch_getfuse could not plan")
 compiled = torch.compile(other, backend="getfuse", options=options, dynamic=False)
 for k in range(2):
     if k:
@@ -99,7 +102,7 @@ def reproducer(program: Program, failure: Failure) -> str:
     tail = _TAIL.format(
         seed=program.seed,
         change=inspect.getsource(change_weights),
-        options=options_of(program),
+        options=options_of(program.seed, program.buffer),
     )
     mode = failure.mode
     if mode in ("export", "split"):
@@ -112,7 +115,7 @@ def reproducer(program: Program, failure: Failure) -> str:
         inner = mode if mode in ("auto", "depth_first") else "eager"
         body = _COMPILED.format(
             inner=inner,
-            strict=inner == "eager",
+            strict=inner != "depth_first",
             how="none" if mode == "training" else weight_change(program.seed),
             back=mode == "training",
             exact=inner == "eager",

@@ -16,7 +16,7 @@ def shrink(program: Program, failure: Failure) -> tuple[Program, Failure]:
     def fails(candidate: Program) -> Failure | None:
         if not runs(candidate):
             return None
-        found = check(candidate, only=failure.mode).failures
+        found = check(candidate, [failure.mode]).failures
         return next((f for f in found if f.kind == failure.kind), None)
 
     return smallest(program, failure, fails)
