@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 pytestmark = pytest.mark.opinfo
 
 WHOLE = os.environ.get("GETFUSE_OPINFO") == "all"
-EVERY = 1 if WHOLE else 5
+EVERY = 1 if WHOLE else 2
 SAMPLES = 10 if WHOLE else 2
 BLOCK = 20
 WAYS = ("eager", "depth_first")

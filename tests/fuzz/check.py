@@ -114,7 +114,7 @@ class _Checker:
             drawn = rng.random() < share
             return any(way in self.ways for way in ways) if self.ways else drawn
 
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _memory_filled():
             warnings.simplefilter("ignore")
             try:
                 self._from_one_trace()
@@ -131,8 +131,11 @@ class _Checker:
     # -- one trace, every inner ------------------------------------------------------------
 
     def _from_one_trace(self) -> None:
-        with torch.no_grad():
-            right = self._calls(lambda model: model, self.case.build())
+        try:
+            with torch.no_grad():
+                right = self._calls(lambda model: model, self.case.build())
+        except Exception as error:
+            raise _Torch(f"eager: {type(error).__name__}: {_first_line(error)}") from error
         backend = _Backend(self.options, self.modes)
         compiled_for: nn.Module = self.case.build()
         compiled = torch.compile(compiled_for, backend=backend, fullgraph=True, dynamic=False)
@@ -405,6 +408,17 @@ def _check_plan(plan: Any) -> None:
     again.verify()
     assert again.groups == plan.groups, "other groups after save and load"
     assert again.graph.fingerprint == plan.graph.fingerprint, "another graph after save and load"
+
+
+@contextmanager
+def _memory_filled() -> Iterator[None]:
+    """What torch.empty returns is NaN or the largest integer: the same for us as for eager."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager
