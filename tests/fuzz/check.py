@@ -26,10 +26,7 @@ from torch import fx, nn
 
 import torch_getfuse
 from torch_getfuse.backend import compiler, fast
-from torch_getfuse.backend.capture import capture_fx
 from torch_getfuse.errors import NoOperatorError
-from torch_getfuse.options import Options
-from torch_getfuse.planner import plan_graph
 
 from .observe import ROUNDINGS, Observation, difference, nudged, observe
 from .program import Case, Program
@@ -69,7 +66,7 @@ class Verdict:
     Attributes:
         skipped: why it was not checked: torch itself does not compile it; empty if it was.
         failures: what does not hold.
-        checked: the ways in which it ran.
+        checked: the ways in which it ran; ``"packed"`` where inner auto had a fast program.
     """
 
     skipped: str = ""
@@ -157,8 +154,9 @@ class _Checker:
                 self._hold(mode, right, lambda mode=mode: run(mode), exact=mode == "eager")
         if backend.changed:
             self._fail("eager", "the backend changed the graph that it was given")
-        self.verdict.failures += backend.failures
-        self.plan = backend.plan
+        if backend.packed:
+            self.verdict.checked.add("packed")
+        self.plan, self.unplanned = backend.plan, backend.failed
         if self.plan is not None:
             self.verdict.checked.add("plan")
             self._held("plan", lambda: _check_plan(self.plan))
@@ -234,7 +232,9 @@ class _Checker:
                 self._fail_by("export", error)
                 return
             self.verdict.checked.add("export")
-            if self.plan is None:
+            if self.plan is None and self.unplanned:
+                pass  # which is a failure already
+            elif self.plan is None:
                 self._fail("export", "has operators as exported, but none as traced")
             elif exported.graph.fingerprint != self.plan.graph.fingerprint:
                 ours, other = ([op.kind for op in p.graph.ops] for p in (self.plan, exported))
@@ -349,8 +349,9 @@ class _Backend:
         self.options, self.modes = options, modes
         self.mode = TRACED
         self.plan: Any = None
-        self.failures: list[Failure] = []
+        self.failed = False
         self.changed = False
+        self.packed = False
 
     def __call__(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         before = gm.code
@@ -362,22 +363,24 @@ class _Backend:
                     warnings.filterwarnings("error", "torch_getfuse")
                     compiler._warned.clear()
                     table[mode] = compiler.getfuse(gm, inputs, options=options)
+                self._keep(getattr(table[mode], "getfuse_record", None))
             except Exception as error:
                 table[mode] = _raises(error)
-        if self.plan is None and not self.failures:
-            try:
-                capture = capture_fx(gm, inputs)
-                self.plan = plan_graph(capture.graph, Options.of(self.options))
-            except NoOperatorError:
-                pass  # nothing to plan: it runs as it is
-            except Exception as error:
-                self.failures.append(failure_of("plan", error))
+                self.failed = True
         self.changed |= gm.code != before
 
         def run(*args: Any) -> Any:
             return table[self.mode](*args)
 
         return run
+
+    def _keep(self, record: Any) -> None:
+        """The plan, of a graph that has anything to plan, and whether it runs packed."""
+        if record is None:
+            return
+        section = record.sections[0]
+        self.plan = self.plan or section.plan
+        self.packed |= any("packed convolutions in" in note for note in section.notes)
 
 
 def options_of(seed: int, buffer: str) -> dict[str, Any]:
@@ -424,7 +427,7 @@ def _memory_filled() -> Iterator[None]:
 @contextmanager
 def _fast_program_wins() -> Iterator[None]:
     """The fast program is taken whatever the clock says."""
-    with mock.patch.object(fast, "_times", lambda *_: (0.001, 0.002)):
+    with mock.patch.object(fast, "_times", return_value=(0.001, 0.002)):
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .program import REFUSALS, Program, Statement, namespace, runs
-from .templates import TABLE
+from .templates import ANYTHING, NETWORK
 
 _MOST_ELEMENTS = 2048
 _MOST_BYTES = 64
@@ -22,7 +22,8 @@ _TRIALS = 60
 
 _INTEGERS = (torch.int64, torch.int32, torch.int8, torch.uint8)
 _DTYPES = ("float32",) * 12 + (
-    "float64", "bfloat16", "float16", "int64", "int64", "int32", "int8", "uint8", "bool", "complex64",
+    "float64", "bfloat16", "float16", "int64", "int64", "int32", "int8", "uint8", "bool",
+    "complex64",
 )  # fmt: skip
 _SHAPES = (
     "2, 4, 6, 6", "1, 4, 8, 8", "1, 3, 5, 7", "2, 4, 6, 6", "1, 4, 8, 8", "2, 4, 8", "1, 4, 9",
@@ -59,6 +60,7 @@ class _NoOperand(Exception):
 class _Generator:
     def __init__(self, rng: Random, seed: int) -> None:
         self.rng, self.seed = rng, seed
+        self.network = rng.random() < 0.2
         self.module = nn.Module()
         self.names = {**namespace(), "self": self.module}
         self.values: dict[str, Tensor] = {}
@@ -67,7 +69,7 @@ class _Generator:
     def program(self) -> Program | None:
         """A program of at least two statements, or ``None`` where the draw was unlucky."""
         rng = self.rng
-        training = rng.random() < 0.3
+        training = rng.random() < (0.1 if self.network else 0.3)
         self.module.train(training)
         inputs = self._inputs()
         wanted = rng.randint(2, 12)
@@ -94,11 +96,11 @@ class _Generator:
     def _inputs(self) -> tuple[str, ...]:
         rng = self.rng
         found: list[str] = []
-        shape = rng.choice(_SHAPES)
+        shape = rng.choice(_SHAPES[:2] if self.network else _SHAPES)
         for i in range(rng.choice((1, 1, 2, 2, 3))):
-            if rng.random() < 0.4:
+            if i and rng.random() < 0.4:
                 shape = rng.choice(_SHAPES)
-            dtype = rng.choice(_DTYPES)
+            dtype = "float32" if self.network and not i else rng.choice(_DTYPES)
             kind = "" if dtype == "float32" else f", dtype=torch.{dtype}"
             text = f"data({10 * i} + k, {shape}{kind})" if shape else f"data({10 * i} + k{kind})"
             sizes = [int(n) for n in shape.split(", ")] if shape else []
@@ -138,10 +140,10 @@ class _Generator:
         found = []
         for i, text in enumerate(inputs):
             value = self.values[f"x{i}"]
-            plain = text.startswith("data(") and text.endswith(")") and ").".find(text) < 0
-            if plain and value.dtype is torch.float32 and value.is_contiguous():
+            plain = re.fullmatch(r"data\([^()]*\)", text)
+            if plain and value.dtype is torch.float32:
                 start, size = self.rng.choice((0, 0, 2)), value.numel()
-                if "dtype" not in text and ")." not in text and start + size <= 600:
+                if start + size <= 600:
                     shape = ", ".join(map(str, value.shape))
                     text = f"base[{start}:{start + size}].view({shape}) if k else {text}"
             found.append(text)
@@ -151,7 +153,7 @@ class _Generator:
 
     def _try(self) -> None:
         """Draw a line, run it, and keep it if eager takes it and its values are small."""
-        shares, kinds = zip(*TABLE)
+        shares, kinds = zip(*(NETWORK if self.network else ANYTHING))
         template = self.rng.choice(self.rng.choices(kinds, shares)[0])
         number = len(self.statements)
         try:
@@ -175,9 +177,9 @@ class _Generator:
             return
         if any(v.numel() > _MOST_ELEMENTS or v.dim() > 5 for v in found.values()):
             return
-        if any(not v.numel() for n, v in found.items() if n not in self.values):
-            if self.rng.random() < 0.7:
-                return
+        emptied = any(not v.numel() for n, v in found.items() if n not in self.values)
+        if emptied and self.rng.random() < 0.7:
+            return
         self.values = found
         self.statements.append(statement)
 

@@ -160,7 +160,7 @@ def runs(program: Program, calls: int = 2) -> bool:
 
 
 REFUSALS = (
-    RuntimeError, TypeError, ValueError, LookupError, NameError, AttributeError, NotImplementedError,
-    AssertionError, ArithmeticError,
+    RuntimeError, TypeError, ValueError, LookupError, NameError, AttributeError, ArithmeticError,
+    AssertionError,
 )  # fmt: skip
 """What torch raises of a line that it does not take."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 MAPS = (
     "self.m@ = nn.Conv2d({channels}, {wide}, {kernel}, padding={pad});; = self.m@({f4})",
     "self.m@ = nn.Conv2d({channels}, {wide}, 3, 2, 1, bias=False);; = self.m@({f4})",
-    "self.m@ = nn.Conv2d({channels}, {channels}, 3, padding=1, groups={channels});; = self.m@({f4})",
+    "self.m@ = nn.Conv2d({channels}, {wide}, 3, padding=1, bias={flag});; = self.m@({f4}).relu()",
+    "self.m@ = nn.Conv2d({channels}, {channels}, 3, groups={channels});; = self.m@({f4})",
     "self.m@ = nn.Conv2d({channels}, {wide}, 1);; = F.relu(self.m@({f4}))",
     "self.m@ = nn.BatchNorm2d({channels});; = self.m@({f4})",
     "self.m@ = nn.Sequential(nn.Conv2d({channels}, {wide}, 3, padding=1), nn.BatchNorm2d({wide}),"
@@ -274,7 +275,9 @@ RANDOM = (
     " = F.rrelu({f}, training=True)",
 )
 
-TABLE: tuple[tuple[int, tuple[str, ...]], ...] = (
+Table = tuple[tuple[int, tuple[str, ...]], ...]
+
+ANYTHING: Table = (
     (6, MAPS),
     (5, POINTWISE),
     (5, VIEWS),
@@ -285,3 +288,6 @@ TABLE: tuple[tuple[int, tuple[str, ...]], ...] = (
     (1, RANDOM),
 )
 """Shares of the kinds of statements."""
+
+NETWORK: Table = ((10, MAPS), (4, POINTWISE), (1, JOINS), (1, VIEWS), (1, REDUCTIONS), (1, STATE))
+"""Those of a program that changes nothing in place, as most networks for inference."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from fuzz.check import check_block, quietly
 from fuzz.generate import generate
 
