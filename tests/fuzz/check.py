@@ -101,7 +101,7 @@ class _Checker:
         self.change = weight_change(seed)
         self.options = options_of(seed, buffer)
         self.verdict = Verdict()
-        self.modes = [mode for mode in MODES if not ways or mode in ways]
+        self.modes = [mode for mode in MODES if not ways or mode in ways] or ["eager"]
 
     def run(self) -> Verdict:
         """Everything, in the order of its cost."""
