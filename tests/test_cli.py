@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_getfuse import cli, cli_options, load_plan
+from torch_getfuse import cli, cli_options, load_plan, planner, sweeps
 from torch_getfuse.backend.ledger import Counts, GroupLedger
 from torch_getfuse.errors import GetfuseError
 
@@ -81,7 +81,7 @@ def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     page = tmp_path / "report.html"
     assert cli.main(["report", *SMALL, "--json", "-o", str(page)]) == 0
     form = json.loads(capsys.readouterr().out)
-    assert form["schema_version"] == 1
+    assert form["schema_version"] == 2
     (section,) = form["sections"]
     assert section["assumptions"]["buffer_bytes"] == 400
     assert section["assumptions"]["weight_bytes"] == 1
@@ -228,7 +228,7 @@ def test_a_plan_that_fails_a_check(
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "cannot read"),
+        (None, "cannot be read"),
         (b"", "damaged or truncated"),
         (b'{"schema_version": 1, "graph": {', "damaged or truncated"),
         (b"\x80\xff\x00", "not a text file"),
@@ -336,7 +336,49 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
 
     monkeypatch.setattr(cli.Options, "of", interrupted)
     assert cli.main(["report", *SMALL]) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "torch-getfuse: interrupted\n")
+
+
+@pytest.mark.parametrize("command", ["plan", "report"])
+def test_an_interrupt_writes_what_is_known(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*args: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(planner, "exact", interrupted)
+    path = tmp_path / "known.json"
+    assert cli.main([command, *SMALL, "-o", str(path)]) == 130
+    out, err = capsys.readouterr()
+    assert "interrupted" in out
+    assert err == f"torch-getfuse: interrupted; this is the best {command} by then\n"
+    form = json.loads(path.read_text())
+    if command == "plan":
+        assert load_plan(path).verify().stages[-1].stopped == "interrupted"
+    else:
+        assert "interrupted" in json.dumps(form)
+
+
+def test_an_interrupted_sweep_writes_its_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, planned = sweeps.plan_graph, []
+
+    def plan_graph(graph: object, options: object) -> object:
+        if planned:
+            raise KeyboardInterrupt
+        planned.append(original(graph, options))
+        return planned[0]
+
+    monkeypatch.setattr(sweeps, "plan_graph", plan_graph)
+    path = tmp_path / "points.json"
+    asked = ["sweep", *MODEL, "--buffers", "64KB,128KB", "-j", "1", "-o", str(path)]
+    assert cli.main(asked) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(json.loads(path.read_text())["records"]) == 1
 
 
 @pytest.mark.parametrize("command", ["", *(command.name for command in cli.COMMANDS)])

@@ -6,6 +6,7 @@ import builtins
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -136,6 +137,23 @@ def test_a_network(mobile: Explanation) -> None:
     assert mobile.cut is not None
     # Each tensor that the cut takes out of the group is written, and read by one part more.
     assert mobile.added_dram_bytes == 2 * sum(mobile.cut.crossing.values())
+
+
+def test_the_predictor_is_called_wrong_only_where_it_is(mobile: Explanation) -> None:
+    def told(**changes: Any) -> str:
+        text = str(replace(mobile, **changes))
+        return next(line for line in text.splitlines() if line.startswith("GNN"))
+
+    buffer = mobile.buffer_bytes
+    assert told(probability=0.1, demand_bytes=buffer, untrained="").endswith(": right")
+    assert told(probability=0.9, demand_bytes=buffer, untrained="").endswith(": wrong")
+    # It predicts F_b < B: an obstacle, such as an unfusable operator on a path, is not its fault.
+    assert told(
+        probability=0.9, demand_bytes=buffer - 1, valid=False, obstacles=("two pieces",)
+    ).endswith(": right")
+    assert told(probability=0.9, demand_bytes=None, untrained="").endswith(": wrong")
+    far = told(probability=0.9, demand_bytes=buffer, untrained="buffers of 128 KB to 2 MB")
+    assert far.endswith(": not so, but it was trained for buffers of 128 KB to 2 MB only")
 
 
 @pytest.mark.parametrize(

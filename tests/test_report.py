@@ -15,10 +15,14 @@ import pytest
 from graphs import Builder
 
 from torch_getfuse.errors import GetfuseError, OptionError
+from torch_getfuse.ir import Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, Stage
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report, Section
+from torch_getfuse.report import Report
+from torch_getfuse.section import Section
+
+NAMES = ("fusion_group_0", "unfusable_0")
 
 
 def make_plan(buffer: int = 100) -> PartitionPlan:
@@ -57,19 +61,27 @@ def test_unfusable_traffic_counts_widths(plan: PartitionPlan) -> None:
 def test_dict_is_integers(report: Report) -> None:
     form = json.loads(report.to_json())
     assert form == report.to_dict()
-    assert form["schema_version"] == 1
+    assert form["schema_version"] == 2
+    assert form["totals"] == {"unfused_bytes": 1704, "planned_bytes": 1576, "saved_bytes": 128}
     (section,) = form["sections"]
     assert section["totals"] == {
         "operators": 3,
         "groups": 1,
-        "unfused": dram(128, 128, 40),
-        "planned": dram(64, 64, 40),
+        "unfused": dram(192, 1152, 360),
+        "planned": dram(128, 1088, 360),
         "saved_bytes": 128,
-        "lower_bound_bytes": 168,
+        "lower_bound_bytes": 1576,
         "proof": "optimal",
+        "claimed_by": "",
         "max_buffer_bytes": 88,
-        "unfusable_operators": 1,
-        "unfusable": dram(64, 1024, 320),
+        "fusable": {
+            "operators": 2,
+            "unfused": dram(128, 128, 40),
+            "planned": dram(64, 64, 40),
+            "saved_bytes": 128,
+            "lower_bound_bytes": 168,
+        },
+        "unfusable": {"operators": 1, **dram(64, 1024, 320)},
     }
     assert section["groups"] == [
         {
@@ -77,11 +89,16 @@ def test_dict_is_integers(report: Report) -> None:
             "ops": ["conv0", "conv1"],
             "modules": ["", ""],
             "buffer_bytes": 88,
+            # A row of 16 B of each small map and of 256 B of the wide one, all weights, one more.
+            "needs_bytes": 3 * 16 + 256 + 40 + 320 + 1,
             **dram(64, 64, 40),
             "ends": "unfusable neighbour conv2",
         }
     ]
-    assert section["unfusable"] == [{"name": "conv2", "kind": "conv", **dram(64, 1024, 320)}]
+    assert section["unfusable"] == [
+        {"name": "conv2", "kind": "conv", "needs_bytes": 593, **dram(64, 1024, 320)}
+    ]
+    assert section["held_whole"] == []
     assert section["unsupported"] == {"aten.sort": 2}
     assert section["notes"] == ["a note"]
     assert all(type(v) is int for k, v in leaves(form) if k.endswith("_bytes"))
@@ -108,12 +125,15 @@ def leaves(form: Any) -> list[tuple[str, Any]]:
 def test_text(report: Report) -> None:
     text = str(report)
     for part in (
-        "planned",
-        "128 B (50.0%)",  # saved of the features
-        "optimal (proved)",
+        "fusable: features 256 B 128 B 128 B (50.0%)",
+        "2 fusable operators (the paper's figure) 296 B 168 B 128 B (43.2%)",
+        "1 unfusable operator, at least 1.38 KB 1.38 KB 0 B",
+        "whole network 1.66 KB 1.54 KB 128 B (7.5%)",
+        "optimal (proved): no legal plan of the 2 fusable operators has less",
         "88 B of 100 B (88.0%)",
         "1, of 2 fusable operators",
-        "1, moving 1.38 KB of their own, 320 B of it weights",
+        "unfusable operators 1; from a buffer of 593 B up it fits",
+        "conv2 conv 593 B 64 B 1 KB 320 B",
         "exact: 168 B",
         "scheme lbdf, granularity line, buffer 100 B, 1 B per activation, 1 B per weight",
         "conv0 .. conv1 (2 ops)",
@@ -167,12 +187,16 @@ def test_text_fits_a_terminal(plan: PartitionPlan) -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"proof": "bound", "lower_bound_bytes": 100}, "at most 68.0% above the optimum"),
+        (
+            {"proof": "bound", "lower_bound_bytes": 100},
+            "100 B of the 2 fusable operators; the plan is at most 68.0% above their optimum",
+        ),
         ({"proof": None, "lower_bound_bytes": 0}, "none is known"),
     ],
 )
 def test_lower_bounds(plan: PartitionPlan, change: dict[str, Any], text: str) -> None:
-    assert text in str(Report([Section(replace(plan, **change))]))
+    told = " ".join(str(Report([Section(replace(plan, **change))])).split())
+    assert text in told
 
 
 def test_stages_in_order(plan: PartitionPlan) -> None:
@@ -184,30 +208,97 @@ def test_stages_in_order(plan: PartitionPlan) -> None:
 def test_several_graphs(plan: PartitionPlan) -> None:
     report = Report([Section(plan, "graph 0"), Section(plan, "graph 1")])
     text = str(report)
-    assert "2 graphs: 336 B of DRAM access planned, 592 B unfused, 256 B (43.2%) saved" in text
+    assert (
+        "2 graphs: 3.08 KB of DRAM access planned, 3.33 KB unfused, 256 B (7.5%) saved, unfusable "
+        "operators included"
+    ) in text
+    assert report.to_dict()["totals"]["planned_bytes"] == 3152
     assert "graph 0: DRAM access per sample" in text
-    assert [record["graph"] for record in report.to_records()] == ["graph 0", "graph 1"]
+    assert [(record["graph"], record["group"]) for record in report.to_records()] == [
+        (name, group) for name in ("graph 0", "graph 1") for group in NAMES
+    ]
     assert repr(report) == "<Report of 2 graph(s), 2 fusion groups>"
 
 
 def test_everything_unfusable() -> None:
-    report = Report([Section(make_plan(buffer=10))])
-    assert "0, of 0 fusable operators" in str(report)
+    section = Section(make_plan(buffer=10))
+    report = Report([section])
+    text = " ".join(str(report).split())
+    assert "0, of 0 fusable operators" in text
+    assert "lower bound none: no operator fits the buffer" in text
+    assert "optimal" not in text
+    assert "3; from a buffer of 53 B up conv0 fits, from 593 B up all of them do" in text
+    assert section.needs == {"conv0": 53, "conv1": 53, "conv2": 593}
+    for name, size in section.needs.items():  # strictly: the buffer must be larger than the demand
+        alone = 1 << section.plan.graph.index[name]
+        assert section.scheme.buffer(alone, size) == size - 1
     assert report.to_dict()["sections"][0]["totals"]["saved_bytes"] == 0
-    assert report.to_records() == []
+    assert report.to_records() == section.records()
+    assert [record["dram_bytes"] for record in report.to_records()] == [148, 148, 1408]
+
+
+def test_a_larger_buffer_never_raises_what_the_network_moves() -> None:
+    totals = [
+        Section(make_plan(buffer=size)).network_planned.total for size in (10, 60, 88, 89, 593, 700)
+    ]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] == Section(make_plan(buffer=10)).network_unfused.total == 1704
+    # The fusion groups alone, which the paper counts, move more where more operators fit.
+    assert make_plan(buffer=700).dram_bytes > make_plan(buffer=89).dram_bytes
+
+
+def test_rows_add_up_to_the_whole_network(plan: PartitionPlan) -> None:
+    section = Section(plan)
+    rows = section.records()
+    assert sum(row["dram_bytes"] for row in rows) == section.network_planned.total == 1576
+    assert sum(row["unfused_bytes"] for row in rows) == section.network_unfused.total == 1704
+
+
+def test_maps_that_are_held_whole() -> None:
+    build = Builder()
+    at = build.input((1, 4, 64))
+    for _ in range(2):
+        at = build.op("conv1d", [(at, Window.whole())], (1, 4, 64), 20, mixes=True)
+    plan = plan_graph(build.graph(), Options(buffer=600, activation_bytes=1, weight_bytes=1))
+    section = Section(plan)
+    assert list(section.held_whole) == ["conv1d0", "conv1d1"]
+    text = " ".join(str(Report([section])).split())
+    assert "Note: priced as holding whole maps: conv1d conv1d0, conv1d1" in text
+    assert "all fit alone even so" in text
+    assert "not of the chip" in text
+    assert [h["name"] for h in section.to_dict()["held_whole"]] == ["conv1d0", "conv1d1"]
+    small = plan_graph(plan.graph, Options(buffer=100, activation_bytes=1, weight_bytes=1))
+    assert "2 of 2 do not fit and move 1.04 KB on their own" in str(Report([Section(small)]))
+
+
+def test_an_operator_without_a_rule_is_held_whole(plan: PartitionPlan) -> None:
+    first, *rest = plan.graph.ops
+    ops = (replace(first, reason="no rule for fold"), *rest)
+    odd = replace(plan, graph=replace(plan.graph, ops=ops))
+    assert Section(odd).held_whole == {"conv0": "no rule for fold"}
+    assert not Section(plan).held_whole
+    assert "held" not in str(Report([Section(plan)]))
 
 
 def test_empty() -> None:
     report = Report([])
     assert "no graph has been compiled yet" in str(report)
-    assert report.to_dict() == {"schema_version": 1, "sections": [], "unplanned": []}
+    assert report.to_dict() == {
+        "schema_version": 2,
+        "totals": {"unfused_bytes": 0, "planned_bytes": 0, "saved_bytes": 0},
+        "sections": [],
+        "unplanned": [],
+    }
+    assert str(Report([], empty="as told")) == "as told"
     assert "no graph has been compiled yet" in report.to_html()
     assert report.to_csv().count("\n") == 1
     assert report.to_pandas().empty
 
 
 def test_csv(report: Report) -> None:
-    (row,) = csv.DictReader(io.StringIO(report.to_csv()))
+    row, apart = csv.DictReader(io.StringIO(report.to_csv()))
+    assert (apart["group"], apart["fusable"], apart["ops"]) == ("unfusable_0", "False", "conv2")
+    assert (apart["needs_bytes"], apart["dram_bytes"]) == ("593", "1408")
     assert row["group"] == "fusion_group_0"
     assert row["ops"].split() == ["conv0", "conv1"]
     assert int(row["buffer_bytes"]) == 88
@@ -256,8 +347,10 @@ def test_html_is_well_formed_and_escaped(plan: PartitionPlan) -> None:
 
 def test_pandas(report: Report) -> None:
     frame = report.to_pandas()
-    assert list(frame["dram_bytes"]) == [168]
+    assert list(frame["dram_bytes"]) == [168, 1408]
     assert str(frame["buffer_bytes"].dtype) == "int64"
+    assert str(frame["needs_bytes"].dtype) == "Int64"
+    assert frame["dram_bytes"].sum() == 1576
 
 
 def test_pandas_absent(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,8 +363,8 @@ def test_pandas_absent(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     ("suffix", "start"),
     [
         (".txt", "DRAM access per sample\n"),
-        (".json", '{\n "schema_version": 1'),
-        (".csv", "graph,group,operators,ops,"),
+        (".json", '{\n "schema_version": 2'),
+        (".csv", "graph,group,fusable,operators,ops,"),
         (".md", "### DRAM access"),
         (".HTML", "<!DOCTYPE html>"),
     ],

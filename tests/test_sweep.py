@@ -19,6 +19,7 @@ from torch import nn
 import torch_getfuse
 from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, cli, sweeps
 from torch_getfuse.models import ModelError
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import FIGURES, KEY, Record
 
 X = torch.zeros(1, 3, 8, 8)
@@ -75,9 +76,12 @@ def test_the_product_in_order_and_what_plan_says() -> None:
             weight_bytes=1,
         )
         assert record["fingerprint"] == plan.graph.fingerprint
-        assert record["dram_bytes"] == plan.dram_bytes
-        assert record["feature_bytes"] == plan.feature_bytes
-        assert record["lower_bound_bytes"] == plan.lower_bound_bytes
+        section = Section(plan)
+        assert record["dram_bytes"] == plan.dram_bytes + section.outside.total
+        assert record["unfusable_bytes"] == section.outside.total
+        assert record["feature_bytes"] == record["dram_bytes"] - section.network_planned.weight
+        assert record["lower_bound_bytes"] == plan.lower_bound_bytes + section.outside.total
+        assert record["unfused_bytes"] == section.network_unfused.total
         assert record["max_buffer_bytes"] == plan.max_buffer_bytes
         assert (record["groups"], record["unfusable"]) == (len(plan.groups), len(plan.unfusable))
         assert record["proof"] == "optimal"
@@ -85,9 +89,9 @@ def test_the_product_in_order_and_what_plan_says() -> None:
         assert (record["unfusable"] == 0) == (record["unfusable_bytes"] == 0)
 
 
-def test_a_larger_buffer_never_costs_more_with_unfusable_operators_counted() -> None:
+def test_a_larger_buffer_never_costs_more() -> None:
     result = run(buffers=[100, 200, 300, 400, "1KB"], schemes=["lbdf"], granularities=["line"])
-    totals = [r["dram_bytes"] + r["unfusable_bytes"] for r in result.records]
+    totals = [r["dram_bytes"] for r in result.records]
     assert totals == sorted(totals, reverse=True)
     assert totals[0] > totals[-1]
 
@@ -200,8 +204,10 @@ def test_an_interrupt_keeps_what_was_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(sweeps, "plan_graph", plan_graph)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(torch_getfuse.Interrupted) as caught:
             run(path=path)
+        assert len(caught.value.sweep.records) == 6
+        assert caught.value.plan is None
     assert len(path.read_text().splitlines()) == 6
     with counted(monkeypatch) as planned:
         run(path=path)
@@ -296,7 +302,10 @@ def test_the_accelerators_buffer_is_the_default() -> None:
 def test_forms(tmp_path: Path) -> None:
     result = run()
     table = str(result).splitlines()
-    assert len(table) == 2 + len(result.records)
+    assert len(table) == 2 + len(result.records) + 2
+    told = "9 points: 9 planned, 0 kept from before, 0 failed"
+    assert table[-1] == f"{told}; sizes are of the whole network"
+    assert repr(result) == f"<Sweep of {told}>"
     assert "lbdf pixel" in str(result)
     assert result._repr_html_().count("<tr>") == 1 + len(result.records)
     assert json.loads(result.to_json()) == result.to_dict()
@@ -307,7 +316,10 @@ def test_forms(tmp_path: Path) -> None:
         result.save(tmp_path / f"sweep{suffix}")
         assert (tmp_path / f"sweep{suffix}").stat().st_size
     result.save(tmp_path / "sweep.jsonl")
-    assert run(path=tmp_path / "sweep.jsonl") == result
+    again = run(path=tmp_path / "sweep.jsonl", buffers=[200, 400, 500, "1KB"])
+    assert [r for r in again.records if r["buffer_bytes"] != 500] == list(result.records)
+    assert again.kept == 9
+    assert "12 points: 3 planned, 9 kept from before, 0 failed" in str(again)
     with pytest.raises(OptionError, match=r"did you mean '\.csv'"):
         result.save(tmp_path / "sweep.cvs")
 
@@ -386,8 +398,14 @@ def test_bench_without_a_checkout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "site" / "torch_getfuse" / "cli.py"))
+    stranger = tmp_path / "site" / "benchmarks" / "of_another_package.py"
+    stranger.parent.mkdir(parents=True)
+    stranger.touch()
     assert cli.main(["bench"]) == 2
-    assert "benchmarks come with the sources" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "benchmarks come with the sources" in err
+    assert "run pip install -e . in a checkout" in err
 
 
 def test_train_hands_on_what_is_given(
@@ -410,3 +428,37 @@ def test_train_hands_on_what_is_given(
     assert "75.00% of 8 test samples" in capsys.readouterr().out
     assert cli.main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"api_key": "precious"}\n',
+        b'{"api_key": "precious"}',
+        b'{"model": "a file of another program"}\n',
+        b"{\n",
+        b"some notes",
+        b"[" * 100_000,
+    ],
+    ids=lambda content: repr(content[:20]),
+)
+def test_a_file_that_is_not_a_sweeps_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "config.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(GetfuseError, match=r"line 1 of .* is no point of a sweep"):
+        run(path=path)
+    assert path.read_bytes() == content
+
+
+def test_a_first_point_that_is_cut_off_is_planned_again(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.jsonl"
+    whole = timeless(run(path=path))
+    for kept in (0, 1, 5, 40):
+        path.write_bytes(path.read_bytes()[:kept])
+        assert timeless(run(path=path)) == whole
+
+
+def test_a_folder_or_a_device_for_a_sweep(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(GetfuseError, match="is no regular file"):
+            run(path=path)

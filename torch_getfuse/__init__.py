@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CaptureError,
         GetfuseError,
         GraphError,
+        Interrupted,
         OptionError,
         PlanError,
     )
@@ -30,6 +31,7 @@ _HOMES = {
     "Explanation": "explanation",
     "GetfuseError": "errors",
     "GraphError": "errors",
+    "Interrupted": "errors",
     "Ledger": "backend.ledger",
     "OptionError": "errors",
     "PartitionPlan": "partition.plan",
@@ -50,6 +52,7 @@ __all__ = [
     "Explanation",
     "GetfuseError",
     "GraphError",
+    "Interrupted",
     "Ledger",
     "OptionError",
     "PartitionPlan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -9,27 +10,37 @@ from torch_getfuse.errors import OptionError, nearest
 
 KB = 1024
 MB = 1024 * KB
-_UNITS = {"B": 1, "KB": KB, "KIB": KB, "MB": MB, "MIB": MB, "GB": 1024 * MB, "GIB": 1024 * MB}
+_UNITS = {
+    unit + tail: size
+    for unit, size in (("K", KB), ("M", MB), ("G", 1024 * MB))
+    for tail in ("", "B", "IB")
+} | {"B": 1}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of ``"256KB"``, ``"1.5MB"``, ``"4096"`` or a number; KB = 1024 B, MB = 1024 KB.
+    """Bytes of ``"256KB"``, ``"1.5 MiB"``, ``"64k"``, ``"4096"`` or a number.
+
+    K, KB and KiB are all 1024 B, M 1024 K, G 1024 M, in small letters or capitals.
 
     Raises:
         OptionError: for anything else, for less than one byte and for fractions of a byte.
     """
     if isinstance(size, bool) or not isinstance(size, (int, str)):
-        raise OptionError(f"a size is an int of bytes or text like '256KB', not {size!r}")
+        raise OptionError(f"{size!r} is no size: give bytes as an int, or text like '256KB'")
     if isinstance(size, int):
         total = float(size)
     else:
         match = _SIZE.fullmatch(size)
         if match is None or (match[2] or "B").upper() not in _UNITS:
-            raise OptionError(f"size {size!r} is not a number of bytes, KB, MB or GB, like '256KB'")
+            raise OptionError(f"{size!r} is no size in bytes, KB, MB or GB, like '256KB'")
         total = float(match[1]) * _UNITS[(match[2] or "B").upper()]
-    if total < 1 or total != int(total):
-        raise OptionError(f"size {size!r} is {total:g} bytes; at least one whole byte is needed")
+    if total < 1:
+        raise OptionError(f"{size!r} is no size: at least one whole byte is needed")
+    if total != int(total):
+        raise OptionError(
+            f"{size!r} is no size: {total:g} bytes are no whole number; type {math.ceil(total)}"
+        )
     return int(total)
 
 
@@ -41,6 +52,14 @@ def format_size(size: int) -> str:
     if value == int(value):
         return f"{int(value)} {unit}"
     return f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
+
+
+def format_buffer(size: int) -> str:
+    """A buffer of at least ``size`` bytes, as people choose one: ``"433 B"``, ``"24 KB"``."""
+    if size < KB:
+        return f"{size} B"
+    unit, name = (KB, "KB") if size < 10 * MB else (MB, "MB")
+    return f"{-(-size // unit)} {name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +136,7 @@ ACCELERATORS: dict[str, Accelerator] = {
 
 def accelerator(name: str) -> Accelerator:
     """The preset of a name; raises :class:`OptionError` with the nearest one."""
-    try:
+    if name in ACCELERATORS:
         return ACCELERATORS[name]
-    except KeyError:
-        raise OptionError(
-            f"accelerator={name!r} is not known{nearest(name, ACCELERATORS)}; "
-            f"known: {', '.join(ACCELERATORS)}"
-        ) from None
+    hint = nearest(str(name), ACCELERATORS) or f"; known: {', '.join(ACCELERATORS)}"
+    raise OptionError(f"accelerator={name!r} is not known{hint}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +16,23 @@ from torch_getfuse.backend.capture import (
     Capture,
     capture_exported,
     capture_model,
+    does_not_run,
     run_captured,
 )
 from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.grouping import split_capture
 from torch_getfuse.backend.inner import find_inner
 from torch_getfuse.backend.ledger import Ledger
-from torch_getfuse.backend.records import find
+from torch_getfuse.backend.mode_notes import mode_notes
+from torch_getfuse.backend.records import compiler_of, find, is_compiled
 from torch_getfuse.backend.regions import inline_regions
-from torch_getfuse.errors import CaptureError, OptionError
+from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report, Section
+from torch_getfuse.report import Report
+from torch_getfuse.section import Section
 from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.why import check_explainers, explain_graph
 
@@ -45,9 +50,11 @@ def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionP
     Raises:
         OptionError: for an unknown option or value, or missing example inputs.
         CaptureError: if the model cannot be traced as one graph.
+        Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far, or ``None``.
     """
-    chosen = _options(options)
-    return plan_graph(_capture(model, args).graph, chosen)
+    with interrupts():
+        chosen = _options(options, model)
+        return plan_graph(_capture(model, args, "plan(model, (x,))").graph, chosen)
 
 
 def report(model: object, *args: Any, **options: Any) -> Report:
@@ -61,17 +68,28 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     Raises:
         OptionError: for an unknown option or value.
         CaptureError: if the model cannot be traced as one graph.
+        Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far and its ``report``
+            that plan's, or both are ``None``.
     """
     if isinstance(model, PartitionPlan):
         return Report([Section(model)])
     if args or isinstance(model, torch.export.ExportedProgram):
-        chosen = _options(options)
-        target = getattr(model, "_orig_mod", model)
-        captured = _capture(target, args)
-        return Report(
-            [Section(plan_graph(captured.graph, chosen), unsupported=captured.unsupported)]
-        )
+        with interrupts():
+            chosen = _options(options, model)
+            target = getattr(model, "_orig_mod", model)
+            captured = _capture(target, args, "report(model, x)")
+            notes = mode_notes(captured.graph_module)
+            try:
+                plan = plan_graph(captured.graph, chosen)
+            except Interrupted as error:
+                if error.plan is not None:
+                    error.report = Report([Section(error.plan, "", captured.unsupported, notes)])
+                raise
+            return Report([Section(plan, "", captured.unsupported, notes)])
+    if not callable(model) or isinstance(model, type):
+        raise _no_model(model)
     if options:
+        _options(options, model)
         raise OptionError(
             f"report(model, {next(iter(options))}=...) needs example inputs: report(model, x, ...)"
         )
@@ -106,9 +124,10 @@ def explain(
         CaptureError: if the model cannot be traced as one graph.
         WeightsError: where an explainer's weights are missing or made for another model.
     """
-    chosen = _options(options)
+    chosen = _options(options, model)
     check_explainers(explainers)
-    return explain_graph(_capture(model, args).graph, chosen, operators, explainers)
+    graph = _capture(model, args, "explain(model, (x,))").graph
+    return explain_graph(graph, chosen, operators, explainers)
 
 
 def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:
@@ -129,13 +148,16 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     else:
+        target = _checked(model, args, "split(model, (x,), plan)")
         try:
-            program = torch.export.export(_checked(model, args), args)
+            program = torch.export.export(target, args)
         except torch._dynamo.exc.Unsupported as error:
             why = str(error).strip().split("\n")[0]
             raise CaptureError(
                 f"torch.export cannot trace {type(model).__name__}: {why}"
             ) from error
+        except Exception as error:  # a model fails in its own code, by whatever it raises
+            raise does_not_run(target, args, error) from error
     captured = _in_module(program)
     plan.check_graph(captured.graph)
     return split_capture(captured, plan)
@@ -174,15 +196,33 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
         with torch.no_grad():
             outputs = make(_in_module(model))(*args)
     else:
-        outputs = run_captured(_checked(getattr(model, "_orig_mod", model), args), args, make)
+        target = _checked(
+            getattr(model, "_orig_mod", model), args, "run_counted(model, (x,), plan)"
+        )
+        outputs = run_captured(target, args, make)
     return outputs, ledgers[0]
 
 
-def _options(options: Mapping[str, Any]) -> Options:
+def _options(options: Mapping[str, Any], model: object) -> Options:
     """Options, refused at once where compiling with them would be refused."""
+    known = {field.name for field in dataclasses.fields(Options)}
+    forward = getattr(model, "forward", None)
+    for name in options:
+        if name not in known and callable(forward) and name in _parameters(forward):
+            raise OptionError(
+                f"{name}= is an input of {type(model).__name__}, not an option; give inputs by "
+                "position: report(model, x), plan(model, (x,))"
+            )
     chosen = Options.of(options)
     find_inner(chosen.inner)
     return chosen
+
+
+def _parameters(function: Callable[..., Any]) -> Sequence[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return ()
 
 
 def _compiled_report(model: object) -> Report:
@@ -199,14 +239,63 @@ def _compiled_report(model: object) -> Report:
                 section = replace(section, notes=(*section.notes, shared))
             title = f"{name or 'graph 0'} {section.name}" if section.name else name
             sections.append(replace(section, name=title))
+    unplanned += _recurrent(model, sections)
+    if not sections and not unplanned:
+        return Report([], empty=_nothing(model))
     pairs = itertools.combinations(records, 2)
     return Report(sections, unplanned, alternatives=any(a.replaces(b) for a, b in pairs))
 
 
-def _capture(model: object, args: tuple[Any, ...]) -> Capture:
+def _nothing(model: object) -> str:
+    """Why a report is empty, and what to do."""
+    plans = "report(model, x) plans without running"
+    backend = compiler_of(model)
+    if backend not in (None, "getfuse"):
+        return (
+            f"Nothing to report: this was compiled with backend={backend!r}, and reports are of "
+            f'torch.compile(model, backend="getfuse"); {plans}.'
+        )
+    what = "no graph has been compiled yet; call the compiled model once with an input"
+    if not is_compiled(model):
+        what = (
+            'this was not compiled by torch.compile(model, backend="getfuse"), or not called since'
+        )
+    text = f"Nothing to report: {what}; {plans}."
+    module = getattr(model, "_orig_mod", model)
+    if type(module).__module__.startswith("torch.nn"):
+        text += (
+            " A module of torch's own, such as nn.Sequential, is not found where it has no "
+            "parameters or runs what was compiled for another one: torch runs one code for all."
+        )
+    return text
+
+
+def _recurrent(model: object, sections: Sequence[Section]) -> list[str]:
+    """What Dynamo has kept from the backend: it leaves recurrent modules to eager by itself."""
+    module = getattr(model, "_orig_mod", model)
+    if not isinstance(module, nn.Module):
+        return []
+    found = {
+        name or "the model": type(part).__name__
+        for name, part in module.named_modules()
+        if isinstance(part, nn.RNNBase)
+    }
+    kinds = {op.kind for section in sections for op in section.plan.graph}
+    missing = [f"{name} ({kind})" for name, kind in found.items() if kind.lower() not in kinds]
+    if not missing:
+        return []
+    what = "is" if len(missing) == 1 else "are"
+    return [
+        f"{', '.join(missing)} {what} left to eager by torch.compile, with all of the frames that "
+        "call it, unless torch._dynamo.config.allow_rnn is True: not planned, and in no total "
+        "here. report(model, x) plans it without running."
+    ]
+
+
+def _capture(model: object, args: tuple[Any, ...], usage: str) -> Capture:
     if isinstance(model, torch.export.ExportedProgram):
         return capture_exported(model)
-    return capture_model(_checked(model, args), args)
+    return capture_model(_checked(model, args, usage), args)
 
 
 def _in_module(program: torch.export.ExportedProgram) -> Capture:
@@ -223,15 +312,39 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     return captured.moved(module, moved)
 
 
-def _checked(model: object, args: tuple[Any, ...]) -> nn.Module:
+def _checked(model: object, args: object, usage: str) -> nn.Module:
+    """The module; raises :class:`OptionError` where it or its inputs are not of their kind."""
     if not isinstance(model, nn.Module):
-        raise OptionError(
-            f"expected a torch.nn.Module or an ExportedProgram, got {type(model).__name__}"
-        )
+        raise _no_model(model)
     if not isinstance(args, tuple):
+        named = "; inputs go by position, in the order of forward()"
         raise OptionError(
             f"args must be a tuple of example inputs, like (x,), not {type(args).__name__}"
+            + (named if isinstance(args, Mapping) else "")
         )
     if not args:
-        raise OptionError("example inputs are missing: plan(model, (x,))")
+        raise OptionError(f"example inputs are missing: {usage}")
+    if len(args) > 1 and all(isinstance(value, int) for value in args):
+        size = ", ".join(map(str, args))
+        raise OptionError(f"args hold sizes, not inputs: give tensors, like (torch.zeros({size}),)")
+    for position, value in enumerate(args):
+        if type(value).__module__ == "numpy":
+            raise OptionError(
+                f"input {position} is a numpy {type(value).__name__}: give torch.from_numpy(x)"
+            )
     return model
+
+
+def _no_model(model: object) -> OptionError:
+    """The error for what is no model."""
+    if isinstance(model, type):
+        name = model.__name__
+        return OptionError(f"{name} is a class: give an instance, like {name}(...)")
+    hint = ""
+    if isinstance(model, str):
+        hint = f"; torch_getfuse.models.load_model({model!r}) makes a model of a name"
+    elif callable(model):
+        hint = "; a function goes into the forward() of one"
+    return OptionError(
+        f"expected a torch.nn.Module or an ExportedProgram, got {type(model).__name__}{hint}"
+    )

@@ -5,7 +5,8 @@ and returns the exit code. Options of planning come from :class:`~torch_getfuse.
 so a new option there is a new flag here. torch is imported by the commands that need it, so that
 ``--help`` and mistakes in the options are answered at once.
 
-Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what to type instead.
+Exit codes: 0 done; 1 a check failed; 2 wrong use, with one line that says what to type instead;
+130 interrupted, with what was known by then written and printed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import re
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,11 +37,12 @@ from torch_getfuse.cli_options import (
     with_model,
     write,
 )
-from torch_getfuse.errors import GetfuseError, nearest
+from torch_getfuse.errors import GetfuseError, Interrupted, PlanError, nearest
 from torch_getfuse.explanation import Explanation
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.plan import PartitionPlan, read_json
 from torch_getfuse.report import Report
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import Sweep
 from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, sweep
 from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
@@ -51,6 +53,30 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM = "torch-getfuse"
+INTERRUPTED = 130  # exit code, as of a program that Ctrl-C ends
+
+
+# -- interrupts ---------------------------------------------------------------------------
+
+
+def _made(make: Callable[[], Any], what: str) -> tuple[Any, int]:
+    """What ``make`` makes, with exit code 0; or what was known when it was interrupted, with 130.
+
+    Args:
+        make: calls the API.
+        what: which attribute of :class:`Interrupted` is the same kind of thing.
+
+    Raises:
+        KeyboardInterrupt: where nothing was known yet.
+    """
+    try:
+        return make(), 0
+    except Interrupted as error:
+        known = getattr(error, what)
+        if known is None:
+            raise
+        print(f"{PROGRAM}: interrupted; this is the best {what} by then", file=sys.stderr)
+        return known, INTERRUPTED
 
 
 # -- report and plan ----------------------------------------------------------------------
@@ -59,11 +85,11 @@ PROGRAM = "torch-getfuse"
 def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
         Report.check_suffix(args.output)
-    made = with_model(args, _make_report)
+    made, code = _made(lambda: with_model(args, _make_report), "report")
     if args.output is not None:
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
-    return 0
+    return code
 
 
 def _make_report(
@@ -75,16 +101,16 @@ def _make_report(
 
 
 def _plan(args: argparse.Namespace) -> int:
-    made = with_model(args, _make_plan)
+    made, code = _made(lambda: with_model(args, _make_plan), "plan")
     if args.output is not None:
         write(args.output, made.save)
     if args.json:
         print(json.dumps(made.to_dict(), indent=1))
     elif args.output is not None:
-        print(f"{args.output}: {_figures(made)}")
+        print(f"{args.output}: {_figures(made)}{', interrupted' if code else ''}")
     else:
         print(made)
-    return 0
+    return code
 
 
 def _make_plan(
@@ -140,7 +166,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     form = _read_plan(args.plan)
     try:
-        plan = PartitionPlan.from_dict(form).verify()
+        plan = PartitionPlan.from_dict(form).verify(args.prove, args.time_limit)
     except GetfuseError as error:
         if args.json:
             print(json.dumps({"ok": False, "plan": args.plan, "error": str(error)}, indent=1))
@@ -156,6 +182,7 @@ def _verify(args: argparse.Namespace) -> int:
             "dram_bytes": plan.dram_bytes,
             "lower_bound_bytes": plan.lower_bound_bytes,
             "proof": plan.proof,
+            "claimed_by": plan.claimed_by,
             "max_buffer_bytes": plan.max_buffer_bytes,
             "buffer_bytes": plan.buffer_bytes,
         }
@@ -172,16 +199,11 @@ def _read_plan(path: str) -> dict[str, Any]:
         UsageError: where the file cannot be read, is no JSON (truncated), or is no plan at all.
     """
     try:
-        form = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path!r}: {error.strerror}; check the path") from error
-    except json.JSONDecodeError as error:
+        form = read_json(path)
+    except PlanError as error:
         raise UsageError(
-            f"{path!r} is damaged or truncated ({error.msg} at line {error.lineno}); make it again "
-            f"with {PROGRAM} plan MODEL -o {path}"
+            f"plan {path!r}: {error} (make one with {PROGRAM} plan MODEL -o {path})"
         ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path!r} is not a text file; verify takes a plan.json") from error
     wanted = {"schema_version": int, "graph": dict, "groups": list, "unfusable": list}
     for key, kind in wanted.items():
         if not isinstance(form, dict) or not isinstance(form.get(key), kind):
@@ -193,18 +215,33 @@ def _read_plan(path: str) -> dict[str, Any]:
 
 def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help="a plan.json")
+    parser.add_argument(
+        "--prove",
+        action="store_true",
+        help="compute the lower bound again too; without it, the file's is printed as claimed",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for --prove (default: 10)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
 def _figures(plan: PartitionPlan) -> str:
     proof = {
-        "optimal": "optimal (proved)",
-        "bound": f"at most {plan.gap:.1%} above the optimum",
+        "optimal": f"optimal ({plan.standing})",
+        "bound": f"at most {plan.gap:.1%} above the optimum ({plan.standing})",
     }.get(plan.proof or "", "no bound proved")
     unfusable = f", {len(plan.unfusable)} unfusable operators" if plan.unfusable else ""
+    network = ""
+    if plan.unfusable:
+        network = f"; {format_size(Section(plan).network_planned.total)} with the unfusable ones"
     return (
         f"{len(plan.groups)} fusion groups{unfusable}, {plan.dram_bytes} B of DRAM access "
-        f"({format_size(plan.dram_bytes)}), {proof}, buffer {plan.max_buffer_bytes} of "
+        f"({format_size(plan.dram_bytes)}{network}), {proof}, buffer {plan.max_buffer_bytes} of "
         f"{plan.buffer_bytes} B"
     )
 
@@ -228,10 +265,13 @@ def _sweep(args: argparse.Namespace) -> int:
         name: _listed(getattr(args, name)) for name in SWEPT if getattr(args, name)
     }
     made: Sweep
+    code: int
 
     def plan_all(path: str | None) -> None:
-        nonlocal made
-        made = sweep(asked, n_jobs=args.jobs, path=path, **lists, **options)
+        nonlocal made, code
+        made, code = _made(
+            lambda: sweep(asked, n_jobs=args.jobs, path=path, **lists, **options), "sweep"
+        )
 
     if args.output is None:
         plan_all(None)
@@ -241,7 +281,7 @@ def _sweep(args: argparse.Namespace) -> int:
         plan_all(None)
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
-    return 1 if made.errors else 0
+    return code or (1 if made.errors else 0)
 
 
 def _listed(text: str) -> list[str]:
@@ -323,11 +363,14 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     folder = Path(__file__).resolve().parents[1] / "benchmarks"
-    scripts = {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"}
+    # Beside an installed package stand the folders of others.
+    checkout = (folder.parent / "pyproject.toml").exists()
+    found = sorted(folder.glob("*.py")) if checkout else []
+    scripts = {path.stem: path for path in found if path.stem[0] != "_"}
     if not scripts:
         raise UsageError(
-            f"there is no folder {str(folder)!r}: benchmarks come with the sources; run bench "
-            "from a checkout that is installed with pip install -e ."
+            "the benchmarks come with the sources, not with the installed package: run "
+            f"pip install -e . in a checkout and {PROGRAM} bench again"
         )
     if args.name is None:
         told = {name: _first_line(path) for name, path in scripts.items()}
@@ -336,10 +379,8 @@ def _bench(args: argparse.Namespace) -> int:
         print(json.dumps(told, indent=1) if args.json else "\n".join(lines))
         return 0
     if args.name not in scripts:
-        raise UsageError(
-            f"there is no benchmark {args.name!r}{nearest(args.name, scripts)}; "
-            f"known: {', '.join(scripts)}"
-        )
+        hint = nearest(args.name, scripts) or f"; known: {', '.join(scripts)}"
+        raise UsageError(f"there is no benchmark {args.name!r}{hint}")
     sys.stdout.flush()
     # Benchmarks use the graphs of the tests, which stand beside them.
     path = os.pathsep.join(filter(None, (str(folder.parent), os.environ.get("PYTHONPATH"))))
@@ -414,7 +455,7 @@ COMMANDS = (
     ),
     Command(
         "bench",
-        "run one of the benchmarks of a checkout, or list them",
+        "run a benchmark, or list them; only from a checkout of the sources",
         "bench planning --quick",
         _bench_arguments,
         _bench,
@@ -475,7 +516,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (report MODEL | head): not a mistake, and nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.cli_options import planning_arguments, with_model, write
+from torch_getfuse.files import replace_text
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _save(path: str, told: dict[str, Any]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(told, file, indent=1)
+    replace_text(path, json.dumps(told, indent=1) + "\n")
 
 
 def _run(

@@ -7,7 +7,9 @@ already catch ``ValueError`` keep working; the command line turns them into one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 
 class GetfuseError(ValueError):
@@ -32,6 +34,34 @@ class CaptureError(GetfuseError):
 
 class NoOperatorError(CaptureError):
     """A graph of views and weight computations only: there is nothing to plan."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while planning, with what was known by then.
+
+    Attributes:
+        plan: the best legal plan so far, a verified ``PartitionPlan`` with a stage that says
+            ``"interrupted"``; ``None`` where none was known yet.
+        report: its report, from ``report()``.
+        sweep: the finished points, from ``sweep()``.
+    """
+
+    def __init__(self, plan: Any = None, report: Any = None, sweep: Any = None) -> None:
+        super().__init__("interrupted")
+        self.plan = plan
+        self.report = report
+        self.sweep = sweep
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Turn every ``KeyboardInterrupt`` inside into an :class:`Interrupted`."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as error:
+        raise Interrupted() from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.drawing import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.files import replace_text
 from torch_getfuse.findings import Blame, Cut, GroupEdge, dram_dict
 from torch_getfuse.forms import MARKDOWN, PLAIN, Style, compact, known_suffix
 from torch_getfuse.partition.cost import CostTerm, Dram
@@ -42,7 +43,8 @@ class Explanation:
         buffer_bytes: the on-chip buffer ``B``.
         demand_bytes: ``F_b``; ``None`` where the scheme has no schedule for the group.
         valid: ``F_b < B``, and nothing in ``unfusable`` or ``obstacles``.
-        probability: of validity, by the GNN; ``None`` where no explainer asks it.
+        probability: of ``F_b < B``, by the GNN; ``None`` where no explainer asks it.
+        untrained: what the GNN was trained for, where the question lies outside of it; else empty.
         terms: what adds up to the demand, largest first.
         dram: what the group would move if it fitted, its weights once, in bytes per sample.
         edges: every edge inside the group.
@@ -63,6 +65,7 @@ class Explanation:
     demand_bytes: int | None
     valid: bool
     probability: float | None
+    untrained: str
     terms: tuple[CostTerm, ...]
     dram: Dram
     edges: tuple[GroupEdge, ...]
@@ -139,6 +142,7 @@ class Explanation:
             "obstacles": list(self.obstacles),
             "valid": self.valid,
             "predicted_probability": self.probability,
+            "predictor_trained_for": self.untrained or None,
             "demand_bytes": self.demand_bytes,
             "buffer_bytes": self.buffer_bytes,
             "gap_bytes": self.gap_bytes,
@@ -176,7 +180,7 @@ class Explanation:
         if suffix in _PICTURES:
             save_picture(self.drawing(), path)
         else:
-            Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
+            replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -243,13 +247,8 @@ def _facts(why: Explanation) -> list[list[str]]:
     rows.append(["demand", demand])
     rows += [["obstacle", obstacle] for obstacle in why.obstacles]
     if why.probability is not None:
-        right = (why.probability > 0.5) == why.valid
-        rows.append(
-            [
-                "GNN",
-                f"valid with probability {why.probability:.3f}: {'right' if right else 'wrong'}",
-            ]
-        )
+        told = f"valid with probability {why.probability:.3f}: {_judged(why, why.probability)}"
+        rows.append(["GNN", told])
     unit = f", granularity {why.granularity}" if why.granularity else ""
     rows.append(
         [
@@ -259,6 +258,16 @@ def _facts(why: Explanation) -> list[list[str]]:
         ]
     )
     return rows
+
+
+def _judged(why: Explanation, probability: float) -> str:
+    """Whether the predictor is right; it knows demand and buffer, and nothing of obstacles."""
+    gap = why.gap_bytes
+    if (probability > 0.5) == (gap is not None and gap < 0):
+        return "right"
+    if why.untrained:
+        return f"not so, but it was trained for {why.untrained} only"
+    return "wrong"
 
 
 def _term_table(why: Explanation, style: Style) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.files import replace_file
 
 if TYPE_CHECKING:
     import pandas
@@ -46,6 +48,8 @@ class Style:
             widths: column -> characters at most, in the plain form; words stay whole.
         """
         bounds = (widths or {}) if self.wrap else {}
+        if self.table_format == "pipe" and not headers:
+            headers = [""] * len(align)  # Markdown has no table without a line of headers
         cells = [
             [_fit(self.cell(value), bounds.get(k)) for k, value in enumerate(row)] for row in rows
         ]
@@ -68,12 +72,25 @@ def _fit(text: str, width: int | None) -> str:
 
 
 PLAIN = Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
-MARKDOWN = Style("pipe", lambda text: f"### {text}", str, lambda text: text.replace("|", "\\|"))
+MARKDOWN = Style(
+    "pipe",
+    lambda text: f"### {markdown(text)}",
+    lambda text: markdown(text),
+    lambda text: markdown(text),
+)
 HTML = Style(
     "html",
     lambda text: f"<h3>{html.escape(text)}</h3>",
     lambda text: f"<p>{html.escape(text)}</p>",
 )
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is: names such as ``<x>`` or ``$y$`` are no markup."""
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$#]|(?<!\w)_|_(?!\w)")
 
 
 def compact(ops: Sequence[str]) -> str:
@@ -108,8 +125,16 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
+
+
+_FORMULA = frozenset("=+-@\t\r")
 
 
 def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pandas.DataFrame:
@@ -132,8 +157,12 @@ def save_figure(figure: Figure, path: str | Path, dpi: int) -> None:
         OSError: where the file cannot be written.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     svg = Path(path).suffix.lower() == ".svg"
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may hold dollars
     # Without these an SVG holds the date, and random names.
     with rc_context({"svg.hashsalt": "torch-getfuse"}):
-        figure.savefig(path, dpi=dpi, metadata={"Date": None} if svg else None)
+        metadata = {"Date": None} if svg else None
+        replace_file(path, lambda part: figure.savefig(part, dpi=dpi, metadata=metadata))

@@ -20,8 +20,12 @@ from functools import cached_property
 from typing import Any
 
 from torch_getfuse.errors import GraphError
+from torch_getfuse.fields import MOST, MOST_POSITIONS, Fields, as_integer, as_scale, as_text
 
 Pair = tuple[int, int]
+
+MOST_OPERATORS = 20_000
+"""Most operators that a plan file may have; sets of operators are bit masks of that length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,22 +206,22 @@ class Window:
         """The inverse of :meth:`to_json`; raises :class:`GraphError` for any other form."""
         if isinstance(form, str) and form in ("identity", "reduce", "whole"):
             return cls(WindowKind(form))
-        try:
-            if isinstance(form, dict) and "scale" in form:
-                high, wide = form["scale"]
-                return cls.resize((float(high), float(wide)))
-            if isinstance(form, dict):
-                parts = {
-                    name: (int(form[name][0]), int(form[name][1]))
-                    for name in ("kernel", "stride", "dilation", "padding", "padding_end")
-                    if name in form
-                }
-                make = cls.transposed if form.get("transposed") else cls.sliding
-                return make(**parts)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise GraphError(f"window {form!r} is damaged: {error!r}") from error
+        if isinstance(form, dict) and "scale" in form:
+            scale = Fields(form, "window").items("scale")
+            if len(scale) != 2:
+                raise GraphError(f"window.scale is a list of {len(scale)}, not of two numbers")
+            high, wide = (as_scale(value, "window.scale") for value in scale)
+            return cls.resize((high, wide))
+        if isinstance(form, dict) and "kernel" in form:
+            fields = Fields(form, "window")
+            parts = {name: fields.pair(name, 1) for name in ("kernel", "stride", "dilation")}
+            parts["padding"] = fields.pair("padding", -MOST_POSITIONS)
+            if "padding_end" in fields:
+                parts["padding_end"] = fields.pair("padding_end", -MOST_POSITIONS)
+            transposed = "transposed" in fields and fields.flag("transposed")
+            return (cls.transposed if transposed else cls.sliding)(**parts)
         raise GraphError(
-            f"window {form!r} is not known: expected 'identity', 'reduce', 'whole', "
+            f"window {ascii(form)[:60]} is not known: expected 'identity', 'reduce', 'whole', "
             "{'scale': [h, w]} or {'kernel': [h, w], 'stride': ..., 'dilation': ..., "
             "'padding': ...}"
         )
@@ -298,25 +302,24 @@ class Op:
 
     @classmethod
     def from_dict(cls, form: Mapping[str, Any]) -> Op:
-        """The inverse of :meth:`to_dict`; raises :class:`GraphError` where a key is missing."""
-        try:
-            return cls(
-                name=str(form["name"]),
-                kind=str(form["kind"]),
-                reads=tuple(
-                    Read(str(r["tensor"]), Window.from_json(r["window"])) for r in form["reads"]
-                ),
-                writes=str(form["writes"]),
-                module=str(form.get("module", "")),
-                weight_elements=int(form["weight_elements"]),
-                in_place=bool(form["in_place"]),
-                mixes_channels=bool(form.get("mixes_channels", False)),
-                groups=int(form.get("groups", 1)),
-                reason=str(form.get("reason", "")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            name = form.get("name", "?") if isinstance(form, Mapping) else "?"
-            raise GraphError(f"operator {name!r} of the plan file is damaged: {error!r}") from error
+        """The inverse of :meth:`to_dict`; raises :class:`GraphError` for anything else."""
+        name = form.get("name") if isinstance(form, Mapping) else None
+        fields = Fields.of(form, f"operator {ascii(name)[:60]}")
+        return cls(
+            name=fields.text("name"),
+            kind=fields.text("kind"),
+            reads=tuple(
+                Read(read.text("tensor"), Window.from_json(read.value("window")))
+                for read in fields.objects("reads")
+            ),
+            writes=fields.text("writes"),
+            module=fields.text("module") if "module" in fields else "",
+            weight_elements=fields.integer("weight_elements"),
+            in_place=fields.flag("in_place"),
+            mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
+            groups=fields.integer("groups", 1) if "groups" in fields else 1,
+            reason=fields.text("reason") if "reason" in fields else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -494,17 +497,25 @@ class OpGraph:
     @classmethod
     def from_dict(cls, form: Mapping[str, Any]) -> OpGraph:
         """The inverse of :meth:`to_dict`; raises :class:`GraphError` for anything else."""
-        try:
-            tensors = {}
-            for name, entry in form["tensors"].items():
-                shape = tuple(int(size) for size in entry["shape"])
-                axis = entry.get("stream_axis", Tensor.default_axis(shape))
-                tensors[str(name)] = Tensor(str(name), shape, None if axis is None else int(axis))
-            return cls(
-                inputs=tuple(map(str, form["inputs"])),
-                outputs=tuple(map(str, form["outputs"])),
-                ops=tuple(Op.from_dict(op) for op in form["ops"]),
-                tensors=tensors,
+        fields = Fields.of(form, "graph")
+        tensors = {}
+        for name, value in fields.child("tensors").form.items():
+            entry = Fields.of(value, f"tensor {ascii(name)[:60]}")
+            shape = tuple(
+                as_integer(size, f"{entry.where}.shape", 1, MOST_POSITIONS)
+                for size in entry.items("shape")
             )
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise GraphError(f"the graph of the plan file is damaged: {error!r}") from error
+            if math.prod(shape) > MOST:
+                raise GraphError(f"{entry.where} has more than {MOST} elements")
+            axis = Tensor.default_axis(shape)
+            if "stream_axis" in entry:
+                axis = None if entry.value("stream_axis") is None else entry.integer("stream_axis")
+            tensors[as_text(name, "the name of a tensor")] = Tensor(name, shape, axis)
+        if len(ops := fields.items("ops")) > MOST_OPERATORS:
+            raise GraphError(f"graph.ops holds {len(ops)} operators, more than {MOST_OPERATORS}")
+        return cls(
+            inputs=fields.texts("inputs"),
+            outputs=fields.texts("outputs"),
+            ops=tuple(map(Op.from_dict, ops)),
+            tensors=tensors,
+        )

@@ -98,7 +98,7 @@ class Options:
         try:
             object.__setattr__(self, "buffer", parse_size(buffer))
         except OptionError as error:
-            raise OptionError(f"buffer={buffer!r}: {error}") from None
+            raise OptionError(f"buffer={error}") from None
         for name in ("activation_bytes", "weight_bytes"):
             width = getattr(self, name)
             if width is None and preset:
@@ -137,9 +137,8 @@ class Options:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
             if name not in known:
-                raise OptionError(
-                    f"unknown option {name!r}{nearest(name, known)}; known: {', '.join(known)}"
-                )
+                hint = nearest(str(name), known) or f"; known: {', '.join(known)}"
+                raise OptionError(f"unknown option {name!r}{hint}")
         plan = options.get("plan")
         if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
             raise OptionError("plan='' is an empty path; give a plan file or leave the option out")

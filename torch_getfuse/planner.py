@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.borders import why_ends
@@ -18,10 +18,11 @@ from torch_getfuse.partition.exact import Limits, TooWide, beam, exact, narrow
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.nsga2 import nsga2_search
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.schemes import make_scheme
 from torch_getfuse.partition.search import Progress, local_search, random_search
 from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges, random_edges
+from torch_getfuse.partition.work import INTERRUPTED, Work
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,16 @@ _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
 
+_RANKED = {
+    "saliency": 10_000,
+    "pgexplainer": 10_000,
+    "rgexplainer": 50_000,
+    "gnnexplainer": 500_000,
+}
+"""Steps that an explanation counts, beside those by size."""
+
+_MODEL_STEPS = 100  # counted as work for each operator, for the cost model is made first
+
 
 def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     """Plan an operator graph; verified before it is returned.
@@ -40,17 +51,38 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         PlanError: if ``options.plan`` cannot be read or belongs to another graph.
         OptionError: if a method or explainer cannot be used (an extra is not installed, "direct"
             without an explainer).
+        Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
+    work = Work()
     if options.plan is not None:
         given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
         given.check_graph(graph)
         return given.verify()
-    scheme = scheme_of(graph, options)
-    strategy = _Strategy(FusionProblem(Evaluator(scheme, options.buffer_bytes)), options)
-    found = strategy.run()
-    plan = _record(strategy, scheme, found)
+    with interrupts():
+        scheme = scheme_of(graph, options)
+        problem = FusionProblem(Evaluator(scheme, options.buffer_bytes, work))
+        strategy = _Strategy(problem, options)
+        found = strategy.run()
+        if found is None:
+            raise Interrupted()
+        plan = _record(strategy, scheme, found).verify()
     log.info("%s: %s", plan.method, plan)
-    return plan.verify()
+    if strategy.interrupted:
+        raise Interrupted(plan)
+    return plan
+
+
+def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
+    """The best plan for the graph, cost model and buffer of another, found from nothing."""
+    options = Options(
+        buffer=plan.buffer_bytes,
+        scheme=plan.scheme,
+        granularity=plan.granularity,
+        activation_bytes=plan.activation_bytes,
+        weight_bytes=plan.weight_bytes,
+        time_limit=time_limit,
+    )
+    return plan_graph(plan.graph, options)
 
 
 def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
@@ -95,16 +127,19 @@ class _Strategy:
 
     def __init__(self, problem: FusionProblem, options: Options) -> None:
         self.problem = problem
+        self.work = problem.evaluator.work
         self.options = options
         self.stages: list[Stage] = []
         self.method = ""
-        self.bound = problem.unavoidable
-        self.started = time.perf_counter()
+        self.additive = problem.evaluator.scheme.additive
+        self.bound = problem.unavoidable if self.additive else 0
+        self.interrupted = False
         self._reason = ""
         self._best: SearchResult | None = None
         self._stage = ""
 
-    def run(self) -> SearchResult:
+    def run(self) -> SearchResult | None:
+        """The best plan; ``None`` where a ``KeyboardInterrupt`` came before any."""
         methods: dict[str, Callable[[], SearchResult]] = {
             "auto": self._auto,
             "direct": self._direct,
@@ -115,43 +150,58 @@ class _Strategy:
         }
         if not self.problem.blocks:
             return SearchResult((), 0, 0, 0.0)
+        self.work.add(_MODEL_STEPS * len(self.problem.graph))
         try:
-            return methods[self.options.method]()
-        except KeyboardInterrupt:
+            with self.work.within(self.options.time_limit, whole=True):
+                return methods[self.options.method]()
+        except SearchInterrupted as error:
             if self._best is None:
-                raise
-            if self.stages[-1].stopped != "interrupted":
-                self.stages.append(Stage(self._stage, None, 0, 0.0, "interrupted"))
-            return self._best
+                self._note(error.result, self._stage)
+            else:
+                self._better(self._best, error.result, self._stage)
+        except KeyboardInterrupt:
+            self.stages.append(Stage(self._stage, None, 0, 0.0, INTERRUPTED))
+        self.interrupted = True
+        return self._best
 
     def _auto(self) -> SearchResult:
-        """Direct first, for it explains; then exact; where that gives up, local search."""
+        """Direct first, for it explains; then exact; where that gives up, local search.
+
+        The exact searches believe that traffic is additive; where it is not, they have no part.
+        """
         best = None
         if self.options.explainer is not None:
             best = self._direct(self.options.time_limit / 4, _DIRECT_SETS)
-        found = self._try_exact(best, Limits(_FEW_STEPS, self._left() / 4))
+        if not self.additive:
+            searched = self._local(best)
+            if best is None:
+                return self._note(searched, "local")
+            return self._better(best, searched, "local")
+        found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
         if found is not None:
             return found
-        # Half of the time stays for the local search: a direct plan alone can be worse than none.
-        best = self._prove(best, round(self._left() / 2, 1))
-        if best.lower_bound_bytes < best.dram_bytes and self._left() > 0:
-            start = [best.groups]
-            with _shown(self.options, "local search") as progress:
-                found = local_search(
-                    self.problem,
-                    self.options.budget,
-                    self.options.seed,
-                    self._repair(),
-                    self._left(),
-                    progress,
-                    start=start,
-                )
-            best = self._better(best, found, "local")
-            if found.stopped == "interrupted":
-                raise KeyboardInterrupt
+        # The rest is for what follows: the cover of LBDF, and the local search.
+        share = 1 / 3 if self.options.scheme == "lbdf" else 3 / 4
+        best = self._prove(best, share * self.work.left)
+        if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
+            best = self._better(best, self._local(best), "local")
         return self._narrow(best)
 
+    def _local(self, best: SearchResult | None) -> SearchResult:
+        self._stage = "local"
+        with _shown(self.options, "local search") as progress:
+            return local_search(
+                self.problem,
+                self.options.budget,
+                self.options.seed,
+                self._repair(),
+                self.work.left,
+                progress,
+                start=[] if best is None else [best.groups],
+            )
+
     def _direct(self, seconds: float | None = None, sets: int | None = None) -> SearchResult:
+        self._stage = "direct"
         repair = self._repair()
         if repair is None:
             raise OptionError(
@@ -160,8 +210,8 @@ class _Strategy:
         return self._note(repair.direct(seconds or self.options.time_limit, sets=sets), "direct")
 
     def _exact(self) -> SearchResult:
-        found = self._try_exact(None, Limits(_FEW_STEPS, self._left()))
-        return found or self._narrow(self._prove(None, self._left()))
+        found = self._try_exact(None, Limits(_FEW_STEPS, self.work.left))
+        return found or self._narrow(self._prove(None, self.work.left))
 
     def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
@@ -169,14 +219,13 @@ class _Strategy:
         A short local search first: the better the plan that is known, the more of the dynamic
         program can be left out.
         """
-        started = time.perf_counter()
+        started, left = time.perf_counter(), self.work.left
+        self._stage = "local"
         quick = local_search(
             self.problem, _QUICK_PLANS, self.options.seed, time_limit=max(1.0, seconds / 4)
         )
         best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
-        if quick.stopped == "interrupted":
-            raise KeyboardInterrupt
-        limits = Limits(seconds=max(0.0, seconds - (time.perf_counter() - started)))
+        limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         found = self._try_exact(best, limits)
         if found is not None:
             return found
@@ -187,9 +236,9 @@ class _Strategy:
             from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
 
             self._stage = "cover"
-            return self._better(best, cover(self.problem, best, max(1.0, self._left())), "cover")
+            return self._better(best, cover(self.problem, best, self.work.left), "cover")
         self._stage = "beam"
-        found = beam(self.problem, best, Limits(_BEAM_STEPS, self._left() / 2))
+        found = beam(self.problem, best, Limits(_BEAM_STEPS, self.work.left / 2))
         return self._better(best, found, "beam")
 
     def _narrow(self, best: SearchResult) -> SearchResult:
@@ -197,7 +246,7 @@ class _Strategy:
         if self.options.scheme == "lbdf" or self.bound >= best.dram_bytes:
             return best
         self._stage = "narrow"
-        found = narrow(self.problem, best, self.bound, Limits(seconds=self._left()))
+        found = narrow(self.problem, best, self.bound, Limits(seconds=self.work.left))
         return self._better(best, found, "narrow")
 
     def _try_exact(self, known: SearchResult | None, limits: Limits) -> SearchResult | None:
@@ -213,6 +262,7 @@ class _Strategy:
 
     def _search(self, search: Callable[..., SearchResult], name: str) -> SearchResult:
         options = self.options
+        self._stage = name
         with _shown(options, f"{name} search") as progress:
             found = search(
                 self.problem,
@@ -229,13 +279,20 @@ class _Strategy:
         if name is None:
             return None
         ranker = ranker_of(name, self.problem, self.options)
-        return RecursiveSplit(self.problem, ranker, self.options.split_rule, name=name)
-
-    def _left(self) -> float:
-        return max(0.0, self.options.time_limit - (time.perf_counter() - self.started))
+        rule, steps = self.options.split_rule, _RANKED.get(name, 0)
+        return RecursiveSplit(self.problem, ranker, rule, name=name, ranked=steps)
 
     def _note(self, found: SearchResult, method: str) -> SearchResult:
-        """File a stage; the method of the last best plan names the plan's."""
+        """File a stage; the method of the last best plan names the plan's.
+
+        Raises:
+            PlanError: where a search found no legal plan.
+            GetfuseError: where the cost model is not as additive as it says.
+        """
+        with self.work.finishing():
+            if not self.problem.legal(found.groups):
+                raise PlanError(f"the {method} search found an illegal plan: a fault in the search")
+            self.problem.check_additive(found.groups)
         self.stages.append(
             Stage(method, found.dram_bytes, found.plans, found.seconds, found.stopped)
         )
@@ -262,7 +319,15 @@ def _record(strategy: _Strategy, scheme: FusionScheme, found: SearchResult) -> P
     problem, options = strategy.problem, strategy.options
     graph, evaluator = problem.graph, problem.evaluator
     ends = why_ends(evaluator, found.groups, problem.unfusable)
-    proved = strategy.bound >= found.dram_bytes
+    bound = strategy.bound
+    proof: str | None = "bound"
+    if bound > found.dram_bytes:
+        log.error("a bound of %d B contradicts a plan of %d B", bound, found.dram_bytes)
+        bound = 0
+    if not bound and found.dram_bytes:
+        proof = None
+    elif bound == found.dram_bytes:
+        proof = "optimal"
     return PartitionPlan(
         graph=graph,
         scheme=options.scheme,
@@ -275,8 +340,8 @@ def _record(strategy: _Strategy, scheme: FusionScheme, found: SearchResult) -> P
             for mask, reason in zip(found.groups, ends, strict=True)
         ),
         unfusable=tuple(graph.ops[i].name for i in bits(problem.unfusable)),
-        lower_bound_bytes=min(strategy.bound, found.dram_bytes),
-        proof="optimal" if proved else "bound",
+        lower_bound_bytes=bound,
+        proof=proof,
         method=strategy.method,
         stages=tuple(strategy.stages),
     )

@@ -1,20 +1,18 @@
 """What a plan costs and saves, as an object that prints and exports (interface.md, "The report").
 
-Text forms use human sizes (1024-based), data forms integer bytes. Nothing here plans or prices
-anything new except the baseline: every fusable operator as a group of its own.
+Text forms use human sizes (1024-based), data forms integer bytes. The figures are those of
+:mod:`torch_getfuse.section`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.accelerator import format_size
-from torch_getfuse.findings import dram_dict
+from torch_getfuse.accelerator import format_buffer, format_size
+from torch_getfuse.files import replace_text
 from torch_getfuse.forms import (
     HTML,
     MARKDOWN,
@@ -25,131 +23,20 @@ from torch_getfuse.forms import (
     data_frame,
     known_suffix,
 )
-from torch_getfuse.partition.cost import Dram, boundary
-from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
+from torch_getfuse.partition.cost import Dram
+from torch_getfuse.partition.plan import Stage
+from torch_getfuse.partition.split import SET_LIMIT
+from torch_getfuse.section import Section, added, group_dram
 
 if TYPE_CHECKING:
     import pandas
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-_EMPTY = (
-    "Nothing to report: no graph has been compiled yet. Call the compiled model once with an "
-    "input, or ask for report(model, x), which plans without running. An nn.Sequential, or another "
-    "module of torch's own, is not found where it has no parameters or runs what was compiled for "
-    "another one: torch runs one code for them all."
-)
 _CSS = (
     "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
     "td,th{border:1px solid #bbb;padding:.2em .6em;vertical-align:top}"
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """One captured graph: a model has several where torch.compile breaks its graph.
-
-    Attributes:
-        plan: the plan of this graph, which carries the graph.
-        name: ``"graph 0"``, ... where there are several; empty for the only one.
-        unsupported: FX target -> number of operators that had no rule.
-        notes: anything else a reader must know, a sentence each.
-    """
-
-    plan: PartitionPlan
-    name: str = ""
-    unsupported: Mapping[str, int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def unfused(self) -> Dram:
-        """DRAM access with every fusable operator as a group of its own, per sample."""
-        plan = self.plan
-        scheme = plan.make_scheme()
-        apart = set(plan.unfusable)
-        alone = [
-            scheme.dram(1 << i, plan.buffer_bytes)
-            for i, op in enumerate(plan.graph)
-            if op.name not in apart
-        ]
-        return _sum(alone)
-
-    @cached_property
-    def planned(self) -> Dram:
-        """DRAM access of the plan's groups, per sample."""
-        return _sum([_dram(group) for group in self.plan.groups])
-
-    @cached_property
-    def unfusable(self) -> dict[str, Dram]:
-        """Operators that alone do not fit -> what each moves by itself, at least, per sample.
-
-        Every input read once, the output written once, the weights read once, whatever the
-        method that runs it.
-        """
-        plan, graph = self.plan, self.plan.graph
-        found = {}
-        for name in plan.unfusable:
-            i = graph.index[name]
-            reads, writes = boundary(graph, 1 << i)
-            found[name] = Dram(
-                sum(graph.tensors[t].elements for t in reads) * plan.activation_bytes,
-                sum(graph.tensors[t].elements for t in writes) * plan.activation_bytes,
-                graph.ops[i].weight_elements * plan.weight_bytes,
-            )
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Integers in bytes per sample; ``saved_bytes`` = unfused - planned."""
-        plan = self.plan
-        return {
-            "name": self.name,
-            "fingerprint": plan.graph.fingerprint,
-            "assumptions": {
-                "scheme": plan.scheme,
-                "granularity": _granularity(plan),
-                "buffer_bytes": plan.buffer_bytes,
-                "activation_bytes": plan.activation_bytes,
-                "weight_bytes": plan.weight_bytes,
-                "samples": 1,
-            },
-            "totals": {
-                "operators": len(plan.graph),
-                "groups": len(plan.groups),
-                "unfused": dram_dict(self.unfused),
-                "planned": dram_dict(self.planned),
-                "saved_bytes": self.unfused.total - self.planned.total,
-                "lower_bound_bytes": plan.lower_bound_bytes,
-                "proof": plan.proof,
-                "max_buffer_bytes": plan.max_buffer_bytes,
-                "unfusable_operators": len(plan.unfusable),
-                "unfusable": dram_dict(_sum(list(self.unfusable.values()))),
-            },
-            "method": plan.method,
-            "stages": plan.to_dict()["stages"],
-            "groups": [
-                {
-                    "name": f"fusion_group_{k}",
-                    "ops": list(group.ops),
-                    "modules": [
-                        plan.graph.ops[plan.graph.index[name]].module for name in group.ops
-                    ],
-                    "buffer_bytes": group.buffer_bytes,
-                    **dram_dict(_dram(group)),
-                    "ends": group.ends,
-                }
-                for k, group in enumerate(plan.groups)
-            ],
-            "unfusable": [
-                {"name": name, "kind": self.kind(name), **dram_dict(dram)}
-                for name, dram in self.unfusable.items()
-            ],
-            "unsupported": dict(self.unsupported),
-            "notes": list(self.notes),
-        }
-
-    def kind(self, name: str) -> str:
-        """What people call the operator ``name``."""
-        return self.plan.graph.ops[self.plan.graph.index[name]].kind
 
 
 class Report:
@@ -160,6 +47,7 @@ class Report:
         unplanned: a sentence per graph that runs as it is, because planning failed.
         alternatives: whether some graphs are one piece of code compiled for several inputs or
             settings, of which a call runs one; they have no sum.
+        empty: what to say where there is neither.
     """
 
     def __init__(
@@ -168,10 +56,12 @@ class Report:
         unplanned: Sequence[str] = (),
         *,
         alternatives: bool = False,
+        empty: str = "Nothing to report: no graph has been compiled yet.",
     ) -> None:
         self.sections = tuple(sections)
         self.unplanned = tuple(unplanned)
         self.alternatives = alternatives
+        self.empty = empty
 
     # -- text forms -----------------------------------------------------------------------
 
@@ -200,9 +90,20 @@ class Report:
     # -- data forms -----------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain Python values; sizes are integer bytes per sample."""
+        """Everything as plain Python values; sizes are integer bytes per sample.
+
+        ``totals`` are those of all graphs together, whole networks; ``None`` where a call runs
+        only some of them.
+        """
+        unfused, planned = self._totals()
+        together = {
+            "unfused_bytes": unfused,
+            "planned_bytes": planned,
+            "saved_bytes": unfused - planned,
+        }
         return {
             "schema_version": SCHEMA_VERSION,
+            "totals": None if self.alternatives else together,
             "sections": [section.to_dict() for section in self.sections],
             "unplanned": list(self.unplanned),
         }
@@ -212,32 +113,27 @@ class Report:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """One flat record per fusion group: the rows of :meth:`to_csv` and :meth:`to_pandas`."""
-        return [
-            {
-                "graph": section.name,
-                "group": f"fusion_group_{k}",
-                "operators": len(group.ops),
-                "ops": " ".join(group.ops),
-                "buffer_bytes": group.buffer_bytes,
-                **dram_dict(_dram(group)),
-                "ends": group.ends,
-            }
-            for section in self.sections
-            for k, group in enumerate(section.plan.groups)
-        ]
+        """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat.
+
+        One per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
+        the sum of ``dram_bytes`` is the whole network as planned, and that of ``unfused_bytes``
+        the whole network with every operator alone. ``needs_bytes`` is the smallest buffer that
+        would hold an unfusable operator, or a group with what lies over its border; ``None``
+        where no buffer would, or something else ends the group.
+        """
+        return [record for section in self.sections for record in section.records()]
 
     def to_csv(self) -> str:
-        """One line per fusion group below a line of names; operators are joined by spaces."""
+        """A line of names, then a line per row of :meth:`to_records`; operators by spaces."""
         return csv_text(self.to_records(), _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row per fusion group.
+        """One row per row of :meth:`to_records`; ``needs_bytes`` is a nullable ``Int64``.
 
         Raises:
             GetfuseError: where pandas is not installed.
         """
-        return data_frame(self.to_records(), _COLUMNS)
+        return data_frame(self.to_records(), _COLUMNS).astype({"needs_bytes": "Int64"})
 
     def save(self, path: str | Path) -> None:
         """Write the form that the suffix names: .txt, .json, .csv, .md or .html.
@@ -247,7 +143,7 @@ class Report:
             OSError: where the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _FORMS)
-        Path(path).write_text(_FORMS[suffix](self), encoding="utf-8")
+        replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
@@ -262,7 +158,7 @@ class Report:
 
     def _render(self, style: Style) -> str:
         if not self.sections and not self.unplanned:
-            return style.paragraph(_EMPTY)
+            return style.paragraph(self.empty)
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
@@ -276,20 +172,30 @@ class Report:
                 f"{len(self.sections)} graphs, some of one piece of code, compiled for several "
                 "inputs or settings: a call runs one of those, so they are not added up"
             )
-        unfused = sum(section.unfused.total for section in self.sections)
-        planned = sum(section.planned.total for section in self.sections)
+        unfused, planned = self._totals()
         return (
             f"{len(self.sections)} graphs: {format_size(planned)} of DRAM access planned, "
-            f"{format_size(unfused)} unfused, {_saved(unfused, planned)} saved"
+            f"{format_size(unfused)} unfused, {_saved(unfused, planned)} saved, unfusable "
+            "operators included"
+        )
+
+    def _totals(self) -> tuple[int, int]:
+        """Unfused and planned DRAM access of all graphs, in bytes."""
+        return (
+            sum(section.network_unfused.total for section in self.sections),
+            sum(section.network_planned.total for section in self.sections),
         )
 
 
 _COLUMNS = (
     "graph",
     "group",
+    "fusable",
     "operators",
     "ops",
     "buffer_bytes",
+    "needs_bytes",
+    "unfused_bytes",
     "dram_read_bytes",
     "dram_write_bytes",
     "dram_weight_bytes",
@@ -302,81 +208,123 @@ def _section_parts(section: Section, style: Style) -> list[str]:
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
     parts.append(_dram_table(section, style))
     parts.append(style.table(_facts(section), (), "ll", {1: 88}))
-    parts.append(style.heading("Fusion groups (group k is the child module fusion_group_k)"))
-    parts.append(_group_table(section, style))
+    if section.plan.groups:
+        parts.append(style.heading("Fusion groups (group k is the child module fusion_group_k)"))
+        parts.append(_group_table(section, style))
     if section.unfusable:
         parts.append(style.heading("Unfusable operators: alone they do not fit the buffer"))
         rows = [
-            [name, section.kind(name), *map(format_size, dram)]
+            [name, section.op(name).kind, _buffer(section.needs[name]), *map(format_size, dram)]
             for name, dram in section.unfusable.items()
         ]
-        parts.append(
-            style.table(rows, ("operator", "kind", "read", "write", "weights"), "llrrr", {0: 60})
-        )
+        headers = ("operator", "kind", "needs", "read", "write", "weights")
+        parts.append(style.table(rows, headers, "llrrrr", {0: 60}))
     if section.unsupported:
         parts.append(style.heading("Unsupported operators: priced as reading everything at once"))
         counts = [[target, str(count)] for target, count in sorted(section.unsupported.items())]
         parts.append(style.table(counts, ("operator", "count"), "lr", {0: 90}))
+    if section.held_whole:
+        parts.append(style.paragraph(f"Note: {_held_whole(section)}"))
     parts += [style.paragraph(f"Note: {note}") for note in section.notes]
     return parts
 
 
 _TITLE = "DRAM access per sample"
+_NAMED = 4  # operators that a note names of each kind; the data forms name all
 
 
 def _dram_table(section: Section, style: Style) -> str:
-    unfused, planned = section.unfused, section.planned
+    unfused, planned, outside = section.unfused, section.planned, section.outside
+    fusable = len(section.plan.graph) - len(section.unfusable)
     rows = [
-        ["unfused: every fusable operator a group of its own", *_split(unfused)],
-        ["planned", *_split(planned)],
-        [
-            "saved",
-            _saved(_features(unfused), _features(planned)),
-            _saved(unfused.weight, planned.weight),
-            _saved(unfused.total, planned.total),
-        ],
+        _row("fusable: features", _features(unfused), _features(planned)),
+        _row("fusable: weights", unfused.weight, planned.weight),
+        _row(f"{_count(fusable, 'fusable operator')} (the paper's figure)", *_both(section)),
     ]
-    return style.table(rows, ("", "features", "weights", "total"), "lrrr")
+    if section.unfusable:
+        rows += [
+            _row("unfusable: features", _features(outside), _features(outside)),
+            _row("unfusable: weights", outside.weight, outside.weight),
+            _row(
+                f"{_count(len(section.unfusable), 'unfusable operator')}, at least",
+                outside.total,
+                outside.total,
+            ),
+        ]
+    network = (section.network_unfused.total, section.network_planned.total)
+    rows.append(_row("whole network", *network))
+    return style.table(rows, ("", "unfused", "planned", "saved"), "lrrr")
+
+
+def _both(section: Section) -> tuple[int, int]:
+    return section.unfused.total, section.planned.total
+
+
+def _row(name: str, unfused: int, planned: int) -> list[str]:
+    return [name, format_size(unfused), format_size(planned), _saved(unfused, planned)]
+
+
+def _held_whole(section: Section) -> str:
+    """Which operators are priced as holding whole maps, what they move, and what it means."""
+    held = section.held_whole
+    kinds: dict[str, list[str]] = {}
+    for name in held:
+        kinds.setdefault(section.op(name).kind, []).append(name)
+    named = []
+    for kind, names in kinds.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        named.append(f"{kind} {', '.join(names[:_NAMED])}{more}")
+    apart = [name for name in held if name in section.unfusable]
+    cost = "all fit alone even so"
+    if apart:
+        moved = added(section.unfusable[name] for name in apart).total
+        cost = f"{len(apart)} of {len(held)} do not fit and move {format_size(moved)} on their own"
+    reasons = list(dict.fromkeys(held.values()))
+    told = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
+    return (
+        f"priced as holding whole maps: {', '.join(named)} ({told}); {cost}. This is a limit of "
+        "the cost model, not of the chip: streamed along an axis they could need less"
+    )
 
 
 def _facts(section: Section) -> list[list[str]]:
     plan = section.plan
-    if plan.proof == "optimal":
-        bound = "optimal (proved): no legal plan has less DRAM access"
+    fusable = len(plan.graph) - len(plan.unfusable)
+    of_what = f"of the {_count(fusable, 'fusable operator')}"
+    if not fusable:
+        bound = "none: no operator fits the buffer"
+    elif plan.proof == "optimal":
+        bound = f"optimal ({plan.standing}): no legal plan {of_what} has less DRAM access"
     elif plan.lower_bound_bytes:
         bound = (
-            f"{format_size(plan.lower_bound_bytes)}; the plan is at most {plan.gap:.1%} above "
-            "the optimum"
+            f"{format_size(plan.lower_bound_bytes)} {of_what} ({plan.standing}); the plan is at "
+            f"most {plan.gap:.1%} above their optimum"
         )
     else:
         bound = "none is known"
-    fusable = len(plan.graph) - len(plan.unfusable)
-    unfusable = "none"
-    if section.unfusable:
-        traffic = _sum(list(section.unfusable.values()))
-        unfusable = (
-            f"{len(section.unfusable)}, moving {format_size(traffic.total)} of their own, "
-            f"{format_size(traffic.weight)} of it weights; not in the totals above"
-        )
     stages = [
         f"{stage.method}: "
         + ("no plan" if stage.dram_bytes is None else format_size(stage.dram_bytes))
-        + f" ({stage.plans} evaluated, {stage.seconds:.1f} s)"
+        + f" ({stage.plans} evaluated, {stage.seconds:.1f} s{_stopped(stage)})"
         for stage in plan.stages
     ]
-    granularity = _granularity(plan)
-    unit = f"granularity {granularity}, " if granularity else ""
+    unit = f"granularity {section.granularity}, " if section.granularity else ""
     rows = [
         ["lower bound", bound],
         ["maximum buffer usage", _share(plan.max_buffer_bytes, plan.buffer_bytes)],
-        ["fusion groups", f"{len(plan.groups)}, of {fusable} fusable operators"],
-        ["unfusable operators", unfusable],
+        ["fusion groups", f"{len(plan.groups)}, of {_count(fusable, 'fusable operator')}"],
+        ["unfusable operators", _unfusable(section)],
         ["search", "; then ".join(stages) or plan.method or "none"],
         [
             "assumptions",
             f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
             f"{plan.activation_bytes} B per activation, {plan.weight_bytes} B per weight, "
-            "one sample at a time",
+            "one sample at a time"
+            + (
+                ", traced with gradients enabled (report(model, x) traces without)"
+                if section.gradients
+                else ""
+            ),
         ],
     ]
     return rows
@@ -390,7 +338,7 @@ def _group_table(section: Section, style: Style) -> str:
             compact(group.ops),
             format_size(group.buffer_bytes),
             f"{group.buffer_bytes / buffer:.1%}",
-            *map(format_size, _dram(group)),
+            *map(format_size, group_dram(group)),
             group.ends,
         ]
         for k, group in enumerate(section.plan.groups)
@@ -399,32 +347,44 @@ def _group_table(section: Section, style: Style) -> str:
     return style.table(rows, headers, "llrrrrrl", {1: 28, 7: 33})
 
 
-def _granularity(plan: PartitionPlan) -> str | None:
-    """Unit of the streams; ``None`` for a scheme that has none (BRR tiles whole rows)."""
-    return plan.granularity if plan.scheme == "lbdf" else None
+def _stopped(stage: Stage) -> str:
+    """Why a stage ended early; its own set limit is how "direct" always works."""
+    return "" if stage.stopped in ("", SET_LIMIT) else f", {stage.stopped}"
+
+
+def _unfusable(section: Section) -> str:
+    """How many, and the buffers at which the first and the last of them would fit."""
+    if not section.unfusable:
+        return "none"
+    needs = {name: size for name, size in section.needs.items() if size is not None}
+    text = str(len(section.unfusable))
+    if not needs:
+        return f"{text}; the scheme has a schedule for none of them"
+    first = min(needs, key=lambda name: needs[name])
+    if len(needs) == len(section.unfusable) == 1:
+        return f"{text}; from a buffer of {format_buffer(needs[first])} up it fits"
+    last = "all of them do"
+    if len(needs) < len(section.unfusable):
+        last = f"all but {len(section.unfusable) - len(needs)}, which have no schedule, do"
+    return (
+        f"{text}; from a buffer of {format_buffer(needs[first])} up {first} fits, from "
+        f"{format_buffer(max(needs.values()))} up {last}"
+    )
+
+
+def _buffer(size: int | None) -> str:
+    return "no schedule" if size is None else format_buffer(size)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # -- figures ------------------------------------------------------------------------------
 
 
-def _sum(drams: Sequence[Dram]) -> Dram:
-    return Dram(
-        sum(dram.read for dram in drams),
-        sum(dram.write for dram in drams),
-        sum(dram.weight for dram in drams),
-    )
-
-
-def _dram(group: FusionGroup) -> Dram:
-    return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)
-
-
 def _features(dram: Dram) -> int:
     return dram.read + dram.write
-
-
-def _split(dram: Dram) -> list[str]:
-    return [format_size(size) for size in (_features(dram), dram.weight, dram.total)]
 
 
 def _saved(unfused: int, planned: int) -> str:

@@ -6,12 +6,13 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, MB, format_size
 from torch_getfuse.errors import GetfuseError
+from torch_getfuse.files import replace_text
 from torch_getfuse.forms import (
     HTML,
     PLAIN,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 KEY = (
     "schema_version",
@@ -72,13 +73,17 @@ class Sweep:
     Attributes:
         records: one dictionary per point: ``model``, what was asked for (:data:`KEY`), what was
             found (:data:`FIGURES`; ``None`` where the point failed) and ``error`` (``None`` where
-            it did not). Sizes are integer bytes per sample; ``dram_bytes`` is of the plan's
-            groups, ``unfused_bytes`` the same with every fusable operator alone, and
-            ``unfusable_bytes`` what the ``unfusable`` operators move at least. ``seconds`` is
-            the planning time, ``stopped`` why a search ended early.
+            it did not). Sizes are integer bytes per sample and of the whole network:
+            ``dram_bytes`` as planned (``feature_bytes`` of it features), ``unfused_bytes`` with
+            every operator alone, ``lower_bound_bytes`` of any legal plan; all three hold
+            ``unfusable_bytes``, what the ``unfusable`` operators move at least, and less it they
+            are the paper's figures. ``seconds`` is the planning time, ``stopped`` why a search
+            ended early.
+        kept: how many of the points were finished before and taken from the file.
     """
 
     records: tuple[Record, ...]
+    kept: int = field(default=0, compare=False)
 
     @property
     def errors(self) -> list[Record]:
@@ -89,10 +94,16 @@ class Sweep:
         return self._render(PLAIN)
 
     def __repr__(self) -> str:
-        return f"<Sweep of {len(self.records)} points, {len(self.errors)} failed>"
+        return f"<Sweep of {self._told()}>"
 
     def _repr_html_(self) -> str:
         return self._render(HTML)
+
+    def _told(self) -> str:
+        """How many points there are, and where they come from."""
+        total, failed = len(self.records), len(self.errors)
+        planned = total - failed - self.kept
+        return f"{total} points: {planned} planned, {self.kept} kept from before, {failed} failed"
 
     def _render(self, style: Style) -> str:
         parts = []
@@ -100,6 +111,7 @@ class Sweep:
         if rows:
             parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
         parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
+        parts.append(style.paragraph(f"{self._told()}; sizes are of the whole network"))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,11 +142,9 @@ class Sweep:
         return data_frame(self.records, _COLUMNS)
 
     def plot(self) -> Figure:
-        """DRAM access against the buffer, a line per model, scheme and method.
+        """DRAM access of the whole network against the buffer, a line per model, scheme and method.
 
-        Unfusable operators are included at the least that they move, since otherwise the plan of
-        a smaller buffer, which leaves more of them out, would look cheaper. Points that are not
-        proved optimal are hollow.
+        Points that are not proved optimal are hollow.
 
         Raises:
             GetfuseError: where matplotlib is not installed.
@@ -152,7 +162,7 @@ class Sweep:
         for label, records in lines.items():
             records = sorted(records, key=lambda record: int(record["buffer_bytes"]))
             x = [record["buffer_bytes"] / KB for record in records]
-            y = [(record["dram_bytes"] + record["unfusable_bytes"]) / MB for record in records]
+            y = [record["dram_bytes"] / MB for record in records]
             (line,) = axes.plot(x, y, marker="o", label=label)
             unproved = [k for k, record in enumerate(records) if record["proof"] != "optimal"]
             axes.plot(
@@ -214,13 +224,15 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.records: dict[tuple[Any, ...], Record] = {}
+        if self.path.exists() and not self.path.is_file():
+            raise GetfuseError(f"{str(self.path)!r} is no regular file; name another one")
         # Bytes, so that a character cut in two is as good as any other damage.
         data = self.path.read_bytes() if self.path.exists() else b""
         lines = data.splitlines(keepends=True)
         whole = 0
         for number, line in enumerate(lines, 1):
             record = _parsed(line)
-            if record is None and number == len(lines) and (number > 1 or line.startswith(b"{")):
+            if record is None and number == len(lines) and _is_cut_off(line):
                 log.warning(
                     "%s: line %d is cut off, as by a kill; that point is planned again",
                     self.path,
@@ -229,7 +241,8 @@ class Journal:
                 break
             if record is None:
                 raise GetfuseError(
-                    f"line {number} of {str(self.path)!r} is no point of a sweep; name another file"
+                    f"line {number} of {str(self.path)!r} is no point of a sweep; the file is left "
+                    "as it is: name another one"
                 )
             whole += len(line)
             if record["error"] is None:
@@ -250,10 +263,16 @@ class Journal:
         self._file.close()
 
 
+def _is_cut_off(line: bytes) -> bool:
+    """Whether an unfinished line can be the beginning of one that :meth:`Journal.append` wrote."""
+    start = json.dumps({_COLUMNS[0]: ""}).removesuffix('"}').encode()
+    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
+
+
 def _parsed(line: bytes) -> Record | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and all(name in record for name in _COLUMNS)
     return record if whole else None
@@ -320,7 +339,7 @@ def title(record: Record) -> str:
 
 def _text(form: Callable[[Sweep], str]) -> Callable[[Sweep, Path], None]:
     def write(result: Sweep, path: Path) -> None:
-        path.write_text(form(result), encoding="utf-8")
+        replace_text(path, form(result))
 
     return write
 

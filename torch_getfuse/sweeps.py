@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.errors import CaptureError, GetfuseError, OptionError
+from torch_getfuse.errors import CaptureError, GetfuseError, Interrupted, OptionError, interrupts
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 from torch_getfuse.sweep_result import (
     FIGURES,
     SCHEMA_VERSION,
@@ -88,13 +88,15 @@ def sweep(
         CaptureError: where not one model can be captured.
         GetfuseError: where ``path`` holds something else than a sweep.
         OSError: where ``path`` cannot be read or written.
+        Interrupted: for a ``KeyboardInterrupt``; its ``sweep`` holds the finished points.
     """
     chosen = _choices(buffers, schemes, granularities, methods, options)
     if progress not in (True, False, "auto"):
         raise OptionError(f"progress={progress!r} is not True, False or 'auto'")
     wanted = _models(model, args)
     kept = Journal(path) if path is not None else None
-    graphs, failures = _captured(wanted)
+    with interrupts():
+        graphs, failures = _captured(wanted)
     # Two models may have one graph: it is planned once.
     points: dict[tuple[Any, ...], tuple[OpGraph, Options, Record]] = {}
     for name, graph in graphs.items():
@@ -104,11 +106,14 @@ def sweep(
     found = dict(kept.records) if kept is not None else {}
     open_ = [work for key, work in points.items() if key not in found]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
+    interrupted: KeyboardInterrupt | None = None
     try:
         for record in _shown(_results(open_, n_jobs), len(open_), progress):
             found[identity(record)] = record
             if kept is not None:
                 kept.append(record)
+    except KeyboardInterrupt as error:
+        interrupted = error
     finally:
         if kept is not None:
             kept.close()
@@ -117,9 +122,12 @@ def sweep(
         for point in chosen:
             if name in failures:
                 records.append(_blank(name, point) | {"error": failures[name]})
-            else:
-                records.append(found[identity(_asked(graphs[name], point, name))] | {"model": name})
-    result = Sweep(tuple(records))
+            elif (key := identity(_asked(graphs[name], point, name))) in found:
+                records.append(found[key] | {"model": name})
+    done = set() if kept is None else set(kept.records)
+    result = Sweep(tuple(records), sum(identity(record) in done for record in records))
+    if interrupted is not None:
+        raise Interrupted(sweep=result) from interrupted
     for record in result.errors:
         log.warning("sweep: %s failed: %s", title(record), record["error"])
     return result
@@ -296,13 +304,14 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
     try:
         plan = plan_graph(graph, options)
         section = Section(plan)
+        planned = section.network_planned
         stopped = dict.fromkeys(stage.stopped for stage in plan.stages if stage.stopped)
         figures: Record = {
-            "dram_bytes": plan.dram_bytes,
-            "feature_bytes": plan.feature_bytes,
-            "unfused_bytes": section.unfused.total,
-            "unfusable_bytes": sum(dram.total for dram in section.unfusable.values()),
-            "lower_bound_bytes": plan.lower_bound_bytes,
+            "dram_bytes": planned.total,
+            "feature_bytes": planned.read + planned.write,
+            "unfused_bytes": section.network_unfused.total,
+            "unfusable_bytes": section.outside.total,
+            "lower_bound_bytes": plan.lower_bound_bytes + section.outside.total,
             "proof": plan.proof,
             "groups": len(plan.groups),
             "unfusable": len(plan.unfusable),
@@ -313,9 +322,6 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
     except Exception as error:  # one point must not cost the others
         log.debug("%s failed", title(record), exc_info=True)
         return {**record, "error": _told(error)}
-    if "interrupted" in stopped:
-        # The search kept its best plan; a sweep that is stopped does not keep half a point.
-        raise KeyboardInterrupt
     return {**record, **figures}
 
 

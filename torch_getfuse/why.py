@@ -6,13 +6,13 @@ import time
 from collections.abc import Sequence
 from random import Random
 
-from torch_getfuse.accelerator import format_size
+from torch_getfuse.accelerator import format_buffer, format_size
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.explanation import CONTROLS, Explanation
 from torch_getfuse.findings import Blame, Cut, GroupEdge, Part
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import CHOICES, Options
-from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator, boundary
+from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator, once, smallest_buffer
 from torch_getfuse.partition.cuts import Edge
 from torch_getfuse.partition.group import bits, components, mask_of, topological_order
 from torch_getfuse.partition.problem import FusionProblem
@@ -21,6 +21,8 @@ from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, convex_par
 from torch_getfuse.planner import ranker_of, scheme_of
 
 EXPLAINERS = tuple(name for name in CHOICES["explainer"] if name is not None)
+
+_NAMED = 6  # operators and modules that an error names
 
 DEFAULT = ("saliency", "rgexplainer", "pgexplainer", "gnnexplainer")
 """All that ask the GNN: on the whole of MobileNetV2 the last takes 0.2 s, the others 10 ms."""
@@ -51,8 +53,13 @@ def explain_graph(
     problem = FusionProblem(Evaluator(scheme_of(graph, options), options.buffer_bytes))
     asked = problem.fusable if operators is None else _named(graph, operators)
     if not asked:
+        scheme, index = problem.evaluator.scheme, range(len(graph))
+        needs = [smallest_buffer(scheme, 1 << i, options.buffer_bytes) for i in index]
+        known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
+        least = f" ({min(known)[1]} fits from {format_buffer(min(known)[0])} up)" if known else ""
         raise OptionError(
-            "no operator fits the buffer alone; name one in operators= to see why, or raise buffer="
+            "no operator fits the buffer alone; name one in operators= to see why, or raise "
+            f"buffer={least}"
         )
     group = asked if operators is None else _hull(problem, asked)
     if any(block & group and block & ~group for block in problem.blocks):
@@ -66,7 +73,7 @@ def check_explainers(names: Sequence[str]) -> None:
         if name not in EXPLAINERS:
             raise OptionError(
                 f"explainers: {name!r} is not one of {', '.join(EXPLAINERS)}"
-                f"{nearest(name, EXPLAINERS)}"
+                f"{nearest(str(name), EXPLAINERS)}"
             )
 
 
@@ -92,6 +99,7 @@ class _Asked:
         terms = scheme.terms(self.group, buffer_bytes)
         # Explain and cut what is no group, if there is an edge to blame.
         ask = not valid and bool(self.positions)
+        asks = bool(set(explainers) - set(CONTROLS))
         return Explanation(
             operators=self._names(self.group),
             added=self._names(self.added),
@@ -104,9 +112,10 @@ class _Asked:
             buffer_bytes=buffer_bytes,
             demand_bytes=evaluator.buffer(self.group),
             valid=valid,
-            probability=self._probability() if set(explainers) - set(CONTROLS) else None,
+            probability=self._probability() if asks else None,
+            untrained=self._untrained() if asks else "",
             terms=tuple(sorted(terms, key=lambda term: -term.bytes)),
-            dram=self._once(self.group),
+            dram=once(scheme, self.group),
             edges=self._edges(terms),
             blames=tuple(self._blame(name) for name in explainers) if ask else (),
             cut=self._cut() if ask else None,
@@ -184,6 +193,19 @@ class _Asked:
         with one_thread():
             return float(model(tensors.x, tensors.edge_index).sigmoid())
 
+    def _untrained(self) -> str:
+        """What of the question lies outside the validity predictor's training data."""
+        from torch_getfuse.explain.sampling import BUFFERS, WIDTHS
+
+        scheme, buffer_bytes = self.evaluator.scheme, self.evaluator.buffer_bytes
+        found = []
+        if not BUFFERS[0] <= buffer_bytes <= BUFFERS[-1]:
+            found.append(f"buffers of {format_size(BUFFERS[0])} to {format_size(BUFFERS[-1])}")
+        if (scheme.activation_bytes, scheme.weight_bytes) not in WIDTHS:
+            pairs = (f"{one}/{other}" for one, other in sorted(set(WIDTHS)))
+            found.append(f"{', '.join(pairs)} B per activation/weight")
+        return " and ".join(found)
+
     # -- the cut --------------------------------------------------------------------------
 
     def _split(self, ranker: EdgeRanker) -> list[int] | None:
@@ -238,18 +260,8 @@ class _Asked:
     def _dram(self, part: int) -> Dram:
         """``F_D`` of a valid part; of an unfusable operator the least that any method moves."""
         if part & self.problem.unfusable:
-            return self._once(part)
+            return once(self.evaluator.scheme, part)
         return self.evaluator.scheme.dram(part, self.evaluator.buffer_bytes)
-
-    def _once(self, mask: int) -> Dram:
-        """Everything at the border of a set once, whether or not it fits."""
-        graph, scheme = self.graph, self.evaluator.scheme
-        reads, writes = boundary(graph, mask)
-        return Dram(
-            sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
-            sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
-            sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
-        )
 
 
 def _only(known: int, ranked: list[tuple[Edge, float]]) -> EdgeRanker:
@@ -279,8 +291,11 @@ def _named(graph: OpGraph, operators: Sequence[str]) -> int:
             for op in graph.ops:
                 path = op.module.split(".")
                 known.update(dict.fromkeys(".".join(path[:k]) for k in range(1, len(path) + 1)))
+            first = list(known)[:_NAMED]
+            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+            hint = nearest(str(name), known) or f"; there are {', '.join(first)}{more}"
             raise OptionError(
-                f"{name!r} is no operator and no module that holds one{nearest(name, known)} "
+                f"{name!r} is no operator and no module that holds one{hint} "
                 "(batch norm is part of its convolution; views and dropout are no operators)"
             )
         mask |= found

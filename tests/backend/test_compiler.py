@@ -16,6 +16,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import torch_getfuse
+from torch_getfuse import planner
 from torch_getfuse.backend import compiler
 
 
@@ -302,3 +303,26 @@ def test_a_graph_without_operators_runs_as_it_is() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert torch.equal(torch.compile(views, backend="getfuse")(x), views(x))
+
+
+def test_an_interrupt_while_planning_leaves_nothing_half_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 1)).eval()
+    x = torch.randn(1, 3, 9, 9)
+    options = {"buffer": 777, "cache": False, "inner": "eager", "strict": True}
+    compiled = torch.compile(model, backend="getfuse", options=options)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(planner, "exact", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            compiled(x)
+    assert caught.value.plan.verify().stages[-1].stopped == "interrupted"  # type: ignore[attr-defined]
+    assert not torch_getfuse.report(compiled).sections
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+    (section,) = torch_getfuse.report(compiled).sections
+    assert "interrupted" not in [stage.stopped for stage in section.plan.stages]

@@ -19,12 +19,8 @@ from torch_getfuse.backend import fast, fast_tuning
 from torch_getfuse.backend.fast_program import Choice, FastProgram
 from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
 from torch_getfuse.backend.fast_tuning import StepTimes, choose_strips
-from torch_getfuse.backend.packed import (
-    Activation,
-    ConvShape,
-    ConvWeights,
-    PackedConv,
-)
+from torch_getfuse.backend.live import LiveConv
+from torch_getfuse.backend.packed import Activation, Affine, ConvShape, PackedConv
 from torch_getfuse.backend.strips import Segment
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
@@ -204,48 +200,45 @@ def test_post_operators(name: str, kernel: int) -> None:
     x, weight, bias = torch.randn(2, 8, 7, 9), torch.randn(6, 8, kernel, kernel), torch.randn(6)
     shape = ConvShape((kernel,) * 2, (1, 1), (kernel // 2,) * 2, (1, 1), 1, (1, 8, 7, 9))
     activation = Activation(name, SCALARS.get(name, ()), "none" if name == "gelu" else "")
-    conv = PackedConv(shape, activation, None, False)
+    affine = Affine([True], None)
+    conv = PackedConv(shape, activation, affine, False)
     assert conv.linear == (kernel == 1)
-    found = conv.whole(conv.ready(ConvWeights(weight, bias)), x)
+    found = conv.whole(conv.prepare(weight, [bias]), x)
     right = ACTIVATIONS[name](F.conv2d(x, weight, bias, padding=kernel // 2))
     assert torch.allclose(found, right, atol=1e-4)
     assert found.is_contiguous(memory_format=torch.channels_last)
     if activation.follows_addition:
-        conv = PackedConv(shape, activation, None, True)
+        conv = PackedConv(shape, activation, affine, True)
         other = torch.randn_like(found)
-        found = conv.whole(conv.ready(ConvWeights(weight, bias)), x, other)
+        found = conv.whole(conv.prepare(weight, [bias]), x, other)
         right = ACTIVATIONS[name](F.conv2d(x, weight, bias, padding=kernel // 2) + other)
         assert torch.allclose(found, right, atol=1e-4)
 
 
-def test_packed_weights_follow_their_sources() -> None:
-    conv = PackedConv(
-        ConvShape((3, 3), (1, 1), (1, 1), (1, 1), 1, (1, 4, 6, 6)), Activation(), 1e-5, False
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("window", [(1, 1, 0, 1), (1, 2, 0, 1), (3, 1, 1, 1), (3, 2, 0, 2)])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_weights_where_they_lie(
+    name: str, window: tuple[int, ...], layout: torch.memory_format
+) -> None:
+    kernel, stride, padding, dilation = window
+    x, bias = torch.randn(2, 8, 7, 9), torch.randn(6)
+    weight = torch.randn(6, 8, kernel, kernel).contiguous(memory_format=layout)
+    shape = ConvShape(
+        (kernel,) * 2, (stride,) * 2, (padding,) * 2, (dilation,) * 2, 1, (1, 8, 7, 9)
     )
-    x = torch.randn(1, 4, 6, 6)
-
-    def sources() -> ConvWeights:
-        return ConvWeights(
-            torch.randn(4, 4, 3, 3), None, torch.randn(4), torch.rand(4) + 1, torch.randn(4),
-            torch.randn(4),
-        )  # fmt: skip
-
-    def right(w: ConvWeights) -> Tensor:
-        assert w.mean is not None
-        assert w.variance is not None
-        y = F.conv2d(x, w.weight, padding=1)
-        return F.batch_norm(y, w.mean, w.variance, w.scale, w.shift, False, 0.1, 1e-5)
-
-    first, second = sources(), sources()
-    packed = conv.ready(first)
-    assert conv.ready(first) is packed
-    assert torch.allclose(conv.whole(packed, x), right(first), atol=1e-4)
-    assert torch.allclose(conv.whole(conv.ready(second), x), right(second), atol=1e-4)
-    assert conv.ready(first) is packed  # two instances that take turns pack once each
-    for changed in first:
-        if changed is not None:
-            changed.mul_(1.5)
-            assert torch.allclose(conv.whole(conv.ready(first), x), right(first), atol=1e-3)
+    activation = Activation(name, SCALARS.get(name, ()), "none" if name == "gelu" else "")
+    conv = LiveConv(shape, activation, Affine([True], None))
+    right = F.conv2d(x, weight, bias, stride, padding, dilation)
+    other = torch.randn_like(right)
+    for added in (None, other.contiguous(memory_format=torch.channels_last)):
+        sums: list[Tensor] = []
+        found = conv.whole(weight, conv.prepare([bias]), x, added, sums)
+        assert len(sums) == 1
+        assert torch.allclose(
+            found, ACTIVATIONS[name](right if added is None else right + added), atol=1e-4
+        )
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
@@ -259,10 +252,12 @@ def notes(model: Any) -> str:
     return " | ".join(n for s in torch_getfuse.report(model).sections for n in s.notes)
 
 
-@pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast program wins whatever the clock says."""
+@pytest.fixture(params=["packed", "live"])
+def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The fast program wins whatever the clock says, on packed weights or where they lie."""
     monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
+    live = request.param == "live"
+    monkeypatch.setattr(fast, "_seen_faster", lambda *given: (given[3], given[4] if live else []))
 
 
 @pytest.mark.usefixtures("always")
@@ -283,6 +278,202 @@ def test_right_after_weights_change_and_for_another_instance() -> None:
         second = torch.compile(other, backend="getfuse", options={"method": "direct"})
         close(second(x), other(x))
         close(run(x), model(x))
+
+
+def through_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+def other_data(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.data = parameter.data * 1.5
+
+
+def through_vector(model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector * 1.5, model.parameters())
+
+
+def through_numpy(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.detach().numpy()[...] *= 1.5
+
+
+def last_bit(model: nn.Module) -> None:
+    weight = model[3].weight.detach().numpy()  # type: ignore[index]
+    weight.reshape(-1)[-1] = -1e3
+
+
+def statistics(model: nn.Module) -> None:
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.numpy()[...] += 0.7
+
+
+def infinite(model: nn.Module) -> None:
+    model[3].weight.detach().numpy()[0, 0, 0, 0] = float("inf")  # type: ignore[index]
+
+
+def nan(model: nn.Module) -> None:
+    model[0].weight.detach().numpy()[0, 0, 0, 0] = float("nan")  # type: ignore[index]
+
+
+WRITES = (
+    through_data, other_data, through_vector, through_numpy, last_bit, statistics, infinite, nan,
+)  # fmt: skip
+
+
+def stack() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 64, 3, 2, bias=False),
+        nn.BatchNorm2d(64), nn.ReLU6(), nn.Conv2d(64, 4, 1), nn.Hardsigmoid(),
+    ]  # fmt: skip
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.usefixtures("always")
+def test_right_after_any_write(write: Callable[[nn.Module], None]) -> None:
+    model, x = stack(), torch.randn(1, 4, 9, 9)
+    run = compiled(model)
+    with torch.no_grad():
+        close(run(x), model(x))
+        assert "packed convolutions" in notes(run)
+        before = model(x)
+        write(model)
+        assert not torch.equal(model(x), before)
+        assert torch.allclose(run(x), model(x), rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert torch.allclose(run(x), model(x), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.usefixtures("always")
+def test_weights_in_shared_memory_and_with_gaps() -> None:
+    model, x = stack(), torch.randn(1, 4, 9, 9)
+    wide = torch.randn(64, 8, 3, 6)
+    model[3].weight.data = wide[..., ::2]
+    aliases = [p.detach().share_memory_() for p in model.parameters() if p is not model[3].weight]
+    run = compiled(model)
+    with torch.no_grad():
+        for _ in range(2):
+            close(run(x), model(x))
+            wide.numpy()[...] *= 1.5
+            for alias in aliases:
+                alias.numpy()[...] -= 0.1
+        close(run(x), model(x))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.usefixtures("always")
+def test_what_is_not_finite_is_not_lost(value: float) -> None:
+    model, x = stack(), torch.randn(1, 4, 9, 9)
+    run = compiled(model)
+    with torch.no_grad():
+        close(run(x), model(x))
+        x[0, 0, 4, 4] = value
+        assert not model(x).isfinite().all() or value != value
+        assert torch.allclose(run(x), model(x), equal_nan=True, atol=1e-5)
+
+
+@pytest.mark.usefixtures("always")
+def test_compiled_for_nan() -> None:
+    model, x = stack(), torch.full((1, 4, 9, 9), float("nan"))
+    run = compiled(model)
+    with torch.no_grad():
+        assert run(x).isnan().all()
+    assert "infinities or NaN" in notes(run)
+
+
+def test_results_are_compared() -> None:
+    right = torch.tensor([1.0, float("inf"), float("nan")])
+    assert fast._differs([right], [right.clone()]) == ""
+    assert "differs by" in fast._differs([right], [right + torch.tensor([1.0, 0.0, 0.0])])
+    for wrong in ([1.0, 1.0, float("nan")], [1.0, float("inf"), 0.0], [1.0, float("nan"), 1.0]):
+        assert fast._differs([right], [torch.tensor(wrong)])
+    assert "no finite" in fast._differs([right[2:]], [right[2:]])
+    assert fast._differs([torch.tensor([3])], [torch.tensor([3])]) == ""
+    assert "real numbers" in fast._differs([torch.tensor([3])], [torch.tensor([4])])
+
+
+class Odd(nn.Module):
+    """A convolution, and what ``kind`` says after it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv2d(4, 8, 3, padding=1)
+        self.register_buffer("scale", torch.rand(8, 1, 1, 1) + 0.5)
+        self.register_buffer("mean", torch.randn(8))
+        self.register_buffer("variance", torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.conv(x)
+        if self.kind == "norm":
+            return F.batch_norm(y, self.mean, self.variance, self.scale, self.mean)
+        if self.kind == "expanded":
+            return y.mean((2, 3), keepdim=True).expand(-1, -1, 6, 5), y[:, :, :1].expand_as(y)
+        if self.kind == "windows":
+            return y.unfold(3, 3, 1)
+        if self.kind == "copy here, view there":
+            z = y.permute(0, 2, 3, 1).reshape(-1, 8)
+            z += 1
+            return z.sum(), y.sum()
+        if self.kind == "two copies":
+            return y.permute(0, 2, 3, 1).reshape(-1, 8), y.permute(0, 2, 3, 1).reshape(-1, 8)
+        if self.kind == "computed":
+            weight = self.conv.weight - self.conv.weight.mean((1, 2, 3), keepdim=True)
+            return F.relu(F.conv2d(x, weight, self.conv.bias))
+        z = y.flatten(1)
+        z.mul_(2)
+        return y  # which z is a view of in eager
+
+
+@pytest.mark.parametrize(
+    "kind", ["norm", "expanded", "windows", "copy here, view there", "two copies", "computed"]
+)
+@pytest.mark.usefixtures("always")
+def test_shapes_strides_and_memory_as_in_eager(kind: str) -> None:
+    model, x = Odd(kind).eval(), torch.randn(2, 4, 6, 5)
+    run = compiled(model)
+    with torch.no_grad():
+        for _ in range(2):
+            ours = run(x)
+            close(ours, model(x))
+            if isinstance(ours, tuple):
+                places = {result.untyped_storage().data_ptr() for result in ours}
+                assert len(places) == len(ours)
+    assert "packed convolutions" in notes(run)
+
+
+@pytest.mark.usefixtures("always")
+def test_written_through_a_view_that_is_returned() -> None:
+    model, x = Odd("view").eval(), torch.randn(2, 4, 6, 5)
+    run = compiled(model)
+    with torch.no_grad():
+        close(run(x), model(x), 0.0)
+    assert "must run after" in notes(run)
+
+
+@pytest.mark.usefixtures("always")
+def test_empty_tensors_run_by_fx_nodes() -> None:
+    model = nn.Conv2d(4, 8, 1).eval()
+    run = compiled(model)
+    with torch.no_grad():
+        assert run(torch.randn(0, 4, 6, 6)).shape == (0, 8, 6, 6)
+    assert "a tensor is empty" in notes(run) or not notes(run)
+
+
+def test_strips_on_threads_in_inference_mode() -> None:
+    gm, inputs = traced(network("mobilenet_v2"), torch.randn(2, 3, 64, 64))
+    steps = build_steps(gm)
+    choices = cut_anywhere(steps, set(gm.graph.output_node().all_input_nodes), 2)
+    with torch.no_grad():
+        eager = gm.forward(*inputs)
+        program = FastProgram(gm, steps, choices, 2)
+        close(program(*inputs), tuple(eager))
+    with torch.inference_mode():
+        close(program(*inputs), tuple(eager))
 
 
 @pytest.mark.usefixtures("always")
@@ -385,9 +576,9 @@ def test_a_slower_or_wrong_program_is_not_taken(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(fast, "_times", lambda *_: (0.002, 0.001))
         run = compiled(model)
         assert torch.equal(run(x), model(x))
-        assert "packed convolutions took 2.0 ms against 1.0 ms" in notes(run)
+        assert "the fast program took 2.0 ms against 1.0 ms" in notes(run)
         monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
-        monkeypatch.setattr(FastProgram, "__call__", lambda *_: (torch.zeros(1, 1000),))
+        monkeypatch.setattr(FastProgram, "compute", lambda *_: (torch.zeros(1, 1000),))
         run = compiled(model)
         assert torch.equal(run(x), model(x))
         assert "differs by" in notes(run)
@@ -458,9 +649,37 @@ def test_times_are_kept_and_choices_repeat(tmp_path: Any, monkeypatch: pytest.Mo
     assert again._seconds == times._seconds
     assert choose_strips(steps, returned, again, 1) == first
     assert not again._fresh
-    (file,) = tmp_path.iterdir()
-    file.write_text("{damaged", encoding="utf-8")
-    assert StepTimes(tmp_path)._seconds == {}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{damaged", "[]", "null", "3", '{"a": null}', '{"a": "1"}', '{"a": [1]}', '{"a": true}',
+        '{"a": NaN}', '{"a": -1.0}', '{"a": 1e999}', "[" * 10**5, b"\xff\xfe",
+    ],
+)  # fmt: skip
+def test_damaged_times_are_one_warning(
+    text: str | bytes, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_tuning, "_warned", set())
+    file = tmp_path / f"machine-{fast_tuning._machine()}.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.warns(UserWarning, match="measured anew"):
+        times = StepTimes(tmp_path)
+    assert times._seconds == StepTimes(tmp_path)._seconds == {}  # without a second warning
+
+
+def test_times_that_cannot_be_written_are_one_warning(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fast_tuning, "_warned", set())
+    (tmp_path / "file").touch()
+    times = StepTimes(tmp_path / "file" / "folder")
+    times._seconds, times._fresh = {"a": 1.0}, True
+    with pytest.warns(UserWarning, match="cannot keep"):
+        times.save()
+    times.save()  # without a second warning
 
 
 def test_strips_are_chosen_by_time(monkeypatch: pytest.MonkeyPatch) -> None:

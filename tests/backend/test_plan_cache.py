@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,8 +18,10 @@ from torch import nn
 from torch_getfuse.api import plan as make_plan
 from torch_getfuse.backend import compiler, plan_cache
 from torch_getfuse.backend.plan_cache import cache_key, find_plan, store_plan
+from torch_getfuse.files import PART_PREFIX
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, Stage
+from torch_getfuse.report import Report, Section
 
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
 X = torch.ones(1, 3, 8, 8)
@@ -163,3 +167,93 @@ def test_the_default_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
     assert plan_cache.default_folder() == tmp_path / "torch_getfuse"
+
+
+def test_a_plan_from_the_disk_claims_its_bound(plan: PartitionPlan, tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    store_plan(plan, plan.graph, asked)
+    plan_cache.clear_memory()
+    found = find_plan(plan.graph, asked)
+    assert found is not None
+    assert (plan.claimed_by, found.claimed_by) == ("", "the plan cache")
+    assert "optimal (claimed by the plan cache)" in str(Report((Section(found),)))
+    assert "optimal (proved)" in str(Report((Section(plan),)))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"buffer": "128KB"},
+        {"scheme": "brr"},
+        {"granularity": "pixel"},
+        {"activation_bytes": 1},
+        {"weight_bytes": 1},
+    ],
+    ids=str,
+)
+def test_an_entry_that_holds_a_plan_for_something_else(
+    plan: PartitionPlan, tmp_path: Path, other: dict[str, object]
+) -> None:
+    asked, swapped = options(tmp_path), options(tmp_path, **other)
+    store_plan(plan, plan.graph, asked)
+    (path,) = tmp_path.iterdir()
+    path.rename(tmp_path / f"{cache_key(plan.graph, swapped)}.json")
+    with pytest.warns(UserWarning, match="asked for is"):
+        assert find_plan(plan.graph, swapped) is None
+
+
+@pytest.mark.parametrize("entry", ["deep", "folder", "pipe"])
+def test_an_entry_that_is_no_plan_at_all(plan: PartitionPlan, tmp_path: Path, entry: str) -> None:
+    asked = options(tmp_path)
+    path = tmp_path / f"{cache_key(plan.graph, asked)}.json"
+    if entry == "deep":
+        path.write_text("[" * 100_000)
+    elif entry == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert find_plan(plan.graph, asked) is None
+        store_plan(plan, plan.graph, asked)
+        store_plan(plan, plan.graph, asked)
+    assert len(told) == (0 if entry == "pipe" else 1), [str(w.message) for w in told]
+
+
+def test_a_folder_that_is_a_file_is_warned_of_once(plan: PartitionPlan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    asked = options(tmp_path / "file")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            plan_cache.clear_memory()
+            assert find_plan(plan.graph, asked) is None
+            store_plan(plan, plan.graph, asked)
+    assert len(told) == 1
+
+
+def test_what_killed_processes_left_goes(plan: PartitionPlan, tmp_path: Path) -> None:
+    old, young = (tmp_path / f"{PART_PREFIX}{name}.json" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_text("half")
+    os.utime(old, (0, 0))
+    store_plan(plan, plan.graph, options(tmp_path))
+    assert not old.exists()
+    assert young.exists(), "another process may be writing it"
+
+
+def test_the_folder_of_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert plan_cache.folder_of("~/plans") == tmp_path / "plans"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.warns(UserWarning, match="Could not determine home"):
+        folder = plan_cache.default_folder()
+    assert folder == Path(tempfile.gettempdir()) / "torch_getfuse"

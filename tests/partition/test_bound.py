@@ -20,6 +20,7 @@ from torch_getfuse.partition.group import bits, is_connected, is_convex
 from torch_getfuse.partition.prices import prove
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.work import OutOfWork
 
 
 def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
@@ -169,8 +170,11 @@ def test_sets_fit_where_rooms_are_rounded() -> None:
 
 def test_expired() -> None:
     problem = random_problem(Random(1), 6)
-    assert Automaton.of(problem, lambda: True) is None
-    assert pricing_of(problem).run(random_prices(Random(1), problem), lambda: True) is None
+    work, pricing = problem.evaluator.work, pricing_of(problem)
+    with work.within(0), pytest.raises(OutOfWork):
+        Automaton.of(problem)
+    with work.within(0), pytest.raises(OutOfWork):
+        pricing.run(random_prices(Random(1), problem))
 
 
 def test_lbdf_only() -> None:

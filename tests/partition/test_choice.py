@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import time
+import signal
+import threading
+from collections.abc import Sequence
 from random import Random
+
+import numpy as np
+import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
+from torch_getfuse.partition import choice
 from torch_getfuse.partition.choice import choose, find_cycles, split_cycles
-from torch_getfuse.partition.columns import Columns
+from torch_getfuse.partition.columns import Columns, minimum, solved
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.listing import list_groups
 from torch_getfuse.partition.problem import FusionProblem
@@ -26,6 +31,14 @@ def crossing(rng: Random, width: int) -> FusionProblem:
     return FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
 
 
+def chosen(problem: FusionProblem, groups: tuple[int, ...]) -> tuple[int, ...]:
+    """The cheapest choice, or the plan of single blocks."""
+    found = [problem.blocks, *choose(Columns(problem), groups, single(problem))]
+    costs = [problem.cost(plan) for plan in found]
+    assert costs == sorted(set(costs), reverse=True)
+    return found[-1]
+
+
 def test_a_cycle_of_two_groups() -> None:
     """Two additions of the same two maps, each fused with one of the convolutions."""
     problem = crossing(Random(0), 2)
@@ -33,9 +46,81 @@ def test_a_cycle_of_two_groups() -> None:
     assert find_cycles(problem, tangled) == [[(0b0101, 2, 0), (0b1010, 3, 1)]]
     assert_legal(problem, split_cycles(problem, tangled))
     groups = (*problem.blocks, *tangled)
-    plan = choose(Columns(problem), groups, single(problem), math.inf)
+    plan = chosen(problem, groups)
     assert_legal(problem, plan)
     assert len(plan) == 3  # one of the two can stay
+
+
+class Answer:
+    """What a solver returns, as far as it is looked at."""
+
+    def __init__(self, shares: Sequence[float]) -> None:
+        self.x = np.array(shares)
+        self.status, self.mip_node_count = 0, 1
+
+
+def test_shares_a_little_above_a_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both groups with a convolution get more than half of it, within the solver's tolerance."""
+    problem = crossing(Random(0), 2)
+    groups = (*problem.blocks, 0b0101, 0b1001)
+    half = 0.5 + 4e-8
+    answers = [Answer([0.5, 0.5, 0.5, 0.5, half, half]), Answer([1, 1])]
+    seen = []
+
+    def minimum(costs: object, *args: object) -> Answer:
+        seen.append(costs)
+        return answers[min(len(seen), 2) - 1]
+
+    monkeypatch.setattr(choice, "minimum", minimum)
+    # The integer program's answer is of no use either: it covers an operator twice.
+    monkeypatch.setattr(choice, "solved", lambda *args, **named: Answer([0, 1, 0, 0, 1, 1]))
+    plan = chosen(problem, groups)
+    assert_legal(problem, plan)
+    assert sum(group in plan for group in groups[4:]) == 1
+    assert len(seen) >= 2
+
+
+def test_a_solver_that_fails_leaves_the_known_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = crossing(Random(0), 3)
+    monkeypatch.setattr(choice, "minimum", lambda *args: None)
+    answer = Answer([])
+    answer.x, answer.status = None, 4  # type: ignore[assignment]
+    monkeypatch.setattr(choice, "solved", lambda *args, **named: answer)
+    assert chosen(problem, problem.blocks) == problem.blocks
+
+
+def test_relaxations_with_halves_agree_with_enumeration() -> None:
+    """Pairs of convolutions under sums of two: covers by odd cycles have shares of a half."""
+    rng = Random(7200)
+    halves = 0
+    for _ in range(25):
+        problem = crossing(rng, rng.randint(3, 4))
+        listed = list_groups(problem)
+        some = tuple(g for g in listed.groups if g.bit_count() <= rng.choice((2, 3)))
+        groups = tuple(dict.fromkeys([*problem.blocks, *some]))
+        columns = Columns(problem)
+        work = problem.evaluator.work
+        matrix, costs = columns.matrix(groups), columns.costs(groups)
+        relaxed = minimum(costs, matrix, np.ones(len(problem.blocks)), work)
+        assert relaxed is not None
+        halves += bool((np.abs(relaxed.x - 0.5) < 1e-6).any())
+        assert_legal(problem, chosen(problem, groups))
+        whole = tuple(dict.fromkeys([*problem.blocks, *listed.groups]))
+        assert problem.cost(chosen(problem, whole)) == brute_force(problem.evaluator)[0]
+    assert halves
+
+
+def test_ctrl_c_does_not_wait_for_the_solver() -> None:
+    released = threading.Event()
+
+    def solver() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        released.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        solved(solver)  # type: ignore[arg-type]
+    assert not released.is_set()
+    released.set()
 
 
 def test_agrees_with_enumeration() -> None:
@@ -46,7 +131,7 @@ def test_agrees_with_enumeration() -> None:
             continue
         listed = list_groups(problem)
         groups = tuple(dict.fromkeys([*problem.blocks, *listed.groups]))
-        plan = choose(Columns(problem), groups, single(problem), math.inf)
+        plan = chosen(problem, groups)
         assert_legal(problem, plan)
         assert_runs_in_order(problem, plan)
         assert problem.cost(plan) == brute_force(problem.evaluator)[0]
@@ -73,5 +158,4 @@ def test_covers_with_cycles_are_split() -> None:
 def test_no_time() -> None:
     problem = crossing(Random(0), 3)
     known = single(problem)
-    plan = choose(Columns(problem), problem.blocks, known, time.perf_counter() - 1)
-    assert sorted(plan) == sorted(known.groups)
+    assert list(choose(Columns(problem), problem.blocks, known, 0.0)) == []

@@ -156,6 +156,22 @@ def test_branches_that_wait_for_each_other_through_unfusable_operators() -> None
     assert_legal(problem, direct(problem, all_edges(problem.graph)).groups)
 
 
+def test_blocks_are_not_torn_at_unfusable_operators() -> None:
+    """An activation stands after the unfusable operator that its producer stands before."""
+    build = Builder()
+    x = build.input((1, 1, 4, 4))
+    a = build.conv(x, 1)
+    first = build.conv(a, 1)
+    heavy = build.op("conv", [(a, Window.identity())], (1, 1, 4, 4), weights=1000)
+    build.add(build.act(first), heavy)
+    problem = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 100))
+    assert (problem.unfusable, problem.blocks[1]) == (0b00100, 0b01010)
+    assert convex_parts(problem, problem.fusable) == [0b01011, 0b10000]
+    for seconds in (0, None):
+        found = RecursiveSplit(problem, all_edges(problem.graph)).direct(seconds)
+        assert_legal(problem, found.groups)
+
+
 # -- Algorithm 1 ------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
+import re
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.decompose import expand_composites
 from torch_getfuse.backend.fx_values import (
@@ -35,6 +37,7 @@ from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.regions import inline_regions
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError
+from torch_getfuse.fields import escaped
 from torch_getfuse.ir import Op, OpGraph, Read
 
 log = logging.getLogger(__name__)
@@ -200,6 +203,8 @@ def capture_model(
     except _Recorded:
         return capture_fx(graphs[0])
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         count = _count_graphs(model, args, kwargs)
         how = f"not as one graph but as {count}" if count != "0" else "as no graph at all"
@@ -207,10 +212,39 @@ def capture_model(
             f"Dynamo traces {type(model).__name__} {how}: {why}. "
             "torch._dynamo.explain(model)(*inputs) shows every break"
         ) from error
+    except GetfuseError:
+        raise
+    except Exception as error:  # a model fails in its own code, by whatever it raises
+        raise does_not_run(model, args, error) from error
     raise CaptureError(
         f"{type(model).__name__} ran without giving Dynamo a graph: it has no tensor operator, "
         "or torch.compile is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance)"
     )
+
+
+def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> CaptureError:
+    """What a model says to inputs that it does not take, without what Dynamo says around it."""
+    reason = _raised(error)
+    cause: BaseException = error
+    while isinstance(cause, torch._dynamo.exc.TorchDynamoException):
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            break
+        cause = inner
+    reason = reason or (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    shapes = [
+        f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(args)
+    ]
+    return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
+
+
+def _raised(error: BaseException) -> str:
+    """What the model itself has raised while Dynamo traced it, as Dynamo quotes it; or empty."""
+    own = re.search(r"^Observed exception$.*raised exception (.+?)$", str(error), re.M | re.S)
+    return own[1] if own else ""
 
 
 @contextmanager
@@ -283,6 +317,8 @@ def run_captured(
         with _tracing():
             return _compiled(model, _running_backend, fullgraph=True)(*args)
     except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         name = type(model).__name__
         raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
@@ -290,6 +326,8 @@ def run_captured(
         if isinstance(error.inner_exception, GetfuseError):
             raise error.inner_exception from error
         raise
+    except torch._dynamo.exc.TorchRuntimeError as error:
+        raise does_not_run(model, args, error) from error
     finally:
         _RUNNER.reset(token)
 
@@ -422,13 +460,14 @@ def _names(drafts: Sequence[Draft]) -> list[str]:
     kinds: dict[str, set[str]] = {}
     inside: set[str] = set()
     for draft in drafts:
-        kinds.setdefault(draft.module, set()).add(draft.kind)
-        parts = draft.module.split(".")
+        path = escaped(draft.module)
+        kinds.setdefault(path, set()).add(draft.kind)
+        parts = path.split(".")
         inside.update(".".join(parts[:n]) for n in range(len(parts)))
     taken: set[str] = set()
     names = []
     for draft in drafts:
-        path, kind = draft.module, draft.kind
+        path, kind = escaped(draft.module), draft.kind
         leaf = path and path not in inside and len(kinds[path]) == 1
         names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
     return names
@@ -450,7 +489,7 @@ def _op(draft: Draft, name: str, tensors: Mapping[int, str]) -> Op:
         kind=draft.kind,
         reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
         writes=name,
-        module=draft.module,
+        module=escaped(draft.module),
         weight_elements=draft.weight_elements,
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,

@@ -20,6 +20,7 @@ from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_valu
 from torch_getfuse.backend.gradient_order import split_in_gradient_order
 from torch_getfuse.backend.grouping import children_of, split_capture
 from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
+from torch_getfuse.backend.mode_notes import mode_notes
 from torch_getfuse.backend.modes import cast_apart
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.records import CompiledGraph, remember
@@ -30,11 +31,11 @@ from torch_getfuse.backend.training import (
     plans_backward,
     rounds_otherwise,
 )
-from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
+from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError, PlanError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
@@ -78,7 +79,7 @@ def getfuse(
     try:
         capture = capture_fx(gm, example_inputs)
         if given is not None:
-            given.check_graph(capture.graph)
+            _check_given(given, capture)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
     except NoOperatorError:
@@ -99,6 +100,19 @@ def getfuse(
         return remember(gm.forward, record)
     log.info("compiled a graph of %d operators into %d groups", len(plan.graph), len(plan.groups))
     return remember(compiled, record)
+
+
+def _check_given(plan: PartitionPlan, capture: Capture) -> None:
+    """Refuse a plan of another graph, and say so where only the mode may be another."""
+    try:
+        plan.check_graph(capture.graph)
+    except PlanError as error:
+        if not torch.is_grad_enabled():
+            raise
+        raise PlanError(
+            f"{error}; if it is the same model and shape: plan() traces under torch.no_grad(), "
+            "this call has gradients enabled"
+        ) from error
 
 
 def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:
@@ -132,7 +146,12 @@ def _compile(
     """The planned graph as a callable; fills in its record."""
     gm = capture.graph_module
     hints = _shape_notes(gm)
-    forward = Section(plan, unsupported=capture.unsupported, notes=hints)
+    forward = Section(
+        plan,
+        unsupported=capture.unsupported,
+        notes=(*hints, *mode_notes(gm)),
+        gradients=torch.is_grad_enabled(),
+    )
     record.sections.append(forward)
     recorded = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
     if options.inner == DEPTH_FIRST:

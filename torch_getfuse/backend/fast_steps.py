@@ -14,13 +14,16 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch._ops import OpOverloadPacket
+from torch.utils._pytree import tree_map_only
 
 from torch_getfuse.backend.effects import order_edges
-from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.fx_values import flat_tensors, traced_value
+from torch_getfuse.backend.live import LiveConv
 from torch_getfuse.backend.modes import is_switch
 from torch_getfuse.backend.normalise import Invocation, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, positional
-from torch_getfuse.backend.packed import Activation, ConvShape, PackedConv
+from torch_getfuse.backend.packed import Activation, Affine, ConvShape, PackedConv
 from torch_getfuse.backend.rule_types import spread
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -76,7 +79,8 @@ class Step:
         windows: per map, how a block of rows reads it; ``None`` for a map that is read whole.
             An empty tuple: the step does not run by rows.
         conv: the packed convolution, or ``None``.
-        weights: nodes of a convolution's weights, in the order of :class:`ConvWeights`.
+        live: the same as a product with the weights as they lie, where that may be faster.
+        weights: nodes of a convolution's weight and of the vectors of its :class:`Affine`.
         whole: from the values of ``maps`` to the value; of a convolution this is not used.
         rows: the same for blocks of rows, vertical padding included.
         covers: all nodes that it stands for.
@@ -86,7 +90,8 @@ class Step:
     maps: tuple[fx.Node, ...]
     windows: tuple[RowWindow | None, ...] = ()
     conv: PackedConv | None = None
-    weights: tuple[fx.Node | None, ...] = ()
+    live: LiveConv | None = None
+    weights: tuple[fx.Node, ...] = ()
     whole: Callable[..., Any] | None = None
     rows: Callable[..., Tensor] | None = None
     covers: tuple[fx.Node, ...] = field(default=())
@@ -132,6 +137,16 @@ def is_map(node: object) -> TypeGuard[fx.Node]:
     )
 
 
+def _is_vector(node: object, conv: fx.Node) -> TypeGuard[fx.Node]:
+    """Whether a node's value has one number per channel of a convolution's result."""
+    value = traced_value(node) if isinstance(node, fx.Node) else None
+    return (
+        isinstance(value, Tensor)
+        and tuple(value.shape) == (traced_value(conv).shape[1],)
+        and value.dtype in _DTYPES
+    )
+
+
 class _Builder:
     def __init__(self, gm: fx.GraphModule) -> None:
         self.gm = gm
@@ -148,8 +163,9 @@ class _Builder:
         }
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.taken: set[fx.Node] = set()  # nodes that a convolution computes as well
-        for i, earlier in enumerate(order_edges(gm, self.nodes)):
-            node = self.nodes[i]
+        ordered = [*self.nodes, gm.graph.output_node()]
+        for i, earlier in enumerate(order_edges(gm, ordered)):
+            node = ordered[i]
             data = {self.position[s] for s in node.all_input_nodes if s in self.position}
             if earlier - data:
                 other = self.nodes[max(earlier - data)]
@@ -184,14 +200,15 @@ class _Builder:
             return None
         if traced_value(weight).dtype != traced_value(x).dtype:
             return None  # autocast or a mistake of the user's: eager knows what to do
-        if bias is not None and not isinstance(bias, fx.Node):
+        if bias is not None and not _is_vector(bias, node):
             return None
         covers = [node]
-        weights: list[fx.Node | None] = [weight, bias]
+        vectors: list[fx.Node | None] = [bias]
         epsilon = None
         follower = self._only_reader(covers)
         if follower is not None and (norm := self._folds(follower, node)) is not None:
-            weights += [norm.args[key] for key in ("running_mean", "running_var", "weight", "bias")]
+            keys = ("running_mean", "running_var", "weight", "bias")
+            vectors += [norm.args[key] for key in keys]
             epsilon = float(norm.args["eps"])
             covers.append(follower)
             follower = self._only_reader(covers)
@@ -208,13 +225,33 @@ class _Builder:
         if activation is not None:
             assert after is not None
             covers.append(after)
-        conv = PackedConv(shape, activation or Activation(), epsilon, other is not None)
+        affine = Affine([value is not None for value in vectors], epsilon)
+        conv = PackedConv(shape, activation or Activation(), affine, other is not None)
+        live = None
+        if self._may_run_live(shape, node, weight):
+            live = LiveConv(shape, conv.activation, affine)
         window = RowWindow(shape.kernel[0], shape.stride[0], shape.dilation[0], shape.padding[0])
         maps = (x,) if other is None else (x, other)
         windows = (window,) if other is None else (window, RowWindow())
         return Step(
-            covers[-1], maps, windows, conv=conv, weights=tuple(weights), covers=tuple(covers)
+            covers[-1],
+            maps,
+            windows,
+            conv=conv,
+            live=live,
+            weights=(weight, *(value for value in vectors if value is not None)),
+            covers=tuple(covers),
         )
+
+    @staticmethod
+    def _may_run_live(shape: ConvShape, node: fx.Node, weight: fx.Node) -> bool:
+        """Whether a product with the weight as it lies may be faster than comparing the weight."""
+        value = traced_value(node)
+        if value.dtype != torch.float32 or shape.groups != 1:
+            return False
+        # What the positions read is written anew where windows overlap: for a few only.
+        positions = value.numel() // value.shape[1]
+        return shape.is_linear or positions <= int(traced_value(weight).shape[0])
 
     def _conv_shape(self, call: Invocation, weight: fx.Node, x: fx.Node) -> ConvShape | None:
         padding, kernels = call.args.get("padding", 0), traced_value(weight)
@@ -249,9 +286,10 @@ class _Builder:
             return None
         needed = (call.args.get("running_mean"), call.args.get("running_var"))
         optional = (call.args.get("weight"), call.args.get("bias"))
-        if not all(isinstance(value, fx.Node) for value in needed):
+        if not is_map(node) or not all(_is_vector(value, conv) for value in needed):
             return None
-        good = all(value is None or isinstance(value, fx.Node) for value in optional)
+        # Eager also takes vectors of a higher rank, (C, 1, 1, 1), which then run as they are.
+        good = all(value is None or _is_vector(value, conv) for value in optional)
         return call if good else None
 
     def _added(self, node: fx.Node, chain: Sequence[fx.Node]) -> fx.Node | None:
@@ -310,6 +348,11 @@ class _Builder:
             if any(map(is_map, inputs)) and (call is None or call.mutates):
                 raise Unfit(f"{node.name} may depend on the strides of what it changes")
             whole = _AsTraced(whole, inputs)
+        elif any(map(_overlaps, flat_tensors(traced_value(node)))):
+            # Its strides cannot be made from other ones afterwards: nothing writes to them.
+            whole = _AsTraced(whole, inputs)
+        if _may_alias(call) and not _storages(node) & set().union(*map(_storages, inputs)):
+            whole = _Apart(whole)
         step = Step(node, inputs, whole=whole, covers=(node,))
         if call is not None and is_map(node):
             found = self._by_rows(node, call)
@@ -418,6 +461,48 @@ class _Reordered:
 
     def __call__(self, *values: Any) -> Any:
         return self._whole(*(values[k] for k in self._at))
+
+
+class _Apart:
+    """Gives a result memory of its own, as the trace does, where other strides make it a view."""
+
+    def __init__(self, whole: Callable[..., Any]) -> None:
+        self._whole = whole
+
+    def __call__(self, *values: Any) -> Any:
+        result = self._whole(*values)
+        own = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(result)}
+        given = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(values)}
+        return tree_map_only(Tensor, torch.clone, result) if own & given else result
+
+
+def _storages(node: fx.Node) -> set[int]:
+    """The storages of a node's traced value."""
+    return {tensor.untyped_storage()._cdata for tensor in flat_tensors(traced_value(node))}
+
+
+def _may_alias(call: Invocation | None) -> bool:
+    """Whether an operator returns, for some strides, its input or a view of it."""
+    packet = None if call is None else getattr(torch.ops.aten, call.name, None)
+    if not isinstance(packet, OpOverloadPacket):
+        return True
+    schemas = [getattr(packet, name)._schema for name in packet.overloads()]
+    return any(
+        value.alias_info is not None and not value.alias_info.is_write
+        for schema in schemas
+        for value in schema.returns
+    )
+
+
+def _overlaps(value: Tensor) -> bool:
+    """Whether elements of a tensor share memory, as where it is expanded."""
+    reach = 1
+    for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach = stride * (size - 1) + reach
+    return False
 
 
 def as_traced(value: Any, node: fx.Node) -> Any:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
 import os
 import platform
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,11 +26,8 @@ from torch import Tensor, fx
 from torch_getfuse.backend.fast_program import Choice
 from torch_getfuse.backend.fast_steps import Step
 from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.packed import ConvWeights
-from torch_getfuse.backend.plan_cache import default_folder, write_whole
+from torch_getfuse.backend.plan_cache import folder_of, write_whole
 from torch_getfuse.backend.strips import Segment, last_reads, map_rows
-
-log = logging.getLogger(__name__)
 
 _LONGEST = 8
 """Steps of a segment at most: longer ones compute too much halo anew."""
@@ -57,6 +54,14 @@ the last-level cache when it is read. So models of small maps need no timing at 
 _FAR = 12 * 2**20
 """Bytes of maps between two uses where a strip is larger than that; the most a strip may have."""
 
+_MOST_BYTES = 64 * 2**20
+"""Of a file of times; a step's times take some 500."""
+
+_MOST_SECONDS = 3600.0
+"""Of one step; a longer time was not measured."""
+
+_warned: set[str] = set()
+
 _LAST = torch.channels_last
 
 
@@ -71,23 +76,22 @@ class StepTimes:
         self._path = None if folder is None else folder / f"machine-{_machine()}.json"
         self._seconds: dict[str, float] = {}
         self._fresh = False
-        if self._path is not None and self._path.is_file():
-            try:
-                found = json.loads(self._path.read_text(encoding="utf-8"))
-                self._seconds = {str(key): float(value) for key, value in found.items()}
-            except (OSError, ValueError, AttributeError) as error:
-                log.warning("the times of this machine are measured anew: %s", error)
+        try:
+            if self._path is not None and self._path.is_file():
+                self._seconds = _seconds_in(self._path)
+        except (OSError, ValueError, RecursionError) as error:
+            _warn(f"the times of this machine in {str(self._path)!r} are measured anew: {error}")
 
     def save(self) -> None:
-        """Write what was measured; a folder that cannot be written is only logged."""
+        """Write what was measured; a folder that cannot be written is warned of once."""
         if self._path is None or not self._fresh:
             return
         try:
             form = json.dumps(self._seconds)
             write_whole(self._path, lambda name: Path(name).write_text(form, encoding="utf-8"))
             self._fresh = False
-        except OSError as error:
-            log.info("cannot keep the times of this machine: %s", error)
+        except (OSError, ValueError) as error:
+            _warn(f"cannot keep the times of this machine in {str(self._path)!r}: {error}")
 
     def whole(self, step: Step) -> float:
         """Of the whole map of one image, with the threads that torch has now."""
@@ -142,6 +146,31 @@ class StepTimes:
         return self._seconds[key]
 
 
+def _seconds_in(path: Path) -> dict[str, float]:
+    """The times in a file.
+
+    Raises:
+        OSError: where it cannot be read.
+        ValueError: where it holds anything else.
+        RecursionError: where it is nested without end.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__} and no times by step")
+    for key, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < _MOST_SECONDS:
+            raise ValueError(f"it gives {value!r} as the seconds of {key!r}")
+    return found
+
+
+def _warn(what: str) -> None:
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(f"torch_getfuse: {what}", stacklevel=3)
+
+
 def block_bytes(node: fx.Node, rows: int) -> int:
     """Bytes of so many rows of a map of one image."""
     value = traced_value(node)
@@ -186,14 +215,10 @@ def _time_step(step: Step, rows: int, reach: int, whole: bool) -> float:
         assert run is not None
         return _measure(lambda: outputs.append(run(*next(given))), turns)
     conv = step.conv
-    weights = ConvWeights.of(
-        None if node is None else _like(traced_value(node)) for node in step.weights
-    )
-    packed = conv.ready(weights)
+    weight, *vectors = (_like(traced_value(node)) for node in step.weights)
+    packed = conv.prepare(weight, vectors)
     run_conv = conv.whole if whole else conv.rows
-    found = _measure(lambda: outputs.append(run_conv(packed, *next(given))), turns)
-    del weights  # what was packed is known by these, so they must live until now
-    return found
+    return _measure(lambda: outputs.append(run_conv(packed, *next(given))), turns)
 
 
 def _like(value: Tensor) -> Tensor:
@@ -232,7 +257,7 @@ _lock = threading.Lock()
 
 def step_times(cache: bool | str | Path) -> StepTimes:
     """The times of this machine, kept where plans are (option ``cache``)."""
-    folder = None if cache is False else default_folder() if cache is True else Path(cache)
+    folder = None if cache is False else folder_of(cache)
     with _lock:
         if folder not in _times:
             _times[folder] = StepTimes(folder)

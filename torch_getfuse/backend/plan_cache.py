@@ -2,7 +2,9 @@
 
 A graph is compiled again and again: in every process, after ``torch._dynamo.reset()``, for each
 of several equal parts of a model. Files are written under another name and moved into place, so
-that processes may share a folder; a file that is no legal plan is dropped with a warning.
+that processes may share a folder; a file that is no legal plan of what is asked for is dropped with
+a warning. A file is not believed where it speaks of a bound: such a plan says so (``claimed_by``).
+A folder that cannot be used is warned of once, and planning goes on without it.
 """
 
 from __future__ import annotations
@@ -15,20 +17,25 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from torch_getfuse.errors import GetfuseError
+from torch_getfuse.errors import GetfuseError, PlanError
+from torch_getfuse.files import PART_PREFIX, replace_file
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
-from torch_getfuse.partition.split import SET_LIMIT
+from torch_getfuse.partition.work import by_machine
 
 log = logging.getLogger(__name__)
 
 _KEPT = 256
+_STALE = 3600.0
+"""Seconds after which a file that is still being written is one that a killed process left."""
 _MATTERS = (
     "buffer", "scheme", "granularity", "method", "explainer", "split_rule", "budget", "seed",
     "time_limit",
@@ -41,14 +48,20 @@ _warned: set[str] = set()
 
 
 def default_folder() -> Path:
-    """The user's cache folder: ``LOCALAPPDATA``, ``XDG_CACHE_HOME``, or the platform's default."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "torch_getfuse"
+    """The user's cache folder: ``LOCALAPPDATA``, ``XDG_CACHE_HOME``, or the platform's default.
+
+    For a user without a home, a folder among the temporary files.
+    """
+    variable = {"win32": "LOCALAPPDATA", "darwin": ""}.get(sys.platform, "XDG_CACHE_HOME")
+    inside = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    if base := os.environ.get(variable):
+        return Path(base) / "torch_getfuse"
+    try:
+        return Path.home() / inside / "torch_getfuse"
+    except RuntimeError as error:
+        folder = Path(tempfile.gettempdir()) / "torch_getfuse"
+        _warn(folder, f"{error}; the cache is in {str(folder)!r}")
+        return folder
 
 
 def cache_key(graph: OpGraph, options: Options) -> str:
@@ -67,24 +80,27 @@ def find_plan(graph: OpGraph, options: Options) -> PartitionPlan | None:
     """A plan made before for an equal graph and equal options."""
     if options.cache is False:
         return None
-    key = cache_key(graph, options)
+    folder = folder_of(options.cache)
+    key = _key(graph, options, folder)
+    if key is None:
+        return None
     with _lock:
         found = _memory.get(key)
         if found is not None:
             _memory.move_to_end(key)
             return found
-    path = _path(key, options)
+    path = folder / f"{key}.json"
     try:
         if not path.is_file():
             return None
-        plan = load_plan(path)
-        plan.check_graph(graph)
+        plan = replace(load_plan(path), claimed_by="the plan cache")
+        _check_asked(plan, graph, options)
         plan.verify()
     except GetfuseError as error:
         _drop(path, str(error))
         return None
     except OSError as error:
-        _warn(f"cannot read the plan cache {str(path.parent)!r}: {error}")
+        _warn(folder, f"cannot read the plan cache {str(folder)!r}: {error}")
         return None
     log.info("plan from the cache: %s", path)
     _keep(key, plan)
@@ -92,25 +108,27 @@ def find_plan(graph: OpGraph, options: Options) -> PartitionPlan | None:
 
 
 def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
-    """Keep a plan; on disk only where no stage ran out of time, for that is the machine's doing.
+    """Keep a plan; on disk only where no stage was ended by the clock, the machine's doing.
 
     A folder that cannot be written is warned of once; planning goes on without it.
     """
     if options.cache is False:
         return
-    key = cache_key(graph, options)
-    _keep(key, plan)
-    if any(stage.stopped not in ("", SET_LIMIT) for stage in plan.stages):
+    folder = folder_of(options.cache)
+    key = _key(graph, options, folder)
+    if key is None:
         return
-    path = _path(key, options)
+    _keep(key, plan)
+    if any(by_machine(stage.stopped) for stage in plan.stages):
+        return
     try:
-        write_whole(path, plan.save)
+        write_whole(folder / f"{key}.json", plan.save)
     except OSError as error:
-        _warn(f"cannot write the plan cache {str(path.parent)!r}: {error}")
+        _warn(folder, f"cannot write the plan cache {str(folder)!r}: {error}")
 
 
 def write_whole(path: Path, save: Callable[[str], object]) -> None:
-    """Write a file of a cache under another name and move it into place; nothing else is left.
+    """Write a file of a cache whole; what killed processes left in its folder goes.
 
     Args:
         path: of the file; its folder is made.
@@ -120,14 +138,24 @@ def write_whole(path: Path, save: Callable[[str], object]) -> None:
         OSError: where the folder or the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new-", suffix=".json")
-    os.close(handle)
-    try:
-        save(name)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    _tidy(path.parent)
+    replace_file(path, lambda part: save(str(part)))
+
+
+@functools.cache
+def _tidy(folder: Path) -> None:
+    """Remove what killed processes were writing; once per folder and process."""
+    for left in folder.glob(f"{PART_PREFIX}*"):
+        try:
+            if time.time() - left.stat().st_mtime > _STALE:
+                left.unlink()
+        except OSError as error:  # another process was quicker, or it belongs to another user
+            log.info("cannot remove %s: %s", left, error)
+
+
+def folder_of(cache: bool | str | Path) -> Path:
+    """The folder that the option ``cache`` names; ``~`` is the user's home."""
+    return default_folder() if isinstance(cache, bool) else Path(os.path.expanduser(cache))
 
 
 def clear_memory() -> None:
@@ -144,22 +172,45 @@ def _keep(key: str, plan: PartitionPlan) -> None:
             _memory.popitem(last=False)
 
 
-def _path(key: str, options: Options) -> Path:
-    folder = default_folder() if isinstance(options.cache, bool) else Path(options.cache)
-    return folder / f"{key}.json"
+def _key(graph: OpGraph, options: Options, folder: Path) -> str | None:
+    try:
+        return cache_key(graph, options)
+    except OSError as error:  # the package's own files cannot be read
+        _warn(folder, f"the plan cache is not used: {error}")
+        return None
+
+
+def _check_asked(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
+    """A file is found by its name alone, which says nothing of what is in it.
+
+    Raises:
+        PlanError: where the plan is one for something else.
+    """
+    plan.check_graph(graph)
+    asked = {
+        "buffer_bytes": options.buffer_bytes,
+        "scheme": options.scheme,
+        "granularity": options.granularity if options.scheme == "lbdf" else "line",
+        "activation_bytes": options.activation_bytes or graph.activation_bytes,
+        "weight_bytes": options.weight_bytes or graph.weight_bytes,
+    }
+    for name, value in asked.items():
+        if getattr(plan, name) != value:
+            raise PlanError(f"its {name} is {getattr(plan, name)!r}, asked for is {value!r}")
 
 
 def _drop(path: Path, reason: str) -> None:
-    _warn(f"dropped a damaged entry of the plan cache: {reason}")
+    _warn(path, f"dropped a damaged entry of the plan cache: {reason}")
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         log.info("cannot remove %s: %s", path, error)
 
 
-def _warn(what: str) -> None:
-    if what not in _warned:
-        _warned.add(what)
+def _warn(about: Path, what: str) -> None:
+    """One warning per file or folder: a folder that cannot be read cannot be written either."""
+    if str(about) not in _warned:
+        _warned.add(str(about))
         warnings.warn(f"torch_getfuse: {what}; plans are made anew", stacklevel=3)
 
 

@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch._dynamo.eval_frame import innermost_backend
 from torch._guards import TracingContext
 
-from torch_getfuse.report import Section
+from torch_getfuse.section import Section
 
 
 class CompiledGraph:
@@ -132,17 +132,34 @@ def _of_target(
     return same, not any(record.parameters for record in same)
 
 
+def compiler_of(model: object) -> str | None:
+    """The name of the backend that ``torch.compile`` was given; ``None`` where it is not known."""
+    name = getattr(_backend_of(model), "compiler_name", None)
+    return name if isinstance(name, str) else None
+
+
+def is_compiled(model: object) -> bool:
+    """Whether ``model`` is what ``torch.compile`` returns, or a module after ``.compile()``."""
+    return _backend_of(model) is not None or hasattr(model, "_torchdynamo_orig_callable")
+
+
 def _wrapper_options(model: object) -> Mapping[str, Any] | None:
-    """The options in what ``torch.compile`` returned; ``None`` where they are not to be found.
+    """The options in what ``torch.compile`` returned; ``None`` where they are not to be found."""
+    given = getattr(_backend_of(model), "kwargs", None)
+    return given.get("options", {}) if isinstance(given, Mapping) else None
+
+
+def _backend_of(model: object) -> object:
+    """The backend in what ``torch.compile`` returned; ``None`` where it is not to be found.
 
     Private to torch: a compiled function has its context in its closure only.
     """
-    context = getattr(model, "dynamo_ctx", None)
-    if context is None and hasattr(model, "_torchdynamo_orig_callable"):
-        context = inspect.getclosurevars(model).nonlocals.get("self")  # type: ignore[arg-type]
+    compiled = getattr(model, "_compiled_call_impl", None) or model
+    context = getattr(compiled, "dynamo_ctx", None)
+    if context is None and hasattr(compiled, "_torchdynamo_orig_callable"):
+        context = inspect.getclosurevars(compiled).nonlocals.get("self")  # type: ignore[arg-type]
     callback = getattr(context, "callback", None)
-    given = getattr(innermost_backend(callback), "kwargs", None) if callable(callback) else None
-    return given.get("options", {}) if isinstance(given, Mapping) else None
+    return innermost_backend(callback) if callable(callback) else None
 
 
 def _within(traced: CodeType | None, code: CodeType) -> bool:

@@ -29,6 +29,8 @@ _MAP = (4, 6, 7)
 def reduction(call: Call) -> Spec:
     """Over some axes; each position is taken in as it arrives."""
     operand: Operand = call.args["input"]
+    if isinstance(call.args.get("dim"), bool):  # var(x, unbiased) has no axes, so it takes all
+        call = replace(call, args={**call.args, "dim": None})
     gone = set(call.dims())
     keep = bool(call.get("keepdim", False))
     accesses: list[Access] = []
@@ -130,7 +132,7 @@ RULES: tuple[OpRule, ...] = (
             (name,),
             reduction,
             Sample(partial(_reduce_channels, name), (_MAP,)),
-            ("input", "dim", "keepdim"),
+            ("input", "dim", *(("unbiased",) if name in ("var", "std") else ()), "keepdim"),
         )
         for name in _REDUCTIONS
     ),
@@ -228,6 +230,11 @@ RULES: tuple[OpRule, ...] = (
 
 EXTRA_SAMPLES: dict[str, Sample] = {
     "mean of the map": Sample(lambda: Run(lambda x: x.mean((2, 3))), (_MAP,)),
+    "variance of all": Sample(lambda: Run(lambda x: torch.var(x, True) + x.std(False)), (_MAP,)),
+    "variance, by position": Sample(
+        lambda: Run(lambda x: x.var(1, False, True) + x.std((2, 3), True)[:, :, None, None]),
+        (_MAP,),
+    ),
     "mean of all": Sample(lambda: Run(lambda x: x.mean() + x), (_MAP,)),
     "sum of columns": Sample(lambda: Run(lambda x: x.sum(-1)), (_MAP,)),
     "sum of rows": Sample(lambda: Run(lambda x: x.sum(2)), (_MAP,)),

@@ -91,12 +91,7 @@ def map_rows(node: fx.Node) -> int:
 
 def last_reads(steps: Sequence[Step]) -> dict[fx.Node, int]:
     """Node -> position of the last step that reads its value, as a map or as a weight."""
-    return {
-        node: at
-        for at, step in enumerate(steps)
-        for node in (*step.maps, *step.weights)
-        if node is not None
-    }
+    return {node: at for at, step in enumerate(steps) for node in (*step.maps, *step.weights)}
 
 
 class Segment:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.features import FEATURES_ID
 from torch_getfuse.explain.sampling import SAMPLER_VERSION, Sample, sample_groups
 from torch_getfuse.explain.synthetic import synthetic_network
+from torch_getfuse.files import replace_text
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import import_torchvision
 from torch_getfuse.partition.cost import FusionScheme
@@ -250,8 +250,5 @@ def _shard_path(request: ShardRequest, folder: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write in one step, so that an interrupted run leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    replace_text(path, text)

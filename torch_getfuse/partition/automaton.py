@@ -14,7 +14,7 @@ states with the same future become one. ``docs/exact-search.md`` section 5 has t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from torch_getfuse.partition.frontier import Skeleton, Stream
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.work import Work
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -35,6 +36,9 @@ the set; a reader is out but feeds the set; and, from bit 4 up, the widest reade
 MOST_STATES = 1_000_000
 
 NEVER = 1 << 60  # room of a state that cannot end
+
+_BLOCK = 800  # steps that a block counts
+_CELLS, _STATES = 4, 2  # entries of the table of states, and states, that count one more
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +86,21 @@ class Automaton:
         return sum(len(layer.leave) for layer in self.layers)
 
     @classmethod
-    def of(
-        cls, problem: FusionProblem, expired: Callable[[], bool] = lambda: False
-    ) -> Automaton | None:
-        """The automaton of a problem; ``None`` where ``expired`` says so before the end.
-
-        ``None`` as well where it has more than :data:`MOST_STATES` states.
+    def of(cls, problem: FusionProblem) -> Automaton | None:
+        """The automaton of a problem; ``None`` where it has too many states (:data:`MOST_STATES`).
 
         Raises:
             OptionError: for a scheme other than LBDF.
+            OutOfWork: where a limit on work is reached.
         """
-        buffer_bytes = problem.evaluator.buffer_bytes
+        evaluator = problem.evaluator
         skeleton = Skeleton.of(problem)
-        layers = _Builder(skeleton, len(problem.blocks), buffer_bytes).layers(expired)
+        builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
+        layers = builder.layers(evaluator.work)
         if layers is None:
             return None
-        return cls(problem, skeleton, tuple(_fewer_states(layers, buffer_bytes)))
+        fewer = _fewer_states(layers, evaluator.buffer_bytes, evaluator.work)
+        return cls(problem, skeleton, tuple(fewer))
 
 
 class _Sets:
@@ -145,7 +148,7 @@ class _Builder:
         self.fusable = fusable
         self.buffer_bytes = buffer_bytes
 
-    def layers(self, expired: Callable[[], bool]) -> list[Layer] | None:
+    def layers(self, work: Work) -> list[Layer] | None:
         skeleton = self.skeleton
         slots: dict[int, int] = {}
         spare: list[int] = []
@@ -155,8 +158,9 @@ class _Builder:
         found = []
         for block in skeleton.order:
             states += len(sets.room)
-            if expired() or states > MOST_STATES:
+            if states > MOST_STATES:
                 return None
+            work.add(_BLOCK + sets.state.size // _CELLS)
             touched = skeleton.touches[block]
             for number in touched:
                 left[number].discard(block)
@@ -362,7 +366,7 @@ def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
     return alive[order[starts]], state
 
 
-def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
+def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[Layer]:
     """The same sets with fewer states: backwards, what cannot end goes and what looks alike merges.
 
     Two states of one layer with the same steps (same changes, to the same states) have the same
@@ -373,6 +377,7 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int) -> list[Layer]:
     state = np.zeros(0, np.int64)  # of the layer after: old state -> new, -1 for none
     need = np.zeros(0, np.int64)  # of the layer after, by old state: least room up to an end
     for layer, before in zip(reversed(layers), reversed(least), strict=True):
+        work.add(_BLOCK + len(before) // _STATES)
         leave, join = layer.leave.copy(), layer.join.copy()
         if not len(state):
             leave[:], join[:] = -1, -1

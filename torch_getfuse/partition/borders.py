@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.cost import Evaluator
@@ -45,6 +45,8 @@ class Border:
         weight_bytes: ``BUFFER``: weights of the next operator, where the scheme holds weights.
         merged_bytes: ``CHEAPER``: demand of the two groups as one, less the buffer, where that
             is not below zero; else ``None``.
+        over: mask of the group with what lies over the border, where the buffer is too small for
+            both: the next operator, under ``CHEAPER`` its whole group; else 0.
     """
 
     reason: Reason
@@ -53,6 +55,7 @@ class Border:
     excess_bytes: int = 0
     weight_bytes: int = 0
     merged_bytes: int | None = None
+    over: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         name, size = self.operator, format_size(self.excess_bytes)
@@ -107,6 +110,7 @@ class _Borders:
         self.graph = evaluator.graph
         self.groups = groups
         self.unfusable = unfusable
+        self.home = {i: group for group in groups for i in bits(group)}
         self.near = neighbours(self.graph)
 
     def find(self) -> list[Border]:
@@ -130,9 +134,9 @@ class _Borders:
             return Border(Reason.OUTPUT)
         following = (after & -after).bit_length() - 1
         name = self.graph.ops[following].name
-        if self.unfusable >> following & 1:
-            return Border(Reason.UNFUSABLE, name)
         grown = group | 1 << following
+        if self.unfusable >> following & 1:
+            return Border(Reason.UNFUSABLE, name, over=grown)
         need = self.evaluator.buffer(grown)
         if need is None:
             return Border(Reason.UNDEFINED, name)
@@ -142,6 +146,7 @@ class _Borders:
                 name,
                 excess_bytes=need - self.evaluator.buffer_bytes,
                 weight_bytes=self._weights(grown, name),
+                over=grown,
             )
         waiting = self.graph.predecessors[following] & ~done
         if waiting:
@@ -154,27 +159,23 @@ class _Borders:
 
         All that the next operator reads has run, so the changed plan can run in the same order.
         """
-        blocks = [grown]
-        before = self.evaluator.dram(group)
-        merged = group
-        for other in self.groups:
-            if other != group:
-                blocks += components(other & ~grown, self.near)
-                if other & grown:
-                    merged |= other
-                    before += self.evaluator.dram(other)
+        other = self.home[(grown ^ group).bit_length() - 1]
+        blocks = [grown, *components(other & ~grown, self.near)]
+        before = self.evaluator.dram(group) + self.evaluator.dram(other)
+        merged = group | other
         if not all(self.evaluator.valid(block) for block in blocks):
             return Border(Reason.REST, name)
-        kept = set(self.groups)
-        rise = sum(self.evaluator.dram(block) for block in blocks if block not in kept) - before
+        rise = sum(map(self.evaluator.dram, blocks)) - before
         if rise > 0:
             need = self.evaluator.buffer(merged)
             excess = None if need is None else need - self.evaluator.buffer_bytes
+            full = excess is not None and excess >= 0
             return Border(
                 Reason.CHEAPER,
                 name,
                 excess_bytes=rise,
-                merged_bytes=excess if excess is not None and excess >= 0 else None,
+                merged_bytes=excess if full else None,
+                over=merged if full else 0,
             )
         return Border(Reason.UNTRIED if rise else Reason.EQUAL, name, excess_bytes=-rise)
 

@@ -17,7 +17,7 @@ undercut its prices join it, until none does. ``docs/exact-search.md`` has the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -35,6 +35,12 @@ PER_START = 10  # sets per first block
 
 FINE = 1024
 """Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
+
+MOST = 1 << 62
+"""Whole numbers whose sizes add up to less are added in 64 bits without overflow."""
+
+_LAYER = 150  # steps that a layer counts
+_LABELS = 4  # labels that count one more
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access.
@@ -116,6 +122,14 @@ class Pricing:
         some = automaton.layers and len(automaton.layers[0].leave)
         self._layers = tuple(_steps(automaton)) if some else ()
         self._rates = np.array(ROOM_PRICES, np.int64)
+        # Of what a room price makes of all rooms together; beyond, such prices are left out.
+        widest = 2 * sum(automaton.skeleton.room) + self.buffer_bytes
+        widest += 2 * sum(
+            stream.unit_bytes * int(stream.levels.units.max())
+            for stream in automaton.skeleton.streams
+        )
+        self._dearest = (MOST // 2) // max(1, widest)
+        self._rates = np.minimum(self._rates, self._dearest)
 
     def within(self, share: float, per_start: int) -> Pricing:
         """The same for a share of the buffer, with fewer sets: it bounds nothing."""
@@ -124,16 +138,17 @@ class Pricing:
         tighter.per_start = per_start
         return tighter
 
-    def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False
-    ) -> tuple[Ints, list[int]] | None:
+    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
         """Shortfall per block (0 or less, in 1/FINE bytes), and sets that have it or nearly so.
 
-        ``None`` where ``expired`` says so before the end.
+        Raises:
+            OutOfWork: where a limit on work is reached.
         """
+        count = self.automaton.problem.evaluator.work.add
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
         rates = self._rates[:, None]
         before = self._before(prices, rates)
+        count(sum(_LAYER // 2 + len(steps.source) // _LABELS for steps in self._layers))
         limit = rates * (self.buffer_bytes - 1)
         used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the label that each label goes on to, -1: an end.
@@ -143,12 +158,11 @@ class Pricing:
         # Where rooms are rounded, the true ones tell which sets do fit.
         state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
         for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
-            if expired():
-                return None
             # Each label goes back along every step to its state.
-            begin, count = steps.first[state], steps.first[state + 1] - steps.first[state]
-            onto = np.repeat(np.arange(len(state)), count)
-            back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(count) - count), count)
+            begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
+            onto = np.repeat(np.arange(len(state)), times)
+            count(_LAYER + (len(onto) + len(steps.ending)) // _LABELS)
+            back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
             price = int(prices[steps.block]) if steps.block >= 0 else 0
             states = np.concatenate([steps.source[back], steps.ending])
             joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
@@ -177,7 +191,7 @@ class Pricing:
             nexts.append(onto[kept])
             joined.append(joins[kept])
             state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
-        self._rates = _closer(self._rates, used)
+        self._rates = np.minimum(_closer(self._rates, used), self._dearest)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 
     def _before(self, prices: Ints, rates: Ints) -> list[Ints]:
@@ -196,13 +210,20 @@ class Pricing:
         """Positions, ascending, of labels that no label of the same state matches in both."""
         if len(state) < 2:
             return np.arange(len(state))
-        order = np.argsort(state * self.buffer_bytes + room, kind="stable")
+        if (int(state.max()) + 1) * self.buffer_bytes < MOST:
+            order = np.argsort(state * self.buffer_bytes + room, kind="stable")
+        else:
+            order = np.lexsort((room, state))
         ordered = state[order]
         starts = np.ones(len(order), bool)
         starts[1:] = ordered[1:] != ordered[:-1]
         # Each state on a range of its own, below that of the state before.
         value = cost[order]
-        value -= np.cumsum(starts) * (int(value.max()) - int(value.min()) + 1)
+        span = int(value.max()) - int(value.min()) + 1
+        if span * (int(starts.sum()) + 1) >= MOST:
+            value = np.unique(value, return_inverse=True)[1]
+            span = len(value)
+        value -= np.cumsum(starts) * span
         kept = np.ones(len(order), bool)
         kept[1:] = value[1:] < np.minimum.accumulate(value)[:-1]
         return np.sort(order[kept])

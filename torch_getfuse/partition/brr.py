@@ -115,6 +115,7 @@ class Brr:
     """
 
     name = "brr"
+    additive = True
     # A group that starts with such an operator holds its rows whichever way it alternates, so the
     # rule that picks a start may pick another one, and the weights may be read less often.
     merges_in_place = False

@@ -4,112 +4,143 @@ Whole choices of legal groups may depend on each other in a cycle. Each cycle fo
 all choices that have it for the same reason, and the program solved again; each choice is also made
 legal by splitting groups, for no time may be left. The integer program may find nothing in time, so
 its linear relaxation is rounded first.
+
+Both are solved in floating point, to tolerances: rows are covered to 1e-7 (the relaxation) or 1e-6
+(the integer program), and shares are as far from 0 and 1. So two groups that share a block can both
+have a share a little above a half. Solvers are therefore only asked what to try: which groups are
+disjoint, whether they cover everything, and what they cost is worked out here, in integers, and an
+answer that is no cover is not used.
 """
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from random import Random
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csc_matrix, csr_matrix, vstack
+from scipy.sparse import csr_matrix, vstack
 
-from torch_getfuse.partition.columns import Columns, minimum
-from torch_getfuse.partition.group import bits, components, topological_order
+from torch_getfuse.partition.columns import Columns, limits, minimum, solved
+from torch_getfuse.partition.group import bits, components
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.repair import RandomSplit
+from torch_getfuse.partition.work import OutOfWork
 
 SURE = 0.8  # shares of the relaxation that are rounded up together
 GAP = 1e-4  # share of the value at which the integer program may stop
+
+_ROOT, _NODE = 50, 20  # steps per entry of the matrix, and entries for which a node counts one
 
 Ints = npt.NDArray[np.int64]
 Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operator left)
 
 
 def choose(
-    columns: Columns, groups: tuple[int, ...], known: SearchResult, ended: float
-) -> tuple[int, ...]:
-    """The cheapest acyclic choice found, in an order in which it can run.
+    columns: Columns, groups: tuple[int, ...], known: SearchResult, seconds: float | None = None
+) -> Generator[tuple[int, ...], None, None]:
+    """Ever cheaper legal plans by some groups, each in an order in which it can run.
 
     Args:
         columns: of the problem whose blocks are to be covered.
         groups: legal ones, among them every block.
-        known: a legal plan; the result is never worse.
-        ended: moment of ``time.perf_counter`` to stop at.
+        known: a legal plan; all that is found is cheaper.
+        seconds: for the solvers, counted as work first.
     """
     problem = columns.problem
+    work = problem.evaluator.work
+    least = problem.cost(known.groups)
+    try:
+        with work.within(seconds):
+            for picked in _choices(columns, groups):
+                with work.finishing():
+                    legal = split_cycles(problem, picked)
+                    cost = problem.cost(legal)
+                    order = problem.order(legal)
+                if order is not None and cost < least:
+                    least = cost
+                    yield order
+    except OutOfWork:
+        pass
+
+
+def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
+    """Covers by the groups, mostly of less and less cost: by rounding, then by integer programs.
+
+    Raises:
+        OutOfWork: where a limit on work is reached.
+    """
+    problem, work = columns.problem, columns.problem.evaluator.work
     matrix, costs = columns.matrix(groups), columns.costs(groups)
-    best, least = known.groups, problem.cost(known.groups)
-    rounded = _dive(matrix, costs, ended)
+    rounded = _dive(columns, groups)
     if rounded is not None:
-        legal = split_cycles(problem, [groups[k] for k in rounded])
-        if (cost := problem.cost(legal)) < least:
-            best, least = legal, cost
+        yield rounded
     cuts: list[csr_matrix] = []
-    limits: list[int] = []
-    while (left := ended - time.perf_counter()) > 0:
+    most: list[int] = []
+    while True:
         constraints = [LinearConstraint(matrix, 1, 1)]
         if cuts:
-            constraints.append(LinearConstraint(vstack(cuts), -np.inf, np.array(limits)))
-        found = milp(
+            constraints.append(LinearConstraint(vstack(cuts), -np.inf, np.array(most)))
+        entries = matrix.nnz + sum(cut.nnz for cut in cuts)
+        work.add(_ROOT * entries)
+        node = 1 + entries // _NODE
+        found = solved(
+            milp,
             costs,
             constraints=constraints,
             integrality=np.ones(len(groups)),
             bounds=Bounds(0, 1),
-            options={"mip_rel_gap": GAP} | ({"time_limit": left} if left < math.inf else {}),
+            options={"mip_rel_gap": GAP, **limits(work, "node_limit", node)},
         )
         if found.x is None:
-            break
+            if found.status == 1:
+                work.give_up()
+            return
         picked = [groups[k] for k in np.flatnonzero(found.x > 0.5)]
+        if not problem.covers(picked):
+            return
+        yield picked
+        if found.status == 1:
+            work.give_up()
+        work.add(node * int(found.mip_node_count))
         cycles = find_cycles(problem, picked)
-        legal = split_cycles(problem, picked)
-        if (cost := problem.cost(legal)) < least:
-            best, least = legal, cost
         if not cycles:
-            break
+            return
         for cycle in cycles:
             row, limit = _cut(groups, cycle)
             cuts.append(row)
-            limits.append(limit)
-    return _in_order(problem, best)
+            most.append(limit)
 
 
-def _dive(matrix: csc_matrix, costs: Ints, ended: float) -> list[int] | None:
-    """A choice by rounding: most of the relaxation's large shares are set to 1, and again.
+def _dive(columns: Columns, groups: tuple[int, ...]) -> list[int] | None:
+    """A cover by rounding: most of the relaxation's large shares are set to 1, and again.
 
-    ``None`` where time is up before it covers all rows.
+    ``None`` where the solver gives no answer before all is covered.
     """
+    problem = columns.problem
+    matrix, costs = columns.matrix(groups), columns.costs(groups)
     picked: list[int] = []
-    alive = np.arange(matrix.shape[1])
+    alive = np.arange(len(groups))
     open_ = np.ones(matrix.shape[0], bool)
     by_row = matrix.tocsr()
+    covered = 0
     while open_.any():
-        if time.perf_counter() >= ended:
-            return None
         sizes = np.ones(open_.sum())
-        found = minimum(costs[alive], by_row[open_][:, alive], sizes, ended)
+        found = minimum(costs[alive], by_row[open_][:, alive], sizes, problem.evaluator.work)
         if found is None:
             return None
-        # Shares above a half never meet in a row, so all of these can be taken.
         large = alive[found.x > max(0.5, min(SURE, found.x.max() - 1e-6))]
         if not len(large):
             large = alive[[int(found.x.argmax())]]
-        picked += large.tolist()
-        open_ &= np.asarray(matrix[:, large].sum(axis=1)).ravel() < 0.5
-        covered = np.asarray((~open_).astype(float) @ matrix).ravel()
-        alive = alive[covered[alive] < 0.5]
+        for k in large:
+            # Shares above a half do not meet in a row, but for the solver's tolerance.
+            if not groups[k] & covered:
+                picked.append(groups[k])
+                covered |= groups[k]
+        open_ = np.array([not block & covered for block in problem.blocks])
+        alive = np.array([k for k in alive if not groups[k] & covered], np.int64)
     return picked
-
-
-def _in_order(problem: FusionProblem, plan: Sequence[int]) -> tuple[int, ...]:
-    alone = [1 << i for i in bits(problem.unfusable)]
-    order = topological_order([*plan, *alone], problem.graph)
-    assert order is not None, "the plan is legal"
-    return tuple(plan[k] for k in order if k < len(plan))
 
 
 def _cut(groups: Sequence[int], cycle: Cycle) -> tuple[csr_matrix, int]:

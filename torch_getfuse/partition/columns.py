@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +16,15 @@ from torch_getfuse.partition.bound import FINE
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.work import Work
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+
+_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 80
+"""Counted as work: steps of a new group, and of a linear program, each of whose iterations counts
+one for so many entries of its matrix."""
 
 
 class Columns:
@@ -61,6 +68,7 @@ class Columns:
         """Numbers of the groups; new ones are worked out."""
         number = self._number
         if fresh := [group for group in dict.fromkeys(groups) if group not in number]:
+            self.problem.evaluator.work.add(_GROUP * len(fresh))
             number.update(zip(fresh, range(len(number), len(number) + len(fresh)), strict=True))
             members = self._members(fresh)
             rows = self._row[members.indices]
@@ -113,20 +121,30 @@ def minimum(
     costs: Ints | Floats,
     matrix: csc_matrix | csr_matrix,
     sizes: Floats,
-    ended: float,
+    work: Work,
     homes: csr_matrix | None = None,
 ) -> OptimizeResult | None:
-    """The linear program over columns; ``None`` without a solution in time.
+    """The linear program over columns, solved in floating point; ``None`` without a solution.
+
+    HiGHS holds rows, bounds and reduced costs to 1e-7 only, and may fail where sizes differ by many
+    orders of magnitude. So nothing is concluded from its numbers: duals are prices to be tried, in
+    integers, and shares of columns say which to try first.
 
     Args:
         costs: of each column.
         matrix: of the rows that are covered exactly.
         sizes: how often each of them is.
-        ended: moment of ``time.perf_counter`` to stop at.
+        work: limits the iterations, which are counted.
         homes: rows that are covered once at most.
+
+    Raises:
+        OutOfWork: where a limit of ``work`` is reached.
     """
-    left = ended - time.perf_counter()
-    found = linprog(
+    work.add(_PROGRAM)
+    entries = matrix.nnz + (0 if homes is None else homes.nnz) + len(sizes)
+    each = 1 + entries // _ENTRIES
+    found = solved(
+        linprog,
         costs,
         A_ub=homes,
         b_ub=None if homes is None else np.ones(homes.shape[0]),
@@ -135,6 +153,40 @@ def minimum(
         bounds=(0, None),
         method="highs-ds",
         # Looking for simplifications takes longer than the program.
-        options={"presolve": False} | ({"time_limit": max(0.0, left)} if left < math.inf else {}),
+        options={"presolve": False, **limits(work, "maxiter", each)},
     )
-    return found if found.status == 0 else None
+    if found.status == 1:
+        work.give_up()
+    work.add(each * int(found.nit))
+    usable = found.status == 0 and np.isfinite(found.x).all()
+    return found if usable and np.isfinite(found.eqlin.marginals).all() else None
+
+
+def limits(work: Work, name: str, steps: int) -> dict[str, float]:
+    """Options of HiGHS that end it with ``work``: what it counts as ``name``, and the clock."""
+    if work.steps_left == math.inf:
+        return {}
+    return {name: int(work.steps_left // steps), "time_limit": work.clock_left}
+
+
+def solved(solver: Callable[..., OptimizeResult], *args: Any, **named: Any) -> OptimizeResult:
+    """What a solver of HiGHS returns, in a thread of its own: no signal gets through to it.
+
+    After a ``KeyboardInterrupt`` it goes on there by itself, up to its limits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return solver(*args, **named)
+    found: list[OptimizeResult | BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(solver(*args, **named))
+        except BaseException as error:  # raised again below, whatever it is
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="torch_getfuse-highs", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]

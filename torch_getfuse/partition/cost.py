@@ -13,8 +13,19 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.work import Work
 
 _MOST_REMEMBERED = 1 << 14
+_LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
+
+_QUESTION, _DRAM = 4, 4
+"""Steps that a question counts, and each operator whose traffic is added up."""
+
+_RATES = {"lbdf": (14, 4, 0, 0), "brr": (3, 4, 5, 3)}
+"""Steps that an operator counts, by scheme: in :meth:`FusionScheme.buffer` (BRR's is mostly known
+once ``hopeless`` was asked); in ``hopeless`` as one that joins, and as one of the group, if that is
+new and if a part of it is known."""
+_DEAREST = 14, 4, 10, 10  # of a scheme that is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,19 @@ class FusionScheme(Protocol):
     @property
     def name(self) -> str:
         """``"lbdf"`` or ``"brr"``."""
+        ...
+
+    @property
+    def additive(self) -> bool:
+        """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
+
+        That is: the bytes of each distinct tensor that it reads from outside, and of each that it
+        produces and that is needed outside, at :attr:`activation_bytes` an element, and its weights
+        at :attr:`weight_bytes` an element, :meth:`passes` times. The exact searches and every
+        lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
+        it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
+        proved of them.
+        """
         ...
 
     @property
@@ -133,6 +157,48 @@ def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
     return list(reads), writes
 
 
+def once(scheme: FusionScheme, mask: int) -> Dram:
+    """Everything at the border of a set read or written once, and its weights read once.
+
+    The least that any method moves that runs the set at once, whether or not it fits the buffer.
+    """
+    graph = scheme.graph
+    reads, writes = boundary(graph, mask)
+    return Dram(
+        sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
+        sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
+        sum(graph.ops[i].weight_elements for i in bits(mask)) * scheme.weight_bytes,
+    )
+
+
+def smallest_buffer(scheme: FusionScheme, mask: int, buffer_bytes: int) -> int | None:
+    """The smallest buffer in bytes under which a set of operators is a valid group.
+
+    Args:
+        buffer_bytes: where the search starts.
+
+    Returns:
+        ``None`` where the scheme has no schedule for the set at any size.
+    """
+
+    def fits(size: int) -> bool:
+        need = scheme.buffer(mask, size)
+        return need is not None and need < size
+
+    need = scheme.buffer(mask, buffer_bytes)
+    if need is not None and fits(need + 1) and not fits(need):
+        return need + 1  # as where the demand is the same in every buffer
+    low, high = 0, buffer_bytes
+    while not fits(high):
+        if high > _LARGEST_BUFFER:
+            return None
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
 Value = TypeVar("Value")
 
 
@@ -154,14 +220,21 @@ class Evaluator:
     Args:
         scheme: the cost model.
         buffer_bytes: the on-chip buffer ``B``; a group is valid if ``F_b < B``, strictly.
+        work: what counts the steps of all that is asked; its own without.
+
+    Whatever is worked out counts steps, so each question may raise
+    :class:`~torch_getfuse.partition.work.OutOfWork` inside a limit of ``work``.
     """
 
-    def __init__(self, scheme: FusionScheme, buffer_bytes: int) -> None:
+    def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
         self.scheme = scheme
+        self.work = work or Work()
+        self._each, *self._floor = _RATES.get(scheme.name, _DEAREST)
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
         self._dram: dict[int, int] = {}
+        self._hopeless: dict[int, bool] = {}
 
     @property
     def evaluated(self) -> int:
@@ -173,6 +246,7 @@ class Evaluator:
         try:
             return self._buffer[mask]
         except KeyError:
+            self.work.add(_QUESTION + self._each * mask.bit_count())
             found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
             return found
 
@@ -191,6 +265,7 @@ class Evaluator:
         try:
             return self._dram[mask]
         except KeyError:
+            self.work.add(_QUESTION + _DRAM * mask.bit_count())
             found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
             return found
 
@@ -199,7 +274,16 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        return self.scheme.hopeless(mask, self.buffer_bytes, part)
+        found = self._hopeless.get(mask)
+        if found is not None:
+            return found
+        joining, each, grown = self._floor
+        steps = _QUESTION + joining * (mask & ~part).bit_count()
+        if each:
+            steps += 10 * grown + grown * mask.bit_count() if part else each * mask.bit_count()
+        self.work.add(steps)
+        found = self.scheme.hopeless(mask, self.buffer_bytes, part)
+        return remember(self._hopeless, mask, found)
 
     def passes(self, mask: int, least: bool = False) -> int:
         """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""

@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from torch_getfuse.partition.automaton import Automaton
-from torch_getfuse.partition.bound import FINE, Pricing
+from torch_getfuse.partition.bound import FINE, MOST, Pricing
 from torch_getfuse.partition.choice import choose
 from torch_getfuse.partition.columns import Columns, minimum
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import is_connected, is_convex
-from torch_getfuse.partition.listing import MAX_SETS, Listed, list_groups
-from torch_getfuse.partition.prices import Proof, prove
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.listing import MAX_SETS, Candidates, Listed, list_groups
+from torch_getfuse.partition.prices import Oracle, Proof, prove
+from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
+from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
+UNPRICED = "nothing priced"
 MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
 LISTED, PRICED, PLANNED, ENDED = 0.02, 0.45, 0.85, 0.97
@@ -37,6 +41,7 @@ CHECKED, LATER = 4_000, 500  # sets whose legality is looked at, and less likely
 BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
 SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
 POWERS = 1, 2, 0.5, 0.25, 0  # of the share of the buffer that half of the sets should fit
+_LEGAL = 20  # steps that a look at one counts
 ROUNDS = 4  # of prices, for one share of the buffer after the other
 
 
@@ -48,50 +53,111 @@ def cover(
     Args:
         problem: graph, cost model (LBDF) and buffer.
         known: a legal plan; its groups join the others, so that the result is never worse.
-        seconds: wall time.
+        seconds: for all of it, counted as work first.
         most: sets to look at before the list of all groups is given up as too long.
 
     Returns:
-        The plan and its bound, equal where it is proved optimal. ``stopped`` says whether the
-        clock ended the proof.
+        The plan and its bound, equal where it is proved optimal. ``stopped`` says what ended the
+        proof early.
 
     Raises:
         OptionError: for a scheme other than LBDF whose groups are too many to list.
+        SearchInterrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
-    started = time.perf_counter()
-    if not problem.blocks:
-        return SearchResult((), 0, 0, time.perf_counter() - started)
+    return _Cover(problem, known, seconds).run(most)
 
-    def until(share: float) -> float:
-        return started + share * seconds
 
-    listed = list_groups(problem, LISTED * seconds, most)
-    columns = Columns(problem)
-    pool = _Pool(columns, (*problem.blocks, *known.groups))
-    if listed.complete:
-        proof = prove(columns, Listed(columns, listed.groups), known, until(PRICED))
-        pool.add(pool.sorted(listed.groups, proof), until(PLANNED), most)
-    else:
-        automaton = Automaton.of(problem, lambda: time.perf_counter() >= until(PRICED))
-        if automaton is None:  # nothing is proved but what no plan avoids
-            nothing = np.zeros(len(problem.blocks), np.int64)
-            proof = Proof(problem.unavoidable, listed.groups, nothing, False)
-            pool.add(listed.groups, until(PLANNED), most)
-        else:
-            classes = [automaton.skeleton.classes(radius) for radius in RADII]
-            pricing = Pricing(automaton)
-            proof = prove(columns, pricing, known, until(PRICED), classes)
-            _enrich(pool, pricing, proof, known, until(PLANNED))
-    plan = choose(columns, pool.best(MOST_COLUMNS, until(ENDED)), known, until(ENDED))
-    cost = problem.cost(plan)
-    return SearchResult(
-        groups=plan,
-        dram_bytes=cost,
-        plans=len(proof.sets),
-        seconds=time.perf_counter() - started,
-        lower_bound_bytes=proof.bound,
-        stopped="" if proof.finished else "time limit",
-    )
+class _Cover:
+    """One run: what is known at any time, and how the time is shared out."""
+
+    def __init__(self, problem: FusionProblem, known: SearchResult, seconds: float) -> None:
+        self.problem = problem
+        self.known = known
+        self.seconds = seconds
+        self.work = problem.evaluator.work
+        self.begun = self.work.steps
+        self.started = time.perf_counter()
+        self.plan = known.groups
+        nothing = np.zeros(len(problem.blocks), np.int64)
+        self.proof = Proof(problem.unavoidable, (), nothing, UNPRICED)
+
+    def run(self, most: int) -> SearchResult:
+        if not self.problem.blocks:
+            return self.result()
+        try:
+            with self.work.within(self.seconds):
+                self._search(most)
+        except OutOfWork as limit:
+            if self.proof.stopped == UNPRICED:
+                self.proof = replace(self.proof, stopped=str(limit))
+        except KeyboardInterrupt as error:
+            self.proof = replace(self.proof, stopped=INTERRUPTED)
+            raise SearchInterrupted(self.result()) from error
+        return self.result()
+
+    def result(self) -> SearchResult:
+        with self.work.finishing():
+            cost = self.problem.cost(self.plan)
+        return SearchResult(
+            groups=self.plan,
+            dram_bytes=cost,
+            plans=len(self.proof.sets),
+            seconds=time.perf_counter() - self.started,
+            lower_bound_bytes=self.proof.bound,
+            stopped=self.proof.stopped,
+        )
+
+    def _until(self, share: float) -> float:
+        """Seconds, as they are counted, up to a share of all."""
+        return max(0.0, share * self.seconds - (self.work.steps - self.begun) / STEPS_PER_SECOND)
+
+    def _search(self, most: int) -> None:
+        problem, known = self.problem, self.known
+        # More than that, and prices and rooms do not add up in 64 bits: nothing is proved by them.
+        if 8 * FINE * problem.cost(problem.blocks) >= MOST:
+            self.proof = replace(self.proof, stopped="byte counts too large for prices")
+            return
+        with self.work.within(self._until(LISTED)):
+            listed = list_groups(problem, most)
+        columns = Columns(problem)
+        pool = _Pool(columns, (*problem.blocks, *known.groups))
+        self.proof = replace(self.proof, sets=listed.groups)
+        oracle: Oracle | None = None
+        try:
+            with self.work.within(self._until(PRICED)):
+                oracle, classes = self._oracle(columns, listed)
+                if oracle is not None:
+                    self.proof = prove(columns, oracle, known, classes)
+                else:
+                    self.proof = replace(self.proof, stopped="too many states")
+        except OutOfWork as limit:
+            self.proof = replace(self.proof, stopped=str(limit))
+        with self._limited(PLANNED):
+            if isinstance(oracle, Pricing):
+                _enrich(pool, oracle, self.proof, known)
+            else:
+                pool.add(pool.sorted(listed.groups, self.proof), most)
+        best = pool.always
+        with self._limited(ENDED):
+            best = pool.best(MOST_COLUMNS)
+        with closing(choose(columns, best, known, self._until(ENDED))) as plans:
+            for plan in plans:
+                self.plan = plan
+
+    def _oracle(self, columns: Columns, listed: Candidates) -> tuple[Oracle | None, list[Ints]]:
+        """Who finds sets that undercut prices, and classes of blocks; nobody for want of room."""
+        if listed.complete:
+            return Listed(columns, listed.groups), []
+        automaton = Automaton.of(self.problem)
+        if automaton is None:
+            return None, []
+        return Pricing(automaton), [automaton.skeleton.classes(radius) for radius in RADII]
+
+    @contextmanager
+    def _limited(self, share: float) -> Iterator[None]:
+        """Do what can be done up to a share of the time; the rest goes on with what there is."""
+        with suppress(OutOfWork), self.work.within(self._until(share)):
+            yield
 
 
 class _Pool:
@@ -103,14 +169,13 @@ class _Pool:
         self._seen = set(self.always)
         self.columns = columns
 
-    def add(self, sets: Sequence[int], ended: float, most: int) -> bool:
-        """Take in the legal groups among the first new ``sets``, as far as time allows; if any."""
+    def add(self, sets: Sequence[int], most: int) -> bool:
+        """Take in the legal groups among the first new ``sets``; whether there are any."""
         size = len(self.groups)
         fresh = [mask for mask in sets if mask not in self._seen]
         for mask in fresh[:most]:
-            if time.perf_counter() >= ended:
-                break
             self._seen.add(mask)
+            self.columns.problem.evaluator.work.add(_LEGAL + mask.bit_count())
             if _legal(self.columns.problem, mask):
                 self.groups.append(mask)
         return len(self.groups) > size
@@ -120,19 +185,20 @@ class _Pool:
         reduced = self.columns.reduced(sets, proof.prices)
         return [sets[k] for k in np.argsort(reduced, kind="stable")]
 
-    def duals(self, groups: Sequence[int], ended: float) -> Floats | None:
+    def duals(self, groups: Sequence[int]) -> Floats | None:
         """Prices of the linear program that covers each block once by some groups."""
         columns = self.columns
         sizes = np.ones(len(columns.problem.blocks))
-        found = minimum(columns.costs(groups), columns.matrix(groups), sizes, ended)
+        work = columns.problem.evaluator.work
+        found = minimum(columns.costs(groups), columns.matrix(groups), sizes, work)
         return None if found is None else np.asarray(found.eqlin.marginals)
 
-    def best(self, most: int, ended: float) -> tuple[int, ...]:
+    def best(self, most: int) -> tuple[int, ...]:
         """The first ones, and as many more that are cheapest by the prices of all together."""
         most += len(self.always)
         if len(self.groups) <= most:
             return tuple(self.groups)
-        duals = self.duals(self.groups, ended)
+        duals = self.duals(self.groups)
         if duals is None:
             return self.always
         reduced = self.columns.reduced(self.groups, duals * FINE)
@@ -148,7 +214,7 @@ def _legal(problem: FusionProblem, mask: int) -> bool:
     )
 
 
-def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, ended: float) -> None:
+def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:
     """Legal groups for a plan: the ascent goes on for somewhat smaller buffers.
 
     The sets that proved the bound need not be legal, mostly because their true buffer exceeds
@@ -159,22 +225,22 @@ def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult, en
     tighter = [pricing.within(share**power, PER_START) for power in POWERS]
     tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
     # F_b takes long to work out, and sets whose floor is as large as that are less often legal.
-    limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes))
+    limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes), evaluator.work)
     met = pool.sorted(proof.sets, proof)
-    pool.add([mask for mask in met if not limit.hopeless(mask)], ended, CHECKED)
+    pool.add([mask for mask in met if not limit.hopeless(mask)], CHECKED)
     idle = turn = 0
     while idle < len(tries):
         oracle, steady = tries[turn % len(tries)]
-        duals = pool.duals(pool.groups, ended)
+        duals = pool.duals(pool.groups)
         if duals is None:
             break
         # Legal groups alone have prices of their own, which jump as long as they are few.
         prices = np.floor(steady * proof.prices + (1 - steady) * FINE * duals).astype(np.int64)
         # Sets that are too large for a smaller buffer would mislead.
         start = replace(proof, sets=tuple(pool.groups), prices=prices)
-        found = prove(pool.columns, oracle, known, ended, start=start, rounds=ROUNDS, box=BOX)
-        new = pool.add(pool.sorted(found.sets, found), ended, CHECKED)
-        idle = 0 if pool.add(met, ended, LATER) or new else idle + 1
+        found = prove(pool.columns, oracle, known, start=start, rounds=ROUNDS, box=BOX)
+        new = pool.add(pool.sorted(found.sets, found), CHECKED)
+        idle = 0 if pool.add(met, LATER) or new else idle + 1
         turn += 1
 
 

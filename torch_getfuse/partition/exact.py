@@ -29,9 +29,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.group import bits, mask_of
 from torch_getfuse.partition.lending import NOTHING, Entry, Lending
-from torch_getfuse.partition.problem import Crossing, FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.work import OutOfWork
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Limits:
 
     Attributes:
         steps: (down-set, group) pairs looked at, per thousand operators or part of it.
-        seconds: wall time, the one limit that depends on the machine.
+        seconds: counted as work first (:mod:`.work`).
     """
 
     steps: int = 200_000
@@ -51,6 +53,9 @@ _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
 _BEAM_GROUPS = 100  # from a down-set, where only the best are followed
+
+_STEP, _WORDS = 20, 40
+"""Counted as work for each step: so much, and one for each so many operators of the graph."""
 
 _NEAR, _NARROW = 0.02, 0.002
 """Shares of a bound: within the one the known plan is tried to be proved, within the other none."""
@@ -78,21 +83,29 @@ def exact(
 
     Raises:
         TooWide: where a limit strikes before the proof.
+        OptionError: where the cost model is not additive.
     """
+    if not problem.evaluator.scheme.additive:
+        raise OptionError(
+            f"the exact search adds up DRAM access by tensor; scheme "
+            f"{problem.evaluator.scheme.name!r} does not (additive = False); use method='local'"
+        )
     limits = limits or Limits()
     started = time.perf_counter()
     steps, bound = 0, problem.unavoidable
-    for ceiling in _ceilings(problem, known):
-        search = _Search(problem, ceiling, limits, steps, started)
-        try:
-            if search.run():
-                return search.result()
-        except TooWide as reason:
-            reason.bound = bound
-            raise
-        if ceiling is not None:
-            bound = max(bound, ceiling + 1)
-        steps = search.steps
+    try:
+        with problem.evaluator.work.within(limits.seconds):
+            for ceiling in _ceilings(problem, known):
+                search = _Search(problem, ceiling, limits, steps, started)
+                if search.run():
+                    return search.result()
+                if ceiling is not None:
+                    bound = max(bound, ceiling + 1)
+                steps = search.steps
+    except (OutOfWork, TooWide) as reason:
+        given_up = TooWide(str(reason))
+        given_up.bound = bound
+        raise given_up from None
     raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
 
 
@@ -126,15 +139,18 @@ def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = No
         The plan found, without a bound; the known one where there is none, or none in time.
     """
     started = time.perf_counter()
-    search = _Search(problem, known.dram_bytes, limits or Limits(), 0, started, best_only=True)
-    stopped = ""
+    limits = limits or Limits()
+    search, stopped = None, ""
     try:
-        if search.run():
-            return replace(search.result(), lower_bound_bytes=0)
-    except TooWide as reason:
+        with problem.evaluator.work.within(limits.seconds):
+            search = _Search(problem, known.dram_bytes, limits, 0, started, best_only=True)
+            if search.run():
+                return replace(search.result(), lower_bound_bytes=0)
+    except (OutOfWork, TooWide) as reason:
         stopped = str(reason)
     seconds = time.perf_counter() - started
-    return replace(known, plans=search.steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
+    steps = search.steps if search is not None else 0
+    return replace(known, plans=steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
 
 
 def narrow(
@@ -156,21 +172,25 @@ def narrow(
     """
     limits = limits or Limits()
     started = time.perf_counter()
-    low, high, tries = bound, known.dram_bytes, 0
-    while high - low > _NARROW * low and time.perf_counter() - started < limits.seconds:
-        # Near the end, what proves the known plan costs hardly more than half of the way to it.
-        near = high == known.dram_bytes and high - low < _NEAR * low
-        ceiling = high - 1 if near else (low + high) // 2
-        search = _Search(problem, ceiling, limits, 0, started)
-        tries += 1
-        try:
-            if search.run():
-                return search.result()
-            low = ceiling + 1
-        except TooWide:
-            high = ceiling
+    low, high, tries, stopped = bound, known.dram_bytes, 0, ""
+    try:
+        with problem.evaluator.work.within(limits.seconds):
+            while high - low > _NARROW * low:
+                # Near the end, what proves the known plan costs hardly more than half of the way.
+                near = high == known.dram_bytes and high - low < _NEAR * low
+                ceiling = high - 1 if near else (low + high) // 2
+                tries += 1
+                try:
+                    search = _Search(problem, ceiling, limits, 0, started)
+                    if search.run():
+                        return search.result()
+                    low = ceiling + 1
+                except TooWide:
+                    high = ceiling
+    except OutOfWork as reason:
+        stopped = str(reason)
     seconds = time.perf_counter() - started
-    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped="")
+    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
 
 
 class _State(NamedTuple):
@@ -233,7 +253,9 @@ class _Search:
         self.unfusable = problem.unfusable
         self.everything = (1 << len(graph)) - 1
         self.ceiling = ceiling
-        self.limits = limits
+        self.count = self.evaluator.work.add
+        self.count(10 * len(graph))
+        self.weight_of_step = _STEP + len(graph) // _WORDS
         self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps
         self.started = started
@@ -259,10 +281,7 @@ class _Search:
             self.ideal[i] = ideal
         scheme = self.evaluator.scheme
         self.weights = [op.weight_elements * scheme.weight_bytes for op in graph.ops]
-        self.crossings: list[list[Crossing]] = [[] for _ in range(len(graph))]
-        for crossing in problem.crossings:
-            for i in bits(crossing.touched):
-                self.crossings[i].append(crossing)
+        self.crossings = problem.crossings_of
         start = self._absorb(0, self.sources)
         self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
         # Down-sets by size, so that each is complete before it is left.
@@ -430,5 +449,4 @@ class _Search:
         self.steps += 1
         if self.steps > self.most_steps:
             raise TooWide(f"more than {self.most_steps} groups on its down-sets")
-        if not self.steps & 255 and time.perf_counter() - self.started > self.limits.seconds:
-            raise TooWide(f"more than {self.limits.seconds:g} s")
+        self.count(self.weight_of_step)

@@ -15,6 +15,10 @@ from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.lbdf import Lbdf
 from torch_getfuse.partition.levels import Levels
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.work import Work
+
+_STREAM, _CHOSEN, _TRIED = 60, 20, 6
+"""Steps that are counted: per stream, per block that is put in order, per block tried for it."""
 
 MOST_READERS = 8  # of a tensor, for pairs of them to be looked at
 
@@ -82,6 +86,7 @@ class Skeleton:
         streams: list[Stream] = []
         touches: list[list[int]] = [[] for _ in masks]
         for number, (name, tensor) in enumerate(graph.tensors.items()):
+            problem.evaluator.work.add(_STREAM)
             size = tensor.elements * scheme.activation_bytes
             unit = scheme.unit_bytes[number]
             maker = home[graph.producer[name]] if name in graph.producer else -1
@@ -108,7 +113,7 @@ class Skeleton:
             streams.append(
                 Stream(size, unit, maker, blocks, frozenset(widths), levels, forced, over)
             )
-        order = _narrow_order(streams, touches)
+        order = _narrow_order(streams, touches, problem.evaluator.work)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
     def classes(self, radius: int) -> npt.NDArray[np.int64]:
@@ -161,7 +166,9 @@ def _numbered(look: Sequence[object]) -> list[int]:
     return [numbers.setdefault(one, len(numbers)) for one in look]
 
 
-def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def _narrow_order(
+    streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work
+) -> tuple[int, ...]:
     """All blocks, each time the one after which least is left undecided; greedy.
 
     What is undecided is counted as what a set can look like: an open tensor with one block
@@ -190,6 +197,7 @@ def _narrow_order(streams: Sequence[Stream], touches: Sequence[Sequence[int]]) -
 
     while waiting:
         block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
+        work.add(_CHOSEN + _TRIED * len(front))
         found.append(block)
         del waiting[block]
         front.discard(block)

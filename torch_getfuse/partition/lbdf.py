@@ -46,6 +46,7 @@ class Lbdf:
     """
 
     name = "lbdf"
+    additive = True
     merges_in_place = True
 
     def __init__(

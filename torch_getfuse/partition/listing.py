@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +11,7 @@ from torch_getfuse.partition.bound import FINE
 from torch_getfuse.partition.columns import Columns
 from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
 
@@ -35,15 +33,17 @@ class Candidates:
     seen: int
 
 
-def list_groups(
-    problem: FusionProblem, seconds: float = math.inf, most: int = MAX_SETS
-) -> Candidates:
+_SET = 15  # steps that a set counts
+
+
+def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
+
+    Those found by then where a limit on work strikes.
 
     Complete: a convex connected group is reached from any of its blocks through convex connected
     subsets, each by adding a neighbour inside the group and what lies between.
     """
-    started = time.perf_counter()
     evaluator, unfusable = problem.evaluator, problem.unfusable
     above, below, near = problem.above, problem.below, problem.near
     block = [0] * len(problem.graph)
@@ -63,37 +63,41 @@ def list_groups(
     layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
     seen = set(problem.blocks)
     groups = []
-    while layer:
-        following = []
-        for mask, up, down, beside in layer:
-            if evaluator.hopeless(mask):
-                continue
-            if evaluator.valid(mask):
-                groups.append(mask)
-            tried = mask | unfusable
-            while fresh := beside & ~tried:
-                other = block[(fresh & -fresh).bit_length() - 1]
-                tried |= other
-                grown, up2, down2, beside2 = mask, up, down, beside
-                extra = other
-                while extra & ~unfusable:
-                    grown |= extra
-                    while extra:
-                        part = block[(extra & -extra).bit_length() - 1]
-                        extra &= ~part
-                        own = surroundings[part]
-                        grown |= part
-                        up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
-                    extra = up2 & down2 & ~grown
-                    if extra & unfusable:
-                        break
-                if extra or grown in seen:
+    try:
+        while layer:
+            following = []
+            for mask, up, down, beside in layer:
+                if evaluator.hopeless(mask):
                     continue
-                seen.add(grown)
-                following.append((grown, up2, down2, beside2))
-            if len(seen) > most or time.perf_counter() - started > seconds:
-                return Candidates(tuple(groups), False, len(seen))
-        layer = following
+                if evaluator.valid(mask):
+                    groups.append(mask)
+                tried = mask | unfusable
+                while fresh := beside & ~tried:
+                    other = block[(fresh & -fresh).bit_length() - 1]
+                    tried |= other
+                    grown, up2, down2, beside2 = mask, up, down, beside
+                    extra = other
+                    while extra & ~unfusable:
+                        grown |= extra
+                        while extra:
+                            part = block[(extra & -extra).bit_length() - 1]
+                            extra &= ~part
+                            own = surroundings[part]
+                            grown |= part
+                            up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
+                        extra = up2 & down2 & ~grown
+                        if extra & unfusable:
+                            break
+                    evaluator.work.add(_SET)
+                    if extra or grown in seen:
+                        continue
+                    seen.add(grown)
+                    following.append((grown, up2, down2, beside2))
+                if len(seen) > most:
+                    return Candidates(tuple(groups), False, len(seen))
+            layer = following
+    except OutOfWork:
+        return Candidates(tuple(groups), False, len(seen))
     return Candidates(tuple(groups), True, len(seen))
 
 
@@ -101,6 +105,7 @@ class Listed:
     """An oracle that looks through a complete list; groups belong to their first block."""
 
     def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
+        self._count = columns.problem.evaluator.work.add
         self._groups = groups
         self._costs = columns.costs(groups)
         matrix = columns.matrix(groups)
@@ -108,10 +113,9 @@ class Listed:
         self._first = np.minimum.reduceat(matrix.indices, matrix.indptr[:-1])
         self.place = np.arange(matrix.shape[0])
 
-    def run(
-        self, prices: Ints, expired: Callable[[], bool] = lambda: False
-    ) -> tuple[Ints, list[int]] | None:
+    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
         """The least of ``F_D - prices`` per first block, and a group that has it."""
+        self._count(100 + self._rows.nnz // 50 + len(self._groups) // 4)
         reduced = self._costs * FINE - self._rows @ prices
         order = np.lexsort((reduced, self._first))
         least = order[np.unique(self._first[order], return_index=True)[1]]

@@ -21,6 +21,8 @@ Plan = tuple[int, ...]
 MOVE, MERGE = 0.4, 0.4  # shares of the edits; the rest are cuts
 REDRAWS = 16  # edits drawn until one gives a plan not met before
 
+_HULL, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps that they count
+
 
 class PlanSpace:
     """Legal plans of one problem.
@@ -36,6 +38,7 @@ class PlanSpace:
         self._closures = Closures(problem)
         self._split = RandomSplit(problem, self._closures)
         self._unfusable = tuple(1 << i for i in bits(problem.unfusable))
+        self._count = problem.evaluator.work.add
         self._needs: dict[int, int] = {}
         self._feeds: dict[int, int] = {}
 
@@ -70,6 +73,7 @@ class PlanSpace:
         found: list[int] = []
         done = 0
         while waiting:
+            self._count(len(waiting))
             later = []
             for group in waiting:
                 if needs(group) & ~done:
@@ -84,6 +88,7 @@ class PlanSpace:
 
     def _hull(self, plan: Plan, mask: int) -> int:
         """``mask`` and the groups on paths from it back to it; 0 if one is unfusable."""
+        self._count(_HULL * (len(plan) + len(self._unfusable)))
         others = [g for g in (*plan, *self._unfusable) if not g & mask]
         below = _reach(others, self.feeds(mask), self.feeds)
         above = _reach(others, self.needs(mask), self.needs)
@@ -118,11 +123,13 @@ class PlanSpace:
             ready = [block for block in ready if not block & unfusable]
             if not ready:
                 return self.repaired(groups, rng)
+            self._count(_DRAWN)
             group = ready[rng.randrange(len(ready))]
             size = int(math.exp(rng.random() * most))
             count = 1
             border = list(bits(self.feeds(group)))
             while border and count < size:
+                self._count(_GROWN + len(border))
                 i = border.pop(rng.randrange(len(border)))
                 more = closures.upstream(i) & ~done & ~group
                 if more & unfusable:
@@ -185,6 +192,7 @@ class PlanSpace:
         """
         found = plan
         for _ in range(REDRAWS if plan else 0):
+            self._count(_EDIT + len(plan))
             draw = rng.random()
             if draw < MOVE:
                 changed = self._move(plan, rng)

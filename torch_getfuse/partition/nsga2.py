@@ -51,26 +51,28 @@ def nsga2_search(
         OptionError: for a budget below 1, or where pymoo is not installed.
     """
     rng = Random(seed)
-    algorithm = _algorithm(PlanSpace(problem, repair), rng, population)
-    run = Run(problem, budget, time_limit, progress)
     front = _Front()
-    task = _task(problem, run, front)
-    algorithm.setup(task, seed=rng.getrandbits(32))
-    with run:
+    with Run(problem, budget, time_limit, progress) as run:
+        algorithm = _algorithm(PlanSpace(problem, repair), rng, population)
+        task = _task(problem, run, front)
+        algorithm.setup(task, seed=rng.getrandbits(32))
         while run.more():
             plans = algorithm.ask()
             if plans is None or not len(plans):
                 break
             plans = plans[: budget - run.plans]
             for plan in plans:
-                # pymoo's evaluator marks a plan as evaluated; one at a time, so that the clock
-                # is asked between any two.
+                # pymoo's evaluator marks a plan as evaluated; one at a time, so that the limit
+                # is looked at between any two.
                 if not run.more():
                     break
                 algorithm.evaluator.eval(task, plan, algorithm=algorithm)
             else:
                 algorithm.tell(infills=plans)
     found = run.result()
+    if not front.pairs():  # the limit struck in the first generation
+        with problem.evaluator.work.finishing():
+            front.add((found.dram_bytes, max_buffer(problem, found.groups)))
     return ParetoResult(**vars(found), front=front.pairs())
 
 

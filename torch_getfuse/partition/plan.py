@@ -7,12 +7,16 @@ anyone, and compared by fingerprint with the graph that a compiler holds.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.errors import GetfuseError, PlanError
+from torch_getfuse.errors import GraphError, OptionError, PlanError
+from torch_getfuse.fields import Fields
+from torch_getfuse.files import replace_text
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Dram, FusionScheme
 from torch_getfuse.partition.group import (
@@ -24,7 +28,12 @@ from torch_getfuse.partition.group import (
 )
 from torch_getfuse.partition.schemes import make_scheme
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ = (1, 2)
+"""Versions that are read. In version 1 the order of the groups said nothing."""
+_LARGEST_FILE = 64 * 2**20
+"""Bytes of the largest plan file that is read."""
+_PROOFS = ("optimal", "bound", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,9 @@ class PartitionPlan:
         proof: ``"optimal"``, ``"bound"`` (a bound above zero is proved) or ``None``.
         method: the search that found it.
         stages: what each stage of the search reached.
+        claimed_by: where bound and proof come from if nothing here has proved them: ``"the plan
+            file"``, ``"the plan cache"``; ``""`` for a plan of a search in this process, and for
+            one that ``verify(prove=True)`` returned.
     """
 
     graph: OpGraph
@@ -97,6 +109,7 @@ class PartitionPlan:
     proof: str | None = None
     method: str = ""
     stages: tuple[Stage, ...] = ()
+    claimed_by: str = field(default="", compare=False)
 
     @property
     def dram_bytes(self) -> int:
@@ -122,11 +135,23 @@ class PartitionPlan:
             return float("inf")
         return self.dram_bytes / self.lower_bound_bytes - 1
 
+    @property
+    def standing(self) -> str:
+        """In words, whether the bound was proved in this process or who claims it."""
+        return f"claimed by {self.claimed_by}" if self.claimed_by else "proved"
+
     def make_scheme(self) -> FusionScheme:
-        """The cost model under which the plan was made."""
-        return make_scheme(
-            self.scheme, self.graph, self.granularity, self.activation_bytes, self.weight_bytes
-        )
+        """The cost model under which the plan was made.
+
+        Raises:
+            PlanError: where this package has no such scheme or granularity.
+        """
+        try:
+            return make_scheme(
+                self.scheme, self.graph, self.granularity, self.activation_bytes, self.weight_bytes
+            )
+        except OptionError as error:
+            raise PlanError(f"the plan's cost model is not known: {error}") from error
 
     def masks(self) -> list[int]:
         """The groups as bit masks over ``graph.ops``.
@@ -139,18 +164,35 @@ class PartitionPlan:
         except KeyError as error:
             raise PlanError(f"the plan names {error.args[0]!r}, which its graph has not") from error
 
-    def verify(self) -> PartitionPlan:
-        """Hold every rule of a legal plan and recompute every figure; returns the plan.
+    def verify(self, prove: bool = False, time_limit: float = 10.0) -> PartitionPlan:
+        """Hold every rule of a legal plan and recompute every figure.
+
+        Args:
+            prove: compute the lower bound again too, by the exact search; otherwise what a file
+                says of it stays a claim (``claimed_by``).
+            time_limit: seconds of that search.
+
+        Returns:
+            The plan; with ``prove`` one that claims nothing.
 
         Raises:
-            PlanError: names the first group that breaks a rule, with the numbers.
+            PlanError: names the first group that breaks a rule, with the numbers. With ``prove``
+                also where a better plan is found than the bound allows, or where the bound is out
+                of reach of the search.
         """
+        self._verify_groups()
+        self._verify_bound()
+        return self._proved(time_limit) if prove else self
+
+    def _verify_groups(self) -> None:
         graph = self.graph
         masks = self.masks()
         seen: dict[str, int] = {}
         for name in self.unfusable:
             if name not in graph.index:
                 raise PlanError(f"unfusable operator {name!r} is not in the plan's graph")
+            if name in seen:
+                raise PlanError(f"{name!r} is listed twice among the unfusable operators")
             seen[name] = -1
         for k, group in enumerate(self.groups):
             if not group.ops:
@@ -166,9 +208,9 @@ class PartitionPlan:
                 + (", ..." if len(missing) > 3 else "")
             )
         alone = [1 << graph.index[name] for name in self.unfusable]
-        order = topological_order([*masks, *alone], graph)
-        if order is None:
+        if topological_order([*masks, *alone], graph) is None:
             raise PlanError("the groups depend on each other in a cycle; no order can run them")
+        self._verify_order(masks)
         near = neighbours(graph)
         scheme = self.make_scheme()
         for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
@@ -182,16 +224,65 @@ class PartitionPlan:
                 raise PlanError(
                     f"{name!r} is called unfusable but needs only {need} of {self.buffer_bytes} B"
                 )
-        if self.lower_bound_bytes > self.dram_bytes:
+
+    def _verify_order(self, masks: list[int]) -> None:
+        """The groups stand in an order in which they can run.
+
+        An unfusable operator has no place in the list: it runs as soon as its operands are there.
+        """
+        graph = self.graph
+        group_of = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
+        turn: list[int] = []  # of group k: 2k; of an unfusable operator: the odd number after
+        for i, before in enumerate(graph.predecessors):
+            last = max((turn[j] for j in bits(before)), default=-1)
+            own = 2 * group_of[i] if i in group_of else last | 1
+            if last > own:
+                raise PlanError(
+                    f"fusion group {own // 2} reads what fusion group {last // 2} makes "
+                    f"({graph.ops[i].name} needs it), but stands before it; groups stand in the "
+                    "order in which they run"
+                )
+            turn.append(own)
+
+    def _verify_bound(self) -> None:
+        """What is said of bound and stages is possible; :meth:`_proved` asks whether it is true."""
+        bound, dram = self.lower_bound_bytes, self.dram_bytes
+        if self.proof not in _PROOFS:
+            raise PlanError(f"unknown proof {self.proof!r}; known: 'optimal', 'bound', null")
+        if bound < 0:
+            raise PlanError(f"the lower bound is {bound} B; it cannot be negative")
+        if bound > dram:
+            raise PlanError(f"lower bound {bound} B is above the plan's {dram} B")
+        if self.proof == "optimal" and bound != dram:
             raise PlanError(
-                f"lower bound {self.lower_bound_bytes} B is above the plan's {self.dram_bytes} B"
+                f"the plan is called optimal at {dram} B but its lower bound is {bound} B"
             )
-        if self.proof == "optimal" and self.lower_bound_bytes != self.dram_bytes:
+        if self.proof is None and bound:
+            raise PlanError(f"the lower bound of {bound} B comes without a proof")
+        for stage in self.stages:
+            if stage.dram_bytes is not None and stage.dram_bytes < bound:
+                raise PlanError(
+                    f"stage {stage.method!r} reached {stage.dram_bytes} B, less than the lower "
+                    f"bound of {bound} B"
+                )
+
+    def _proved(self, time_limit: float) -> PartitionPlan:
+        """The plan with its bound proved here."""
+        # The one import that points up: the bound belongs to the plan, its proof to the planner.
+        from torch_getfuse.planner import plan_again
+
+        again = plan_again(self, time_limit)
+        if again.dram_bytes < self.lower_bound_bytes:
             raise PlanError(
-                f"the plan is called optimal at {self.dram_bytes} B but its lower bound is "
-                f"{self.lower_bound_bytes} B"
+                f"the lower bound of {self.lower_bound_bytes} B is wrong: a plan with "
+                f"{again.dram_bytes} B of DRAM access exists"
             )
-        return self
+        if again.lower_bound_bytes < self.lower_bound_bytes:
+            raise PlanError(
+                f"the lower bound of {self.lower_bound_bytes} B is only claimed: in {time_limit:g} "
+                f"s no more than {again.lower_bound_bytes} B was proved; give more time"
+            )
+        return replace(self, claimed_by="")
 
     def _verify_costs(self, k: int, group: FusionGroup, mask: int, scheme: FusionScheme) -> None:
         need = scheme.buffer(mask, self.buffer_bytes)
@@ -230,7 +321,7 @@ class PartitionPlan:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """plan.json, schema_version 1 (interface.md)."""
+        """plan.json, schema_version 2."""
         return {
             "schema_version": SCHEMA_VERSION,
             "scheme": self.scheme,
@@ -255,16 +346,7 @@ class PartitionPlan:
             "lower_bound_bytes": self.lower_bound_bytes,
             "proof": self.proof,
             "method": self.method,
-            "stages": [
-                {
-                    "method": stage.method,
-                    "dram_bytes": stage.dram_bytes,
-                    "plans": stage.plans,
-                    "seconds": stage.seconds,
-                    "stopped": stage.stopped,
-                }
-                for stage in self.stages
-            ],
+            "stages": [asdict(stage) for stage in self.stages],
         }
 
     @classmethod
@@ -275,73 +357,91 @@ class PartitionPlan:
             PlanError: for another schema version, missing keys, or a graph that does not have
                 the fingerprint that the file states.
         """
-        if not isinstance(form, Mapping):
-            raise PlanError(f"a plan is a JSON object, not {type(form).__name__}")
-        version = form.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise PlanError(
-                f"schema_version is {version!r}; this package reads {SCHEMA_VERSION}; make the "
-                "plan again"
-            )
         try:
-            entry = form["graph"]
-            plan = cls(
-                graph=replace(
-                    OpGraph.from_dict(entry),
-                    activation_bytes=int(form["activation_bytes"]),
-                    weight_bytes=int(form["weight_bytes"]),
-                ),
-                scheme=str(form["scheme"]),
-                granularity=str(form["granularity"]),
-                buffer_bytes=int(form["buffer_bytes"]),
-                activation_bytes=int(form["activation_bytes"]),
-                weight_bytes=int(form["weight_bytes"]),
-                groups=tuple(
-                    FusionGroup(
-                        ops=tuple(map(str, group["ops"])),
-                        buffer_bytes=int(group["buffer_bytes"]),
-                        dram_read_bytes=int(group["dram_read_bytes"]),
-                        dram_write_bytes=int(group["dram_write_bytes"]),
-                        dram_weight_bytes=int(group["dram_weight_bytes"]),
-                        ends=str(group.get("ends", "")),
-                    )
-                    for group in form["groups"]
-                ),
-                unfusable=tuple(map(str, form["unfusable"])),
-                lower_bound_bytes=int(form["lower_bound_bytes"]),
-                proof=form["proof"],
-                method=str(form["method"]),
-                stages=tuple(
-                    Stage(
-                        str(s["method"]),
-                        s["dram_bytes"],
-                        int(s["plans"]),
-                        float(s["seconds"]),
-                        str(s.get("stopped", "")),
-                    )
-                    for s in form["stages"]
-                ),
-            )
-        except KeyError as error:
-            raise PlanError(f"the plan file is damaged: {error.args[0]!r} is missing") from error
-        except (TypeError, AttributeError, ValueError, OverflowError) as error:
+            return cls._read(Fields.of(form, ""))
+        except GraphError as error:
             raise PlanError(f"the plan file is damaged: {error}") from error
-        if entry.get("fingerprint") != plan.graph.fingerprint:
+
+    @classmethod
+    def _read(cls, fields: Fields) -> PartitionPlan:
+        version = fields.form.get("schema_version")
+        if type(version) is not int or version not in _READ:  # true and 2.0 are none
             raise PlanError(
-                "the plan file is damaged: its graph does not have the fingerprint that it states"
+                f"schema_version is {ascii(version)[:60]}; this package reads "
+                f"{' and '.join(map(str, _READ))}; make the plan again"
             )
-        if int(form.get("dram_bytes", -1)) != plan.dram_bytes:
-            raise PlanError(
-                f"the plan file is damaged: it states {form.get('dram_bytes')} B of DRAM access, "
-                f"its groups add up to {plan.dram_bytes} B"
+        widths = {name: fields.integer(name, 1) for name in ("activation_bytes", "weight_bytes")}
+        entry = fields.child("graph")
+        proof = fields.value("proof")
+        if not (proof is None or isinstance(proof, str)) or proof not in _PROOFS:
+            raise PlanError(f"the plan file is damaged: unknown proof {ascii(proof)[:60]}")
+        plan = cls(
+            graph=replace(
+                OpGraph.from_dict(entry.form),
+                activation_bytes=widths["activation_bytes"],
+                weight_bytes=widths["weight_bytes"],
+            ),
+            scheme=fields.text("scheme"),
+            granularity=fields.text("granularity"),
+            buffer_bytes=fields.integer("buffer_bytes", 1),
+            **widths,
+            groups=tuple(
+                FusionGroup(
+                    ops=group.texts("ops"),
+                    buffer_bytes=group.integer("buffer_bytes"),
+                    dram_read_bytes=group.integer("dram_read_bytes"),
+                    dram_write_bytes=group.integer("dram_write_bytes"),
+                    dram_weight_bytes=group.integer("dram_weight_bytes"),
+                    ends=group.text("ends") if "ends" in group else "",
+                )
+                for group in fields.objects("groups")
+            ),
+            unfusable=fields.texts("unfusable"),
+            lower_bound_bytes=fields.integer("lower_bound_bytes"),
+            proof=proof,
+            method=fields.text("method"),
+            stages=tuple(
+                Stage(
+                    method=stage.text("method"),
+                    dram_bytes=None
+                    if stage.value("dram_bytes") is None
+                    else stage.integer("dram_bytes"),
+                    plans=stage.integer("plans"),
+                    seconds=stage.number("seconds"),
+                    stopped=stage.text("stopped") if "stopped" in stage else "",
+                )
+                for stage in fields.objects("stages")
+            ),
+            claimed_by="the plan file",
+        )
+        stated = entry.text("fingerprint")
+        if stated != plan.graph.fingerprint:
+            raise GraphError("the graph does not have the fingerprint that the file states")
+        if (dram := fields.integer("dram_bytes")) != plan.dram_bytes:
+            raise GraphError(
+                f"it states {dram} B of DRAM access, its groups add up to {plan.dram_bytes} B"
             )
-        if plan.proof not in ("optimal", "bound", None):
-            raise PlanError(f"the plan file is damaged: unknown proof {plan.proof!r}")
-        return plan
+        return plan._in_order() if version == 1 else plan
+
+    def _in_order(self) -> PartitionPlan:
+        """The plan with its groups in an order in which they can run, where they have one."""
+        names = [name for group in self.groups for name in group.ops] + list(self.unfusable)
+        if sorted(names) != sorted(self.graph.index):
+            return self  # verify() says what is wrong
+        masks = self.masks()
+        alone = [1 << self.graph.index[name] for name in self.unfusable]
+        order = topological_order([*masks, *alone], self.graph)
+        if order is None:
+            return self
+        return replace(self, groups=tuple(self.groups[k] for k in order if k < len(masks)))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON; readable one group per line is not promised, the keys are."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            OSError: where the file cannot be written; one that was there before stays.
+        """
+        replace_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __str__(self) -> str:
         lines = [
@@ -355,25 +455,66 @@ class PartitionPlan:
 
 
 def load_plan(path: str | Path) -> PartitionPlan:
-    """Read a plan file.
+    """Read a plan file. It is not verified, and what it says of its bound is a claim.
 
     Raises:
-        PlanError: if the file does not exist, is no JSON (truncated), or is no plan.
+        PlanError: if the file does not exist, is no regular file, is no JSON (truncated), or is
+            no plan.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise PlanError(f"cannot read plan {str(path)!r}: {reason}") from error
+        return PartitionPlan.from_dict(read_json(path))
+    except PlanError as error:
+        raise PlanError(f"plan {str(path)!r}: {error}") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value of a file that may come from anyone.
+
+    Raises:
+        PlanError: where it cannot be read (a pipe, a device, larger than 64 MB, ...), or is no
+            JSON in UTF-8, or an object of it has a key twice.
+    """
     try:
-        return PartitionPlan.from_dict(json.loads(text))
+        # A pipe would be waited for; what is none is asked of the open file.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(file, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise PlanError("it is no regular file; save the plan to a file first")
+            data = stream.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlanError(f"it cannot be read: {reason}; check the path") from error
+    if len(data) > _LARGEST_FILE:
+        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that a plan file may have")
+    try:
+        return json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
     except json.JSONDecodeError as error:
         raise PlanError(
-            f"plan {str(path)!r} is damaged or truncated: {error.msg} at line {error.lineno}; "
-            "save the plan again"
+            f"it is damaged or truncated: {error.msg} at line {error.lineno}; save the plan again"
         ) from error
-    except GetfuseError as error:
-        raise PlanError(f"plan {str(path)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError("it is not a text file; a plan is JSON in UTF-8") from error
+    except RecursionError as error:
+        raise PlanError("it is damaged: its objects are nested too deep") from error
+    except ValueError as error:
+        raise PlanError(f"it is damaged: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {ascii(name)[:60]} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "") -> FusionGroup:

@@ -19,8 +19,7 @@ returns are rounded to integers, and the bound that they prove is computed here
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,9 +27,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, hstack, identity
 
-from torch_getfuse.partition.bound import FINE
+from torch_getfuse.partition.bound import FINE, MOST
 from torch_getfuse.partition.columns import Columns, minimum
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -40,6 +40,7 @@ NARROWEST = 1e-4  # half width of a box in which no more is looked for
 PROMISE = 0.3  # share of the program's promise that must hold for the box to grow
 CLOSE = 0.0005  # share of what is proved; if less is promised, finer classes take over
 CLOSER = 0.0001  # and at last the box grows
+NO_BETTER = "no better prices found"  # by the solver, or in so many rounds
 COLUMNS = 1_500, 3  # of a program: so many, and so many per row
 
 
@@ -51,10 +52,13 @@ class Oracle(Protocol):
         """Per block a number; each group is assigned to the one of its blocks with the least."""
         ...
 
-    def run(self, prices: Ints, expired: Callable[[], bool] = ...) -> tuple[Ints, list[int]] | None:
-        """Per block ``m <= 0`` and sets, or ``None`` if time is up; 1/:data:`FINE` bytes.
+    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+        """Per block ``m <= 0``, in 1/:data:`FINE` bytes, and sets.
 
         ``F_D - prices`` of each legal group is at least ``m`` of the block it is assigned to.
+
+        Raises:
+            OutOfWork: where a limit on work is reached.
         """
         ...
 
@@ -67,39 +71,38 @@ class Proof:
         bound: no legal plan has less, in bytes.
         sets: masks met; legal groups among them.
         prices: per block, in 1/:data:`FINE` bytes; those that prove the bound.
-        finished: whether no better prices exist for this oracle, to a whole byte or so.
+        stopped: why the ascent ended early, ``""`` where no better prices exist for this oracle, to
+            a whole byte or so.
     """
 
     bound: int
     sets: tuple[int, ...]
     prices: Ints
-    finished: bool
+    stopped: str
 
 
 def prove(
     columns: Columns,
     oracle: Oracle,
     known: SearchResult,
-    ended: float = math.inf,
     classes: Sequence[Ints] = (),
     start: Proof | None = None,
     rounds: float = math.inf,
     box: float = BOX,
 ) -> Proof:
-    """Raise the lower bound until it meets the linear program, the known plan, or the clock.
+    """Raise the lower bound until it meets the linear program, the known plan, or a limit on work.
 
     Args:
         columns: of the problem whose blocks are priced.
         oracle: finds sets that undercut the prices.
         known: a legal plan; its groups join the program.
-        ended: moment of ``time.perf_counter`` to stop at.
         classes: per block its class, from coarse to fine; single blocks come after them.
         start: prices and sets to begin with; without, each block's price is its weights.
         rounds: prices to try for each kind of classes.
         box: half the first box's width, as a share of what each block would cost alone.
     """
     singles = np.arange(len(columns.problem.blocks))
-    return _Ascent(columns, oracle, known, ended, start).run([*classes, singles], rounds, box)
+    return _Ascent(columns, oracle, known, start).run([*classes, singles], rounds, box)
 
 
 class _Ascent:
@@ -110,14 +113,13 @@ class _Ascent:
         columns: Columns,
         oracle: Oracle,
         known: SearchResult,
-        ended: float,
         start: Proof | None,
     ) -> None:
         problem = columns.problem
         self.columns = columns
         self.oracle = oracle
         self.known = known
-        self.ended = ended
+        self.work = problem.evaluator.work
         self.single = frozenset(problem.blocks)
         self.alone = columns.costs(problem.blocks)
         sets = (*known.groups, *(start.sets if start else ()))
@@ -128,18 +130,18 @@ class _Ascent:
         self.prices = start.prices if start else FINE * columns.weights
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
 
-    def expired(self) -> bool:
-        return time.perf_counter() >= self.ended
-
     def run(self, classes: Sequence[Ints], rounds: float, box: float) -> Proof:
-        finished = False
-        if self._try(self.prices) is not None:
+        stopped = NO_BETTER
+        try:
+            self._try(self.prices)
             for number, home in enumerate(classes):
-                finished = self._climb(home, box, number == len(classes) - 1, rounds)
-                if finished or self.expired():
+                if self._climb(home, box, number == len(classes) - 1, rounds):
+                    stopped = ""
                     break
                 box = FINER
-        return Proof(self.bound, tuple(self.met), self.prices, finished)
+        except OutOfWork as limit:
+            stopped = str(limit)
+        return Proof(self.bound, tuple(self.met), self.prices, stopped)
 
     def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
         """Better prices, the same for each class, until no more is to be gained; or proved."""
@@ -150,7 +152,7 @@ class _Ascent:
         self._choose(rows)
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
-            if self.expired() or rounds <= 0:
+            if rounds <= 0:
                 return False
             low = best - box * alone
             # No price above F_D alone proves more: the block itself would undercut it.
@@ -172,8 +174,6 @@ class _Ascent:
                 if promised < 0.5:
                     return True
             undercut = self._try(np.floor(trial[home] * FINE).astype(np.int64))
-            if undercut is None:
-                return False
             rounds -= 1
             gained = (self.level - before) / FINE
             if gained > 0:
@@ -196,7 +196,7 @@ class _Ascent:
 
         Returns:
             What they would prove, the price of each class, and what each active set costs beside
-            them. ``None`` without a solution in time.
+            them. ``None`` without a solution.
         """
         count = len(sizes)
         matrix, costs = self.columns.matrix(self.active), self.columns.costs(self.active)
@@ -210,18 +210,19 @@ class _Ascent:
             some, number = np.unique(places, return_inverse=True)
             entries = np.ones(len(number)), (number, np.arange(len(number)))
             homes = csr_matrix(entries, shape=(len(some), within.shape[1]))
-        found = minimum(np.concatenate([costs, high, -low]), within, sizes, self.ended, homes)
+        found = minimum(np.concatenate([costs, high, -low]), within, sizes, self.work, homes)
         if found is None:
             return None
-        trial = np.asarray(found.eqlin.marginals)
+        # Whatever the solver's tolerances make of the box, no price is far out of it.
+        margin = np.maximum(high - low, 1.0)
+        trial = np.clip(found.eqlin.marginals, low - margin, high + margin)
+        if not FINE * float(np.abs(trial * sizes).sum()) < MOST / 2:
+            return None
         return float(found.fun), trial, costs - covers.T @ trial
 
-    def _try(self, prices: Ints) -> list[int] | None:
+    def _try(self, prices: Ints) -> list[int]:
         """The sets that undercut prices; they are kept if they prove more than the best so far."""
-        answer = self.oracle.run(prices, self.expired)
-        if answer is None:
-            return None
-        shortfall, undercut = answer
+        shortfall, undercut = self.oracle.run(prices)
         undercut = [group for group in undercut if group not in self.single]
         self.met.update(dict.fromkeys(undercut))
         proved = int(prices.sum() + shortfall.sum())

@@ -8,6 +8,7 @@ from functools import cached_property
 from random import Random
 from typing import NamedTuple, Protocol
 
+from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost import Evaluator
 from torch_getfuse.partition.group import (
@@ -15,9 +16,12 @@ from torch_getfuse.partition.group import (
     ancestors,
     bits,
     descendants,
+    is_connected,
     mask_of,
     neighbours,
+    topological_order,
 )
+from torch_getfuse.partition.work import INTERRUPTED
 
 
 class Crossing(NamedTuple):
@@ -121,6 +125,72 @@ class FusionProblem:
         """``F_D`` sum of valid groups in bytes."""
         return sum(map(self.evaluator.dram, groups))
 
+    def covers(self, groups: Sequence[int]) -> bool:
+        """Whether every fusable operator stands in exactly one of the groups, and no other does."""
+        covered = 0
+        for group in groups:
+            if not group or group & covered:
+                return False
+            covered |= group
+        return covered == self.fusable
+
+    def order(self, groups: Sequence[int]) -> tuple[int, ...] | None:
+        """Groups that cover the graph, as they and the unfusable operators can run.
+
+        ``None`` where they depend on each other in a cycle.
+        """
+        alone = [1 << i for i in bits(self.unfusable)]
+        order = topological_order([*groups, *alone], self.graph)
+        return None if order is None else tuple(groups[k] for k in order if k < len(groups))
+
+    def legal(self, groups: Sequence[int]) -> bool:
+        """Whether groups are a legal plan (method.md section 1)."""
+        return (
+            self.covers(groups)
+            and all(is_connected(group, self.near) for group in groups)
+            and all(map(self.evaluator.valid, groups))
+            and self.order(groups) is not None
+        )
+
+    @cached_property
+    def crossings_of(self) -> tuple[tuple[Crossing, ...], ...]:
+        """Per operator, the tensors that it touches."""
+        found: list[list[Crossing]] = [[] for _ in range(len(self.graph))]
+        for crossing in self.crossings:
+            for i in bits(crossing.touched):
+                found[i].append(crossing)
+        return tuple(map(tuple, found))
+
+    def added_up(self, group: int) -> int:
+        """``F_D`` of a valid group in bytes, as the exact searches believe it to be."""
+        weights = moved = 0
+        for i in bits(group):
+            weights += self.graph.ops[i].weight_elements
+            for crossing in self.crossings_of[i]:
+                inside = crossing.touched & group
+                if inside & -inside == 1 << i:  # else counted at the first that touches it
+                    moved += crossing.moved(group)
+        width = self.evaluator.scheme.weight_bytes
+        return moved + weights * width * self.evaluator.passes(group)
+
+    def check_additive(self, groups: Sequence[int]) -> None:
+        """Compare what the exact searches believe of valid groups with what the scheme says.
+
+        Raises:
+            GetfuseError: names the first group in which they differ.
+        """
+        scheme = self.evaluator.scheme
+        for group in groups if scheme.additive else ():
+            believed, told = self.added_up(group), self.evaluator.dram(group)
+            if believed != told:
+                first = self.graph.ops[(group & -group).bit_length() - 1].name
+                raise GetfuseError(
+                    f"scheme {scheme.name!r} says that its DRAM access adds up by tensor "
+                    f"(additive), but the group of {first} ({group.bit_count()} operators) moves "
+                    f"{told} B by dram() and {believed} B added up; set additive = False, and "
+                    "nothing is proved of its plans"
+                )
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -133,7 +203,7 @@ class SearchResult:
         seconds: wall time.
         lower_bound_bytes: no legal plan has less; 0 where the method proves nothing.
         history: (plans evaluated, best ``F_D`` so far) whenever the best improved.
-        stopped: why it ended early: ``""``, ``"time limit"`` or ``"interrupted"``.
+        stopped: why it ended early: ``""``, a limit on work, or ``"time limit"``.
     """
 
     groups: tuple[int, ...]
@@ -143,6 +213,18 @@ class SearchResult:
     lower_bound_bytes: int = 0
     history: tuple[tuple[int, int], ...] = ()
     stopped: str = ""
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """Ctrl-C in a search that knows a plan by then.
+
+    Attributes:
+        result: the best so far.
+    """
+
+    def __init__(self, result: SearchResult) -> None:
+        super().__init__(INTERRUPTED)
+        self.result = result
 
 
 class Repair(Protocol):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from torch_getfuse.partition.group import bits, topological_order
+from torch_getfuse.partition.group import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 Resplit = Callable[[int], Sequence[int] | None]
@@ -32,6 +32,7 @@ def regroup(
     offers: dict[int, tuple[int, Sequence[int]]] = {}
     while True:
         found = []
+        problem.evaluator.work.add(2 * len(problem.graph))
         for one, other in _neighbours(problem, groups):
             union = one | other
             if union not in offers:
@@ -42,7 +43,8 @@ def regroup(
                 found.append((-saved, union, one, other))
         for _, union, one, other in sorted(found):
             rest = [group for group in groups if group not in (one, other)]
-            if _acyclic(problem, [*rest, union]):
+            problem.evaluator.work.add(4 * len(problem.graph))
+            if problem.order([*rest, union]) is not None:
                 groups = (*rest, *offers[union][1])
                 yield groups
                 break
@@ -63,8 +65,3 @@ def _neighbours(problem: FusionProblem, groups: Sequence[int]) -> list[tuple[int
             if j in home
         )
     )
-
-
-def _acyclic(problem: FusionProblem, groups: Sequence[int]) -> bool:
-    alone = [1 << i for i in bits(problem.unfusable)]
-    return topological_order([*groups, *alone], problem.graph) is not None

@@ -12,6 +12,8 @@ from random import Random
 from torch_getfuse.partition.group import bits, components
 from torch_getfuse.partition.problem import FusionProblem
 
+_CUT = 20  # steps that a cut counts, beside those by size
+
 
 class Closures:
     """Down-sets and up-sets of a problem's blocks.
@@ -96,6 +98,7 @@ class RandomSplit:
     def __init__(self, problem: FusionProblem, closures: Closures | None = None) -> None:
         self._valid = problem.evaluator.valid
         self._near = problem.near
+        self._count = problem.evaluator.work.add
         self._closures = closures or Closures(problem)
         self._block = self._closures.block
 
@@ -108,6 +111,7 @@ class RandomSplit:
             if part == self._block[(part & -part).bit_length() - 1] or self._valid(part):
                 found.append(part)
                 continue
+            self._count(_CUT + part.bit_count())
             cut = self._closures.random_cut(part, rng)
             waiting += components(cut, self._near)
             waiting += components(part & ~cut, self._near)

@@ -2,7 +2,8 @@
 
 The budget is the number of plans evaluated. Invalid groups are repaired before a plan is
 evaluated, by a given :class:`~torch_getfuse.partition.problem.Repair` or by random splitting.
-The same problem, budget and seed give the same result bit for bit, unless time runs out.
+The same problem, budget and seed give the same result bit for bit, unless time runs out by
+the clock (:mod:`.work`).
 """
 
 from __future__ import annotations
@@ -13,24 +14,31 @@ from random import Random
 from types import TracebackType
 
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition.group import topological_order
 from torch_getfuse.partition.moves import Plan, PlanSpace
-from torch_getfuse.partition.problem import FusionProblem, Repair, SearchResult
+from torch_getfuse.partition.problem import (
+    FusionProblem,
+    Repair,
+    SearchInterrupted,
+    SearchResult,
+)
+from torch_getfuse.partition.work import INTERRUPTED, OutOfWork
 
 Progress = Callable[[int, int], None]
 
+_AT_ONCE = 0.5  # seconds for a plan after the time is up, where there is none
+
 
 class Run:
-    """The books of one search: budget, clock, best plan so far; a context that ends it cleanly.
+    """The books of one search: budget, limit, best plan so far; a context that ends it cleanly.
 
-    A ``KeyboardInterrupt`` inside the context ends the search and keeps its best plan; before
-    the first plan there is nothing to keep, and it is passed on. The first plan is evaluated
-    even if the time is up already.
+    Where the limit strikes inside the context, in the middle of an edit or of a repair as well,
+    the search ends there, and its best plan is kept; before the first one, the plan of single
+    blocks is. A ``KeyboardInterrupt`` leaves the context, with the best plan if there is one.
 
     Args:
         problem: what is searched.
         budget: plans to evaluate, at least 1.
-        time_limit: seconds, or ``None``.
+        time_limit: seconds, counted as work first, or ``None``.
         progress: called after each plan with (plans evaluated, least ``F_D`` so far).
 
     Raises:
@@ -52,12 +60,13 @@ class Run:
         self.best_bytes = 0
         self.stopped = ""
         self._budget = budget
-        self._limit = time_limit
+        self._limit = problem.evaluator.work.within(time_limit)
         self._progress = progress
         self._history: list[tuple[int, int]] = []
         self._started = time.perf_counter()
 
     def __enter__(self) -> Run:
+        self._limit.__enter__()
         return self
 
     def __exit__(
@@ -66,10 +75,27 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if kind is None or not issubclass(kind, KeyboardInterrupt) or self.best is None:
+        self._limit.__exit__(None, None, None)
+        if isinstance(error, KeyboardInterrupt) and self.best is not None:
+            self.stopped = INTERRUPTED
+            raise SearchInterrupted(self.result()) from error
+        if not isinstance(error, OutOfWork):
             return False
-        self.stopped = "interrupted"
+        self.stopped = str(error)
+        with self.problem.evaluator.work.finishing():
+            if self.best is None:
+                self.score(self._at_once())
         return True
+
+    def _at_once(self) -> Plan:
+        """A plan where no time was left for the first: drawn without explanations, or blocks."""
+        blocks = self.problem.blocks
+        try:
+            with self.problem.evaluator.work.within(_AT_ONCE):
+                drawn = PlanSpace(self.problem).random_plan(Random(0))
+                return min(drawn, blocks, key=self.problem.cost)
+        except OutOfWork:
+            return blocks
 
     @property
     def seconds(self) -> float:
@@ -77,12 +103,10 @@ class Run:
         return time.perf_counter() - self._started
 
     def more(self) -> bool:
-        """Whether another plan may be evaluated."""
+        """Whether another plan may be evaluated; raises :class:`OutOfWork` at a limit."""
         if self.plans >= self._budget:
             return False
-        if self.plans and self._limit is not None and self.seconds >= self._limit:
-            self.stopped = "time limit"
-            return False
+        self.problem.evaluator.work.check()
         return True
 
     def score(self, plan: Plan) -> int:
@@ -114,11 +138,9 @@ class Run:
 
 def executable(problem: FusionProblem, plan: Plan) -> tuple[int, ...]:
     """The groups of a legal plan in an order in which they and the unfusable operators can run."""
-    graph = problem.graph
-    alone = [1 << i for i in range(len(graph)) if problem.unfusable >> i & 1]
-    order = topological_order([*plan, *alone], graph)
+    order = problem.order(plan)
     assert order is not None, "the groups of a legal plan form no cycle"
-    return tuple(plan[k] for k in order if k < len(plan))
+    return order
 
 
 def random_search(
@@ -136,15 +158,16 @@ def random_search(
         budget: plans to evaluate.
         seed: of everything that is drawn.
         repair: is given each invalid group first; random splitting takes what it declines.
-        time_limit: seconds, or ``None``.
+        time_limit: seconds, counted as work first, or ``None``.
         progress: called after each plan with (plans evaluated, least ``F_D`` so far).
 
     Raises:
         OptionError: for a budget below 1.
+        SearchInterrupted: for a ``KeyboardInterrupt`` after the first plan.
     """
     rng = Random(seed)
-    space = PlanSpace(problem, repair)
     with Run(problem, budget, time_limit, progress) as run:
+        space = PlanSpace(problem, repair)
         while run.more():
             run.score(space.random_plan(rng))
     return run.result()
@@ -171,10 +194,10 @@ def local_search(
     Arguments and errors as :func:`random_search`.
     """
     rng = Random(seed)
-    space = PlanSpace(problem, repair)
     seen: set[Plan] = set()
     plans: list[tuple[int, Plan]] = []
     with Run(problem, budget, time_limit, progress) as run:
+        space = PlanSpace(problem, repair)
         given = [tuple(sorted(plan)) for plan in start]
         while run.more() and len(plans) < population:
             plan = given.pop(0) if given else space.random_plan(rng)

@@ -25,10 +25,11 @@ from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cuts import Edge, edge_cuts
 from torch_getfuse.partition.group import bits, components
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.regroup import regroup
 from torch_getfuse.partition.repair import RandomSplit
 from torch_getfuse.partition.search import executable
+from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 RULES = ("least_traffic", "most_operators")
 
@@ -58,8 +59,13 @@ def all_edges(graph: OpGraph) -> EdgeRanker:
     return rank
 
 
-TIME_LIMIT, SET_LIMIT = "time limit", "set limit"
-"""Why a direct plan was not finished; the second is the same on every machine."""
+SET_LIMIT = "set limit"
+"""Why a direct plan was not finished, where not for a limit on work."""
+
+_EXPLAINED, _CUTS, _SIDES = 10, 10, 20
+"""Steps that are counted: per operator of an explanation, per cut, and per cut whose sides are
+found."""
+_CHAINS, _TENSORS = 4, 4  # blocks or tensors that are looked at for one step
 
 RANDOM_SHARE = 0.5
 """Of a group's edges that the random control blames: about what explainers do."""
@@ -93,6 +99,7 @@ class RecursiveSplit:
             the valid side) or ``"most_operators"`` (the paper's: the largest valid side).
         branch: cuts of category 3 that are tried at most.
         name: of this repair in reports.
+        ranked: steps that an answer of the ranker counts, beside those by size.
 
     Attributes:
         attempts: distinct invalid groups that were given to it.
@@ -110,12 +117,14 @@ class RecursiveSplit:
         rule: str = "least_traffic",
         branch: int = 4,
         name: str = "explained",
+        ranked: int = 0,
     ) -> None:
         if rule not in RULES:
             raise OptionError(f"split_rule={rule!r} is not one of {RULES}{nearest(rule, RULES)}")
         if branch < 1:
             raise OptionError(f"branch={branch!r} is not a number of cuts from 1 up")
         self.name = name
+        self._ranked = ranked
         self.attempts = 0
         self.rectified = 0
         self.queries = 0
@@ -150,40 +159,67 @@ class RecursiveSplit:
         A part for which the explanations give no cut, or no time is left, is split at random.
 
         Args:
-            time_limit: seconds, or ``None``.
+            time_limit: seconds, counted as work first, or ``None``.
             polish: split neighbouring groups anew at the end (:mod:`~.regroup`); ``False`` for
                 Algorithm 1 alone.
-            sets: distinct sets to look at, at most; like ``time_limit``, but the same everywhere.
+            sets: distinct sets to look at, at most.
+
+        Raises:
+            SearchInterrupted: for a ``KeyboardInterrupt`` once all is split.
         """
         started = time.perf_counter()
         problem = self._problem
         plan: list[int] = []
         stopped = ""
-        self._cutter.deadline = None if time_limit is None else started + time_limit
+        work = problem.evaluator.work
         self._cutter.sets = sets
-        for part in convex_parts(problem, problem.fusable):
-            try:
-                found = self._tree.solve([part], self._width)
-            except _Stopped as limit:
-                found, stopped = None, str(limit)
-            plan += RandomSplit(problem)(part, Random(0)) if found is None else found
-        history = [(self._cutter.examined, problem.cost(plan))]
-        if polish and not stopped:
-            try:
-                for better in regroup(problem, plan, self._tree.halve):
-                    plan = list(better)
-                    history.append((self._cutter.examined, problem.cost(plan)))
-            except _Stopped as limit:
-                stopped = str(limit)
-        self._cutter.deadline = self._cutter.sets = None
-        return SearchResult(
-            groups=executable(problem, tuple(plan)),
-            dram_bytes=problem.cost(plan),
-            plans=self._cutter.examined,
-            seconds=time.perf_counter() - started,
-            history=tuple(history),
-            stopped=stopped,
-        )
+        begun = work.steps
+        solved: list[tuple[int, list[int] | None]] = []
+        with work.within(time_limit):
+            for part in convex_parts(problem, problem.fusable):
+                try:
+                    solved.append((part, self._tree.solve([part], self._width)))
+                except OutOfWork as limit:
+                    solved.append((part, None))
+                    stopped = str(limit)
+        for part, found in solved:
+            plan += self._at_random(part) if found is None else found
+        with work.finishing():
+            history = [(self._cutter.examined, problem.cost(plan))]
+
+        def result() -> SearchResult:
+            with work.finishing():
+                return SearchResult(
+                    groups=executable(problem, tuple(plan)),
+                    dram_bytes=problem.cost(plan),
+                    plans=self._cutter.examined,
+                    seconds=time.perf_counter() - started,
+                    history=tuple(history),
+                    stopped=stopped,
+                )
+
+        try:
+            if polish and not stopped:
+                spent = (work.steps - begun) / STEPS_PER_SECOND
+                with work.within(None if time_limit is None else time_limit - spent):
+                    for better in regroup(problem, plan, self._tree.halve):
+                        plan = list(better)
+                        history.append((self._cutter.examined, problem.cost(plan)))
+        except OutOfWork as limit:
+            stopped = str(limit)
+        except KeyboardInterrupt as error:
+            stopped = INTERRUPTED
+            raise SearchInterrupted(result()) from error
+        finally:
+            self._cutter.sets = None
+        return result()
+
+    def _at_random(self, part: int) -> list[int]:
+        """Valid groups that cover a connected set: split at random, or blocks without time."""
+        try:
+            return RandomSplit(self._problem)(part, Random(0))
+        except OutOfWork:
+            return [block for block in self._problem.blocks if block & part]
 
     def _split(self, group: int) -> tuple[int, ...] | None:
         parts = convex_parts(self._problem, group)
@@ -209,6 +245,7 @@ class RecursiveSplit:
 
     def _explain(self, group: int) -> list[Edge]:
         if group not in self._edges:
+            self._problem.evaluator.work.add(self._ranked + _EXPLAINED * group.bit_count())
             self.queries += 1
             self._edges[group] = [edge for edge, _ in self._ranker(group)]
         return self._edges[group]
@@ -233,20 +270,22 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     Each such operator cuts at its topological position, the first one first. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    the components of the parts, which are returned, form no cycle.
+    the components of the parts, which are returned, form no cycle. A block counts as if it stood
+    where it starts, and is never torn: nothing but its start depends on what stands before it.
     """
     found = []
+    chains = [block for block in problem.blocks if block & (block - 1)]
     for u in bits(problem.unfusable):
         if problem.above[u] & group and problem.below[u] & group:
             # Everything before u, not only what u depends on: else parallel branches could
             # wait for each other through several such operators.
-            found += components(group & ((1 << u) - 1), problem.near)
-            group &= ~((1 << u) - 1)
+            before = group & ((1 << u) - 1)
+            for chain in chains:
+                if chain & before:
+                    before |= chain & group
+            found += components(before, problem.near)
+            group &= ~before
     return found + components(group, problem.near)
-
-
-class _Stopped(Exception):
-    """A limit of a split is reached; says which."""
 
 
 class _Cutter:
@@ -256,8 +295,8 @@ class _Cutter:
         self.problem = problem
         self.rule = rule
         self.branch = branch
-        self.deadline: float | None = None
         self.sets: int | None = None
+        self._count = problem.evaluator.work.add
         self._valid: dict[int, bool] = {}
         self._chains = [block for block in problem.blocks if block & (block - 1)]
         self._traffic: dict[int, int] = {}
@@ -278,12 +317,10 @@ class _Cutter:
         return len(self._valid)
 
     def valid(self, mask: int) -> bool:
-        """Whether a set is valid; raises :class:`_Stopped` at a limit."""
+        """Whether a set is valid; raises :class:`OutOfWork` at a limit."""
         if mask not in self._valid:
-            if self.deadline is not None and time.perf_counter() > self.deadline:
-                raise _Stopped(TIME_LIMIT)
             if self.sets is not None and len(self._valid) >= self.sets:
-                raise _Stopped(SET_LIMIT)
+                raise OutOfWork(SET_LIMIT)
             self._valid[mask] = self.problem.evaluator.valid(mask)
         return self._valid[mask]
 
@@ -291,8 +328,10 @@ class _Cutter:
         """Upper sides of all candidate cuts of a group of whole blocks, each once."""
         above, below = self.problem.above, self.problem.below
         found: dict[int, None] = {}
+        count = _CUTS + len(self._chains) // _CHAINS
         for edge in edges:
             for upper in edge_cuts(group, edge, above, below):
+                self._count(count)
                 # A block's operators read nothing but the one before, and nothing else reads
                 # what they write: with or without the whole block, the side stays closed.
                 torn = 0
@@ -305,6 +344,7 @@ class _Cutter:
 
     def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:
         """The components of the upper side and those of the rest."""
+        self._count(_SIDES + group.bit_count())
         near = self.problem.near
         return components(upper, near), components(group & ~upper, near)
 
@@ -322,6 +362,7 @@ class _Cutter:
         for every plan.
         """
         if mask not in self._traffic:
+            self._count(len(self._tensors) // _TENSORS + 1)
             total = 0
             for maker, readers, elements, output in self._tensors:
                 if maker & mask:

@@ -1,0 +1,84 @@
+"""Limits on work: steps first, the clock as a backstop, inner limits within outer ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from torch_getfuse.partition import work as module
+from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work, by_machine
+
+
+class Clock:
+    """Goes on by so many seconds each time it is looked at."""
+
+    def __init__(self, step: float) -> None:
+        self.step = step
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def worked(work: Work, each: int) -> tuple[int, str]:
+    """Steps that were counted, so many at a time, until a limit struck; and which."""
+    before = work.steps
+    try:
+        while True:
+            work.add(each)
+    except OutOfWork as limit:
+        return work.steps - before, str(limit)
+
+
+@pytest.mark.parametrize("speed", [0.0, 1e-5, 3e-5])
+def test_steps_strike_whatever_the_clock_says(
+    speed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "clock", Clock(speed))
+    work = Work()
+    with work.within(2):
+        steps, told = worked(work, 7)
+    assert 0 <= steps - 2 * STEPS_PER_SECOND < 7
+    assert told == f"work limit of {2 * STEPS_PER_SECOND:,} steps for time_limit=2 s"
+    assert not by_machine(told)
+
+
+def test_the_clock_strikes_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "clock", Clock(0.1))
+    work = Work()
+    with work.within(2):
+        steps, told = worked(work, 7)
+        assert steps < STEPS_PER_SECOND
+        assert told == "time limit"
+        assert by_machine(told)
+        with work.finishing():
+            work.add(STEPS_PER_SECOND // 2)
+        assert worked(work, 1) == (1, "time limit")
+
+
+def test_limits_nest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "clock", Clock(0.0))
+    work = Work()
+    assert work.left == math.inf
+    with work.within(None):
+        work.add(5 * STEPS_PER_SECOND)
+    with work.within(3):
+        assert work.left == 3
+        with work.within(1):
+            steps, told = worked(work, 1)
+            assert steps == STEPS_PER_SECOND
+            assert told == f"work limit of {STEPS_PER_SECOND:,} steps for time_limit=3 s"
+        assert work.left == 2
+        with work.within(10):
+            assert work.left == 2
+            steps, told = worked(work, 1)
+        assert steps == 2 * STEPS_PER_SECOND
+        assert f"{3 * STEPS_PER_SECOND:,}" in told
+    work.add(5 * STEPS_PER_SECOND)  # no limit any more
+    with work.within(20, whole=True):
+        assert work.left == 20 - work.steps / STEPS_PER_SECOND
+        with work.within(1), pytest.raises(OutOfWork):
+            work.give_up()
+        assert work.left < 20 - 13

@@ -1,0 +1,149 @@
+"""Reading JSON objects of plan files strictly: nothing is coerced, every number has a range.
+
+A plan file may come from anyone. ``true`` is no integer here, ``"3"`` and ``3.0`` are none, text
+holds no control characters, and sizes are bounded so that no file can make a check run for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch_getfuse.errors import GraphError
+
+MOST = 2**60
+"""Largest count of bytes, elements or plans in a file."""
+MOST_POSITIONS = 2**31
+"""Largest size of an axis, and of a kernel, stride, dilation or padding."""
+_SHOWN = 60
+
+
+def escaped(text: str) -> str:
+    """``text`` with what a terminal acts on (control characters, text direction) as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """A JSON object and where it stands in its file.
+
+    Every method raises :class:`GraphError`, with the place and the value, where the object does
+    not have what is asked for.
+    """
+
+    form: Mapping[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, value: object, where: str) -> Fields:
+        """``value`` as an object."""
+        if not isinstance(value, dict):
+            raise _wrong(where, value, "an object")
+        return cls(value, where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.form
+
+    def value(self, name: str) -> Any:
+        """Whatever stands under ``name``."""
+        if name not in self.form:
+            raise GraphError(f"{self.where or 'the file'} has no {name!r}")
+        return self.form[name]
+
+    def integer(self, name: str, least: int = 0, most: int = MOST) -> int:
+        """An integer from ``least`` to ``most``."""
+        return as_integer(self.value(name), self._at(name), least, most)
+
+    def number(self, name: str) -> float:
+        """A finite number that is not negative."""
+        value = self.value(name)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not good or not 0 <= value <= MOST:
+            raise _wrong(self._at(name), value, "a number that is not negative")
+        return float(value)
+
+    def text(self, name: str) -> str:
+        """A printable string."""
+        return as_text(self.value(name), self._at(name))
+
+    def flag(self, name: str) -> bool:
+        """``true`` or ``false``."""
+        value = self.value(name)
+        if not isinstance(value, bool):
+            raise _wrong(self._at(name), value, "true or false")
+        return value
+
+    def items(self, name: str) -> list[Any]:
+        """A list."""
+        value = self.value(name)
+        if not isinstance(value, list):
+            raise _wrong(self._at(name), value, "a list")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A list of printable strings."""
+        at = self._at(name)
+        return tuple(as_text(item, f"{at}[{k}]") for k, item in enumerate(self.items(name)))
+
+    def pair(self, name: str, least: int) -> tuple[int, int]:
+        """Two integers, of rows and of columns."""
+        items, at = self.items(name), self._at(name)
+        if len(items) != 2:
+            raise _wrong(at, items, "two integers")
+        one, two = (as_integer(item, at, least, MOST_POSITIONS) for item in items)
+        return one, two
+
+    def objects(self, name: str) -> list[Fields]:
+        """A list of objects."""
+        at = self._at(name)
+        return [Fields.of(item, f"{at}[{k}]") for k, item in enumerate(self.items(name))]
+
+    def child(self, name: str) -> Fields:
+        """An object."""
+        return Fields.of(self.value(name), self._at(name))
+
+    def _at(self, name: str) -> str:
+        return f"{self.where}.{name}" if self.where else name
+
+
+def as_integer(value: object, where: str, least: int, most: int) -> int:
+    """An integer of JSON in a range; ``true`` is none."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong(where, value, "an integer")
+    if not least <= value <= most:
+        raise _wrong(where, value, f"from {least} to {most}")
+    return value
+
+
+def as_scale(value: object, where: str) -> float:
+    """A finite number above zero."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not 0 < value <= MOST_POSITIONS or not math.isfinite(value):  # type: ignore[operator, arg-type]
+        raise _wrong(where, value, "a number above zero")
+    return float(value)  # type: ignore[arg-type]
+
+
+def as_text(value: object, where: str) -> str:
+    """A string without control characters and the like."""
+    if not isinstance(value, str):
+        raise _wrong(where, value, "a string")
+    if not value.isprintable():
+        raise GraphError(f"{where} holds characters that are not printable: {_shown(value)}")
+    return value
+
+
+def _wrong(where: str, value: object, wanted: str) -> GraphError:
+    return GraphError(f"{where} is {_shown(value)}, not {wanted}")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST**2:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
