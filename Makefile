@@ -1,7 +1,7 @@
 # Every target makes what it needs by itself, the environment in .venv included.
 #   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
 #   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
-#   ARGS="..."         is handed to pytest, the matrix, the demo or the benchmark (ARGS="--jobs 2")
+#   ARGS="..."         is handed to pytest, the fuzzer, the matrix, the demo or the benchmark (ARGS="--jobs 2")
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -15,7 +15,7 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test matrix paper paper-quick lint format clean
+.PHONY: help demo test fuzz opinfo matrix paper paper-quick lint format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -28,6 +28,12 @@ demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
 
 test: $(VENV)/.dev ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.dev ## hold 100,000 random programs against eager (many hours; goes on where it stopped)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+opinfo: $(VENV)/.dev ## hold all of torch's samples of its operators against eager
+	@GETFUSE_OPINFO=all $(BIN)/python -m pytest tests/test_opinfo.py $(ARGS)
 
 matrix: $(VENV)/.dev ## run every setting of torch.compile on ten networks (many hours; goes on where it stopped)
 	@$(BIN)/python benchmarks/matrix.py $(ARGS)

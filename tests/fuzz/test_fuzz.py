@@ -1,0 +1,25 @@
+"""2,000 random programs hold however they are run."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuzz.check import check_block, quietly
+from fuzz.generate import generate
+
+pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
+
+PROGRAMS, BLOCK = 2000, 50
+
+
+@pytest.mark.parametrize("start", range(0, PROGRAMS, BLOCK))
+def test_programs_hold(start: int) -> None:
+    failures, skipped, planned = [], 0, 0
+    with quietly():
+        for program, verdict in check_block(map(generate, range(start, start + BLOCK))):
+            failures += [f"seed {program.seed}: {f.mode}: {f.message}" for f in verdict.failures]
+            skipped += bool(verdict.skipped)
+            planned += "plan" in verdict.checked
+    assert not failures, "\n".join(["python -m tests.fuzz shrinks these:", *failures])
+    assert skipped <= BLOCK // 3, "torch itself compiles too few of the programs"
+    assert planned >= BLOCK // 2, "too few of the programs have anything to plan"

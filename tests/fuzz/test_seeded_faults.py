@@ -1,0 +1,158 @@
+"""The fuzzer finds faults that are put in on purpose, and the shrinker makes them short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from fuzz.check import CHANGES, Failure, check, quietly, weight_change
+from fuzz.generate import generate
+from fuzz.program import Program, Statement, runs
+from fuzz.reproduce import reproducer
+from fuzz.shrink import shrink
+from torch_getfuse.backend import compiler, fast, submodules
+
+pytestmark = pytest.mark.fast_program
+
+
+def program(*lines: str, setup: tuple[str, ...] = (), buffer: str = "256") -> Program:
+    """A program written by hand; the last line is what it returns."""
+    first, *rest = lines[:-1]
+    statements = (Statement(first, setup), *map(Statement, rest))
+    return Program(0, ("data(k, 1, 4, 6, 6)",), statements, lines[-1], buffer=buffer)
+
+
+#: Reads on both sides of a write.
+ORDERED = program(
+    "v0 = x0.sum(2)",
+    "v1 = torch.sigmoid(v0)",
+    "x0.mul_(2)",
+    "v2 = x0.sum(3)",
+    "v3 = v1 + F.relu(v2)",
+    "(v3, v1)",
+)
+
+CONVOLUTION = program(
+    "v0 = self.m0(x0)",
+    "v1 = F.relu(v0)",
+    "(v1,)",
+    setup=("self.m0 = nn.Conv2d(4, 4, 3, padding=1)",),
+)
+
+
+def failures(of: Program, way: str) -> list[Failure]:
+    with quietly():
+        return check(of, [way]).failures
+
+
+def edited(change: Callable[[fx.Graph], None]) -> Callable[..., Any]:
+    """A stand-in for the compiler's last step: the graph as traced, but for ``change``."""
+
+    def compile_graph(capture: Any, *_: Any) -> Callable[..., Any]:
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(capture.graph_module.graph, {}))
+        change(graph)
+        forward: Callable[..., Any] = fx.GraphModule(capture.graph_module, graph).forward
+        return forward
+
+    return compile_graph
+
+
+def write_first(graph: fx.Graph) -> None:
+    first = next(node for node in graph.nodes if node.op == "call_method")
+    for node in [node for node in graph.nodes if node.target == "mul_"]:
+        first.prepend(node)
+
+
+def drop_write(graph: fx.Graph) -> None:
+    for node in [node for node in graph.nodes if node.target == "mul_"]:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+
+
+def nothing(graph: fx.Graph) -> None:
+    pass
+
+
+@pytest.mark.parametrize("way", ["eager", "depth_first", "torch.compile"])
+def test_sound(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """The stand-in itself makes no fault."""
+    monkeypatch.setattr(compiler, "_compile", edited(nothing))
+    assert not failures(ORDERED, way)
+
+
+@pytest.mark.parametrize("way", ["eager", "depth_first", "torch.compile"])
+@pytest.mark.parametrize("fault", [write_first, drop_write])
+def test_a_write_that_moves_or_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[fx.Graph], None], way: str
+) -> None:
+    monkeypatch.setattr(compiler, "_compile", edited(fault))
+    assert [f.kind for f in failures(ORDERED, way)] == [f"{way}: values"]
+
+
+def test_order_by_data_edges_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the first programs runs in another order."""
+
+    def data_only(gm: fx.GraphModule, nodes: Sequence[fx.Node], *_: Any) -> list[set[int]]:
+        index = {node: i for i, node in enumerate(nodes)}
+        return [{index[s] for s in node.all_input_nodes if s in index} for node in nodes]
+
+    monkeypatch.setattr(submodules, "order_edges", data_only)
+    assert any(failures(generate(seed), "eager") for seed in range(100))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_stale_weights(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """A fast program that keeps the weights of the first call, however they are changed."""
+
+    def stale(gm: fx.GraphModule, inputs: Sequence[Any], *_: Any) -> tuple[Any, str]:
+        kept = [v.detach().clone() if isinstance(v, nn.Parameter) else None for v in inputs]
+
+        def run(*args: Any) -> Any:
+            return gm.forward(*(a if k is None else k for a, k in zip(args, kept, strict=True)))
+
+        return run, "stale"
+
+    seed = next(s for s in range(1000) if weight_change(s) == change)
+    failing = replace(CONVOLUTION, seed=seed)
+    assert not failures(failing, "auto")
+    monkeypatch.setattr(compiler, "fast_program", stale)
+    expected = [] if change == "none" else ["auto: values"]
+    assert [f.kind for f in failures(failing, "auto")] == expected
+
+
+def test_shrinking(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    long = program(
+        "v0 = F.relu(x0)",
+        "v1 = v0.permute(0, 2, 3, 1)",
+        "v2 = x0.view(-1)",
+        "v2.mul_(3)",
+        "v4 = torch.cat([x0, x0], 1)",
+        "v5 = v1.sum()",
+        "v6 = v4 * v5",
+        "(v6, v0, x0)",
+    )
+    monkeypatch.setattr(compiler, "_compile", edited(drop_write))
+    monkeypatch.setattr(fast, "_times", fast._times)  # the reproducer sets it
+    (failure,) = failures(long, "eager")
+    short, again = shrink(long, failure)
+    assert again.kind == failure.kind
+    assert len(short.statements) <= 2
+    assert failures(short, "eager")
+    with pytest.raises(SystemExit):
+        exec(reproducer(short, again), {})
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_program_is_a_function_of_its_seed(seed: int) -> None:
+    first = generate(seed)
+    torch.manual_seed(seed + 1)
+    assert generate(seed) == first
+    assert runs(first)
+    compile(first.source, "program", "exec")
