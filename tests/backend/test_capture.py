@@ -291,7 +291,7 @@ def test_weights_are_counted_where_they_are_used() -> None:
         ("conv2d", 18),
         ("mul", 8),
         ("mul", 8),
-        ("add", 0),
+        ("add", 8),
         ("cat", 8),
     ]
 

@@ -245,7 +245,7 @@ def test_functions_compile_too() -> None:
     [
         ({"options": {"bufer": 1}}, "unknown option 'bufer'; did you mean 'buffer'"),
         ({"options": {"buffer": "12XB"}}, "12XB"),
-        ({"options": {"plan": "none.json"}}, "cannot read plan 'none.json'"),
+        ({"options": {"plan": "none.json"}}, "plan 'none.json': it cannot be read"),
         ({"mode": "max-autotune"}, "mode='max-autotune' is a setting of inductor"),
     ],
 )

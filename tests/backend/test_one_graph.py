@@ -181,7 +181,8 @@ def test_a_name_of_torch_is_not_its_meaning(function: Callable[[Tensor], Tensor]
     with torch.no_grad():
         for inner in ("eager", "auto", "depth_first"):
             torch._dynamo.reset()
-            options = {"inner": inner, "strict": True, "cache": False}
+            # By rows, a Python function that may do anything falls back.
+            options = {"inner": inner, "strict": inner != "depth_first", "cache": False}
             assert torch.equal(
                 torch.compile(model, backend="getfuse", options=options)(x), model(x)
             )

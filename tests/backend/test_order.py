@@ -372,3 +372,40 @@ def test_a_group_that_writes_to_an_expansion_stays_eager() -> None:
     with torch.no_grad():
         assert all(map(torch.equal, run(torch.tensor(1.0)), f(torch.tensor(1.0))))
     assert "whose elements share memory" in str(torch_getfuse.report(run))
+
+
+def test_a_write_through_a_view_of_a_function_that_was_taken_apart() -> None:
+    """Both functions become ATen operators, each traced anew; their storages stay one."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        z = torch.gather(y, 0, torch.zeros_like(y, dtype=torch.int64))
+        z.T.add_(1)
+        return y + z
+
+    x = torch.randn(3, 2)
+    options = {"inner": "eager", "strict": True, "buffer": 64, "cache": False}
+    compiled = torch.compile(function, backend="getfuse", options=options)
+    assert torch.equal(compiled(x), function(x))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_training_in_channels_last_keeps_strides_and_bits(batch: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(8, 4, (1, 3)), nn.Conv2d(4, 2, (3, 1), groups=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.one(x)
+            return F.hardswish(self.two(y)) + torch.flip(x + x, [-2]).mean()
+
+    torch.manual_seed(0)
+    model = Net()
+    x = torch.randn(batch, 8, 5, 13).contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    options = {"inner": "eager", "strict": True, "cache": False}
+    expected = model(x)
+    got = torch.compile(model, backend="getfuse", options=options)(x)
+    assert got.stride() == expected.stride()
+    assert torch.equal(got, expected)

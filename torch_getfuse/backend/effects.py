@@ -22,7 +22,7 @@ from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils import _pytree as pytree
 
-from torch_getfuse.backend.fx_values import is_plain, traced_value
+from torch_getfuse.backend.fx_values import STANDS_FOR, is_plain, traced_value
 from torch_getfuse.backend.modes import OUTSIDE, is_switch, modes_of
 from torch_getfuse.backend.targets import resolve, target_of
 
@@ -245,6 +245,7 @@ class _Storages:
                 for value in pytree.tree_leaves(node.meta[key]):
                     if isinstance(value, torch.Tensor):
                         yield _storage(value)
+        yield from map(_storage, node.meta.get(STANDS_FOR, ()))
         if node.op == "get_attr":
             value = attribute(self._gm, str(node.target))
             if isinstance(value, torch.Tensor):

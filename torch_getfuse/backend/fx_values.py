@@ -30,6 +30,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _INDEX = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
 
 
+STANDS_FOR = "torch_getfuse_stands_for"
+"""Metadata of a node that took the place of another: traced values whose storages are its too."""
+
+
 def traced_value(node: fx.Node) -> Any:
     """The fake value of a node: Dynamo's ``example_value`` or export's ``val``."""
     value = node.meta.get("example_value")

@@ -71,6 +71,7 @@ _SAME = {
     "less": "lt",
     "less_equal": "le",
     "not_equal": "ne",
+    **{f"dropout{rank}d": "feature_dropout" for rank in (1, 2, 3)},
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "_unsafe_view": "view",

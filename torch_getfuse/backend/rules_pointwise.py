@@ -268,9 +268,6 @@ RULES: tuple[OpRule, ...] = (
         "dropout",
         (
             "dropout",
-            "dropout1d",
-            "dropout2d",
-            "dropout3d",
             "alpha_dropout",
             "feature_dropout",
             "feature_alpha_dropout",
