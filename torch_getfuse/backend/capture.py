@@ -392,7 +392,9 @@ def _capture(
         return Role.WEIGHT if own is Role.INPUT and is_weight_argument(node) else own
 
     placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and role(n) is Role.INPUT]
-    inputs = [n for n in placeholders if isinstance(traced_value(n), torch.Tensor)]
+    # Dynamo drops the inputs that nothing computes with, torch.export keeps them.
+    used = [n for n in placeholders if any(user.op != "output" for user in n.users)]
+    inputs = [n for n in used if isinstance(traced_value(n), torch.Tensor)]
     builder = GraphBuilder(batch_size(inputs), role, gm, kept_outputs=outputs)
     for node in gm.graph.nodes:
         builder.add(node)

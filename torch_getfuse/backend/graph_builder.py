@@ -152,12 +152,14 @@ class GraphBuilder:
                 return
         outputs = tuple(tensor_info(t) for t in flat_tensors(traced_value(node)))
         args = {name: self._argument(value) for name, value in invocation.args.items()}
+        out = args.pop("out", None)  # where the result goes; no operand
         hidden = self._hidden(node) if outputs else ""
         call = Call(invocation.name, args, outputs, invocation.overload, hidden)
         if invocation.name == "setitem" or (invocation.mutates and call.name in ("copy", "fill")):
             self._overwrite(node, call)
         elif outputs:
-            self._operator(node, call, invocation.mutates)
+            into = out if isinstance(out, Operand) else None
+            self._operator(node, call, invocation.mutates, into)
 
     def _invocation(self, node: fx.Node) -> Invocation:
         if node.op == "call_module":
@@ -224,7 +226,15 @@ class GraphBuilder:
             return replace(value, base=base)
         return value
 
-    def _operator(self, node: fx.Node, call: Call, mutates: bool) -> None:
+    def _operator(
+        self, node: fx.Node, call: Call, mutates: bool, into: Operand | None = None
+    ) -> None:
+        """An operator, a view or a constant.
+
+        Args:
+            mutates: it writes over its first operand.
+            into: the operand that ``out=`` names.
+        """
         if call.name in FACTORIES or not call.activations:
             self.values[node] = self._constant(node, call, mutates)
             return
@@ -248,7 +258,8 @@ class GraphBuilder:
             call = replace(call, outputs=(call.outputs[picked],))
             result = apply_rule(call)
             assert isinstance(result, Spec)
-        written = first.value if mutates else None
+        target = into if into is not None else first if mutates else None
+        written = None if target is None else target.value
         if isinstance(written, Feature) and not covers(
             written.layout, self.bases[written.base].info.shape
         ):
@@ -265,8 +276,8 @@ class GraphBuilder:
         else:
             parts[picked or 0] = Feature(base, Layout.of(call.shape))
         self.values[node] = _mirror(traced_value(node), parts)
-        if mutates:
-            self._mutate(first, base, draft, node)
+        if target is not None:
+            self._mutate(target, base, draft, node)
 
     def _constant(self, node: fx.Node, call: Call, mutates: bool) -> Value:
         """The result of a call that no feature map goes into."""
