@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 
 PROGRAMS, BLOCK = 2000, 50
 OTHER_FINGERPRINTS = 3
-"""Programs of a block whose exported form may have another fingerprint: ``torch.export`` records some
-writes by index and by ``out=`` otherwise than Dynamo. Such a plan is refused, it is not wrong."""
+"""Programs of a block whose exported form may have another fingerprint: ``torch.export`` records
+some writes by index and by ``out=`` otherwise than Dynamo. Such a plan is refused, not wrong."""
 
 
 @pytest.mark.parametrize("start", range(0, PROGRAMS, BLOCK))
