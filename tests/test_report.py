@@ -189,7 +189,8 @@ def test_text_fits_a_terminal(plan: PartitionPlan) -> None:
     [
         (
             {"proof": "bound", "lower_bound_bytes": 100},
-            "100 B of the 2 fusable operators (proved); the plan is at most 68.0% above their optimum",
+            "100 B of the 2 fusable operators (proved); the plan is at most 68.0% above their "
+            "optimum",
         ),
         ({"proof": None, "lower_bound_bytes": 0}, "none is known"),
     ],

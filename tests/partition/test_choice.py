@@ -117,10 +117,15 @@ def test_ctrl_c_does_not_wait_for_the_solver() -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         released.wait(60)
 
-    with pytest.raises(KeyboardInterrupt):
-        solved(solver)  # type: ignore[arg-type]
-    assert not released.is_set()
-    released.set()
+    # What runs in the background of a shell is started with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            solved(solver)  # type: ignore[arg-type]
+        assert not released.is_set()
+    finally:
+        released.set()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_agrees_with_enumeration() -> None:
