@@ -218,7 +218,14 @@ def copied_before(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return F.relu(copied), y.tanh()
 
 
-@pytest.mark.parametrize("function", [late_input, into_out, copied_before])
+def written_copy(x: torch.Tensor) -> tuple[torch.Tensor]:
+    y = x.clone()
+    view = y.float()
+    y.sigmoid_()
+    return (view.mT * 2,)
+
+
+@pytest.mark.parametrize("function", [late_input, into_out, copied_before, written_copy])
 @pytest.mark.parametrize("buffer", [80, 10**6])
 def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) -> None:
     model, x = Function(function), torch.randn(1, 2, 4, 6)
