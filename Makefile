@@ -1,10 +1,12 @@
 # Every target makes what it needs by itself, the environment in .venv included.
 #   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
 #   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
+#   JOBS=4              runs the tests in so many processes
 #   ARGS="..."         is handed to pytest, the fuzzer, the matrix, the demo or the benchmark (ARGS="--jobs 2")
 
 PYTHON ?= python3
 PIP_ARGS ?=
+JOBS ?= 2
 ARGS ?=
 
 VENV := .venv
@@ -27,13 +29,13 @@ demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
 test: $(VENV)/.dev ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 fuzz: $(VENV)/.dev ## hold 100,000 random programs against eager (many hours; goes on where it stopped)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 opinfo: $(VENV)/.dev ## hold all of torch's samples of its operators against eager
-	@GETFUSE_OPINFO=all $(BIN)/python -m pytest tests/test_opinfo.py $(ARGS)
+	@GETFUSE_OPINFO=all $(BIN)/python -m pytest tests/test_opinfo.py -m opinfo $(ARGS)
 
 matrix: $(VENV)/.dev ## run every setting of torch.compile on ten networks (many hours; goes on where it stopped)
 	@$(BIN)/python benchmarks/matrix.py $(ARGS)
