@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import random
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
+from tests.determinism import Ticking, outputs_of_hash_seeds
 from tests.graphs import Builder, random_graph
 from torch_getfuse import planner
 from torch_getfuse.errors import GetfuseError, Interrupted, OptionError, PlanError
@@ -281,18 +279,6 @@ def test_a_given_plan_is_used_and_another_graphs_refused() -> None:
         plan_graph(cnn(5), Options(plan=plan))
 
 
-class Ticking:
-    """A clock that goes on by so many seconds each time it is looked at."""
-
-    def __init__(self, step: float) -> None:
-        self.step = step
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
-
-
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_limit_strikes_at_the_same_place_however_fast_the_clock(
@@ -345,16 +331,7 @@ for scheme in ("lbdf", "brr"):
 
 def test_same_plans_under_any_hash_seed() -> None:
     methods = [m for m in METHODS if m != "nsga2" or importlib.util.find_spec("pymoo")]
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", HASHED, *methods],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = outputs_of_hash_seeds(HASHED, *methods)
     (output,) = outputs
     assert len(output.splitlines()) == 2 * len(methods) + 2
 

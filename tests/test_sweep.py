@@ -182,15 +182,6 @@ def test_other_options_are_other_points(tmp_path: Path, monkeypatch: pytest.Monk
     assert planned == [("lbdf", 400)]
 
 
-@pytest.mark.parametrize("text", ["what I wrote\nlast night", '{"a": 1}\n{"b": 2}\n', "notes"])
-def test_another_file_is_left_alone(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "notes.jsonl"
-    path.write_text(text)
-    with pytest.raises(GetfuseError, match=r"line 1 of .* is no point of a sweep"):
-        run(path=path)
-    assert path.read_text() == text
-
-
 def test_an_interrupt_keeps_what_was_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,7 +428,9 @@ def test_train_hands_on_what_is_given(
         b'{"api_key": "precious"}',
         b'{"model": "a file of another program"}\n',
         b"{\n",
-        b"some notes",
+        b"what I wrote\nlast night",
+        b'{"a": 1}\n{"b": 2}\n',
+        b"notes",
         b"[" * 100_000,
     ],
     ids=lambda content: repr(content[:20]),

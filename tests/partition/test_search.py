@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from random import Random
@@ -12,6 +9,7 @@ from random import Random
 import pytest
 
 from tests.brute import brute_force
+from tests.determinism import outputs_of_hash_seeds
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.errors import OptionError
@@ -190,16 +188,7 @@ def test_no_dependence_on_hashes() -> None:
         "print([(r.groups, r.history) for r in (f(p, 80, 3) for f in"
         " (local_search, random_search))])"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = outputs_of_hash_seeds(code)
     assert len(outputs) == 1
 
 

@@ -6,20 +6,9 @@ import math
 
 import pytest
 
+from tests.determinism import Ticking
 from torch_getfuse.partition import work as module
 from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work, by_machine
-
-
-class Clock:
-    """Goes on by so many seconds each time it is looked at."""
-
-    def __init__(self, step: float) -> None:
-        self.step = step
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        self.now += self.step
-        return self.now
 
 
 def worked(work: Work, each: int) -> tuple[int, str]:
@@ -36,7 +25,7 @@ def worked(work: Work, each: int) -> tuple[int, str]:
 def test_steps_strike_whatever_the_clock_says(
     speed: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "clock", Clock(speed))
+    monkeypatch.setattr(module, "clock", Ticking(speed))
     work = Work()
     with work.within(2):
         steps, told = worked(work, 7)
@@ -46,7 +35,7 @@ def test_steps_strike_whatever_the_clock_says(
 
 
 def test_the_clock_strikes_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "clock", Clock(0.1))
+    monkeypatch.setattr(module, "clock", Ticking(0.1))
     work = Work()
     with work.within(2):
         steps, told = worked(work, 7)
@@ -59,7 +48,7 @@ def test_the_clock_strikes_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_limits_nest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "clock", Clock(0.0))
+    monkeypatch.setattr(module, "clock", Ticking(0.0))
     work = Work()
     assert work.left == math.inf
     with work.within(None):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from torch._guards import tracing
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torch_getfuse.backend.fx_values import STANDS_FOR, flat_tensors, is_plain, traced_value
+from torch_getfuse.backend.effects import storage_of
+from torch_getfuse.backend.fx_values import STANDS_FOR, flat_tensors, traced_value
 from torch_getfuse.backend.normalise import is_torchs, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, FACTORIES, positional
 
@@ -128,7 +129,9 @@ def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
                 value = inner.meta.get("val")
                 new.meta = {**kept, "example_value": value}
                 # Views further down are traced over the storage of the node that goes.
-                if same := [old for t in flat_tensors(value) for old in stands_for.get(_at(t), ())]:
+                if same := [
+                    old for t in flat_tensors(value) for old in stands_for.get(storage_of(t), ())
+                ]:
                     new.meta[STANDS_FOR] = same
                 placed[inner] = new
     if isinstance(result, fx.Node):
@@ -142,21 +145,17 @@ def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
     gm.graph.erase_node(node)
 
 
-def _replaced_values(node: fx.Node, traced: fx.GraphModule) -> dict[int, list[torch.Tensor]]:
+def _replaced_values(node: fx.Node, traced: fx.GraphModule) -> dict[Hashable, list[torch.Tensor]]:
     """Storages of what the traced operators return -> the traced values of ``node`` itself."""
     (result,) = traced.graph.output_node().args
     parts = result if isinstance(result, (tuple, list)) else [result]
     olds = traced_value(node)
-    found: dict[int, list[torch.Tensor]] = {}
+    found: dict[Hashable, list[torch.Tensor]] = {}
     for part, old in zip(parts, olds if isinstance(olds, (tuple, list)) else [olds]):
         if isinstance(part, fx.Node) and isinstance(old, torch.Tensor):
             for tensor in flat_tensors(part.meta.get("val")):
-                found.setdefault(_at(tensor), []).append(old)
+                found.setdefault(storage_of(tensor), []).append(old)
     return found
-
-
-def _at(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata) if is_plain(tensor) else id(tensor)
 
 
 def _lookup(placed: dict[fx.Node, fx.Node]) -> Callable[[fx.Node], fx.Node]:

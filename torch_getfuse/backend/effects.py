@@ -115,7 +115,7 @@ def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
     for position, node in enumerate(gm.graph.find_nodes(op="placeholder")):
         value = traced_value(node)
         if isinstance(value, torch.Tensor) and is_plain(value) and value.device.type != "meta":
-            found[position] = numbers.setdefault(_storage(value), len(numbers))
+            found[position] = numbers.setdefault(storage_of(value), len(numbers))
     return found, {number for storage, number in numbers.items() if storage in written}
 
 
@@ -244,13 +244,13 @@ class _Storages:
                 known = True
                 for value in pytree.tree_leaves(node.meta[key]):
                     if isinstance(value, torch.Tensor):
-                        yield _storage(value)
-        yield from map(_storage, node.meta.get(STANDS_FOR, ()))
+                        yield storage_of(value)
+        yield from map(storage_of, node.meta.get(STANDS_FOR, ()))
         if node.op == "get_attr":
             value = attribute(self._gm, str(node.target))
             if isinstance(value, torch.Tensor):
                 # Not the fake storage above, but the same for every path to this attribute.
-                yield ("attribute", _storage(value))
+                yield ("attribute", storage_of(value))
         if not known:
             yield _UNKNOWN
         if _returns_input(node):
@@ -274,13 +274,14 @@ class _Storages:
         if not known or any(getattr(part, "inplace", False) for part in parts):
             written |= self.of_all(node.all_input_nodes)
         if any(part.training for part in parts):
-            written |= {("attribute", _storage(buffer)) for buffer in module.buffers()}
+            written |= {("attribute", storage_of(buffer)) for buffer in module.buffers()}
             if not known or any(isinstance(part, _RANDOM_MODULES) for part in parts):
                 written |= {_GENERATOR}
         return written
 
 
-def _storage(value: torch.Tensor) -> Hashable:
+def storage_of(value: torch.Tensor) -> Hashable:
+    """What two tensors have in common that may share memory; one thing for all that are not plain."""
     while torch._C._functorch.is_functorch_wrapped_tensor(value):  # inside of vmap or grad
         value = torch._C._functorch.get_unwrapped(value)
     return int(value.untyped_storage()._cdata) if is_plain(value) else _UNKNOWN

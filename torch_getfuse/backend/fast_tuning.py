@@ -87,8 +87,7 @@ class StepTimes:
         if self._path is None or not self._fresh:
             return
         try:
-            form = json.dumps(self._seconds)
-            write_whole(self._path, lambda name: Path(name).write_text(form, encoding="utf-8"))
+            write_whole(self._path, json.dumps(self._seconds))
             self._fresh = False
         except (OSError, ValueError) as error:
             _warn(f"cannot keep the times of this machine in {str(self._path)!r}: {error}")

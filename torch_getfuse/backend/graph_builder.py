@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._library.fake_class_registry import FakeScriptObject
 
+from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fx_values import (
     flat_tensors,
     module_path,
@@ -112,7 +113,7 @@ class GraphBuilder:
         self.values[node] = Feature(base, Layout.of(info.shape))
 
     def _attribute(self, node: fx.Node) -> None:
-        value = _attribute_of(self.owner, str(node.target))
+        value = attribute(self.owner, str(node.target))
         if isinstance(value, torch.Tensor):
             self.values[node] = Weight({node: stored(value)}, node)
 
@@ -172,7 +173,7 @@ class GraphBuilder:
         for source in node.all_input_nodes:
             value = traced_value(source)
             if source.op == "get_attr":
-                value = _attribute_of(self.owner, str(source.target))
+                value = attribute(self.owner, str(source.target))
             if isinstance(value, (torch.ScriptObject, FakeScriptObject)):
                 return str(
                     getattr(value, "script_class_name", None) or value._type().qualified_name()
@@ -538,13 +539,6 @@ class GraphBuilder:
             if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
                 return axis
         return None
-
-
-def _attribute_of(owner: fx.GraphModule, path: str) -> Any:
-    value: Any = owner
-    for part in path.split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 def _part(call: Call, target: Feature) -> Feature | None:

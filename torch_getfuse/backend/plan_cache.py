@@ -20,12 +20,11 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from torch_getfuse.errors import GetfuseError, PlanError
-from torch_getfuse.files import PART_PREFIX, replace_file
+from torch_getfuse.files import PART_PREFIX, replace_text
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost import weights_of
@@ -124,17 +123,17 @@ def store_plan(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
     if any(by_machine(stage.stopped) for stage in plan.stages):
         return
     try:
-        write_whole(folder / f"{key}.json", plan.save)
+        write_whole(folder / f"{key}.json", plan.to_json())
     except OSError as error:
         _warn(folder, f"cannot write the plan cache {str(folder)!r}: {error}")
 
 
-def write_whole(path: Path, save: Callable[[str], object]) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file of a cache whole; what killed processes left in its folder goes.
 
     Args:
         path: of the file; its folder is made.
-        save: writes to the path that it is given.
+        text: what it is to hold.
 
     Raises:
         OSError: where the folder or the file cannot be written.
@@ -143,7 +142,7 @@ def write_whole(path: Path, save: Callable[[str], object]) -> None:
     _tidy(path.parent)
     if path.exists() and not path.is_file():
         raise OSError(f"{str(path)!r} is no regular file")  # writing to a pipe would wait
-    replace_file(path, lambda part: save(str(part)))
+    replace_text(path, text)
 
 
 @functools.cache

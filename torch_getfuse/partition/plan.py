@@ -443,13 +443,17 @@ class PartitionPlan:
             return self
         return replace(self, groups=tuple(self.groups[k] for k in order if k < len(masks)))
 
+    def to_json(self) -> str:
+        """:meth:`to_dict` as the text of a plan file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all.
 
         Raises:
             OSError: where the file cannot be written; one that was there before stays.
         """
-        replace_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        replace_text(path, self.to_json())
 
     def __str__(self) -> str:
         lines = [
