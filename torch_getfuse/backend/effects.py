@@ -281,7 +281,7 @@ class _Storages:
 
 
 def storage_of(value: torch.Tensor) -> Hashable:
-    """What two tensors have in common that may share memory; one thing for all that are not plain."""
+    """What tensors that may share memory have in common; the same for all that are not plain."""
     while torch._C._functorch.is_functorch_wrapped_tensor(value):  # inside of vmap or grad
         value = torch._C._functorch.get_unwrapped(value)
     return int(value.untyped_storage()._cdata) if is_plain(value) else _UNKNOWN

@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 
 from torch_getfuse.backend.capture import Capture
+from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fx_values import flat_tensors, is_plain, traced_value
 from torch_getfuse.backend.ledger import Counts, GroupLedger
 from torch_getfuse.backend.rings import Ring, RingView
@@ -206,10 +207,7 @@ class DepthFirstGroup(nn.Module):
         args = fx.map_arg(node.args, values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "get_attr":
-            value: Any = self.child
-            for part in str(node.target).split("."):
-                value = getattr(value, part)
-            return value
+            return attribute(self.child, str(node.target))
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":
