@@ -211,7 +211,8 @@ def _render(why: Explanation, style: Style) -> str:
         parts += [_edge_table(why, style), _blame_table(why, style)]
     if why.cut is not None:
         parts += [style.heading(f"Where the recursive split cuts (edges: {why.cut.by})")]
-        parts += [_part_table(why.cut, why.buffer_bytes, style), _cost(why, why.cut)]
+        parts += [_part_table(why.cut, why.buffer_bytes, style)]
+        parts += [style.paragraph(_cost(why, why.cut))]
     return "\n\n".join(parts)
 
 
