@@ -15,10 +15,10 @@ import time
 from tabulate import tabulate
 
 from tests.networks import operator_graph
-from torch_getfuse.partition.brr import Brr
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import Limits, exact
-from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import Limits, exact
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 RUNS = {

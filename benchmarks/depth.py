@@ -21,10 +21,10 @@ import time
 from tabulate import tabulate
 from wide import generated
 
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
+from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import SCHEMES, make_scheme
 
 OPERATORS = (100, 300, 1000, 3000, 10_000)
 MOST = 2.0

@@ -26,10 +26,10 @@ from tests.graphs import grown_group
 from tests.networks import operator_graph
 from tests.simulator import Simulator
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition import stream
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf import axis_maps as stream
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem
 
 KILOBYTES = (128, 256, 512, 1024, 2048)

@@ -27,23 +27,23 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from torch_getfuse.explain.data import SYNTHETIC, TABLE_1, UNSEEN, build, capture_network
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.explainers import EXPLAINERS, ExplanationRanker, make_ranker
 from torch_getfuse.explain.metrics import measure
 from torch_getfuse.explain.sampling import GroupSampler, sample_groups
+from torch_getfuse.explain.trained_weights import weights_path
+from torch_getfuse.explain.training.data import SYNTHETIC, TABLE_1, UNSEEN, build, capture_network
 from torch_getfuse.explain.validity import Scores, evaluate, load_model
-from torch_getfuse.explain.weights_io import weights_path
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import import_torchvision
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cuts import Edge
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.nsga2 import nsga2_search
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.schemes import make_scheme
-from torch_getfuse.partition.search import local_search, random_search
-from torch_getfuse.partition.split import (
+from torch_getfuse.partition.search.edge_cuts import Edge
+from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.nsga2 import nsga2_search
+from torch_getfuse.partition.search.recursive_split import (
     RULES,
     EdgeRanker,
     RecursiveSplit,
@@ -121,7 +121,7 @@ def network_graph(name: str) -> OpGraph:
     """A network's operator graph at the size the paper uses."""
     if not name.startswith("deeplab"):
         return capture_network(name)
-    from torch_getfuse.backend.capture import capture_model
+    from torch_getfuse.backend.capture.capture import capture_model
 
     with torch.device("meta"):
         make = getattr(import_torchvision().models.segmentation, name)

@@ -25,7 +25,7 @@ import torch
 import torch._dynamo
 from torch import fx, nn
 
-from torch_getfuse.backend.capture import capture_exported, capture_fx, capture_model
+from torch_getfuse.backend.capture.capture import capture_exported, capture_fx, capture_model
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.models import default_input, import_torchvision, load_model
 

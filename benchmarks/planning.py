@@ -26,7 +26,7 @@ import torch
 from tabulate import tabulate
 from torch import fx, nn
 
-from torch_getfuse.backend.capture import capture_fx
+from torch_getfuse.backend.capture.capture import capture_fx
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph

@@ -26,9 +26,9 @@ from tabulate import tabulate
 from torch import fx
 
 from benchmarks.depth_first import build
-from torch_getfuse.backend.fast import fast_program
-from torch_getfuse.backend.fast_program import PROOF, FastProgram
-from torch_getfuse.backend.fast_steps import build_steps
+from torch_getfuse.backend.packed.fast import fast_program
+from torch_getfuse.backend.packed.program import PROOF, FastProgram
+from torch_getfuse.backend.packed.steps import build_steps
 
 MODELS = ("mobilenet_v2", "efficientnet_b0", "resnet50", "vgg16")
 

@@ -18,15 +18,15 @@ import torch
 from tabulate import tabulate
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.backend.capture import capture_model
+from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import import_torchvision
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.nsga2 import nsga2_search
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.search import local_search, random_search
+from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.nsga2 import nsga2_search
 
 KB = 1024
 # name, side of the input, buffer, plans (those of the paper's tables)

@@ -21,12 +21,12 @@ from random import Random
 from tabulate import tabulate
 
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cover import cover
-from torch_getfuse.partition.exact import Limits, TooWide, exact
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
-from torch_getfuse.partition.search import local_search
+from torch_getfuse.partition.search.local import local_search
+from torch_getfuse.partition.wide.group_cover import cover
 
 NETWORKS = (
     "inception_v4",
@@ -81,7 +81,7 @@ def load(name: str) -> OpGraph:
         return generated(width, operators)
     import torch
 
-    from torch_getfuse.backend.capture import capture_model
+    from torch_getfuse.backend.capture.capture import capture_model
     from torch_getfuse.models import default_input, load_model
 
     spec = f"timm:{name}"

@@ -12,12 +12,12 @@ from torch import nn
 
 import torch_getfuse
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.backend.capture import capture_model
+from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import bits, is_connected, mask_of, neighbours
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.node_set import bits, is_connected, mask_of, neighbours
 from torch_getfuse.partition.problem import FusionProblem
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import is_connected, neighbours, topological_order
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
 
 
 def brute_force(evaluator: Evaluator) -> tuple[int, list[int]]:

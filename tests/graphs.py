@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
-from torch_getfuse.partition.group import ancestors, components, mask_of, neighbours
+from torch_getfuse.partition.node_set import ancestors, components, mask_of, neighbours
 
 IDENTITY = Window.identity()
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from random import Random
 
 from tests.graphs import random_graph, with_order
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import bits, is_connected, topological_order
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits, is_connected, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.schemes import make_scheme
 
 
 def random_problem(

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from tests.networks import SIZES, operator_graph
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Dram, Evaluator
-from torch_getfuse.partition.exact import Limits, exact
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Dram, Evaluator
+from torch_getfuse.partition.exact.down_sets import Limits, exact
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
 
 COMMAND = "python -m tests.make_goldens"
 FOLDER = Path(__file__).parent / "goldens"

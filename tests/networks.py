@@ -7,7 +7,7 @@ from functools import cache, lru_cache
 import torch
 from torch import nn
 
-from torch_getfuse.backend.capture import capture_model
+from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 

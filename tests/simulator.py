@@ -6,7 +6,7 @@ It shares with the package only the graph and ``Window.span``; nothing of the fa
 from __future__ import annotations
 
 from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
-from torch_getfuse.partition.group import bits
+from torch_getfuse.partition.node_set import bits
 
 
 def unit_span(read: Read, source: Tensor, target: Tensor, unit: int, pixel: bool) -> range:

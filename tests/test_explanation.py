@@ -19,11 +19,11 @@ from torch import nn
 
 import torch_getfuse
 from torch_getfuse.errors import OptionError
-from torch_getfuse.explanation import Explanation
+from torch_getfuse.explain_graph import DEFAULT, EXPLAINERS, explain_graph
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import CHOICES, Options
-from torch_getfuse.partition.cost import Dram
-from torch_getfuse.why import DEFAULT, EXPLAINERS, explain_graph
+from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.reporting.explanation import Explanation
 
 CONTROLS = ("random", "all")
 BLOCKS = [f"features.{k}" for k in range(4)]

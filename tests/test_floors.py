@@ -155,7 +155,7 @@ TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transf
 
 
 def module_name(file: Path) -> str:
-    """``partition.cost`` for ``torch_getfuse/partition/cost.py``; ``""`` for the package."""
+    """``partition.cost`` for ``torch_getfuse/partition/cost/scheme.py``; ``""`` for the package."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

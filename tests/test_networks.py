@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 import torch_getfuse
 from tests.networks import SIZES, network, operator_graph
 from tests.simulator import Simulator
-from torch_getfuse.partition.group import mask_of
+from torch_getfuse.partition.node_set import mask_of
 
 
 @pytest.mark.parametrize("name", SIZES)

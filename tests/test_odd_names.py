@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_getfuse
-from torch_getfuse.forms import HTML, MARKDOWN, csv_text
+from torch_getfuse.reporting.export import HTML, MARKDOWN, csv_text
 
 NAMES = ("it's", "$x^$", "a b", "<script>alert(1)</script>", "=1+1", "|", "\x1b[31m", "\u202e", "`")
 X = torch.zeros(1, 3, 16, 16)

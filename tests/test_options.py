@@ -7,8 +7,8 @@ import pytest
 from torch_getfuse.accelerator import ACCELERATORS, accelerator, format_size, parse_size
 from torch_getfuse.errors import OptionError
 from torch_getfuse.options import CHOICES, Options
-from torch_getfuse.partition.lbdf import GRANULARITIES
-from torch_getfuse.partition.schemes import SCHEMES
+from torch_getfuse.partition.cost.lbdf.model import GRANULARITIES
+from torch_getfuse.partition.cost.registry import SCHEMES
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ from benchmarks.reproduction.requests import (
 )
 from benchmarks.reproduction.results import Results
 from tests.graphs import random_graph
-from torch_getfuse.explain.data import ShardRequest
 from torch_getfuse.explain.sampling import Sample
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import bits, topological_order
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.explain.training.data import ShardRequest
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.problem import FusionProblem
 
 SMALLEST = MODES["smallest"]
@@ -219,10 +219,12 @@ def test_a_key_hangs_on_how_many_edges_an_explainer_may_blame(
 
 
 def test_a_row_of_lbdf_does_not_hang_on_brr() -> None:
-    found = provenance.closure(["torch_getfuse.partition.lbdf", "torch_getfuse.partition.search"])
-    assert "torch_getfuse.partition.moves" in found
-    assert "torch_getfuse.partition.cost" in found
-    assert "torch_getfuse.partition.brr" not in found
+    found = provenance.closure(
+        ["torch_getfuse.partition.cost.lbdf.model", "torch_getfuse.partition.search.local"]
+    )
+    assert "torch_getfuse.partition.search.moves" in found
+    assert "torch_getfuse.partition.cost.scheme" in found
+    assert "torch_getfuse.partition.cost.brr.model" not in found
 
 
 # -- verdicts -------------------------------------------------------------------------------

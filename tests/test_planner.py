@@ -16,13 +16,13 @@ from torch_getfuse.errors import GetfuseError, Interrupted, OptionError, PlanErr
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition import work
-from torch_getfuse.partition.cost import Dram
-from torch_getfuse.partition.exact import TooWide
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.section import Section
+from torch_getfuse.reporting.section import Section
 
 METHODS = [method for method in CHOICES["method"] if method is not None]
 SEARCHES = ["random", "local", "nsga2"]
@@ -163,7 +163,7 @@ def test_an_interrupt_keeps_the_best_plan(method: str, monkeypatch: pytest.Monke
 
 def planner_run() -> Any:
     """The books of a search, which every search evaluates its plans with."""
-    from torch_getfuse.partition.search import Run
+    from torch_getfuse.partition.search.local import Run
 
     return Run
 
@@ -211,7 +211,7 @@ def test_where_exact_gives_up_the_bound_stays_true(
 def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     stage: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch_getfuse.partition.cover as cover_module
+    import torch_getfuse.partition.wide.group_cover as cover_module
 
     def gives_up(*args: object) -> None:
         raise TooWide("for a test")
@@ -312,7 +312,7 @@ HASHED = """
 import dataclasses, sys
 from tests.test_planner import cnn, options
 from torch_getfuse import planner
-from torch_getfuse.partition.exact import TooWide
+from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.planner import plan_graph
 
 def gives_up(*args):

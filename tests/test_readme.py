@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_getfuse import cli
+from torch_getfuse.cli import main as cli
 from torch_getfuse.options import CHOICES, Options
 
 ROOT = Path(__file__).resolve().parents[1]

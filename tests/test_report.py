@@ -19,8 +19,8 @@ from torch_getfuse.ir import Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, Stage
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report
-from torch_getfuse.section import Section
+from torch_getfuse.reporting.report import Report
+from torch_getfuse.reporting.section import Section
 
 NAMES = ("fusion_group_0", "unfusable_0")
 

@@ -17,10 +17,11 @@ from cli_models import Picky, small
 from torch import nn
 
 import torch_getfuse
-from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, cli, sweeps
+from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, sweeps
+from torch_getfuse.cli import main as cli
 from torch_getfuse.models import ModelError
-from torch_getfuse.section import Section
-from torch_getfuse.sweep_result import FIGURES, KEY, Record
+from torch_getfuse.reporting.section import Section
+from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record
 
 X = torch.zeros(1, 3, 8, 8)
 ASKED: dict[str, Any] = {
@@ -403,7 +404,8 @@ def test_train_hands_on_what_is_given(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("torch_geometric")
-    from torch_getfuse.explain import train, validity
+    from torch_getfuse.explain import validity
+    from torch_getfuse.explain.training import train
 
     asked: list[Any] = []
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_getfuse.api import explain, plan, report, run_counted, split
-    from torch_getfuse.backend.ledger import Ledger
+    from torch_getfuse.backend.rowwise.ledger import Ledger
     from torch_getfuse.errors import (
         CaptureError,
         GetfuseError,
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
         OptionError,
         PlanError,
     )
-    from torch_getfuse.explanation import Explanation
     from torch_getfuse.partition.plan import PartitionPlan, load_plan
-    from torch_getfuse.report import Report
-    from torch_getfuse.sweep_result import Sweep
+    from torch_getfuse.reporting.explanation import Explanation
+    from torch_getfuse.reporting.report import Report
+    from torch_getfuse.reporting.sweep_result import Sweep
     from torch_getfuse.sweeps import sweep
 
 _HOMES = {
     "CaptureError": "errors",
-    "Explanation": "explanation",
+    "Explanation": "reporting.explanation",
     "GetfuseError": "errors",
     "GraphError": "errors",
     "Interrupted": "errors",
-    "Ledger": "backend.ledger",
+    "Ledger": "backend.rowwise.ledger",
     "OptionError": "errors",
     "PartitionPlan": "partition.plan",
     "PlanError": "errors",
-    "Report": "report",
-    "Sweep": "sweep_result",
+    "Report": "reporting.report",
+    "Sweep": "reporting.sweep_result",
     "explain": "api",
     "load_plan": "partition.plan",
     "plan": "api",

@@ -2,6 +2,6 @@
 
 import sys
 
-from torch_getfuse.cli import main
+from torch_getfuse.cli.main import main
 
 sys.exit(main())

@@ -13,30 +13,30 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from torch_getfuse.backend.capture import (
+from torch_getfuse.backend.capture.capture import (
     Capture,
     capture_exported,
     capture_model,
     does_not_run,
     run_captured,
 )
-from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
-from torch_getfuse.backend.fx_values import tensor_info, traced_value
-from torch_getfuse.backend.grouping import split_capture
-from torch_getfuse.backend.inner import find_inner
-from torch_getfuse.backend.ledger import Ledger
-from torch_getfuse.backend.mode_notes import mode_notes
-from torch_getfuse.backend.records import compiler_of, find, is_compiled
-from torch_getfuse.backend.regions import inline_regions
+from torch_getfuse.backend.capture.exported_regions import inline_regions
+from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.compiled_models import compiler_of, find, is_compiled
+from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
+from torch_getfuse.backend.inner.compile_groups import find_inner
+from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
+from torch_getfuse.backend.rowwise.ledger import Ledger
+from torch_getfuse.backend.split.grouping import split_capture
 from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
-from torch_getfuse.explanation import Explanation
+from torch_getfuse.explain_graph import DEFAULT as DEFAULT_EXPLAINERS
+from torch_getfuse.explain_graph import check_explainers, explain_graph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.report import Report
-from torch_getfuse.section import Section
-from torch_getfuse.why import DEFAULT as DEFAULT_EXPLAINERS
-from torch_getfuse.why import check_explainers, explain_graph
+from torch_getfuse.reporting.explanation import Explanation
+from torch_getfuse.reporting.report import Report
+from torch_getfuse.reporting.section import Section
 
 Model = nn.Module | torch.export.ExportedProgram
 

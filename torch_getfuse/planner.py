@@ -12,16 +12,21 @@ from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
-from torch_getfuse.partition.borders import why_ends
-from torch_getfuse.partition.cost import Evaluator, FusionScheme
-from torch_getfuse.partition.exact import Limits, TooWide, beam, exact, narrow
-from torch_getfuse.partition.group import bits
-from torch_getfuse.partition.nsga2 import nsga2_search
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
+from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
+from torch_getfuse.partition.group_ends import why_ends
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.schemes import make_scheme
-from torch_getfuse.partition.search import Progress, local_search, random_search
-from torch_getfuse.partition.split import EdgeRanker, RecursiveSplit, all_edges, random_edges
+from torch_getfuse.partition.search.local import Progress, local_search, random_search
+from torch_getfuse.partition.search.nsga2 import nsga2_search
+from torch_getfuse.partition.search.recursive_split import (
+    EdgeRanker,
+    RecursiveSplit,
+    all_edges,
+    random_edges,
+)
 from torch_getfuse.partition.work import INTERRUPTED, Work
 
 log = logging.getLogger(__name__)
@@ -233,7 +238,9 @@ class _Strategy:
         groups = self.problem.evaluator.evaluated
         self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
         if self.options.scheme == "lbdf":
-            from torch_getfuse.partition.cover import cover  # scipy: only wide graphs need it
+            from torch_getfuse.partition.wide.group_cover import (
+                cover,  # scipy: only wide graphs need it
+            )
 
             self._stage = "cover"
             return self._better(best, cover(self.problem, best, self.work.left), "cover")

@@ -18,8 +18,8 @@ from torch_getfuse.errors import CaptureError, GetfuseError, Interrupted, Option
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.section import Section
-from torch_getfuse.sweep_result import (
+from torch_getfuse.reporting.section import Section
+from torch_getfuse.reporting.sweep_result import (
     FIGURES,
     SCHEMA_VERSION,
     Journal,
@@ -245,7 +245,7 @@ def _captured(
 def _capture(model: Any, inputs: tuple[Any, ...]) -> OpGraph:
     import torch
 
-    from torch_getfuse.backend.capture import capture_exported, capture_model
+    from torch_getfuse.backend.capture.capture import capture_exported, capture_model
 
     if isinstance(model, str):
         from torch_getfuse.models import default_input, load_model

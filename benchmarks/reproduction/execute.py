@@ -20,18 +20,18 @@ from benchmarks.reproduction import provenance
 from benchmarks.reproduction.plain import EDITS, plain_local_search
 from benchmarks.reproduction.requests import RULE, Request
 from torch_getfuse.accelerator import KB
-from torch_getfuse.explain.data import GROUPS, TABLE_1, build, load_samples, requests
 from torch_getfuse.explain.sampling import BUFFERS
+from torch_getfuse.explain.training.data import GROUPS, TABLE_1, build, load_samples, requests
+from torch_getfuse.explain_graph import DEFAULT, explain_graph
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
-from torch_getfuse.partition.exact import Limits, exact
-from torch_getfuse.partition.group import bits
-from torch_getfuse.partition.nsga2 import max_buffer, nsga2_search
+from torch_getfuse.partition.exact.down_sets import Limits, exact
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.search import local_search, random_search
-from torch_getfuse.partition.split import RecursiveSplit
+from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.nsga2 import max_buffer, nsga2_search
+from torch_getfuse.partition.search.recursive_split import RecursiveSplit
 from torch_getfuse.planner import plan_graph, ranker_of
-from torch_getfuse.why import DEFAULT, explain_graph
 
 Figures = dict[str, Any]
 
@@ -52,7 +52,7 @@ _SEARCHES: Mapping[str, Callable[..., SearchResult]] = {
 @cache
 def graph_of(network: str, folder: Path) -> OpGraph:
     """The network's operator graph, captured once and kept while the capture is as it is."""
-    capture = provenance.code_digest("torch_getfuse.backend.capture")
+    capture = provenance.code_digest("torch_getfuse.backend.capture.capture")
     library = provenance.versions("torch").replace(" ", "-")
     path = folder / "graphs" / f"{network}-{capture}-{library}.json"
     if not path.exists():

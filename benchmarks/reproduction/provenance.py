@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from torch_getfuse.explain.weights_io import weights_path
+from torch_getfuse.explain.trained_weights import weights_path
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch_getfuse", "benchmarks")

@@ -232,10 +232,10 @@ def _rank(mode: Mode) -> Callable[[Request], tuple[float, ...]]:
 _SEARCH_MODULES = {
     "plain": ("benchmarks.reproduction.plain",),
     "plain-edits": ("benchmarks.reproduction.plain",),
-    "local": ("torch_getfuse.partition.search",),
-    "local-merged": ("torch_getfuse.partition.search",),
-    "random": ("torch_getfuse.partition.search",),
-    "nsga2": ("torch_getfuse.partition.nsga2",),
+    "local": ("torch_getfuse.partition.search.local",),
+    "local-merged": ("torch_getfuse.partition.search.local",),
+    "random": ("torch_getfuse.partition.search.local",),
+    "nsga2": ("torch_getfuse.partition.search.nsga2",),
 }
 _WEIGHTS = {
     "rgexplainer": ("validity", "rg"),
@@ -259,7 +259,7 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
         if request.search == "nsga2":
             found["libraries"] = provenance.versions("pymoo")
         if request.explainer != "none":
-            modules.append("torch_getfuse.partition.split")
+            modules.append("torch_getfuse.partition.search.recursive_split")
             found["rule"] = RULE
             # How many edges an explainer may blame is the planner's to say.
             found["ranker"] = provenance.function_digest("torch_getfuse.planner", "ranker_of")
@@ -269,16 +269,16 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
                 request.scheme, request.granularity, *_WEIGHTS[request.explainer]
             )
     elif request.kind == "optimum":
-        modules.append("torch_getfuse.partition.exact")
+        modules.append("torch_getfuse.partition.exact.down_sets")
     elif request.kind == "auto":
         modules.append("torch_getfuse.planner")
     elif request.kind == "explanation":
-        modules += ["torch_getfuse.why", "torch_getfuse.explain.explainers"]
+        modules += ["torch_getfuse.explain_graph", "torch_getfuse.explain.explainers"]
         found["weights"] = provenance.weights_digest(
             "lbdf", request.granularity, "validity", "pg", "rg"
         )
     else:
-        modules += ["torch_getfuse.explain.data", "torch_getfuse.partition.schemes"]
+        modules += ["torch_getfuse.explain.training.data", "torch_getfuse.partition.cost.registry"]
         if request.kind == "predictors":
             digests = [provenance.weights_digest(*model, "validity") for model in MODELS]
             found["weights"] = " ".join(digests)

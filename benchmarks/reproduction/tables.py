@@ -24,7 +24,7 @@ from benchmarks.reproduction.requests import (
 )
 from benchmarks.reproduction.results import MB, Cell, Column, Results
 from torch_getfuse.accelerator import KB
-from torch_getfuse.explain.data import TABLE_1
+from torch_getfuse.explain.training.data import TABLE_1
 
 
 def markdown(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:

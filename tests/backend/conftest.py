@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from torch_getfuse.backend import compiler, inner
+from torch_getfuse.backend import compiler
+from torch_getfuse.backend.inner import compile_groups as inner
 
 
 @pytest.fixture(autouse=True)

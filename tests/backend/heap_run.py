@@ -15,7 +15,7 @@ import torch
 
 import torch_getfuse
 from tests.networks import network
-from torch_getfuse.backend.row_group import DepthFirstGroup
+from torch_getfuse.backend.rowwise.group import DepthFirstGroup
 
 
 def main(name: str) -> None:

@@ -12,9 +12,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tests.networks import SIZES
-from torch_getfuse.backend.capture import Capture, capture_exported, capture_fx, capture_model
-from torch_getfuse.backend.fx_values import is_dynamo_weight, module_path
-from torch_getfuse.backend.rule_types import Run
+from torch_getfuse.backend.capture.capture import (
+    Capture,
+    capture_exported,
+    capture_fx,
+    capture_model,
+)
+from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, module_path
+from torch_getfuse.backend.rules.rule import Run
 from torch_getfuse.errors import CaptureError
 from torch_getfuse.ir import Window, WindowKind
 from torch_getfuse.models import import_torchvision

@@ -17,16 +17,16 @@ import torch_getfuse
 from tests.graphs import random_graph, random_group
 from tests.networks import SIZES, network
 from tests.simulator import Simulator
-from torch_getfuse.backend.op_rules import EXTRA_SAMPLES, RULES
-from torch_getfuse.backend.rings import Ring, RingView
-from torch_getfuse.backend.rule_types import Run
+from torch_getfuse.backend.rowwise.rings import Ring, RingView
+from torch_getfuse.backend.rules.registry import EXTRA_SAMPLES, RULES
+from torch_getfuse.backend.rules.rule import Run
 from torch_getfuse.errors import GetfuseError, PlanError
 from torch_getfuse.ir import Tensor
 from torch_getfuse.models import calibrate_batch_norm
-from torch_getfuse.partition.cost import boundary
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.lbdf.row_schedule import make_schedule
+from torch_getfuse.partition.cost.scheme import boundary
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.schedule import make_schedule
 
 SAMPLES = {**{rule.kind: rule.sample for rule in RULES}, **EXTRA_SAMPLES}
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_getfuse
-from torch_getfuse.backend import fast, fast_tuning
-from torch_getfuse.backend.fast_program import Choice, FastProgram
-from torch_getfuse.backend.fast_steps import Step, Unfit, build_steps
-from torch_getfuse.backend.fast_tuning import StepTimes, choose_strips
-from torch_getfuse.backend.live import LiveConv
-from torch_getfuse.backend.packed import Activation, Affine, ConvShape, PackedConv
-from torch_getfuse.backend.strips import Segment
+from torch_getfuse.backend.packed import fast
+from torch_getfuse.backend.packed import tuning as fast_tuning
+from torch_getfuse.backend.packed.live_conv import LiveConv
+from torch_getfuse.backend.packed.packed_conv import Activation, Affine, ConvShape, PackedConv
+from torch_getfuse.backend.packed.program import Choice, FastProgram
+from torch_getfuse.backend.packed.steps import Step, Unfit, build_steps
+from torch_getfuse.backend.packed.strips import Segment
+from torch_getfuse.backend.packed.tuning import StepTimes, choose_strips
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
 pytestmark = pytest.mark.fast_program

@@ -12,12 +12,12 @@ from torch import fx, nn
 
 import torch_getfuse
 from torch_getfuse.backend import compiler
-from torch_getfuse.backend.gradient_order import (
+from torch_getfuse.backend.split.gradient_order import (
     branch_point,
     moved_sums,
     split_in_gradient_order,
 )
-from torch_getfuse.backend.submodules import split_graph_module
+from torch_getfuse.backend.split.submodules import split_graph_module
 
 
 def captured(function: Callable[..., Any], *args: Any, dynamic: bool = False) -> fx.GraphModule:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch_getfuse
-from torch_getfuse.backend.inner import compile_child
+from torch_getfuse.backend.inner.compile_groups import compile_child
 
 Results = tuple[torch.Tensor, ...]
 
@@ -137,7 +137,7 @@ def test_inductor_trains_on_halves_of_a_map(dynamic: bool) -> None:
     """The backward refused the half that the forward had kept for it: it came without its gaps.
 
     With dynamic shapes inductor failed before that, at the order of strides N and N**2
-    (``backend/strides.py``).
+    (``backend/inner/inductor_patches/strides.py``).
     """
     torch.manual_seed(0)
     model = Shuffled()

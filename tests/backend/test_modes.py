@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.testing._internal.two_tensor import TwoTensor
 
 import torch_getfuse
-from torch_getfuse.backend import fast
+from torch_getfuse.backend.packed import fast
 
 torch.manual_seed(0)
 A, B = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torch_getfuse
-from torch_getfuse.backend.capture import capture_exported, capture_model
-from torch_getfuse.backend.rule_types import Run
+from torch_getfuse.backend.capture.capture import capture_exported, capture_model
+from torch_getfuse.backend.rules.rule import Run
 
 Function = Callable[..., Any]
 

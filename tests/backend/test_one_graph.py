@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import torch_getfuse
-from torch_getfuse.backend.capture import capture_exported, capture_fx, capture_model
-from torch_getfuse.backend.rule_types import Run
+from torch_getfuse.backend.capture.capture import capture_exported, capture_fx, capture_model
+from torch_getfuse.backend.rules.rule import Run
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import OpGraph, WindowKind
-from torch_getfuse.partition.cost import weights_of
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import weights_of
 
 
 def both(model: nn.Module, x: Tensor) -> OpGraph:

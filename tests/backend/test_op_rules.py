@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
-from torch_getfuse.backend.op_rules import BY_TARGET, EXTRA_SAMPLES, RULES
-from torch_getfuse.backend.rule_types import Run, Sample
+from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
+from torch_getfuse.backend.rules.registry import BY_TARGET, EXTRA_SAMPLES, RULES
+from torch_getfuse.backend.rules.rule import Run, Sample
 from torch_getfuse.ir import OpGraph, WindowKind
 
 SAMPLES = {rule.kind: rule.sample for rule in RULES} | EXTRA_SAMPLES

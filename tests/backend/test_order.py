@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import torch_getfuse
-from torch_getfuse.backend.capture import Capture, capture_exported, capture_model
-from torch_getfuse.backend.effects import changes_state, order_edges
-from torch_getfuse.backend.grouping import split_capture
-from torch_getfuse.backend.targets import target_of
+from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
+from torch_getfuse.backend.fx_nodes.effects import changes_state, order_edges
+from torch_getfuse.backend.fx_nodes.targets import target_of
+from torch_getfuse.backend.split.grouping import split_capture
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
 

@@ -15,8 +15,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.symbolic_shapes import DimDynamic
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from torch_getfuse.backend.fx_values import traced_value
-from torch_getfuse.backend.own_sizes import OwnSizes, may_own_sizes
+from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes, may_own_sizes
 from torch_getfuse.errors import CaptureError
 
 SHAPES = ((2, 8, 40, 56), (3, 8, 72, 40), (4, 8, 33, 49))

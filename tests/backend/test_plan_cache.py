@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from torch_getfuse.api import plan as make_plan
+from torch_getfuse.atomic_files import PART_PREFIX
 from torch_getfuse.backend import compiler, plan_cache
 from torch_getfuse.backend.plan_cache import cache_key, find_plan, store_plan
-from torch_getfuse.files import PART_PREFIX
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, Stage
-from torch_getfuse.report import Report, Section
+from torch_getfuse.reporting.report import Report, Section
 
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
 X = torch.ones(1, 3, 8, 8)

@@ -18,8 +18,8 @@ from torch import nn
 
 import torch_getfuse
 from tests.backend.test_depth_first import check, distance, notes, plan_of
-from torch_getfuse.backend import row_kernels
-from torch_getfuse.backend.row_calls import NoRowKernel
+from torch_getfuse.backend.rowwise import kernels as row_kernels
+from torch_getfuse.backend.rowwise.calls import NoRowKernel
 from torch_getfuse.errors import NoOperatorError, OptionError
 
 Maps = list[torch.Tensor]
@@ -351,7 +351,7 @@ class Wrong(row_kernels.CallKernel):
 
 
 def test_a_kernel_that_differs_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_getfuse.backend.row_rules.CallKernel", Wrong)
+    monkeypatch.setattr("torch_getfuse.backend.rowwise.kernel_registry.CallKernel", Wrong)
     model, x = Function(lambda x: F.relu(torch.tanh(x * 2)) + 1), torch.randn(1, 3, 6, 6)
     plan = plan_of(model, (x,))
     got, ledger = torch_getfuse.run_counted(model, (x,), plan)

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from torch_getfuse.backend.inner import compile_child, find_inner
-from torch_getfuse.backend.scatters import sum_scatters
+from torch_getfuse.backend.inner.compile_groups import compile_child, find_inner
+from torch_getfuse.backend.inner.inductor_patches.scatters import sum_scatters
 
 Indices = Sequence[torch.Tensor | None]
 

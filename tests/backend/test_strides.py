@@ -10,7 +10,7 @@ import pytest
 import sympy  # type: ignore[import-untyped]
 from torch.utils._sympy.functions import FloorDiv, ModularIndexing, PythonMod, Where
 
-from torch_getfuse.backend.strides import _SUMS, _along_loops, mend_strides
+from torch_getfuse.backend.inner.inductor_patches.strides import _SUMS, _along_loops, mend_strides
 
 LOOPS = sympy.symbols("d0 d1 d2", integer=True, nonnegative=True)
 SIZES = sympy.symbols("s0 s1", integer=True, positive=True)

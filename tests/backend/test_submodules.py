@@ -19,8 +19,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from torch_getfuse.backend.modes import is_switch
-from torch_getfuse.backend.submodules import split_graph_module
+from torch_getfuse.backend.fx_nodes.autocast import is_switch
+from torch_getfuse.backend.split.submodules import split_graph_module
 from torch_getfuse.errors import PlanError
 from torch_getfuse.models import calibrate_batch_norm, load_model
 

@@ -11,20 +11,20 @@ import pytest
 import torch
 
 from tests.graphs import random_graph
-from torch_getfuse.explain import data
 from torch_getfuse.explain.dataset import PARTS, PackedGroups, part_of
 from torch_getfuse.explain.features import FeatureTable
 from torch_getfuse.explain.sampling import BUFFERS, GroupSampler, Sample, group_key, sample_groups
+from torch_getfuse.explain.training import data
 from torch_getfuse.explain.validity import ValidityModel
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.group import (
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.node_set import (
     ancestors,
     descendants,
     is_connected,
     is_convex,
     neighbours,
 )
-from torch_getfuse.partition.lbdf import Lbdf
 
 
 def samples_of(graph: OpGraph, count: int, seed: int = 0) -> list[Sample]:

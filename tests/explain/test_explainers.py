@@ -24,14 +24,14 @@ from torch_getfuse.explain.explainers import (
 from torch_getfuse.explain.features import FeatureTable, GroupTensors, directed_scores
 from torch_getfuse.explain.metrics import measure, split_at
 from torch_getfuse.explain.rg_explainer import RGExplainer
+from torch_getfuse.explain.trained_weights import WeightsError
 from torch_getfuse.explain.validity import ValidityModel
-from torch_getfuse.explain.weights_io import WeightsError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cuts import Edge
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.split import (
+from torch_getfuse.partition.search.edge_cuts import Edge
+from torch_getfuse.partition.search.recursive_split import (
     RANDOM_SHARE,
     EdgeRanker,
     RecursiveSplit,

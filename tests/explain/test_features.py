@@ -18,9 +18,9 @@ from torch_getfuse.explain.features import (
     directed_scores,
 )
 from torch_getfuse.ir import OpGraph, Window
-from torch_getfuse.partition.group import bits
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.split import group_edges
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.search.recursive_split import group_edges
 
 
 def column(name: str) -> int:

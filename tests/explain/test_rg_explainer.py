@@ -13,7 +13,7 @@ from torch_getfuse.explain.explainers import make_explainer
 from torch_getfuse.explain.features import FeatureTable
 from torch_getfuse.explain.rg_explainer import RGExplainer, Rollout, closing_mask, pretrain
 from torch_getfuse.explain.validity import ValidityModel
-from torch_getfuse.partition.group import is_connected, mask_of, neighbours
+from torch_getfuse.partition.node_set import is_connected, mask_of, neighbours
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torch_getfuse.explain.data import SYNTHETIC, capture_network
 from torch_getfuse.explain.features import CATEGORIES, category
-from torch_getfuse.explain.synthetic import synthetic_network
+from torch_getfuse.explain.training.data import SYNTHETIC, capture_network
+from torch_getfuse.explain.training.synthetic import synthetic_network
 from torch_getfuse.ir import WindowKind
 
 

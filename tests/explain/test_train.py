@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from torch_getfuse.explain import data, train
 from torch_getfuse.explain.explainers import make_ranker
+from torch_getfuse.explain.trained_weights import WeightsError, load_weights
+from torch_getfuse.explain.training import data, train
 from torch_getfuse.explain.validity import load_model, model_fingerprint
-from torch_getfuse.explain.weights_io import WeightsError, load_weights
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ import torch
 
 from tests.graphs import Builder
 from torch_getfuse.errors import GetfuseError
-from torch_getfuse.explain import data, validity
+from torch_getfuse.explain import validity
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.features import FEATURES
 from torch_getfuse.explain.sampling import sample_groups
+from torch_getfuse.explain.trained_weights import WeightsError, load_weights, save_weights
+from torch_getfuse.explain.training import data
 from torch_getfuse.explain.validity import FitOptions, ValidityModel, evaluate, fit, scores
-from torch_getfuse.explain.weights_io import WeightsError, load_weights, save_weights
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.registry import make_scheme
 
 
 def heavy_graph(rng: Random) -> OpGraph:

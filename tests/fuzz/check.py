@@ -25,7 +25,8 @@ import torch
 from torch import fx, nn
 
 import torch_getfuse
-from torch_getfuse.backend import compiler, fast
+from torch_getfuse.backend import compiler
+from torch_getfuse.backend.packed import fast
 from torch_getfuse.errors import NoOperatorError
 
 from .observe import ROUNDINGS, Observation, difference, nudged, observe

@@ -53,7 +53,7 @@ model, other = build(), build()
 '''
 
 _COMPILED = """
-from torch_getfuse.backend import fast
+from torch_getfuse.backend.packed import fast
 fast._times = lambda *_: (0.001, 0.002)  # inner auto: the fast program, whatever the clock says
 options.update(inner={inner!r}, strict={strict})
 warnings.filterwarnings("error", "torch_getfuse could not plan")

@@ -15,8 +15,10 @@ from fuzz.generate import generate
 from fuzz.program import Program, Statement, runs
 from fuzz.reproduce import reproducer
 from fuzz.shrink import shrink
-from torch_getfuse.backend import compiler, fast, submodules
-from torch_getfuse.section import Section
+from torch_getfuse.backend import compiler
+from torch_getfuse.backend.packed import fast
+from torch_getfuse.backend.split import submodules
+from torch_getfuse.reporting.section import Section
 
 pytestmark = pytest.mark.fast_program
 

@@ -9,10 +9,10 @@ import pytest
 from graphs import Builder
 
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.borders import Border, Reason, find_borders, why_ends
-from torch_getfuse.partition.cost import CostTerm, Dram, Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.group_ends import Border, Reason, find_borders, why_ends
 from torch_getfuse.partition.problem import FusionProblem
 
 

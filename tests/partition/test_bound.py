@@ -11,15 +11,15 @@ from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import random_problem, single
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition import automaton
-from torch_getfuse.partition.automaton import Automaton
-from torch_getfuse.partition.bound import FINE, Pricing
-from torch_getfuse.partition.columns import Columns
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import bits, is_connected, is_convex
-from torch_getfuse.partition.prices import prove
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.wide import group_automaton as automaton
+from torch_getfuse.partition.wide.block_prices import prove
+from torch_getfuse.partition.wide.group_automaton import Automaton
+from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tests.graphs import Builder, random_graph
 from tests.networks import operator_graph
 from torch_getfuse.ir import OpGraph, Window
-from torch_getfuse.partition.brr import Brr
-from torch_getfuse.partition.cost import Dram, Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import ancestors, bits, is_connected, neighbours
+from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.cost.scheme import Dram, Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.node_set import ancestors, bits, is_connected, neighbours
 from torch_getfuse.partition.problem import FusionProblem
 
 AMPLE = 1 << 20

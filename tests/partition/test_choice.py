@@ -13,13 +13,13 @@ import pytest
 from tests.brute import brute_force
 from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
-from torch_getfuse.partition import choice
-from torch_getfuse.partition.choice import choose, find_cycles, split_cycles
-from torch_getfuse.partition.columns import Columns, minimum, solved
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.listing import list_groups
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.wide import integer_program as choice
+from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
+from torch_getfuse.partition.wide.integer_program import choose, find_cycles, split_cycles
+from torch_getfuse.partition.wide.legal_groups import list_groups
 
 
 def crossing(rng: Random, width: int) -> FusionProblem:

@@ -13,15 +13,15 @@ import pytest
 from tests.brute import brute_force
 from tests.graphs import Builder, random_graph
 from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
-from torch_getfuse.partition.bound import Pricing
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cover import cover
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import bits, is_connected, is_convex
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.listing import list_groups
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
+from torch_getfuse.partition.wide.group_cover import cover
+from torch_getfuse.partition.wide.legal_groups import list_groups
+from torch_getfuse.partition.wide.relaxation import Pricing
 
 
 @pytest.mark.parametrize("most", [60_000, 3], ids=["listed", "priced"])

@@ -9,9 +9,9 @@ import pytest
 from tests.graphs import Builder, random_graph
 from tests.legal import random_problem
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cuts import edge_cuts
-from torch_getfuse.partition.group import ancestors, bits, descendants, is_convex
-from torch_getfuse.partition.moves import PlanSpace
+from torch_getfuse.partition.node_set import ancestors, bits, descendants, is_convex
+from torch_getfuse.partition.search.edge_cuts import edge_cuts
+from torch_getfuse.partition.search.moves import PlanSpace
 
 
 def cuts(graph: OpGraph, group: int, edge: tuple[int, int]) -> list[int]:

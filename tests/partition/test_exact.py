@@ -11,11 +11,11 @@ import pytest
 from tests.brute import brute_force
 from tests.graphs import Builder, heavy_between, random_graph
 from tests.legal import assert_legal, single
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import Limits, TooWide, beam, exact, narrow
-from torch_getfuse.partition.group import is_connected, neighbours, topological_order
+from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
+from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
-from torch_getfuse.partition.schemes import SCHEMES, make_scheme
 
 
 def random_evaluator(rng: Random, operators: int, scheme: str) -> Evaluator:
@@ -119,7 +119,7 @@ def test_a_known_optimum_is_left_alone() -> None:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_beam_finds_legal_plans(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_getfuse.partition.exact._BEAM_GROUPS", 4)
+    monkeypatch.setattr("torch_getfuse.partition.exact.down_sets._BEAM_GROUPS", 4)
     rng = Random(8)
     reached = better = 0
     for _ in range(200):

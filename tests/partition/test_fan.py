@@ -9,10 +9,10 @@ import pytest
 from tests.graphs import Builder, grown_group, random_graph
 from tests.simulator import Simulator
 from torch_getfuse.ir import Window
-from torch_getfuse.partition import lbdf
-from torch_getfuse.partition.fan import fan_peak
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.region import Region
+from torch_getfuse.partition.cost.lbdf import model as lbdf
+from torch_getfuse.partition.cost.lbdf.branch_lag import Region
+from torch_getfuse.partition.cost.lbdf.branch_peak import fan_peak
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
 
 
 def regions_of(monkeypatch: pytest.MonkeyPatch, rng: Random, graphs: int) -> dict[Region, None]:

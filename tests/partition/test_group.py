@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from tests.graphs import random_graph
-from torch_getfuse.partition.group import (
+from torch_getfuse.partition.node_set import (
     Neighbours,
     bits,
     components,

@@ -12,8 +12,8 @@ from tests.graphs import Builder, random_graph, random_group
 from tests.simulator import Simulator
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph, Window
-from torch_getfuse.partition.group import ancestors, bits, descendants
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.node_set import ancestors, bits, descendants
 
 
 def features(graph: OpGraph, granularity: str) -> int:

@@ -10,12 +10,12 @@ import pytest
 
 from tests.graphs import Builder, grown_group
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.brr import Brr
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import bits
-from torch_getfuse.partition.lbdf import Lbdf
-from torch_getfuse.partition.lending import NOTHING, Lending
+from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.exact.lending import NOTHING, Lending
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 

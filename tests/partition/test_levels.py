@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from torch_getfuse.partition import levels
-from torch_getfuse.partition.levels import Levels
+from torch_getfuse.partition.wide import hold_levels as levels
+from torch_getfuse.partition.wide.hold_levels import Levels
 
 Together = dict[frozenset[int], int]
 

@@ -11,8 +11,8 @@ from tests.graphs import grown_group
 from tests.networks import SIZES, operator_graph
 from tests.simulator import Simulator
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.group import bits, components, neighbours
-from torch_getfuse.partition.lbdf import Lbdf
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.node_set import bits, components, neighbours
 
 GROUPS = 500
 

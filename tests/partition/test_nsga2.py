@@ -11,10 +11,10 @@ import pytest
 from tests.brute import brute_force
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition.nsga2 import max_buffer, nsga2_search
+from torch_getfuse.partition.cost.registry import SCHEMES
 from torch_getfuse.partition.problem import SearchInterrupted
-from torch_getfuse.partition.schemes import SCHEMES
-from torch_getfuse.partition.split import RecursiveSplit, all_edges
+from torch_getfuse.partition.search.nsga2 import max_buffer, nsga2_search
+from torch_getfuse.partition.search.recursive_split import RecursiveSplit, all_edges
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from tests.brute import brute_force
 from tests.graphs import Builder, with_order
 from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cover import cover
-from torch_getfuse.partition.exact import exact
-from torch_getfuse.partition.group import is_connected, is_convex
-from torch_getfuse.partition.listing import list_groups
-from torch_getfuse.partition.moves import PlanSpace
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.node_set import is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import make_scheme
-from torch_getfuse.partition.split import all_edges, direct, random_edges
+from torch_getfuse.partition.search.moves import PlanSpace
+from torch_getfuse.partition.search.recursive_split import all_edges, direct, random_edges
+from torch_getfuse.partition.wide.group_cover import cover
+from torch_getfuse.partition.wide.legal_groups import list_groups
 
 SHARES = (0.3, 0.7)
 

@@ -10,13 +10,18 @@ import pytest
 from tests.graphs import Builder
 from tests.legal import assert_legal, random_problem
 from torch_getfuse.ir import Window
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import bits, topological_order
-from torch_getfuse.partition.moves import PlanSpace
+from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.regroup import regroup
-from torch_getfuse.partition.schemes import SCHEMES, make_scheme
-from torch_getfuse.partition.split import RULES, RecursiveSplit, all_edges, random_edges
+from torch_getfuse.partition.search.merge_resplit import regroup
+from torch_getfuse.partition.search.moves import PlanSpace
+from torch_getfuse.partition.search.recursive_split import (
+    RULES,
+    RecursiveSplit,
+    all_edges,
+    random_edges,
+)
 
 
 def chain(weights: list[int], rows: list[int], buffer_bytes: int) -> FusionProblem:

@@ -14,13 +14,13 @@ from tests.graphs import Builder
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import is_connected, topological_order
-from torch_getfuse.partition.moves import Plan, PlanSpace
+from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import is_connected, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.repair import RandomSplit
-from torch_getfuse.partition.schemes import SCHEMES, make_scheme
-from torch_getfuse.partition.search import local_search, random_search
+from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.moves import Plan, PlanSpace
+from torch_getfuse.partition.search.random_split import RandomSplit
 
 SEARCHES = (random_search, local_search)
 Search = Callable[..., SearchResult]
@@ -183,7 +183,7 @@ def test_one_seed_gives_one_result(search: Search) -> None:
 def test_no_dependence_on_hashes() -> None:
     code = (
         "from random import Random; from tests.legal import random_problem;"
-        "from torch_getfuse.partition.search import *;"
+        "from torch_getfuse.partition.search.local import *;"
         "p = random_problem(Random(2), 30);"
         "print([(r.groups, r.history) for r in (f(p, 80, 3) for f in"
         " (local_search, random_search))])"

@@ -13,14 +13,14 @@ from tests.graphs import Builder, heavy_between
 from tests.legal import assert_legal, assert_runs_in_order, random_problem
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import Window
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.cuts import Edge
-from torch_getfuse.partition.group import bits, is_connected
-from torch_getfuse.partition.moves import PlanSpace
+from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.schemes import SCHEMES, make_scheme
-from torch_getfuse.partition.search import local_search, random_search
-from torch_getfuse.partition.split import (
+from torch_getfuse.partition.search.edge_cuts import Edge
+from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.moves import PlanSpace
+from torch_getfuse.partition.search.recursive_split import (
     RULES,
     EdgeRanker,
     RecursiveSplit,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.simulator import unit_span
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
-from torch_getfuse.partition.stream import NEVER, make_edge
+from torch_getfuse.partition.cost.lbdf.axis_maps import NEVER, make_edge
 
 
 def random_edge(rng: Random) -> tuple[OpGraph, Read]:
@@ -70,7 +70,7 @@ def test_counts_equal_the_windows(seed: int, pixel: bool) -> None:
 
 def test_cost_of_a_window_does_not_depend_on_the_map() -> None:
     """Sampled positions stay few: a map eight times as tall is not looked at row by row."""
-    from torch_getfuse.partition.stream import sample_positions
+    from torch_getfuse.partition.cost.lbdf.axis_maps import sample_positions
 
     assert sample_positions(10_000, 3, 2) == [0, 1, 2, 3, 4, 9997, 9998, 9999]
     assert sample_positions(7, 3, 2) == list(range(7))

@@ -12,19 +12,24 @@ import torch
 from torch import fx
 from torch._dynamo.exc import RestartAnalysis
 
-from torch_getfuse.backend.capture import Capture, capture_fx
-from torch_getfuse.backend.depth_first import check_runnable, split_depth_first
-from torch_getfuse.backend.effects import changes_mode
-from torch_getfuse.backend.fast import fast_program
-from torch_getfuse.backend.fx_values import flat_tensors, size_hint, traced_value
-from torch_getfuse.backend.gradient_order import split_in_gradient_order
-from torch_getfuse.backend.grouping import children_of, split_capture
-from torch_getfuse.backend.inner import DEPTH_FIRST, compile_children, find_inner, is_eager
-from torch_getfuse.backend.mode_notes import mode_notes
-from torch_getfuse.backend.modes import cast_apart
-from torch_getfuse.backend.overlaps import apart_or_unplanned
+from torch_getfuse.backend.capture.capture import Capture, capture_fx
+from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.compiled_models import CompiledGraph, remember
+from torch_getfuse.backend.fx_nodes.autocast import cast_apart
+from torch_getfuse.backend.fx_nodes.effects import changes_mode
+from torch_getfuse.backend.fx_nodes.values import flat_tensors, size_hint, traced_value
+from torch_getfuse.backend.inner.compile_groups import (
+    DEPTH_FIRST,
+    compile_children,
+    find_inner,
+    is_eager,
+)
+from torch_getfuse.backend.packed.fast import fast_program
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
-from torch_getfuse.backend.records import CompiledGraph, remember
+from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
+from torch_getfuse.backend.split.gradient_order import split_in_gradient_order
+from torch_getfuse.backend.split.grouping import children_of, split_capture
+from torch_getfuse.backend.split.overlapping_inputs import apart_or_unplanned
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
@@ -36,7 +41,7 @@ from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.section import Section
+from torch_getfuse.reporting.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()

@@ -23,11 +23,11 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+from torch_getfuse.atomic_files import PART_PREFIX, replace_text
 from torch_getfuse.errors import GetfuseError, PlanError
-from torch_getfuse.files import PART_PREFIX, replace_text
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
-from torch_getfuse.partition.cost import weights_of
+from torch_getfuse.partition.cost.scheme import weights_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.work import by_machine
 

@@ -22,10 +22,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import RestartAnalysis
 from torch._higher_order_ops.wrap import tag_activation_checkpoint
 
-from torch_getfuse.backend.capture import Capture, capture_fx
-from torch_getfuse.backend.fx_values import is_dynamo_weight, mark_weight
-from torch_getfuse.backend.inner import compile_children, is_eager
-from torch_getfuse.backend.submodules import split_graph_module
+from torch_getfuse.backend.capture.capture import Capture, capture_fx
+from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, mark_weight
+from torch_getfuse.backend.inner.compile_groups import compile_children, is_eager
+from torch_getfuse.backend.split.submodules import split_graph_module
 from torch_getfuse.errors import NoOperatorError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan

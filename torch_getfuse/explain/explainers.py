@@ -2,7 +2,7 @@
 
 :func:`make_ranker` gives a function from a group to its *solution edges*, best first. Four ask
 the validity predictor: GNNExplainer and PGExplainer of torch_geometric, our RG-Explainer, and
-saliency; ``"random"`` and ``"all"`` are the controls of :mod:`torch_getfuse.partition.split`. All
+saliency; ``"random"`` and ``"all"`` are the controls of :mod:`torch_getfuse.partition.search.recursive_split`. All
 explain the same question, "why is this group invalid?": the target is class 0, for a group is
 only ever explained once the cost model has found it invalid.
 
@@ -28,11 +28,11 @@ from torch_geometric.utils import get_embeddings
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.explain.features import FeatureTable, GroupTensors, directed_scores
 from torch_getfuse.explain.rg_explainer import RGExplainer
+from torch_getfuse.explain.trained_weights import load_weights, save_weights, weights_path
 from torch_getfuse.explain.validity import ValidityModel, load_model, model_fingerprint
-from torch_getfuse.explain.weights_io import load_weights, save_weights, weights_path
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cuts import Edge
-from torch_getfuse.partition.split import EdgeRanker, all_edges, random_edges
+from torch_getfuse.partition.search.edge_cuts import Edge
+from torch_getfuse.partition.search.recursive_split import EdgeRanker, all_edges, random_edges
 
 EXPLAINERS = ("rgexplainer", "gnnexplainer", "pgexplainer", "saliency", "random", "all")
 

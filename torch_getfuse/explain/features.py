@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 
 from torch_getfuse.ir import Op, OpGraph, WindowKind
-from torch_getfuse.partition.cost import weights_of
-from torch_getfuse.partition.stream import make_edge
+from torch_getfuse.partition.cost.lbdf.axis_maps import make_edge
+from torch_getfuse.partition.cost.scheme import weights_of
 
 FEATURE_VERSION = 2
 
@@ -63,7 +63,7 @@ FEATURES_ID = hashlib.sha256(f"{FEATURE_VERSION}:{','.join(FEATURE_NAMES)}".enco
 ]
 """Changes with the features; a model trained on others is refused."""
 
-_PARTIAL_CHANNELS = 32  # what BRR's partial convolutions hold; see partition/brr.py
+_PARTIAL_CHANNELS = 32  # what BRR's partial convolutions hold; see partition/cost/brr/model.py
 _LOG_FLOOR = 2.0**-16  # sizes below this share of the buffer look alike
 _RATIO_CEILING = 4.0  # an operator that needs four buffers is as invalid as one that needs ten
 

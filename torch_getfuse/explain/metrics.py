@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_getfuse.partition.cuts import Edge, edge_cuts
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.split import EdgeRanker, group_edges
+from torch_getfuse.partition.search.edge_cuts import Edge, edge_cuts
+from torch_getfuse.partition.search.recursive_split import EdgeRanker, group_edges
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import numpy as np
 
 from torch_getfuse.explain.features import FeatureTable
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import FusionScheme
-from torch_getfuse.partition.group import ancestors, bits, components, descendants, neighbours
+from torch_getfuse.partition.cost.scheme import FusionScheme
+from torch_getfuse.partition.node_set import ancestors, bits, components, descendants, neighbours
 
 SAMPLER_VERSION = 1
 

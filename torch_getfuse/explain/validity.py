@@ -24,7 +24,12 @@ from tqdm import tqdm
 
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.features import FEATURES, FEATURES_ID, Ints
-from torch_getfuse.explain.weights_io import fingerprint, load_weights, save_weights, weights_path
+from torch_getfuse.explain.trained_weights import (
+    fingerprint,
+    load_weights,
+    save_weights,
+    weights_path,
+)
 
 log = logging.getLogger(__name__)
 

@@ -14,19 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GraphError, OptionError, PlanError
-from torch_getfuse.fields import Fields
-from torch_getfuse.files import replace_text
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Dram, FusionScheme
-from torch_getfuse.partition.group import (
+from torch_getfuse.json_fields import Fields
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
+from torch_getfuse.partition.node_set import (
     bits,
     is_connected,
     mask_of,
     neighbours,
     topological_order,
 )
-from torch_getfuse.partition.schemes import make_scheme
 
 SCHEMA_VERSION = 2
 _READ = (1, 2)

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost import Evaluator
-from torch_getfuse.partition.group import (
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import (
     Neighbours,
     ancestors,
     bits,
@@ -68,7 +68,7 @@ class FusionProblem:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
         blocks: masks of what is moved as one, in topological order.
         lends: whether operators that cannot be merged may be, if groups can borrow them
-            (:mod:`.lending`).
+            (:mod:`lending`).
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:

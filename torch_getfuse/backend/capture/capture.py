@@ -1,0 +1,554 @@
+"""FX graph -> operator graph and the way back (method.md, sections 1 and 2).
+
+One model and one set of shapes give one :class:`~torch_getfuse.ir.OpGraph`, whether the FX
+graph came from Dynamo or from ``torch.export``: names are module paths and kinds, the order is
+that of the program, sizes are per sample.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import logging
+import re
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils import _pytree as pytree
+
+from torch_getfuse.backend.capture.decompose import expand_composites
+from torch_getfuse.backend.capture.exported_regions import inline_regions
+from torch_getfuse.backend.capture.graph_builder import GraphBuilder
+from torch_getfuse.backend.capture.graph_inputs import batch_size, is_weight_argument
+from torch_getfuse.backend.capture.graph_values import CoreCall, Draft, Feature, Role, View
+from torch_getfuse.backend.capture.op_order import OperatorOrder
+from torch_getfuse.backend.capture.view_changes import without_view_changes
+from torch_getfuse.backend.fx_nodes.values import (
+    has_value,
+    is_dynamo_weight,
+    traced_value,
+)
+from torch_getfuse.backend.rules.rule import Stored
+from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
+from torch_getfuse.ir import Op, OpGraph, Read
+from torch_getfuse.json_fields import escaped
+from torch_getfuse.partition.plan import PartitionPlan
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_WIDTH = 4
+_FUSED = frozenset(("_transformer_encoder_layer_fwd", "_native_multi_head_attention"))
+
+
+@dataclass(frozen=True)
+class Capture:
+    """An operator graph and where its operators are in an FX graph.
+
+    Attributes:
+        graph: the operator graph, sizes per sample.
+        graph_module: the FX graph whose nodes are named below: the one given, or a copy in
+            which composite functions (attention, local response norm) are taken apart.
+        nodes: operator name -> its FX nodes in order: a convolution with its folded batch norm,
+            and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
+            inputs, those that must wait for more than their operator does, and nodes that compute
+            on weights alone, belong to no operator.
+        unsupported: FX target name -> number of operators that have no rule.
+        calls: operator name -> the calls among its nodes that compute it; none for a write into
+            a part of a tensor.
+        views: what each node shows of a tensor, of the nodes that give one feature map.
+        batch_axes: tensor name -> axis that the batch is in, and the product of the sizes inside
+            of it there; ``None`` where the traced batch does not appear.
+        samples: the traced batch.
+    """
+
+    graph: OpGraph
+    graph_module: fx.GraphModule
+    nodes: Mapping[str, tuple[fx.Node, ...]]
+    unsupported: Mapping[str, int]
+    calls: Mapping[str, tuple[CoreCall, ...]]
+    views: Mapping[fx.Node, View]
+    batch_axes: Mapping[str, tuple[int, int] | None]
+    samples: int
+
+    def check(self, plan: PartitionPlan) -> None:
+        """Refuse a plan of another graph, and say so where only the grad mode may be another.
+
+        A model may look at it. So do ``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention``:
+        without gradients they call one operator that computes all of it.
+
+        Raises:
+            PlanError: with the first difference.
+        """
+        try:
+            plan.check_graph(self.graph)
+        except PlanError as error:
+            ours, theirs = (any(op.kind in _FUSED for op in g) for g in (self.graph, plan.graph))
+            if ours != theirs:
+                why = (
+                    f"it was made with gradients {'off' if theirs else 'on'}: under "
+                    "torch.no_grad() attention is one fused operator of torch (never in "
+                    "torch.export); make the plan in the grad mode that the model runs in"
+                )
+            elif torch.is_grad_enabled():
+                why = (
+                    "if it is the same model and shape: plan() traces under torch.no_grad(), "
+                    "this call has gradients enabled"
+                )
+            else:
+                raise
+            raise PlanError(f"{error}; {why}") from error
+
+    def moved(self, gm: fx.GraphModule, found: Mapping[fx.Node, fx.Node]) -> Capture:
+        """The same operators in another graph: ``found`` gives each node there.
+
+        Nodes that it does not give are left out.
+        """
+
+        def call(old: CoreCall) -> CoreCall:
+            return CoreCall(found[old.node], tuple((found[n], v) for n, v in old.operands))
+
+        return replace(
+            self,
+            graph_module=gm,
+            nodes={
+                name: tuple(found[node] for node in own if node in found)
+                for name, own in self.nodes.items()
+            },
+            calls={
+                name: tuple(map(call, own))
+                for name, own in self.calls.items()
+                if all(c.node in found and all(n in found for n, _ in c.operands) for c in own)
+            },
+            views={found[node]: view for node, view in self.views.items() if node in found},
+        )
+
+
+def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = None) -> Capture:
+    """The operator graph of what a ``torch.compile`` backend receives.
+
+    Args:
+        gm: parameters and buffers are placeholders (or attributes); shapes come from the nodes'
+            metadata.
+        example_inputs: needed only where the metadata is missing.
+
+    Raises:
+        CaptureError: without metadata and inputs, or without any tensor operator.
+    """
+    if not all(has_value(n) for n in gm.graph.nodes if n.op == "placeholder"):
+        if example_inputs is None:
+            raise CaptureError(
+                "the FX graph records no shapes: give capture_fx the example inputs as well"
+            )
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        FakeTensorProp(gm, mode).propagate(*example_inputs)
+
+    def role(node: fx.Node) -> Role:
+        return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
+
+    return _capture(expand_composites(without_view_changes(gm)), role)
+
+
+def capture_exported(program: ExportedProgram) -> Capture:
+    """The operator graph of an exported program, before ``run_decompositions``.
+
+    Raises:
+        CaptureError: where the program has no tensor operator.
+    """
+    kinds: dict[str, Role] = {}
+    written = {
+        node.args[0].name
+        for overload in (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+        for node in program.graph.find_nodes(op="call_function", target=overload)
+    }
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            kinds[spec.arg.name] = Role.INPUT
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            kinds[spec.arg.name] = Role.WEIGHT
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            # A tensor written in forward() is a constant in Dynamo's graph, with no placeholder.
+            # It is copied before it is used; one that is kept somewhere is not.
+            kinds[spec.arg.name] = Role.CONSTANT if spec.arg.name in written else Role.WEIGHT
+    kept = {
+        position
+        for position, output in enumerate(program.graph_signature.output_specs)
+        if output.kind is OutputKind.USER_OUTPUT
+    }
+    return _capture(
+        inline_regions(program.graph_module),
+        lambda node: kinds.get(node.name, Role.NEITHER),
+        outputs=kept,
+    )
+
+
+# -- tracing ----------------------------------------------------------------------------------
+
+
+class _Recorded(Exception):
+    """Leaves a traced call before anything is computed."""
+
+
+_RECORDER: contextvars.ContextVar[list[fx.GraphModule] | None] = contextvars.ContextVar(
+    "torch_getfuse_recorder", default=None
+)
+
+
+def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A torch.compile backend, one for all captures: torch keeps each it has seen for ever."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.append(gm)
+
+    def stop(*args: Any) -> Any:
+        raise _Recorded
+
+    return stop
+
+
+def _counting_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.append(gm)
+    return gm.forward
+
+
+def capture_model(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Capture:
+    """The operator graph of a module with inputs, traced by Dynamo and not run.
+
+    The trace is under ``no_grad`` with a code object of its own, so that nothing that the user
+    has compiled is reused, recompiled or thrown away, and the model is left as it is.
+
+    Raises:
+        CaptureError: for a model that Dynamo breaks into several graphs (how many, and why at
+            the first break), or that has no tensor operator.
+    """
+    model = getattr(model, "_orig_mod", model)
+    kwargs = kwargs or {}
+    try:
+        with _tracing() as graphs:
+            _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
+    except _Recorded:
+        return capture_fx(graphs[0])
+    except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
+        why = str(error).strip().split("\n")[0]
+        count = _count_graphs(model, args, kwargs)
+        how = f"not as one graph but as {count}" if count != "0" else "as no graph at all"
+        raise CaptureError(
+            f"Dynamo traces {type(model).__name__} {how}: {why}. "
+            "torch._dynamo.explain(model)(*inputs) shows every break"
+        ) from error
+    except GetfuseError:
+        raise
+    except Exception as error:  # a model fails in its own code, by whatever it raises
+        raise does_not_run(model, args, error) from error
+    raise CaptureError(
+        f"{type(model).__name__} ran without giving Dynamo a graph: it has no tensor operator, "
+        "or torch.compile is turned off (TORCHDYNAMO_DISABLE, torch.compiler.set_stance)"
+    )
+
+
+def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> CaptureError:
+    """What a model says to inputs that it does not take, without what Dynamo says around it."""
+    reason = _raised(error)
+    cause: BaseException = error
+    while isinstance(cause, torch._dynamo.exc.TorchDynamoException):
+        inner = cause.__cause__ or cause.__context__
+        if inner is None:
+            break
+        cause = inner
+    reason = reason or (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    shapes = [
+        f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
+        if isinstance(leaf, torch.Tensor)
+        else type(leaf).__name__
+        for leaf in pytree.tree_leaves(args)
+    ]
+    return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
+
+
+def _raised(error: BaseException) -> str:
+    """What the model itself has raised while Dynamo traced it, as Dynamo quotes it; or empty."""
+    own = re.search(r"^Observed exception$.*raised exception (.+?)$", str(error), re.M | re.S)
+    return own[1] if own else ""
+
+
+@contextmanager
+def _tracing() -> Iterator[list[fx.GraphModule]]:
+    """Collects graphs; attention takes the path that it would take in the caller's grad mode."""
+    graphs: list[fx.GraphModule] = []
+    token = _RECORDER.set(graphs)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast and not torch.is_grad_enabled())
+    try:
+        # Dynamo leaves nn.LSTM and its like to eager unless it is told otherwise; a graph with one
+        # operator for them is better than none.
+        with torch.no_grad(), torch._dynamo.config.patch(suppress_errors=False, allow_rnn=True):
+            yield graphs
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _RECORDER.reset(token)
+
+
+def _compiled(
+    model: nn.Module, backend: Callable[..., Any], *, fullgraph: bool
+) -> Callable[..., Any]:
+    """A fresh function around the model, compiled in a cache region of its own.
+
+    Dynamo files what it compiles under code objects. The fresh one here goes away with the
+    function; the model's own are inlined, or, where the graph breaks, isolated.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    fresh = types.FunctionType(
+        run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
+    )
+    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
+        fresh, backend=backend, fullgraph=fullgraph, dynamic=False, isolate_recompiles=True
+    )
+    return compiled
+
+
+_RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] = (
+    contextvars.ContextVar("torch_getfuse_runner", default=None)
+)
+
+
+def _running_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A torch.compile backend, one for all runs, like :func:`_recording_backend`."""
+    make = _RUNNER.get()
+    return gm.forward if make is None else make(capture_fx(gm, example_inputs))
+
+
+def run_captured(
+    model: nn.Module, args: tuple[Any, ...], make: Callable[[Capture], Callable[..., Any]]
+) -> Any:
+    """Trace a module as :func:`capture_model` does, and run what ``make`` makes of the trace.
+
+    Args:
+        make: gets the capture, and returns a callable that takes the inputs of its graph and
+            returns a tuple.
+
+    Returns:
+        The results in the model's own structure.
+
+    Raises:
+        CaptureError: for a model that Dynamo breaks into several graphs.
+        GetfuseError: whatever ``make`` raises of them.
+    """
+    token = _RUNNER.set(make)
+    try:
+        with _tracing():
+            return _compiled(model, _running_backend, fullgraph=True)(*args)
+    except torch._dynamo.exc.Unsupported as error:
+        if _raised(error):
+            raise does_not_run(model, args, error) from error
+        why = str(error).strip().split("\n")[0]
+        name = type(model).__name__
+        raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, GetfuseError):
+            raise error.inner_exception from error
+        raise
+    except torch._dynamo.exc.TorchRuntimeError as error:
+        raise does_not_run(model, args, error) from error
+    finally:
+        _RUNNER.reset(token)
+
+
+def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """How many graphs Dynamo makes of a model that breaks; needs one run, so only in eval."""
+    if any(module.training for module in model.modules()):
+        return "several"
+    with _tracing() as graphs:
+        _compiled(model, _counting_backend, fullgraph=False)(*args, **kwargs)
+    return str(len(graphs))
+
+
+# -- FX to operators --------------------------------------------------------------------------
+
+
+def _capture(
+    gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
+) -> Capture:
+    @functools.cache
+    def role(node: fx.Node) -> Role:
+        own = recorded(node)
+        return Role.WEIGHT if own is Role.INPUT and is_weight_argument(node) else own
+
+    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and role(n) is Role.INPUT]
+    # Dynamo drops the inputs that nothing computes with, torch.export keeps them.
+    used = [n for n in placeholders if any(user.op != "output" for user in n.users)]
+    inputs = [n for n in used if isinstance(traced_value(n), torch.Tensor)]
+    builder = GraphBuilder(batch_size(inputs), role, gm, kept_outputs=outputs)
+    for node in gm.graph.nodes:
+        builder.add(node)
+    live = _live(builder)
+    order = OperatorOrder(gm, live)
+    drafts = _fold_batch_norms(live, builder, order)
+    if not drafts:
+        raise NoOperatorError("the graph has no tensor operator on the way to what it returns")
+    names = _names(drafts)
+    tensors = {draft.writes: name for draft, name in zip(drafts, names, strict=True)}
+    # In the order of their first use, which is the same in every trace of a program.
+    read = dict.fromkeys(base for draft in drafts for base, _ in draft.reads)
+    sources = [base for base in read if base in set(builder.inputs.values())]
+    taken = set(names)
+    for base in sources:
+        tensors[base] = _unique("input", taken)
+    ops = tuple(
+        _op(draft, name, tensors, tuple(names[k] for k in after))
+        for draft, name, after in zip(drafts, names, order.after(drafts), strict=True)
+    )
+    # An input that is returned as it is crosses no operator; Dynamo does not even record it.
+    returned = [draft.writes for draft in drafts if draft.writes in builder.outputs]
+    graph = OpGraph(
+        inputs=tuple(tensors[base] for base in sources),
+        outputs=tuple(tensors[base] for base in returned),
+        ops=ops,
+        tensors={
+            name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
+        },
+        activation_bytes=_input_width(inputs),
+    )
+    nodes = {
+        name: tuple(node for node in draft.nodes if order.joins(node, draft))
+        for name, draft in zip(names, drafts, strict=True)
+    }
+    unsupported = Counter(d.target for d in drafts if d.reason.startswith("no rule"))
+    for target, times in unsupported.items():
+        log.info("no rule for %s (%d operators): whole inputs", target, times)
+
+    def view(feature: Feature, name: str = "") -> View:
+        batch = builder.find_batch(feature)
+        # What a convolution writes before its folded batch norm goes by the operator's name.
+        tensor = tensors.get(feature.base, name)
+        return View(tensor, feature.layout, batch[0] if batch else None)
+
+    calls = {
+        name: tuple(
+            CoreCall(node, tuple((operand, view(shown, name)) for operand, shown in operands))
+            for node, operands in draft.calls
+            if all(isinstance(shown, Feature) for _, shown in operands)
+        )
+        for name, draft in zip(names, drafts, strict=True)
+    }
+    views = {
+        node: view(value)
+        for node, value in builder.values.items()
+        if isinstance(value, Feature) and value.base in tensors
+    }
+    batch_axes = {name: builder.bases[base].batch for base, name in tensors.items()}
+    return Capture(graph, gm, nodes, dict(unsupported), calls, views, batch_axes, builder.batch)
+
+
+def _input_width(inputs: Sequence[fx.Node]) -> int:
+    for node in inputs:
+        if (dtype := traced_value(node).dtype).is_floating_point:
+            return int(dtype.itemsize)
+    return _DEFAULT_WIDTH
+
+
+def _live(builder: GraphBuilder) -> list[Draft]:
+    """The operators that something returned depends on."""
+    needed = set(builder.outputs)
+    live = []
+    for draft in reversed(builder.drafts):
+        if draft.writes in needed:
+            needed.update(base for base, _ in draft.reads)
+            live.append(draft)
+    return live[::-1]
+
+
+def _fold_batch_norms(
+    drafts: list[Draft], builder: GraphBuilder, order: OperatorOrder
+) -> list[Draft]:
+    """A convolution and the eval batch norm that alone reads it are one operator.
+
+    Not where something else must run between them. The two vectors of the batch norm become the
+    bias.
+    """
+    readers = Counter(base for draft in drafts for base, _ in draft.reads)
+    writers = {draft.writes: draft for draft in drafts}
+    kept = []
+    for draft in drafts:
+        conv = writers.get(draft.reads[0][0]) if draft.reads else None
+        if (
+            draft.kind == "batch_norm"
+            and draft.in_place
+            and draft.direct
+            and conv is not None
+            and conv.spec.bias is not None
+            and readers[conv.writes] == 1
+            and conv.writes not in builder.outputs
+            and order.joins(draft.nodes[0], conv)
+        ):
+            order.fold(draft, conv)
+            vector = Stored(draft.weights.elements // 2, draft.weights.bytes // 2)
+            conv.weights += vector - conv.spec.bias
+            conv.nodes += draft.nodes
+            conv.calls += draft.calls
+            conv.writes = draft.writes
+        else:
+            kept.append(draft)
+    return kept
+
+
+def _names(drafts: Sequence[Draft]) -> list[str]:
+    """Module path, and the kind where the path alone does not say which operator it is."""
+    kinds: dict[str, set[str]] = {}
+    inside: set[str] = set()
+    for draft in drafts:
+        path = escaped(draft.module)
+        kinds.setdefault(path, set()).add(draft.kind)
+        parts = path.split(".")
+        inside.update(".".join(parts[:n]) for n in range(len(parts)))
+    taken: set[str] = set()
+    names = []
+    for draft in drafts:
+        path, kind = escaped(draft.module), draft.kind
+        leaf = path and path not in inside and len(kinds[path]) == 1
+        names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
+    return names
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """``name``, or with the first free of the suffixes ``_1``, ``_2``, ..."""
+    count, found = 0, name
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    taken.add(found)
+    return found
+
+
+def _op(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, ...]) -> Op:
+    return Op(
+        name=name,
+        kind=draft.kind,
+        reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
+        writes=name,
+        module=escaped(draft.module),
+        weight_elements=draft.weights.elements,
+        weight_bytes=draft.weights.bytes,
+        in_place=draft.in_place,
+        mixes_channels=draft.spec.mixes_channels,
+        groups=draft.spec.groups,
+        reason=draft.reason,
+        after=after,
+    )

@@ -1,0 +1,162 @@
+"""Replaces what has no rule in a Dynamo graph by the ATen operators that it calls.
+
+Dynamo keeps functions such as ``F.multi_head_attention_forward``, ``F.grid_sample`` or ``x.mT`` as
+one node, where ``torch.export`` records the operators behind them. So that both give one operator
+graph, such nodes are traced on their own and replaced, in a copy. Only torch's own functions are:
+what somebody else has put in the graph (``allow_in_graph``) is run as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import tracing
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from torch_getfuse.backend.fx_nodes.effects import storage_of
+from torch_getfuse.backend.fx_nodes.normalize import is_torchs, normalise
+from torch_getfuse.backend.fx_nodes.values import STANDS_FOR, flat_tensors, traced_value
+from torch_getfuse.backend.rules.registry import BY_TARGET, FACTORIES, positional
+
+log = logging.getLogger(__name__)
+
+_KEPT = FACTORIES | {"setitem", "fill", "copy", "tensor", "lstm", "gru"}
+
+
+def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
+    """``gm`` itself, or a copy in which functions of torch without a rule are operators."""
+    found = {node.name: sub for node in gm.graph.nodes if (sub := _trace(node)) is not None}
+    if not found:
+        return gm
+    graph = fx.Graph()
+    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
+    if isinstance(output, tuple):
+        value, old_output = output
+        graph.output(value).meta = dict(old_output.meta)
+    copy = fx.GraphModule(gm, graph)
+    copy.meta = dict(gm.meta)
+    for node in list(graph.nodes):
+        if node.name in found:
+            _splice(copy, node, found[node.name])
+    copy.recompile()
+    return copy
+
+
+def _trace(node: fx.Node) -> fx.GraphModule | None:
+    """The operators behind a node; ``None`` where it is one already, or cannot be traced."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if isinstance(node.target, torch._ops.OperatorBase) or not is_torchs(node.target):
+        return None
+    if not flat_tensors(traced_value(node)):
+        return None
+    inputs = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
+    call = normalise(node, positional)
+    # A number divided by a tensor is a reciprocal and a product.
+    known = call.name in BY_TARGET or call.name in _KEPT
+    if call.name == "div" and not isinstance(call.args.get("input"), fx.Node):
+        known = False
+    if known or not inputs or len(inputs) != len(node.all_input_nodes):
+        return None
+    fakes = [traced_value(n) for n in inputs]
+
+    def run(*tensors: torch.Tensor) -> Any:
+        given = dict(zip(inputs, tensors, strict=True))
+        args = fx.map_arg(node.args, lambda n: given[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: given[n])
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    try:
+        # Inside a backend Dynamo's context holds another fake mode than the one of the trace.
+        with tracing(None), _fake_mode(fakes[0]):
+            traced = make_fx(run, pre_dispatch=True)(*fakes)
+    except Exception as error:
+        # Tracing a stranger's function can raise anything; the node then stays as it is, one
+        # operator without a rule, which capture reports by name.
+        log.debug("%s cannot be taken apart: %r", node.target, error)
+        return None
+    calls = [
+        n for n in traced.graph.nodes if n.op == "call_function" and flat_tensors(n.meta.get("val"))
+    ]
+    if not calls or any(n.op in ("get_attr", "call_module") for n in traced.graph.nodes):
+        return None
+    if any(n.target is node.target for n in calls):
+        return None
+    value = traced_value(node)
+    if isinstance(value, (tuple, list)):
+        # A result within a result (histogramdd's list of edges) is picked apart in two steps.
+        nested = any(isinstance(item, (tuple, list)) for item in value)
+        if nested or not all(_picks(user) for user in node.users):
+            return None
+    return traced
+
+
+def _fake_mode(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    return tensor.fake_mode if isinstance(tensor, FakeTensor) else contextlib.nullcontext()
+
+
+def _picks(user: fx.Node) -> bool:
+    call = normalise(user, positional) if user.op == "call_function" else None
+    return call is not None and call.name == "getitem" and isinstance(call.args["index"], int)
+
+
+def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
+    """Puts the traced operators where ``node`` is."""
+    given = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
+    placed: dict[fx.Node, fx.Node] = {}
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    placed.update(zip(placeholders, given, strict=True))
+    kept: dict[str, Any] = {
+        key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta
+    }
+    result: Any = None
+    stands_for = _replaced_values(node, traced)
+    with gm.graph.inserting_before(node):
+        for inner in traced.graph.nodes:
+            if inner.op == "output":
+                result = inner.args[0]
+            elif inner.op != "placeholder":
+                new = gm.graph.node_copy(inner, _lookup(placed))
+                value = inner.meta.get("val")
+                new.meta = {**kept, "example_value": value}
+                # Views further down are traced over the storage of the node that goes.
+                if same := [
+                    old for t in flat_tensors(value) for old in stands_for.get(storage_of(t), ())
+                ]:
+                    new.meta[STANDS_FOR] = same
+                placed[inner] = new
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(placed[result])
+    else:
+        for user in list(node.users):
+            part = result[user.args[1]]
+            if isinstance(part, fx.Node):
+                user.replace_all_uses_with(placed[part])
+            gm.graph.erase_node(user)
+    gm.graph.erase_node(node)
+
+
+def _replaced_values(node: fx.Node, traced: fx.GraphModule) -> dict[Hashable, list[torch.Tensor]]:
+    """Storages of what the traced operators return -> the traced values of ``node`` itself."""
+    (result,) = traced.graph.output_node().args
+    parts = result if isinstance(result, (tuple, list)) else [result]
+    olds = traced_value(node)
+    found: dict[Hashable, list[torch.Tensor]] = {}
+    for part, old in zip(parts, olds if isinstance(olds, (tuple, list)) else [olds]):
+        if isinstance(part, fx.Node) and isinstance(old, torch.Tensor):
+            for tensor in flat_tensors(part.meta.get("val")):
+                found.setdefault(storage_of(tensor), []).append(old)
+    return found
+
+
+def _lookup(placed: dict[fx.Node, fx.Node]) -> Callable[[fx.Node], fx.Node]:
+    return lambda node: placed[node]

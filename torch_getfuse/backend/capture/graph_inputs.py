@@ -1,0 +1,91 @@
+"""What the tensors are that a graph is given: maps of a batch, one for all samples, or weights.
+
+A trace records shapes and no names of axes, so the batch is inferred: it leads the input of the
+highest rank. What the other inputs are shows in how they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
+from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
+from torch_getfuse.backend.rules.pointwise import pointwise
+from torch_getfuse.backend.rules.registry import BY_TARGET, positional
+
+_WEIGHTS = frozenset(("weight", "bias", "running_mean", "running_var"))
+_WEIGHTED = frozenset(
+    {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
+    | {"convolution", "linear", "prelu", "embedding", "batch_norm", "native_batch_norm"}
+    | {"layer_norm", "group_norm", "instance_norm", "rms_norm"}
+)
+"""Operators whose arguments of these names are weights."""
+_ALIGNED = frozenset(("matmul", "scaled_dot_product_attention"))
+"""Operators beside the elementwise ones that align the shapes of their operands at the end."""
+
+
+def is_weight_argument(node: fx.Node) -> bool:
+    """Whether an input is read as a weight, and as nothing else.
+
+    So are the parameters that ``torch.func.functional_call`` is given as plain tensors.
+    """
+    for user in node.users:
+        call = _call(user)
+        if call is None or call.name not in _WEIGHTED:
+            return False
+        names = {name for name, value in call.args.items() if value is node}
+        if not names or not names <= _WEIGHTS:
+            return False
+    return bool(node.users)
+
+
+def batch_size(inputs: Sequence[fx.Node]) -> int:
+    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map."""
+    best = max(inputs, key=lambda node: int(traced_value(node).dim()), default=None)
+    if best is None or traced_value(best).dim() < 2 or _unbatched(best):
+        return 1
+    return max(1, tensor_info(traced_value(best)).shape[0])
+
+
+def is_for_all_samples(node: fx.Node, batch: int) -> bool:
+    """Whether a map is broadcast along the batch, as a mask or a grid for all samples is.
+
+    Its leading size tells nothing: that of a 16x16 mask is divisible by 8 samples.
+    """
+    rank = traced_value(node).dim()
+    seen: set[fx.Node] = set()
+    found = [node] if batch > 1 else []  # and what is computed from it element by element
+    for value in found:
+        for user in value.users:
+            call, result = _call(user), traced_value(user)
+            if call is None or not isinstance(result, torch.Tensor):
+                continue
+            rule = BY_TARGET.get(call.name)
+            elementwise = rule is not None and rule.rule is pointwise
+            if not elementwise and call.name not in _ALIGNED:
+                continue
+            if result.dim() > rank and tensor_info(result).shape[0] == batch:
+                return True
+            if elementwise and result.dim() == rank and user not in seen:
+                seen.add(user)
+                found.append(user)
+    return False
+
+
+def _call(node: fx.Node) -> Invocation | None:
+    called = node.op in ("call_function", "call_method")
+    return normalise(node, positional) if called else None
+
+
+def _unbatched(node: fx.Node) -> bool:
+    """True where a convolution or pool over n axes reads an input of n + 1 axes."""
+    end = f"{traced_value(node).dim() - 1}d"
+    for user in node.users:
+        name = call.name if (call := _call(user)) is not None else ""
+        slides = ("conv" in name or "pool" in name) and name.endswith(end)
+        if slides and user.args[:1] == (node,):
+            return True
+    return False

@@ -1,0 +1,136 @@
+"""What an FX node stands for: its traced value, its module, and whether it is a weight."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import optimization_hint
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from torch_getfuse.backend.rules.rule import Stored, TensorInfo
+
+_UNKNOWN_SIZE = 64
+"""Stands for a size that depends on data; torch's own hint where it has one."""
+
+_ROOT = re.compile(
+    r"^(?:_export_root|L__self__"
+    r"|L\['(?!self')\w+'\]\[0\](?=$|\.)"  # the first argument of a decorator's (*args, **kwargs)
+    r"|[LG]\[[^\]]*\])(?=$|[.\[])\.?"
+)
+_GETATTR = re.compile(r"getattr\(([^()]*), '([^']*)'\)")
+_NOISE = re.compile(r"@\d+|\.?__closure__\[\d+\]\.cell_contents|\.?_orig_mod\b|\.?_modules\b")
+_CHILD = re.compile(r"""\._modules\[('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")\]""")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_INDEX = re.compile(r"\[['\"]?([^'\"\]]+)['\"]?\]")
+
+
+STANDS_FOR = "torch_getfuse_stands_for"
+"""Metadata of a node that took the place of another: traced values whose storages are its too."""
+
+
+def traced_value(node: fx.Node) -> Any:
+    """The fake value of a node: Dynamo's ``example_value`` or export's ``val``."""
+    value = node.meta.get("example_value")
+    return node.meta.get("val") if value is None else value
+
+
+def has_value(node: fx.Node) -> bool:
+    """True where the trace recorded what the node gives (``None`` counts)."""
+    return "example_value" in node.meta or "val" in node.meta
+
+
+def size_hint(size: int | torch.SymInt) -> int:
+    """A size as a number, without specialising the graph to it."""
+    hint = optimization_hint(size, fallback=_UNKNOWN_SIZE)
+    # The length of a jagged dimension is none: torch's hint for it is a symbol that equals itself.
+    return hint if isinstance(hint, int) else _UNKNOWN_SIZE
+
+
+def tensor_info(tensor: torch.Tensor) -> TensorInfo:
+    """Shape and dtype, symbolic sizes as hints."""
+    return TensorInfo(tuple(size_hint(size) for size in tensor.shape), tensor.dtype)
+
+
+def stored(tensor: torch.Tensor) -> Stored:
+    """Elements and bytes that a traced tensor is stored in: a subclass's, those that it wraps."""
+    outer: Any = tensor
+    if is_traceable_wrapper_subclass(outer):
+        inner, _ = outer.__tensor_flatten__()
+        return Stored.sum(stored(getattr(tensor, name)) for name in inner)
+    elements = math.prod(size_hint(size) for size in tensor.shape)
+    return Stored(elements, elements * tensor.dtype.itemsize)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a traced tensor has one storage of its elements in strides.
+
+    Wrapper subclasses (nested tensors, ...) hide theirs; sparse and opaque tensors have none.
+    """
+    kinds = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer, FakeTensor)
+    return type(tensor) in kinds and tensor.layout is torch.strided
+
+
+def flat_tensors(value: Any) -> list[torch.Tensor]:
+    """All tensors in a traced value, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in flat_tensors(item)]
+    return []
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that a node was traced in; ``""`` for the model itself.
+
+    Dynamo writes ``L['self'].layer1.0``, ``torch.export`` ``layer1.0``, and either may add
+    ``@1`` for a second call.
+    """
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path = str(next(reversed(stack.values()))[0])
+    while (found := _GETATTR.search(path)) is not None:
+        path = f"{path[: found.start()]}{found[1]}.{found[2]}{path[found.end() :]}"
+    if path.startswith(("L[", "G[")):
+        path = _unquoted(path)
+    path = _NOISE.sub("", _ROOT.sub("", path))
+    return _CONTROL.sub("_", _INDEX.sub(r".\1", path)).strip(".")
+
+
+def _unquoted(path: str) -> str:
+    """A path of Dynamo's with the names of children as they are.
+
+    Dynamo escapes a name as in a literal, and writes one with quotes or brackets as a key.
+    """
+    texts = _CHILD.split(path)
+    for at, text in enumerate(texts):
+        if at % 2:
+            texts[at] = f".{ast.literal_eval(text)}"
+        elif "\\" in text:
+            texts[at] = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return "".join(texts)
+
+
+def mark_weight(node: fx.Node) -> None:
+    """Make a placeholder one that :func:`is_dynamo_weight` takes for a weight."""
+    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
+def is_dynamo_weight(node: fx.Node) -> bool:
+    """Whether a placeholder of a Dynamo graph is a parameter, a buffer or a module's attribute.
+
+    Private to torch, hence in one place and pinned by a test: ``_dynamo_static_input_type``
+    marks parameters and buffers; the guard source of everything that is reached through a
+    module says so too.
+    """
+    tensor_dict = node.meta.get("tensor_dict") or {}
+    if tensor_dict.get("_dynamo_static_input_type") is not None:
+        return True
+    guard = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
+    return guard is not None and "NN_MODULE" in guard.name

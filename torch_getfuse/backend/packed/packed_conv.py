@@ -1,0 +1,196 @@
+"""Convolutions as oneDNN runs them best: weights reordered once, what follows fused in.
+
+A :class:`PackedConv` stands for a convolution, the eval batch norm after it, an activation, and a
+residual addition. Its weights are inputs of the graph: :mod:`weight_store` sees to it that what
+was folded and reordered is what a call gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A oneDNN post-operator.
+
+    Attributes:
+        name: as ``mkldnn::_convolution_pointwise`` calls it.
+        scalars: its parameters.
+        algorithm: of gelu, ``"none"`` or ``"tanh"``.
+    """
+
+    name: str = "none"
+    scalars: tuple[float, ...] = ()
+    algorithm: str = ""
+
+    @property
+    def follows_addition(self) -> bool:
+        """Whether oneDNN also runs it after a fused addition."""
+        return self.name in ("none", "relu")
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """What does not change from call to call; pairs are (rows, columns).
+
+    Attributes:
+        input_size: of one whole image ``(1, C, H, W)``. oneDNN may choose the layout of packed
+            weights by it; inputs of other heights are still right.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    input_size: tuple[int, int, int, int]
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a matrix product over channels, position by position."""
+        return (self.kernel, self.stride, self.padding, self.groups) == ((1, 1), (1, 1), (0, 0), 1)
+
+
+class NotFinite(Exception):
+    """Weights or inputs hold infinities or NaN.
+
+    oneDNN's activations hide them (its ReLU of NaN is 0, torch's is NaN), so only eager is right.
+    """
+
+
+class Affine:
+    """Bias and batch norm of a convolution as one factor and one summand per channel.
+
+    Args:
+        given: which vectors there are: the bias of the convolution, and mean, variance, weight and
+            bias of the batch norm if there is one.
+        epsilon: of the batch norm; ``None`` for no batch norm.
+    """
+
+    def __init__(self, given: Sequence[bool], epsilon: float | None) -> None:
+        self._given = tuple(given)
+        self._epsilon = epsilon
+
+    def fold(self, vectors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Factor (``None`` for 1) and summand (``None`` for 0) from the vectors that there are.
+
+        With batch norm in float32 whatever the weights are: a bfloat16 fold would round twice.
+        """
+        parts = iter(vectors)
+        bias, *norm = (next(parts) if given else None for given in self._given)
+        if self._epsilon is None:
+            return None, bias
+        mean, variance, scale, shift = norm
+        assert mean is not None
+        assert variance is not None
+        factor = torch.rsqrt(variance.float() + self._epsilon)
+        if scale is not None:
+            factor = factor * scale.float()
+        start = -mean.float() if bias is None else bias.float() - mean.float()
+        summand = start * factor
+        return factor, summand if shift is None else summand + shift.float()
+
+
+class Packed(NamedTuple):
+    """Weights made ready."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class PackedConv:
+    """One convolution with its post-operators; safe to call from several threads.
+
+    A 1x1 convolution runs as oneDNN's linear operator, which costs less per call.
+
+    Args:
+        shape: kernel, stride and so on.
+        activation: applied last.
+        affine: its bias and the folded batch norm.
+        adds: whether a second map is added before the activation.
+    """
+
+    def __init__(
+        self, shape: ConvShape, activation: Activation, affine: Affine, adds: bool
+    ) -> None:
+        self.shape = shape
+        self.activation = activation
+        self.affine = affine
+        self.adds = adds
+        # oneDNN's linear operator adds last, so an activation after the addition is not its.
+        self.linear = shape.is_linear and not (adds and activation.name != "none")
+        stride, dilation = list(shape.stride), list(shape.dilation)
+        self._whole: tuple[Any, ...] = (list(shape.padding), stride, dilation, shape.groups)
+        self._rows: tuple[Any, ...] = ([0, shape.padding[1]], stride, dilation, shape.groups)
+        self._post = (activation.name, list(activation.scalars), activation.algorithm)
+        after = None if activation.name == "none" else activation.name
+        self._after_addition: tuple[Any, ...] = ("add", 1.0, after, [], "")
+
+    def prepare(self, weight: Tensor, vectors: Sequence[Tensor]) -> Packed:
+        """Weights folded and reordered.
+
+        Args:
+            weight: of the convolution.
+            vectors: of its bias and batch norm, those that there are.
+
+        Raises:
+            NotFinite: where they hold infinities or NaN.
+        """
+        factor, bias = self.affine.fold(vectors)
+        if bias is not None:
+            bias = bias.to(weight.dtype)
+        if factor is not None:
+            weight = (weight.float() * factor[:, None, None, None]).to(weight.dtype)
+        if not all_finite([value.sum() for value in (weight, bias) if value is not None]):
+            raise NotFinite
+        _, _, rows, cols = size = self.shape.input_size
+        if self.linear:
+            matrix = weight.reshape(weight.shape[0], -1).contiguous()
+            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows * cols)
+        else:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
+                weight.contiguous(), *self._whole, list(size)
+            )
+        return Packed(packed, None if bias is None else bias.contiguous())
+
+    def whole(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``."""
+        return self._run(self._whole, packed, x, other)
+
+    def rows(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """The rows that a block of input rows gives, which holds its vertical padding already."""
+        return self._run(self._rows, packed, x, other)
+
+    def _run(
+        self, window: tuple[Any, ...], packed: Packed, x: Tensor, other: Tensor | None
+    ) -> Tensor:
+        weight, bias = packed.weight, packed.bias
+        if self.linear:
+            flat = x.permute(0, 2, 3, 1)
+            if other is None:
+                out: Tensor = _linear(flat, weight, bias, *self._post)
+            else:
+                out = _linear_add(flat, other.permute(0, 2, 3, 1), weight, bias, "add")
+            return out.permute(0, 3, 1, 2)
+        if other is None:
+            found: Tensor = _conv(x, weight, bias, *window, *self._post)
+        else:
+            found = _conv_add(x, other, weight, bias, *window, *self._after_addition)
+        return found
+
+
+def all_finite(sums: Sequence[Tensor]) -> bool:
+    """Whether sums are finite: no summand of theirs was infinite or NaN then."""
+    return not sums or bool(torch.stack(list(sums)).sum().isfinite())
+
+
+_conv = torch.ops.mkldnn._convolution_pointwise.default
+_conv_add = torch.ops.mkldnn._convolution_pointwise.binary
+_linear = torch.ops.mkldnn._linear_pointwise.default
+_linear_add = torch.ops.mkldnn._linear_pointwise.binary

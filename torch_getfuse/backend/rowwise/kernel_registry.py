@@ -1,0 +1,80 @@
+"""Operator -> kernel that computes it by rows (:mod:`kernels`)."""
+
+from __future__ import annotations
+
+from torch_getfuse.backend.capture.capture import Capture
+from torch_getfuse.backend.fx_nodes.normalize import normalise
+from torch_getfuse.backend.rowwise import reduction_kernels, spatial_kernels
+from torch_getfuse.backend.rowwise.calls import NoRowKernel
+from torch_getfuse.backend.rowwise.kernels import (
+    Accumulator,
+    CallKernel,
+    RowKernel,
+    Site,
+    WholeKernel,
+)
+from torch_getfuse.backend.rules import pointwise
+from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.ir import Op, WindowKind
+
+_BROADCASTS = frozenset(
+    target
+    for rule in pointwise.RULES
+    if rule.rule is pointwise.pointwise
+    for target in rule.targets
+) | {"cat", "max", "min"}
+_PRODUCTS = frozenset(
+    ("matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", "baddbmm", "addmm", "addbmm")
+) | {"bilinear", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
+
+
+def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
+    """The kernel of an operator.
+
+    Args:
+        capture: in whose graph the operator's nodes are.
+        op: the operator.
+
+    Raises:
+        NoRowKernel: where it cannot be computed by rows or whole; says which operator and why.
+    """
+    calls = capture.calls.get(op.name)
+    if not calls:
+        raise NoRowKernel(f"{op.name} ({op.kind}) writes into a part of a tensor in place")
+    name = normalise(calls[0].node, positional).name
+    site = Site(capture, op, calls[0], calls[1:], name in _BROADCASTS)
+    if capture.samples > 1:
+        _refuse_mixing(site, name)
+    reads = range(len(op.reads))
+    if any(op.reads[k].window.kind is WindowKind.REDUCE and site.held(k) for k in reads):
+        return reduction_kernels.make(site, name)
+    spatial = spatial_kernels.make(site, name)
+    if spatial is not None:
+        return spatial
+    held = [site.held(k) for k in reads]
+    if all(held) or (any(held) and not site.broadcasts):
+        if not all(held) and any(site.source(k).rows > 1 for k in reads if not held[k]):
+            raise NoRowKernel(f"{op.name} ({op.kind}) needs all of one input for a row of another")
+        return WholeKernel(site)
+    operands = site.operands()
+    if all(operand.axis is None for operand in operands) and site.target.rows > 1:
+        return WholeKernel(site)
+    return CallKernel(site, operands)
+
+
+def _refuse_mixing(site: Site, name: str) -> None:
+    """Image by image, an operator must give each sample what it gives in the batch."""
+    what = f"{site.op.name} ({site.op.kind})"
+    if site.op.reason.startswith("no rule"):
+        raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
+    views = [view for _, view in site.core.operands]
+    dims = reduction_kernels.axes_of(normalise(site.core.node, positional).args)
+    for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
+        if isinstance(dim, int) and views[0].batch == dim % len(views[0].layout.axes):
+            raise NoRowKernel(f"{what} runs along the batch")
+    if name in _PRODUCTS:
+        alone = len(views) == 1 or all(v.batch == 0 and len(v.layout.axes) > 2 for v in views)
+        if name not in ("matmul", "bmm", "mm", "scaled_dot_product_attention") or not alone:
+            raise NoRowKernel(
+                f"{what} multiplies whole tensors, and may mix the samples of a batch"
+            )

@@ -1,0 +1,109 @@
+"""What row kernels of sliding operators share: the axis of rows, and rows beyond the map."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from torch_getfuse.backend.fx_nodes.normalize import normalise
+from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
+from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values
+from torch_getfuse.backend.rowwise.kernels import RowKernel, Site
+from torch_getfuse.backend.rowwise.operand_views import Operand
+from torch_getfuse.backend.rules.registry import positional
+
+
+class SpatialKernel(RowKernel):
+    """One feature map, of which the axis before ``axes - 1`` others is that of rows.
+
+    Attributes:
+        args: the call's arguments by name; weights are nodes.
+        axes: axes of the map.
+        axis: the axis of rows.
+        size: rows of the operand.
+    """
+
+    def __init__(self, site: Site, axes: int) -> None:
+        node, _ = site.core.operands[0]
+        self.args = dict(normalise(site.core.node, positional).args)
+        self.axes = axes
+        self.axis = site.rank - axes
+        try:
+            operands = site.operands(axis=self.axis)
+        except NoRowKernel:
+            if site.source(0).rows > 1:
+                raise
+            operands = site.operands(by_rows=False)
+        super().__init__(site, operands)
+        if len(operands) != 1 or operands[0].axis not in (None, self.axis):
+            raise NoRowKernel(
+                f"{self.op.name} ({self.op.kind}): the rows of {node.name} lie across"
+            )
+        self.operand = operands[0]
+        self.size = self.operand.shape[self.axis]
+        self.columns = self.operand.shape[self.axis + 1 :]
+
+    def rows(
+        self, values: Values, inputs: Sequence[torch.Tensor], low: int, high: int
+    ) -> torch.Tensor:
+        """As :meth:`RowKernel.rows`; an operand taken whole is cut to the rows needed."""
+        begin, end = self.operand_rows(self.operand, low, high)
+        first, _ = self.needs(0, low, high)
+        block = self.operand.take(inputs[0], first, begin, end)
+        if self.operand.axis is None:
+            block = block.narrow(self.axis, begin, end - begin)
+        found = self.compute(values, {self.operand.node: block}, low, high)
+        return self._finish(values, found)
+
+    def _block(self, blocks: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
+        return blocks[self.operand.node]
+
+    def _pad_rows(
+        self, block: torch.Tensor, above: int, below: int, value: float = 0.0
+    ) -> torch.Tensor:
+        if not above and not below:
+            return block
+        return F.pad(block, (0, 0) * (self.axes - 1) + (above, below), value=value)
+
+
+class SlidingKernel(SpatialKernel):
+    """Output row ``r`` needs rows ``r*stride - padding`` and on, ``dilation`` apart."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+
+    def _span(self, low: int, high: int) -> tuple[int, int]:
+        begin = low * self.stride - self.padding
+        return begin, (high - 1) * self.stride - self.padding + self.dilation * (
+            self.kernel - 1
+        ) + 1
+
+    def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
+        """The window, clipped to the map."""
+        begin, end = self._span(low, high)
+        begin = min(max(0, begin), self.size)
+        return begin, max(begin, min(end, self.size))
+
+    def padded(self, block: torch.Tensor, low: int, high: int, value: float = 0.0) -> torch.Tensor:
+        """The rows of the window with those above and below the map."""
+        begin, end = self._span(low, high)
+        have, until = self.operand_rows(self.operand, low, high)
+        if until == have:
+            return self._pad_rows(block, 0, end - begin, value)
+        return self._pad_rows(block, have - begin, end - until, value)
+
+
+def or_default(value: Any, default: Any) -> Any:
+    """``value``, or ``default`` where an argument is left out."""
+    return default if value is None else value
+
+
+def node_shape(node: fx.Node) -> tuple[int, ...]:
+    """The traced shape of a weight."""
+    return tensor_info(traced_value(node)).shape

@@ -1,0 +1,311 @@
+"""Rules of calls that are no operators: views, and what does nothing in eval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_getfuse.backend.rules.rule import (
+    Alias,
+    Call,
+    Operand,
+    OpRule,
+    Run,
+    Sample,
+    Spec,
+    no_rule,
+)
+from torch_getfuse.backend.rules.view_windows import Layout
+
+_MAP = (4, 6, 7)
+Change = Callable[[Layout], Layout]
+
+
+# Made by functions, so that each holds its own numbers and not those of the loop around it.
+def _sliced(axis: int, start: int, size: int, step: int = 1) -> Change:
+    return lambda layout: layout.slice(axis, start, size, step)
+
+
+def _unsqueezed(axis: int) -> Change:
+    return lambda layout: layout.unsqueeze(axis)
+
+
+def _selected(axis: int) -> Change:
+    return lambda layout: layout.select(axis)
+
+
+def _same(call: Call) -> Alias:
+    return Alias(call.operands[0], (lambda layout: layout,))
+
+
+def _reshape(call: Call) -> Alias | Spec:
+    operand = call.operands[0]
+    if call.outputs[0].dtype != operand.info.dtype:
+        return no_rule(call)  # view(dtype) looks at the bits.
+    shape = call.shape
+    return Alias(operand, (lambda layout: layout.reshape(shape),))
+
+
+def _expand(call: Call) -> Alias:
+    shape = call.shape
+    return Alias(call.operands[0], (lambda layout: layout.expand(shape),))
+
+
+def _permute(call: Call) -> Alias:
+    operand = call.operands[0]
+    dims = [int(dim) for dim in call.args["dims"]]
+    return Alias(operand, (lambda layout: layout.permute(dims),))
+
+
+def _transpose(call: Call) -> Alias:
+    operand = call.operands[0]
+    dims = list(range(operand.rank))
+    if call.name in ("t", "numpy_T"):
+        dims.reverse()
+    elif dims:  # a scalar has no axes to swap, though torch takes dim 0 and -1 for it
+        one, two = call.get("dim0", -1), call.get("dim1", -2)
+        dims[one], dims[two] = dims[two], dims[one]
+    return Alias(operand, (lambda layout: layout.permute(dims),))
+
+
+def _movedim(call: Call) -> Alias:
+    operand = call.operands[0]
+
+    def axes(name: str) -> list[int]:
+        value = call.args[name]
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        return [int(v) % operand.rank for v in values]
+
+    source, target = axes("source"), axes("destination")
+    left = [axis for axis in range(operand.rank) if axis not in source]
+    placed = dict(zip(target, source, strict=True))
+    dims = [placed[i] if i in placed else left.pop(0) for i in range(operand.rank)]
+    return Alias(operand, (lambda layout: layout.permute(dims),))
+
+
+def _unsqueeze(call: Call) -> Alias:
+    return Alias(call.operands[0], (_unsqueezed(int(call.args["dim"])),))
+
+
+def _squeeze(call: Call) -> Alias:
+    dims = call.dims()
+    return Alias(call.operands[0], (lambda layout: layout.squeeze(dims),))
+
+
+def _select(call: Call) -> Alias:
+    return Alias(call.operands[0], (_selected(int(call.args["dim"])),))
+
+
+def _slice(call: Call) -> Alias | Spec:
+    """``slice(dim, start, end, step)`` and ``narrow(dim, start, length)``."""
+    operand = call.operands[0]
+    if isinstance(call.args.get("start"), Operand):
+        return no_rule(call)  # where it starts is known when it runs
+    dim = int(call.get("dim", 0))
+    size, kept = operand.shape[dim], call.shape[dim]
+    start = int(call.get("start", 0))
+    start = min(max(start + size if start < 0 else start, 0), size)
+    step = int(call.get("step", 1))
+    return Alias(operand, (_sliced(dim, start, kept, step),))
+
+
+def _split(call: Call) -> Alias:
+    """``chunk``, ``split``, ``tensor_split``: runs of one axis after each other."""
+    operand = call.operands[0]
+    dim = int(call.get("dim", 0)) % operand.rank
+    changes: list[Change] = []
+    start = 0
+    for output in call.outputs:
+        size = output.shape[dim]
+        changes.append(_sliced(dim, start, size))
+        start += size
+    return Alias(operand, tuple(changes))
+
+
+def _unbind(call: Call) -> Alias:
+    change = _selected(int(call.get("dim", 0)))
+    return Alias(call.operands[0], (change,) * len(call.outputs))
+
+
+def _getitem(call: Call) -> Alias | Spec:
+    """Basic indexing; an index that is a tensor or a list gathers, for which there is no rule."""
+    operand, index = call.args["input"], call.args["index"]
+    parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
+    if not all(p is None or p is Ellipsis or type(p) in (int, slice) for p in parts):
+        return no_rule(Call("index", call.args, call.outputs))
+    named = sum(type(p) in (int, slice) for p in parts)
+    if Ellipsis not in parts:
+        parts = (*parts, Ellipsis)
+    steps: list[Change] = []
+    axis, old = 0, 0
+    for part in parts:
+        if part is None:
+            steps.append(_unsqueezed(axis))
+            axis += 1
+        elif part is Ellipsis:
+            axis += operand.rank - named
+            old += operand.rank - named
+        elif isinstance(part, slice):
+            positions = range(operand.shape[old])[part]
+            steps.append(_sliced(axis, positions.start, len(positions), positions.step))
+            axis, old = axis + 1, old + 1
+        else:
+            steps.append(_selected(axis))
+            old += 1
+
+    def change(layout: Layout) -> Layout:
+        for step in steps:
+            layout = step(layout)
+        return layout
+
+    return Alias(operand, (change,))
+
+
+def _sample(function: Callable[..., Any]) -> Sample:
+    return Sample(lambda: Run(function), (_MAP,))
+
+
+def _shuffle(x: torch.Tensor) -> torch.Tensor:
+    x = x.relu()
+    y = x.view(x.shape[0], 2, 2, 6, 7).transpose(1, 2).contiguous()
+    return torch.nn.functional.max_pool2d(y.view(x.shape[0], 4, 6, 7), 3)
+
+
+RULES: tuple[OpRule, ...] = (
+    OpRule(
+        "alias",
+        (
+            "contiguous",
+            "clone",
+            "detach",
+            "alias",
+            "lift_fresh",
+            "lift_fresh_copy",
+            "positive",
+            "requires_grad_",
+            "cpu",
+            "cuda",
+            "identity",
+            "view_as_real_copy",
+            "resolve_conj",
+            "resolve_neg",
+            "lift",
+        ),
+        _same,
+        Sample(lambda: nn.Sequential(nn.Identity(), Run(lambda x: x.clone().relu())), (_MAP,)),
+    ),
+    OpRule(
+        "reshape",
+        ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"),
+        _reshape,
+        _sample(_shuffle),
+        ("input", "*shape"),
+    ),
+    OpRule(
+        "expand",
+        ("expand", "expand_as", "broadcast_to"),
+        _expand,
+        _sample(lambda x: x * x[:, :1].expand(-1, 4, -1, -1)),
+        ("input", "*size"),
+    ),
+    OpRule(
+        "permute",
+        ("permute",),
+        _permute,
+        _sample(lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2) + x),
+        ("input", "*dims"),
+    ),
+    OpRule(
+        "transpose",
+        ("transpose", "t", "numpy_T", "mT", "mH", "matrix_H", "adjoint"),
+        _transpose,
+        _sample(lambda x: x.transpose(1, 2).relu() + 1),
+        ("input", "dim0", "dim1"),
+    ),
+    OpRule(
+        "movedim",
+        ("movedim",),
+        _movedim,
+        _sample(lambda x: x.movedim(1, -1).softmax(-1).movedim((3, 1), (1, 2))),
+        ("input", "source", "destination"),
+    ),
+    OpRule(
+        "unsqueeze",
+        ("unsqueeze",),
+        _unsqueeze,
+        _sample(lambda x: (x.unsqueeze(2) + 1).squeeze(2)),
+        ("input", "dim"),
+    ),
+    OpRule(
+        "squeeze",
+        ("squeeze",),
+        _squeeze,
+        _sample(lambda x: x.mean((2, 3), True).squeeze(-1).squeeze(2).relu()),
+        ("input", "dim"),
+    ),
+    OpRule(
+        "select",
+        ("select",),
+        _select,
+        _sample(lambda x: x[:, 1].relu() + x.select(1, 2) * x[:, 0, :1]),
+        ("input", "dim", "index"),
+    ),
+    OpRule(
+        "slice",
+        ("slice", "narrow"),
+        _slice,
+        _sample(lambda x: x[:, 1:3, 1:-1, ::2].relu() + x.narrow(2, 2, 4)[:, :2, :, :4]),
+        ("input", "dim", "start", "length"),
+    ),
+    OpRule(
+        "split",
+        ("chunk", "split", "tensor_split"),
+        _split,
+        _sample(lambda x: x.chunk(2, 1)[1] + x.split([2, 2], 1)[0] * x.split(3, 2)[1][:, :2, :1]),
+        ("input", "sizes", "dim"),
+    ),
+    OpRule(
+        "unbind",
+        ("unbind",),
+        _unbind,
+        _sample(lambda x: x.unbind(1)[2] * 2),
+        ("input", "dim"),
+    ),
+    OpRule(
+        "getitem",
+        ("getitem",),
+        _getitem,
+        _sample(lambda x: x[:, None, ..., 1:, 2:5].tanh()),
+        ("input", "index"),
+    ),
+)
+"""Calls that alias their operand."""
+
+EXTRA_SAMPLES: dict[str, Sample] = {
+    "crop, convolution": Sample(
+        lambda: nn.Sequential(Run(lambda x: x[:, :, 1::2, 1:]), nn.Conv2d(4, 3, 3, 2, 1)),
+        ((4, 13, 12),),
+    ),
+    "one row": Sample(lambda: Run(lambda x: x[:, :, 2].relu() + x[:, :, -1]), (_MAP,)),
+    "crop at the start": Sample(lambda: Run(lambda x: x[:, :, :4, :5] * 2), (_MAP,)),
+    "crop, pool": Sample(
+        lambda: nn.Sequential(Run(lambda x: x[..., 2:-2, 1:-1]), nn.MaxPool2d(2)), ((3, 12, 12),)
+    ),
+    "rows into columns": Sample(
+        lambda: Run(lambda x: x.view(x.shape[0], 4, 3, 14).relu() + 1), (_MAP,)
+    ),
+    "tokens and back": Sample(
+        lambda: Run(
+            lambda x: x.flatten(2).transpose(1, 2).reshape(-1, 6, 7, 4).permute(0, 3, 1, 2).relu()
+        ),
+        (_MAP,),
+    ),
+    "windows": Sample(
+        lambda: Run(lambda x: x.view(-1, 4, 3, 2, 7, 1).permute(0, 2, 4, 3, 5, 1).softmax(-1)),
+        (_MAP,),
+    ),
+}
+"""Further variants, for the conformance test."""

@@ -1,0 +1,255 @@
+"""Rules of operators that take in whole axes: reductions, softmax, norms, linear, attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from torch_getfuse.backend.rules.pointwise import pointwise
+from torch_getfuse.backend.rules.rule import (
+    Call,
+    Operand,
+    OpRule,
+    Reading,
+    Run,
+    Sample,
+    Spec,
+    held_axes,
+    whole,
+)
+from torch_getfuse.backend.rules.view_windows import Access, All, Along
+
+_MAP = (4, 6, 7)
+
+
+def reduction(call: Call) -> Spec:
+    """Over some axes; each position is taken in as it arrives."""
+    operand: Operand = call.args["input"]
+    if isinstance(call.args.get("dim"), bool):  # var(x, unbiased) has no axes, so it takes all
+        call = replace(call, args={**call.args, "dim": None})
+    gone = set(call.dims())
+    keep = bool(call.get("keepdim", False))
+    accesses: list[Access] = []
+    place = 0
+    for axis in range(operand.rank):
+        if axis in gone:
+            accesses.append(All(reduce=True))
+            place += keep
+        else:
+            accesses.append(Along(place))
+            place += 1
+    kind = {"linalg_vector_norm": "norm"}.get(call.name, call.name)
+    return Spec(kind, (Reading(operand, tuple(accesses)),))
+
+
+def _extremum(call: Call) -> Spec:
+    """``torch.max`` of two tensors; with a dimension it is a reduction."""
+    other = call.args.get("other", call.args.get("dim"))
+    if isinstance(other, Operand):
+        kind = "maximum" if call.name == "max" else "minimum"
+        return Spec(kind, pointwise(call).reads, in_place=True)
+    return reduction(call)
+
+
+def _softmax(call: Call) -> Spec:
+    if call.get("dim") is None:  # F.softmax's own choice of axis, of which it warns
+        call = replace(call, args={**call.args, "dim": 0 if call.rank in (0, 1, 3) else 1})
+    return held_axes(call, call.name, call.dims())
+
+
+def _scan(call: Call) -> Spec:
+    """A running sum needs all positions before its own; no window says that."""
+    return held_axes(call, call.name, call.dims())
+
+
+def _layer_norm(call: Call) -> Spec:
+    operand: Operand = call.args["input"]
+    over = call.args.get("normalized_shape", (0,))
+    axes = len(over) if isinstance(over, (list, tuple)) else 1
+    inner = Call(call.name, {"input": operand}, call.outputs)
+    spec = held_axes(inner, call.name, range(operand.rank - axes, operand.rank))
+    return spec
+
+
+def _channel_norm(call: Call) -> Spec:
+    """Group and instance norm: statistics over the whole map of a group of channels."""
+    operand: Operand = call.args["input"]
+    inner = Call(call.name, {"input": operand}, call.outputs)
+    return held_axes(inner, call.name, range(1, operand.rank))
+
+
+def _linear(call: Call) -> Spec:
+    """A linear layer takes in the last axis as it arrives."""
+    operand, weight = call.args["input"], call.args["weight"]
+    if operand.weight or not weight.weight:
+        return whole(call, "linear", mixes=True)
+    accesses: list[Access] = [Along(axis) for axis in range(operand.rank)]
+    accesses[-1] = All(reduce=True)
+    return Spec("linear", (Reading(operand, tuple(accesses)),), mixes_channels=True)
+
+
+def _matmul(call: Call) -> Spec:
+    """With a matrix of weights on the right like a linear layer; else whole operands."""
+    left, right = call.args.get("input"), call.args.get("other", call.args.get("mat2"))
+    if (
+        isinstance(left, Operand)
+        and isinstance(right, Operand)
+        and not left.weight
+        and right.weight
+        and right.rank == 2
+        and left.rank > 1
+    ):
+        accesses: list[Access] = [Along(axis) for axis in range(left.rank)]
+        accesses[-1] = All(reduce=True)
+        return Spec(call.name, (Reading(left, tuple(accesses)),), mixes_channels=True)
+    return whole(call, call.name, mixes=True)
+
+
+def _everything(call: Call) -> Spec:
+    """Products of whole operands."""
+    return whole(call, call.name, mixes=True)
+
+
+def _reduce_channels(name: str) -> Run:
+    """A sample; ``any`` and ``all`` want truth values."""
+    logical = name in ("any", "all")
+    return Run(lambda x: getattr(torch, name)((x > 0) if logical else x, 1))
+
+
+_REDUCTIONS = (
+    *("mean", "sum", "amax", "amin", "prod", "any", "all", "logsumexp", "var", "std"),
+    *("argmax", "argmin", "nansum", "count_nonzero"),
+)
+
+RULES: tuple[OpRule, ...] = (
+    *(
+        OpRule(
+            name,
+            (name,),
+            reduction,
+            Sample(partial(_reduce_channels, name), (_MAP,)),
+            ("input", "dim", *(("unbiased",) if name in ("var", "std") else ()), "keepdim"),
+        )
+        for name in _REDUCTIONS
+    ),
+    OpRule(
+        "norm",
+        ("norm", "linalg_vector_norm"),
+        reduction,
+        Sample(lambda: Run(lambda x: F.normalize(x, dim=1)), (_MAP,)),
+        ("input", "ord", "dim", "keepdim"),
+    ),
+    OpRule(
+        "std_mean",
+        ("std_mean", "var_mean"),
+        reduction,
+        Sample(lambda: Run(lambda x: torch.std_mean(x, (2, 3), keepdim=True)[1] + x), (_MAP,)),
+        ("input", "dim", "correction", "keepdim"),
+    ),
+    OpRule(
+        "maximum, minimum",
+        ("max", "min"),
+        _extremum,
+        Sample(lambda: Run(lambda x, y: torch.max(x, y) + x.amax((2, 3), True)), (_MAP, _MAP)),
+        ("input", "dim", "keepdim"),
+    ),
+    OpRule(
+        "softmax",
+        ("softmax", "log_softmax"),
+        _softmax,
+        Sample(lambda: nn.Sequential(nn.Softmax(1), nn.LogSoftmax(1)), (_MAP,)),
+        ("input", "dim"),
+    ),
+    OpRule(
+        "cumsum",
+        ("cumsum", "cumprod", "cummax", "sort", "logcumsumexp"),
+        _scan,
+        Sample(lambda: Run(lambda x: x.cumsum(1) + x.cumprod(2)), (_MAP,)),
+        ("input", "dim"),
+    ),
+    OpRule(
+        "layer_norm",
+        ("layer_norm", "rms_norm", "native_layer_norm"),
+        _layer_norm,
+        Sample(
+            lambda: Run(
+                lambda x, w, b: F.layer_norm(x.permute(0, 2, 3, 1), (4,), w, b), (4,), (4,)
+            ),
+            (_MAP,),
+        ),
+        ("input", "normalized_shape", "weight", "bias"),
+    ),
+    OpRule(
+        "group_norm",
+        ("group_norm", "instance_norm", "native_group_norm"),
+        _channel_norm,
+        Sample(lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)), (_MAP,)),
+        ("input", "num_groups", "weight", "bias"),
+    ),
+    OpRule(
+        "linear",
+        ("linear",),
+        _linear,
+        Sample(lambda: Run(lambda x, w: F.linear(x.permute(0, 2, 3, 1), w), (5, 4)), (_MAP,)),
+        ("input", "weight", "bias"),
+    ),
+    OpRule(
+        "matmul",
+        ("matmul", "mm", "bmm"),
+        _matmul,
+        Sample(
+            lambda: Run(lambda x, w: (x.permute(0, 2, 3, 1) @ w) @ x.new_ones(1, 5, 3), (4, 5)),
+            (_MAP,),
+        ),
+        ("input", "other"),
+    ),
+    OpRule(
+        "attention",
+        (
+            "scaled_dot_product_attention",
+            "einsum",
+            "baddbmm",
+            "addmm",
+            "addbmm",
+            "bilinear",
+            "_native_multi_head_attention",
+            "_transformer_encoder_layer_fwd",
+        ),
+        _everything,
+        Sample(
+            lambda: Run(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1)), ((2, 6, 4),)
+        ),
+        ("query", "key", "value"),
+    ),
+)
+"""Operators that need whole axes of their inputs."""
+
+EXTRA_SAMPLES: dict[str, Sample] = {
+    "mean of the map": Sample(lambda: Run(lambda x: x.mean((2, 3))), (_MAP,)),
+    "variance of all": Sample(lambda: Run(lambda x: torch.var(x, True) + x.std(False)), (_MAP,)),
+    "variance, by position": Sample(
+        lambda: Run(lambda x: x.var(1, False, True) + x.std((2, 3), True)[:, :, None, None]),
+        (_MAP,),
+    ),
+    "mean of all": Sample(lambda: Run(lambda x: x.mean() + x), (_MAP,)),
+    "sum of columns": Sample(lambda: Run(lambda x: x.sum(-1)), (_MAP,)),
+    "sum of rows": Sample(lambda: Run(lambda x: x.sum(2)), (_MAP,)),
+    "max of columns": Sample(lambda: Run(lambda x: x.max(3)[0]), (_MAP,)),
+    "softmax of columns": Sample(lambda: nn.Softmax(3), (_MAP,)),
+    "softmax of the map": Sample(lambda: Run(lambda x: x.flatten(2).softmax(-1)), (_MAP,)),
+    "layer norm of the map": Sample(lambda: nn.LayerNorm(_MAP), (_MAP,)),
+    "linear of columns": Sample(lambda: nn.Linear(7, 5), (_MAP,)),
+    "flatten, linear": Sample(lambda: nn.Sequential(nn.Flatten(), nn.Linear(168, 5)), (_MAP,)),
+    "linear, softmax": Sample(lambda: nn.Sequential(nn.Linear(8, 5), nn.Softmax(-1)), ((8,),)),
+    "response norm": Sample(lambda: nn.LocalResponseNorm(3), (_MAP,)),
+    "topk": Sample(lambda: Run(lambda x: torch.topk(x, 2, 1)[0]), (_MAP,)),
+    "roll": Sample(lambda: Run(lambda x: torch.roll(x, 1, 2)), (_MAP,)),
+    "attention": Sample(
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), ((5, 8),)
+    ),
+}
+"""Further variants, for the conformance test."""

@@ -1,0 +1,107 @@
+"""Partition plan and capture -> the captured graph with one child per fusion group."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from torch import fx
+
+from torch_getfuse.backend.capture.capture import Capture
+from torch_getfuse.backend.capture.graph_values import CoreCall
+from torch_getfuse.backend.fx_nodes.effects import written_at
+from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.partition.plan import PartitionPlan
+
+
+def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
+    """The captured FX graph with one child per fusion group, and one per unfusable operator.
+
+    Raises:
+        PlanError: if mutation of shared storage makes the plan's order impossible.
+    """
+    children = children_of(capture, plan)
+    return split_graph_module(capture.graph_module, list(children.values()), list(children))
+
+
+def children_of(capture: Capture, plan: PartitionPlan) -> dict[str, list[fx.Node]]:
+    """Name of each child -> its nodes: the fusion groups, then the unfusable operators."""
+    return {
+        name: [node for op in ops for node in capture.nodes[op]]
+        for name, ops in _children(plan).items()
+    }
+
+
+def _children(plan: PartitionPlan) -> dict[str, tuple[str, ...]]:
+    """Name of each child -> its operators."""
+    named = {f"fusion_group_{k}": group.ops for k, group in enumerate(plan.groups)}
+    return {**named, **{f"unfusable_{k}": (op,) for k, op in enumerate(plan.unfusable)}}
+
+
+def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
+    """The capture in a copy of its graph where each child views tensors for itself.
+
+    A view belongs to the operator that wrote its tensor, so a child would be given views of the
+    tensors of another child: halves, flattened maps. In the copy, a child that reads such a view
+    is given the tensor and makes the view itself, so that what crosses the border is what the
+    plan counts. Not where the tensor is changed in place between the view and its reader.
+    """
+    gm = capture.graph_module
+    graph = fx.Graph()
+    graph.set_codegen(copy.copy(gm.graph._codegen))  # how an exported program is called
+    placed: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(gm.graph, placed)
+    graph.output(output)
+    copied = fx.GraphModule(gm, graph)
+    for node, new in placed.items():
+        if hasattr(node, "_dynamo_source"):
+            new._dynamo_source = node._dynamo_source
+    capture = capture.moved(copied, placed)
+    owner = {op: child for child, ops in _children(plan).items() for op in ops}
+    views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)
+    writer = {own[-1].node: op for op, own in capture.calls.items() if own}
+    position = {node: at for at, node in enumerate(graph.nodes)}
+    written = written_at(copied)
+    clones: dict[tuple[str, fx.Node], fx.Node] = {}
+
+    def clone(node: fx.Node, call: fx.Node, op: str) -> fx.Node:
+        """The view for the child of ``op``, made before ``call``; tensors stay what they are."""
+        if node.op == "placeholder" or node in writer or not node.args:
+            return node
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or (source in writer and source not in capture.views):
+            return node  # one of several results
+        # A reshape or a clone may be a copy of what was there before a write to its source, and
+        # what is written to the copy alone, by this call too, must stay in it.
+        source_writes = written.get(source, ())
+        own = [at for at in written.get(node, ()) if at not in source_writes]
+        if any(position[node] < at < position[call] for at in source_writes) or any(
+            position[node] < at <= position[call] for at in own
+        ):
+            return node
+        key = owner[op], node
+        if key not in clones:
+            above = clone(source, call, op)
+            with graph.inserting_before(call):
+                new = graph.node_copy(node, lambda n: above if n is source else n)
+            clones[key] = new
+            nodes[op] = (*nodes[op], new)
+            if node in views:
+                views[new] = views[node]
+        return clones[key]
+
+    for op in capture.graph:
+        found = []
+        for call in calls.get(op.name, ()):
+            operands = []
+            for node, view in call.operands:
+                new = node
+                if owner.get(view.tensor) != owner[op.name]:
+                    new = clone(node, call.node, op.name)
+                    if new is not node:
+                        call.node.replace_input_with(node, new)
+                operands.append((new, view))
+            found.append(CoreCall(call.node, tuple(operands)))
+        calls[op.name] = tuple(found)
+    copied.recompile()
+    return replace(capture, nodes=nodes, calls=calls, views=views)

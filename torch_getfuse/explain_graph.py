@@ -1,0 +1,344 @@
+"""From operators and options to the answer why they do not fit together (method.md 6 to 8)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from random import Random
+
+from torch_getfuse.accelerator import format_buffer, format_size
+from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
+from torch_getfuse.partition.node_set import bits, components, mask_of, topological_order
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.search.edge_cuts import Edge
+from torch_getfuse.partition.search.random_split import RandomSplit
+from torch_getfuse.partition.search.recursive_split import (
+    EdgeRanker,
+    RecursiveSplit,
+    convex_parts,
+    group_edges,
+)
+from torch_getfuse.planner import ranker_of, scheme_of
+from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, Part
+from torch_getfuse.reporting.explanation import CONTROLS, Explanation
+
+EXPLAINERS = tuple(name for name in CHOICES["explainer"] if name is not None)
+
+_NAMED = 6  # operators and modules that an error names
+
+DEFAULT = ("saliency", "rgexplainer", "pgexplainer", "gnnexplainer")
+"""All that ask the GNN: on the whole of MobileNetV2 the last takes 0.2 s, the others 10 ms."""
+
+
+def explain_graph(
+    graph: OpGraph,
+    options: Options,
+    operators: Sequence[str] | None = None,
+    explainers: Sequence[str] = DEFAULT,
+) -> Explanation:
+    """Why operators of a graph do not fit the buffer together, or how much room they leave.
+
+    Args:
+        graph: the operator graph.
+        options: buffer, cost model and widths; ``explainer`` names whose edges are cut,
+            ``split_rule`` which cut is taken, ``seed`` what is drawn.
+        operators: names of operators, or module paths that select all operators below them;
+            ``None`` for everything that fits alone.
+        explainers: names of those to ask.
+
+    Raises:
+        OptionError: for an unknown name, or operators that no group can hold because no edge
+            joins them.
+        WeightsError: where an explainer's weights are missing or made for another model.
+    """
+    check_explainers(explainers)
+    problem = FusionProblem(Evaluator(scheme_of(graph, options), options.buffer_bytes))
+    asked = problem.fusable if operators is None else _named(graph, operators)
+    if not asked:
+        scheme, index = problem.evaluator.scheme, range(len(graph))
+        needs = [smallest_buffer(scheme, 1 << i, options.buffer_bytes) for i in index]
+        known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
+        least = f" ({min(known)[1]} fits from {format_buffer(min(known)[0])} up)" if known else ""
+        raise OptionError(
+            "no operator fits the buffer alone; name one in operators= to see why, or raise "
+            f"buffer={least}"
+        )
+    group = asked if operators is None else _hull(problem, asked)
+    if any(block & group and block & ~group for block in problem.blocks):
+        problem = FusionProblem(problem.evaluator, merge=False)
+    return _Asked(problem, options, group, group & ~asked).explain(explainers)
+
+
+def check_explainers(names: Sequence[str]) -> None:
+    """Raises :class:`OptionError` for a name that is no explainer's."""
+    for name in names:
+        if name not in EXPLAINERS:
+            raise OptionError(
+                f"explainers: {name!r} is not one of {', '.join(EXPLAINERS)}"
+                f"{nearest(str(name), EXPLAINERS)}"
+            )
+
+
+class _Asked:
+    """One question: a set of operators under one buffer."""
+
+    def __init__(self, problem: FusionProblem, options: Options, group: int, added: int) -> None:
+        self.problem = problem
+        self.options = options
+        self.graph = problem.graph
+        self.evaluator = problem.evaluator
+        self.group = group
+        self.added = added
+        self.positions = group_edges(self.graph, group)
+        self.number = {edge: k for k, edge in enumerate(self.positions)}
+
+    def explain(self, explainers: Sequence[str]) -> Explanation:
+        evaluator, scheme = self.evaluator, self.evaluator.scheme
+        buffer_bytes = evaluator.buffer_bytes
+        unfusable = self.group & self.problem.unfusable
+        obstacles = self._obstacles()
+        valid = evaluator.valid(self.group) and not obstacles
+        terms = scheme.terms(self.group, buffer_bytes)
+        # Explain and cut what is no group, if there is an edge to blame.
+        ask = not valid and bool(self.positions)
+        asks = bool(set(explainers) - set(CONTROLS))
+        return Explanation(
+            operators=self._names(self.group),
+            added=self._names(self.added),
+            unfusable=self._names(unfusable),
+            obstacles=obstacles,
+            scheme=scheme.name,
+            granularity=self.options.granularity if scheme.name == "lbdf" else None,
+            activation_bytes=scheme.activation_bytes,
+            weight_bytes=scheme.weight_bytes,
+            buffer_bytes=buffer_bytes,
+            demand_bytes=evaluator.buffer(self.group),
+            valid=valid,
+            probability=self._probability() if asks else None,
+            untrained=self._untrained() if asks else "",
+            terms=tuple(sorted(terms, key=lambda term: -term.bytes)),
+            dram=once(scheme, self.group),
+            edges=self._edges(terms),
+            blames=tuple(self._blame(name) for name in explainers) if ask else (),
+            cut=self._cut() if ask else None,
+            fingerprint=self.graph.fingerprint,
+        )
+
+    def _names(self, mask: int) -> tuple[str, ...]:
+        return tuple(self.graph.ops[i].name for i in bits(mask))
+
+    def _obstacles(self) -> tuple[str, ...]:
+        """What keeps the set from being a group, whatever it needs together."""
+        problem, graph, group = self.problem, self.graph, self.group
+        found = []
+        for i in bits(problem.unfusable):
+            name = graph.ops[i].name
+            need = self.evaluator.buffer(1 << i)
+            size = "has no schedule" if need is None else f"needs {format_size(need)}"
+            if group >> i & 1:
+                found.append(f"{name} alone {size}: unfusable")
+            elif problem.above[i] & group and problem.below[i] & group:
+                found.append(
+                    f"a path leaves the group and comes back through {name}, which alone {size}"
+                )
+        pieces = components(group, problem.near)
+        if len(pieces) > 1:
+            found.append(f"it is {len(pieces)} pieces that no edge joins")
+        return tuple(found)
+
+    def _edges(self, terms: Sequence[CostTerm]) -> tuple[GroupEdge, ...]:
+        graph, scheme = self.graph, self.evaluator.scheme
+        held = {term.name: term.bytes for term in terms if term.kind != "weights"}
+        found = []
+        for i, j in self.positions:
+            tensor = graph.tensors[graph.ops[i].writes]
+            found.append(
+                GroupEdge(
+                    producer=graph.ops[i].name,
+                    consumer=graph.ops[j].name,
+                    tensor=tensor.name,
+                    shape=tensor.shape[1:],
+                    tensor_bytes=tensor.elements * scheme.activation_bytes,
+                    held_bytes=held.get(tensor.name, 0),
+                )
+            )
+        return tuple(found)
+
+    # -- explainers -----------------------------------------------------------------------
+
+    def _blame(self, name: str) -> Blame:
+        ranker = ranker_of(name, self.problem, self.options)
+        started = time.perf_counter()
+        ranked = ranker(self.group)
+        seconds = time.perf_counter() - started
+        best = max((score for _, score in ranked), default=0.0) or 1.0
+        parts = self._split(_only(self.group & self.problem.fusable, ranked))
+        return Blame(
+            explainer=name,
+            edges=tuple((self.number[edge], max(0.0, score / best)) for edge, score in ranked),
+            seconds=seconds,
+            parts=None if parts is None else len(parts),
+            dram_bytes=None if parts is None else sum(self._dram(part).total for part in parts),
+        )
+
+    def _probability(self) -> float:
+        """What the validity predictor says of the group."""
+        from torch_getfuse.explain.explainers import one_thread
+        from torch_getfuse.explain.features import FeatureTable
+        from torch_getfuse.explain.validity import load_model
+
+        scheme = self.evaluator.scheme
+        granularity = self.options.granularity if scheme.name == "lbdf" else "line"
+        table = FeatureTable(self.graph, granularity, scheme.activation_bytes, scheme.weight_bytes)
+        tensors = table.group(self.group, self.evaluator.buffer_bytes)
+        model = load_model(scheme.name, granularity).requires_grad_(False)
+        with one_thread():
+            return float(model(tensors.x, tensors.edge_index).sigmoid())
+
+    def _untrained(self) -> str:
+        """What of the question lies outside the validity predictor's training data."""
+        from torch_getfuse.explain.sampling import BUFFERS, WIDTHS
+
+        scheme, buffer_bytes = self.evaluator.scheme, self.evaluator.buffer_bytes
+        found = []
+        if not BUFFERS[0] <= buffer_bytes <= BUFFERS[-1]:
+            found.append(f"buffers of {format_size(BUFFERS[0])} to {format_size(BUFFERS[-1])}")
+        if (scheme.activation_bytes, scheme.weight_bytes) not in WIDTHS:
+            pairs = (f"{one}/{other}" for one, other in sorted(set(WIDTHS)))
+            found.append(f"{', '.join(pairs)} B per activation/weight")
+        return " and ".join(found)
+
+    # -- the cut --------------------------------------------------------------------------
+
+    def _split(self, ranker: EdgeRanker) -> list[int] | None:
+        """The group cut by a ranker's edges: valid parts, and unfusable operators alone."""
+        split = RecursiveSplit(self.problem, ranker, self.options.split_rule)
+        alone = [1 << i for i in bits(self.group & self.problem.unfusable)]
+        rest = self.group & self.problem.fusable
+        found = split(rest, Random(self.options.seed)) if rest else []
+        return None if found is None else [*found, *alone]
+
+    def _cut(self) -> Cut:
+        name = self.options.explainer
+        parts = None
+        if name is not None:
+            parts = self._split(ranker_of(name, self.problem, self.options))
+        if parts is None:
+            name = "random"
+            parts = self._split_at_random()
+        graph = self.graph
+        others = [1 << i for i in range(len(graph)) if not self.group >> i & 1]
+        order = topological_order([*parts, *others], graph)
+        assert order is not None, "parts of a convex group form no cycle"
+        parts = [parts[k] for k in order if k < len(parts)]
+        home = {i: part for part in parts for i in bits(part)}
+        edges = [k for k, (i, j) in enumerate(self.positions) if home[i] != home[j]]
+        crossing = {}
+        for k in edges:
+            tensor = graph.tensors[graph.ops[self.positions[k][0]].writes]
+            crossing[tensor.name] = tensor.elements * self.evaluator.scheme.activation_bytes
+        return Cut(
+            by=name or "random",
+            parts=tuple(
+                Part(
+                    operators=self._names(part),
+                    buffer_bytes=self.evaluator.buffer(part),
+                    fits=not part & self.problem.unfusable,
+                    dram=self._dram(part),
+                )
+                for part in parts
+            ),
+            edges=tuple(edges),
+            crossing=crossing,
+        )
+
+    def _split_at_random(self) -> list[int]:
+        repair, rng = RandomSplit(self.problem), Random(self.options.seed)
+        found = [1 << i for i in bits(self.group & self.problem.unfusable)]
+        for part in convex_parts(self.problem, self.group & self.problem.fusable):
+            found += [part] if self.evaluator.valid(part) else repair(part, rng)
+        return found
+
+    def _dram(self, part: int) -> Dram:
+        """``F_D`` of a valid part; of an unfusable operator the least that any method moves."""
+        if part & self.problem.unfusable:
+            return once(self.evaluator.scheme, part)
+        return self.evaluator.scheme.dram(part, self.evaluator.buffer_bytes)
+
+
+def _only(known: int, ranked: list[tuple[Edge, float]]) -> EdgeRanker:
+    """A ranker that knows the explanation of one group: no part of it is explained anew."""
+
+    def rank(group: int) -> list[tuple[Edge, float]]:
+        return ranked if group == known else []
+
+    return rank
+
+
+def _named(graph: OpGraph, operators: Sequence[str]) -> int:
+    """The operators that names and module paths select."""
+    if isinstance(operators, str):
+        operators = (operators,)
+    if not operators:
+        raise OptionError("operators is empty: name operators or modules, or leave it out for all")
+    mask = 0
+    for name in operators:
+        found = mask_of(
+            i
+            for i, op in enumerate(graph.ops)
+            if name in (op.name, op.module) or f"{op.module}.".startswith(f"{name}.")
+        )
+        if not found:
+            known = dict.fromkeys(op.name for op in graph.ops)
+            for op in graph.ops:
+                path = op.module.split(".")
+                known.update(dict.fromkeys(".".join(path[:k]) for k in range(1, len(path) + 1)))
+            first = list(known)[:_NAMED]
+            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
+            hint = nearest(str(name), known) or f"; there are {', '.join(first)}{more}"
+            raise OptionError(
+                f"{name!r} is no operator and no module that holds one{hint} "
+                "(batch norm is part of its convolution; views and dropout are no operators)"
+            )
+        mask |= found
+    return mask
+
+
+def _hull(problem: FusionProblem, mask: int) -> int:
+    """A set with everything on paths between its members.
+
+    Raises:
+        OptionError: where even that is not connected.
+    """
+    up = down = 0
+    for i in bits(mask):
+        up |= problem.above[i]
+        down |= problem.below[i]
+    mask |= up & down
+    pieces = components(mask, problem.near)
+    if len(pieces) > 1:
+        names = [problem.graph.ops[(piece & -piece).bit_length() - 1].name for piece in pieces[:2]]
+        raise OptionError(
+            f"no edge joins {names[0]} and {names[1]}, so no group can hold both"
+            f"{_joint(problem, pieces[0], pieces[1])}"
+        )
+    return mask
+
+
+def _joint(problem: FusionProblem, first: int, second: int) -> str:
+    """The operator nearest to two unconnected sets that depends on both, or that both need."""
+    reach = [(problem.below, min), (problem.above, max)]
+    for beyond, closest in reach:
+        sets = []
+        for piece in (first, second):
+            total = 0
+            for i in bits(piece):
+                total |= beyond[i]
+            sets.append(total)
+        common = list(bits(sets[0] & sets[1] & problem.fusable))
+        if common:
+            return f"; add {problem.graph.ops[closest(common)].name}, where their paths meet"
+    return ""

@@ -1,0 +1,374 @@
+"""LBDF: line-buffer depth-first fusion (arXiv 2501.00636 section III; method.md section 3).
+
+``F_b(group)`` = bytes of all weights + for each tensor, peak live units x unit bytes, under the
+demand-driven schedule of method.md: sinks advance together; to produce a unit, first produce
+what each operand's window needs, in operand order, then write it; a unit lives until no
+consumer in the group needs it or any unit before it. ``F_D`` = tensors read from outside, once,
++ tensors needed outside, once, + weights, once.
+
+The schedule is never run here. For a tensor ``t`` and one of its consumers ``c``, the peak is
+reached when ``c`` writes some unit ``a``: until then ``c`` has let go ``released(a)`` units, and
+``t`` has been produced up to whatever was demanded before that moment. With one consumer this is
+``needed(a + 1) - released(a)``, a property of the window alone. With several, the moment is found
+in closed form (:meth:`Lbdf._produced_when`), and only the operators between ``t`` and the first
+operator that all paths from ``t`` meet again can matter, so the result is remembered per such
+region and shared by all groups that contain it.
+"""
+
+from __future__ import annotations
+
+from torch_getfuse.errors import OptionError
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, make_edge
+from torch_getfuse.partition.cost.lbdf.branch_lag import Clock, Path, Region, join
+from torch_getfuse.partition.cost.lbdf.branch_peak import fan_peak
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram, remember, weights_of
+from torch_getfuse.partition.node_set import bits, descendants
+
+GRANULARITIES = ("line", "pixel")
+
+
+class Lbdf:
+    """The LBDF cost model of one graph.
+
+    Args:
+        graph: the operator graph.
+        granularity: ``"line"`` (a unit is a row) or ``"pixel"`` (a unit is a pixel).
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+
+    Attributes:
+        unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
+        alone_floor: units that a tensor keeps at least in every group with a given consumer, by
+            (number of the tensor, position of the consumer).
+
+    Raises:
+        OptionError: for an unknown granularity.
+    """
+
+    name = "lbdf"
+    additive = True
+    merges_in_place = True
+
+    def __init__(
+        self,
+        graph: OpGraph,
+        granularity: str = "line",
+        activation_bytes: int = 1,
+        weight_bytes: int | None = 1,
+    ) -> None:
+        if granularity not in GRANULARITIES:
+            raise OptionError(f"granularity={granularity!r} is not one of {GRANULARITIES}")
+        self.graph = graph
+        self.granularity = granularity
+        self.activation_bytes = activation_bytes
+        self.weight_bytes = weight_bytes
+        pixel = granularity == "pixel"
+        names = list(graph.tensors)
+        number = {name: k for k, name in enumerate(names)}
+        self._names = names
+        self._units = [t.rows * t.cols if pixel else t.rows for t in graph.tensors.values()]
+        self._rows = [t.rows for t in graph.tensors.values()]
+        self._bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
+        self.unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
+        self.weights = weights_of(graph, weight_bytes)
+        self._writes = [number[op.writes] for op in graph.ops]
+        self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
+        self._first_reader = [min(graph.consumers[name], default=0) for name in names]
+        self._maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
+        self._reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
+        self._touches = [(w, *r) for w, r in zip(self._writes, self._reads, strict=True)]
+        self._output = [name in graph.outputs for name in names]
+        self._overwrites = sum(1 << i for i, over in enumerate(graph.overwrites) if over)
+        # Edges that read alike are one object, so that regions that look alike are equal.
+        alike: dict[object, Edge] = {}
+        self._edges: dict[tuple[int, int], Edge] = {}
+        for i, op in enumerate(graph.ops):
+            target = graph.tensors[op.writes]
+            for read in op.reads:
+                source = graph.tensors[read.tensor]
+                key = read.window, source.rows, source.cols, target.rows, target.cols
+                if key not in alike:
+                    alike[key] = make_edge(graph, read, op.writes, pixel)
+                self._edges[number[read.tensor], i] = alike[key]
+        below = descendants(graph, data=True)
+        self._below = list(self._readers)
+        for tensor, readers in enumerate(self._readers):
+            for c in bits(readers):
+                self._below[tensor] |= below[c]
+        self._prepare()
+        self._floors: dict[int, int] = {}
+        self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._least_units: list[dict[int, int]] = [{} for _ in self._units]
+        self._lags: dict[tuple[int, int, int, int], int] = {}
+        self._peaks: dict[Region, int] = {}
+
+    def _prepare(self) -> None:
+        """Per edge: the peak as the only consumer, and a bound of it whatever the group."""
+        least = list(self._units)  # fewest units of a tensor that any group's schedule writes
+        for i in reversed(range(len(self.graph))):
+            t = self._writes[i]
+            for c in bits(self._readers[t]):
+                least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
+        self._least_written = least
+        # Tensor -> units held by its consumers in the group, for none and for each alone.
+        self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
+        self.alone_floor: dict[tuple[int, int], int] = {}
+        self._partial = 0
+        for (t, c), edge in self._edges.items():
+            self._single[t][1 << c] = max(1, edge.widest(edge.units_out))
+            self.alone_floor[t, c] = max(1, edge.widest(least[self._writes[c]]))
+            if edge.needed(edge.units_out) < edge.units_in:
+                self._partial |= 1 << c
+
+    # -- the two figures ------------------------------------------------------------------
+
+    def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
+        """``F_b`` in bytes; the buffer's size plays no part."""
+        unit_bytes = self.unit_bytes
+        total = sum([units * unit_bytes[tensor] for tensor, units in self._held(mask)])
+        weights = self.weights
+        while mask:
+            low = mask & -mask
+            total += weights[low.bit_length() - 1]
+            mask ^= low
+        return total
+
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the floor alone needs the buffer or more."""
+        return self.floor(mask, part) >= buffer_bytes
+
+    def floor(self, mask: int, part: int = 0) -> int:
+        """Weights and what each storage keeps at least: no larger group needs less.
+
+        A tensor's peak is at least that of each of its consumers alone, a consumer only ever
+        joins, and each storage keeps at least one unit. Where one consumer depends on another,
+        it is at least what the one has demanded and the other not released.
+
+        ``part``: convex; if its own floor is known, what joined it is all that is looked at.
+        """
+        found = self._floors.get(mask)
+        if found is not None:
+            return found
+        total = self._floors.get(part)
+        if total is None:
+            total = part = 0
+        added = mask & ~part
+        touched: set[int] = set()
+        for i in bits(added):
+            total += self.weights[i]
+            touched.update(self._touches[i])
+        for tensor in touched:
+            total += self._least(tensor, mask) - self._least(tensor, part)
+        return remember(self._floors, mask, total)
+
+    def _least(self, tensor: int, mask: int) -> int:
+        """Bytes that the storage of a tensor takes at least; 0 for one that is overwritten."""
+        readers = self._readers[tensor] & mask
+        if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
+            return 0
+        which = readers >> self._first_reader[tensor]  # short, however deep the graph
+        units = self._least_units[tensor].get(which)
+        if units is None:
+            units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
+            self._least_units[tensor][which] = units
+        if readers & (readers - 1):
+            first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
+            key = tensor, first, last
+            if key not in self._ahead:
+                self._ahead[key] = self.demanded_ahead(*key)
+            between, ahead = self._ahead[key]
+            if ahead > units and not between & ~mask:
+                units = ahead
+        return units * self.unit_bytes[tensor]
+
+    def demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
+        """What lies between two consumers of a tensor, and units it keeps because of them.
+
+        When ``last`` writes a unit, everything that leads to it has demanded its share, the
+        paths through ``first`` included, and ``last`` still holds what the unit needs. True of
+        every unit; looked at for the first and one in the middle.
+        """
+        edge = self._edges[tensor, last]
+        cone = front = 1 << last
+        while front:
+            before = 0
+            for i in bits(front):
+                before |= self.graph.makers[i] >> first << first
+            front = before & ~cone
+            cone |= front
+        paths = 1 << first
+        for i in bits(cone):
+            if self.graph.makers[i] & paths:
+                paths |= 1 << i
+        if not paths >> last & 1 or not edge.holds:
+            return 0, 0
+        out, ahead = self._writes[last], 0
+        middle = self._units[out] // self._rows[out] * (self._rows[out] // 2)
+        for unit in (0, middle + self._units[out] // self._rows[out] // 2):
+            if unit >= self._least_written[out]:
+                continue
+            counts = {last: unit + 1}
+            for i in reversed(list(bits(paths ^ 1 << first))):
+                for source in self._reads[i]:
+                    maker = self._maker[source]
+                    if maker & paths:
+                        made = self._edges[source, i].needed(counts[i])
+                        maker = maker.bit_length() - 1
+                        counts[maker] = max(counts.get(maker, 0), made)
+            demanded = self._edges[tensor, first].needed(counts[first])
+            ahead = max(ahead, demanded - edge.released(unit))
+        return paths & ~(1 << first | 1 << last), ahead
+
+    def passes(self, mask: int, buffer_bytes: int = 0, least: bool = False) -> int:
+        """1: weights stay on chip."""
+        return 1
+
+    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """1."""
+        return 1
+
+    def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
+        """``F_D``; the buffer's size plays no part once a group is valid."""
+        read = write = weight = 0
+        for i in bits(mask):
+            weight += self.weights[i]
+            out = self._writes[i]
+            if self._output[out] or self._readers[out] & ~mask:
+                write += self._bytes[out]
+            for tensor in self._reads[i]:
+                readers = self._readers[tensor] & mask
+                if not self._maker[tensor] & mask and readers & -readers == 1 << i:
+                    read += self._bytes[tensor]
+        return Dram(read, write, weight)
+
+    def terms(self, mask: int, buffer_bytes: int = 0) -> tuple[CostTerm, ...]:
+        """Weights by operator, then rows (or pixels) held by tensor; their sum is ``F_b``."""
+        graph = self.graph
+        kind = "lines" if self.granularity == "line" else "pixels"
+        weights = []
+        for i in bits(mask):
+            op, size = graph.ops[i], self.weights[i]
+            if op.weight_elements:
+                width, left = divmod(size, op.weight_elements)
+                units = (size, 1) if left else (op.weight_elements, width)  # widths may differ
+                weights.append(CostTerm("weights", op.name, *units))
+        held = [
+            CostTerm(kind, self._names[tensor], units, self.unit_bytes[tensor])
+            for tensor, units in self._held(mask)
+        ]
+        return (*weights, *held)
+
+    # -- live units -----------------------------------------------------------------------
+
+    def _held(self, mask: int) -> list[tuple[int, int]]:
+        """Each storage's last tensor and its peak of live units."""
+        found = []
+        finals = self._finals(mask) if mask & self._partial else None
+        overwritten = self._overwrites & mask
+        maker, all_readers, single = self._maker, self._readers, self._single
+        rest = mask
+        while rest:
+            low = rest & -rest
+            rest ^= low
+            for tensor in self._touches[low.bit_length() - 1]:
+                readers = all_readers[tensor] & mask
+                made = maker[tensor]
+                if readers & overwritten or (
+                    made != low and (made & mask or readers & -readers != low)
+                ):
+                    continue
+                units = single[tensor].get(readers)
+                if units is None:
+                    units = self._lag(tensor, readers, mask, finals)
+                elif finals is not None and readers:
+                    c = readers.bit_length() - 1
+                    if finals[c] != self._units[self._writes[c]]:
+                        units = max(1, self._edges[tensor, c].widest(finals[c]))
+                found.append((tensor, units))
+        return found
+
+    def _finals(self, mask: int) -> dict[int, int]:
+        """Units that each operator has written when the schedule ends.
+
+        Fewer than all where every consumer in the group skips the last ones, as a strided
+        1x1 convolution does.
+        """
+        finals: dict[int, int] = {}
+        for i in reversed(list(bits(mask))):
+            out = self._writes[i]
+            readers = self._readers[out] & mask
+            finals[i] = (
+                max(self._edges[out, c].needed(finals[c]) for c in bits(readers))
+                if readers
+                else self._units[out]
+            )
+        return finals
+
+    def _lag(self, tensor: int, readers: int, mask: int, finals: dict[int, int] | None) -> int:
+        """Peak live units of a tensor with several consumers in the group."""
+        between, root = self._between(readers, mask & self._below[tensor])
+        longest = root
+        if root < 0:
+            # Sinks advance by the longest sink's clock, which may lie outside the region.
+            sinks = (i for i in bits(mask) if not self.graph.readers[i] & mask)
+            longest = max(sinks, key=lambda i: self._units[self._writes[i]])
+        steps = finals[root] if finals and root >= 0 else self._units[self._writes[longest]]
+        key = tensor, between, root, steps
+        found = self._lags.get(key)
+        if found is None:
+            region = self._region(tensor, readers, between, root, steps, longest)
+            if region not in self._peaks:
+                peak = fan_peak(region)
+                self._peaks[region] = region.peak() if peak is None else peak
+            found = self._lags[key] = self._peaks[region]
+        return found
+
+    def _between(self, readers: int, below: int) -> tuple[int, int]:
+        """The region from a tensor to the operator that all its paths meet, and that operator.
+
+        Without such an operator the region is everything below, and the operator is -1.
+        """
+        region, front = 0, readers
+        while True:
+            low = front & -front
+            region |= low
+            i = low.bit_length() - 1
+            if front == low:
+                return region, i
+            after = self.graph.readers[i] & below
+            if not after:
+                return below, -1
+            front = (front ^ low) | after
+
+    def _region(
+        self, tensor: int, readers: int, between: int, root: int, steps: int, longest: int
+    ) -> Region:
+        """What lies between a tensor and ``root`` (-1: the clock of ``longest``), without names."""
+        operands: list[tuple[tuple[int, Path], ...]] = [()]
+        consumers = []
+        at: dict[int, tuple[int, Path]] = {tensor: (0, ())}  # tensor -> its node, or a path to one
+        for i in bits(between):
+            slots: dict[tuple[int, Path], None] = {}
+            for t in self._reads[i]:
+                if t in at:
+                    node, path = at[t]
+                    edge = self._edges[t, i]
+                    slots[node, path if edge.transparent else (edge, *path)] = None
+            holds = readers >> i & 1 and self._edges[tensor, i].holds
+            if not holds and i != root and len({node for node, _ in slots}) == 1:
+                at[self._writes[i]] = node, join(path for _, path in slots)
+                continue
+            if holds:
+                consumers.append((len(operands), self._edges[tensor, i]))
+            at[self._writes[i]] = len(operands), ()
+            operands.append(tuple(slots))
+        if root < 0:
+            slots, last = {}, self._writes[longest]
+            for i in bits(between):
+                if not self.graph.readers[i] & between:
+                    node, path = at[self._writes[i]]
+                    out = self._writes[i]
+                    clock = Clock(self._units[out], self._rows[out], steps, self._rows[last])
+                    slots[node, (clock, *path)] = None
+            operands.append(tuple(slots))
+        return Region(tuple(operands), tuple(consumers), steps)

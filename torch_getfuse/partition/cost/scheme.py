@@ -1,0 +1,315 @@
+"""What a fusion group costs: named terms, DRAM access, and the memo that searches ask.
+
+A :class:`FusionScheme` is a cost model of one graph (LBDF, BRR). It answers with two integers
+per group, ``F_b`` (buffer bytes) and ``F_D`` (DRAM bytes), and on request with the named terms
+that add up to them. Searches never call a scheme directly: an :class:`Evaluator` holds the
+buffer size and remembers every group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.work import Work
+
+_MOST_REMEMBERED = 1 << 14
+_LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
+
+_QUESTION, _DRAM = 4, 4
+"""Steps that a question counts, and each operator whose traffic is added up."""
+
+_RATES = {"lbdf": (14, 4, 0, 0), "brr": (3, 4, 5, 3)}
+"""Steps that an operator counts, by scheme: in :meth:`FusionScheme.buffer` (BRR's is mostly known
+once ``hopeless`` was asked); in ``hopeless`` as one that joins, and as one of the group, if that is
+new and if a part of it is known."""
+_DEAREST = 14, 4, 10, 10  # of a scheme that is not known
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerm:
+    """One named share of a group's buffer.
+
+    Attributes:
+        kind: ``"weights"``, ``"lines"`` (``"pixels"``), or a scheme's own word.
+        name: the operator or tensor it belongs to.
+        units: how many units are held (rows of a map, weight elements).
+        unit_bytes: bytes of one unit.
+    """
+
+    kind: str
+    name: str
+    units: int
+    unit_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """``units * unit_bytes``."""
+        return self.units * self.unit_bytes
+
+
+class Dram(NamedTuple):
+    """DRAM access of a group per sample, in bytes (method.md section 3, ``F_D``)."""
+
+    read: int
+    write: int
+    weight: int
+
+    @property
+    def total(self) -> int:
+        """Features and weights together."""
+        return self.read + self.write + self.weight
+
+
+class FusionScheme(Protocol):
+    """A buffer-aware cost model of one graph."""
+
+    @property
+    def name(self) -> str:
+        """``"lbdf"`` or ``"brr"``."""
+        ...
+
+    @property
+    def additive(self) -> bool:
+        """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
+
+        That is: the bytes of each distinct tensor that it reads from outside, and of each that it
+        produces and that is needed outside, at :attr:`activation_bytes` an element, and its
+        :attr:`weights`, :meth:`passes` times. The exact searches and every
+        lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
+        it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
+        proved of them.
+        """
+        ...
+
+    @property
+    def merges_in_place(self) -> bool:
+        """Whether some optimum keeps an operator that writes over its input with its producer."""
+        ...
+
+    @property
+    def graph(self) -> OpGraph:
+        """The graph whose groups it prices."""
+        ...
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of one element of a feature map."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """Bytes of one weight element; ``None``: each is priced at the width it is stored in."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[int]:
+        """Bytes of the weights of each operator (:func:`weights_of`)."""
+        ...
+
+    def buffer(self, mask: int, buffer_bytes: int) -> int | None:
+        """``F_b`` in bytes; ``None`` where the scheme is not defined for the group.
+
+        A scheme may choose between several ways to run the group by the buffer it is given.
+        """
+        ...
+
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether ``F_b >= B`` is certain for every group that contains ``mask`` and, of the
+        operators outside it, none that a member of ``mask`` depends on.
+
+        ``part``: convex, and no member of it depends on one outside it. If this was asked of it
+        before, the answer is found from what joined it; it is the same either way.
+        """
+        ...
+
+    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
+        """How often a valid group reads its weights.
+
+        ``least``: the fewest of all ways to run it, not of the one that the scheme chooses.
+        """
+        ...
+
+    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
+
+        ``part``: as there.
+        """
+        ...
+
+    def dram(self, mask: int, buffer_bytes: int) -> Dram:
+        """``F_D`` of a valid group."""
+        ...
+
+    def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
+        """The terms that add up to :meth:`buffer`."""
+        ...
+
+
+def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
+    """Bytes of the weights of each operator.
+
+    Args:
+        weight_bytes: of one element; ``None`` for the widths that the weights are stored in.
+    """
+    if weight_bytes is None:
+        return [graph.stored_bytes(op) for op in graph.ops]
+    return [op.weight_elements * weight_bytes for op in graph.ops]
+
+
+def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
+    """Tensors that a group reads from outside, and those it produces that are needed outside."""
+    reads: dict[str, None] = {}
+    writes = []
+    for i in bits(mask):
+        op = graph.ops[i]
+        for read in op.reads:
+            if not mask >> graph.producer.get(read.tensor, len(graph)) & 1:
+                reads[read.tensor] = None
+        if op.writes in graph.outputs or graph.readers[i] & ~mask:
+            writes.append(op.writes)
+    return list(reads), writes
+
+
+def once(scheme: FusionScheme, mask: int) -> Dram:
+    """Everything at the border of a set read or written once, and its weights read once.
+
+    The least that any method moves that runs the set at once, whether or not it fits the buffer.
+    """
+    graph = scheme.graph
+    reads, writes = boundary(graph, mask)
+    return Dram(
+        sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
+        sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
+        sum(scheme.weights[i] for i in bits(mask)),
+    )
+
+
+def smallest_buffer(scheme: FusionScheme, mask: int, buffer_bytes: int) -> int | None:
+    """The smallest buffer in bytes under which a set of operators is a valid group.
+
+    Args:
+        buffer_bytes: where the search starts.
+
+    Returns:
+        ``None`` where the scheme has no schedule for the set at any size.
+    """
+
+    def fits(size: int) -> bool:
+        need = scheme.buffer(mask, size)
+        return need is not None and need < size
+
+    need = scheme.buffer(mask, buffer_bytes)
+    if need is not None and fits(need + 1) and not fits(need):
+        return need + 1  # as where the demand is the same in every buffer
+    low, high = 0, buffer_bytes
+    while not fits(high):
+        if high > _LARGEST_BUFFER:
+            return None
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+Value = TypeVar("Value")
+
+
+def remember(memo: dict[int, Value], mask: int, value: Value) -> Value:
+    """File what is known of a set that a search may grow, and forget all when it gets too much.
+
+    A search looks at sets near each other, but a mask is as long as its graph: memos of every set
+    that was ever looked at would grow with the square of a graph's depth.
+    """
+    if len(memo) >= _MOST_REMEMBERED:
+        memo.clear()
+    memo[mask] = value
+    return value
+
+
+class Evaluator:
+    """A scheme under one buffer size: validity and cost of groups, each computed once.
+
+    Args:
+        scheme: the cost model.
+        buffer_bytes: the on-chip buffer ``B``; a group is valid if ``F_b < B``, strictly.
+        work: what counts the steps of all that is asked; its own without.
+
+    Whatever is worked out counts steps, so each question may raise
+    :class:`~torch_getfuse.partition.work.OutOfWork` inside a limit of ``work``.
+    """
+
+    def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
+        self.scheme = scheme
+        self.work = work or Work()
+        self._each, *self._floor = _RATES.get(scheme.name, _DEAREST)
+        self.graph = scheme.graph
+        self.buffer_bytes = buffer_bytes
+        self._buffer: dict[int, int | None] = {}
+        self._dram: dict[int, int] = {}
+        self._hopeless: dict[int, bool] = {}
+
+    @property
+    def evaluated(self) -> int:
+        """Distinct groups whose buffer was computed."""
+        return len(self._buffer)
+
+    def buffer(self, mask: int) -> int | None:
+        """``F_b`` in bytes, ``None`` where undefined."""
+        try:
+            return self._buffer[mask]
+        except KeyError:
+            self.work.add(_QUESTION + self._each * mask.bit_count())
+            found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
+            return found
+
+    def valid(self, mask: int) -> bool:
+        """``F_b(group) < B``.
+
+        The floor is asked first: it is cheap, and settles most large groups.
+        """
+        if mask not in self._buffer and self.hopeless(mask):
+            return False
+        found = self.buffer(mask)
+        return found is not None and found < self.buffer_bytes
+
+    def dram(self, mask: int) -> int:
+        """``F_D`` of a valid group in bytes."""
+        try:
+            return self._dram[mask]
+        except KeyError:
+            self.work.add(_QUESTION + _DRAM * mask.bit_count())
+            found = self._dram[mask] = self.scheme.dram(mask, self.buffer_bytes).total
+            return found
+
+    def hopeless(self, mask: int, part: int = 0) -> bool:
+        """Whether no group grown from ``mask`` downstream can be valid.
+
+        ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
+        """
+        found = self._hopeless.get(mask)
+        if found is not None:
+            return found
+        joining, each, grown = self._floor
+        steps = _QUESTION + joining * (mask & ~part).bit_count()
+        if each:
+            steps += 10 * grown + grown * mask.bit_count() if part else each * mask.bit_count()
+        self.work.add(steps)
+        found = self.scheme.hopeless(mask, self.buffer_bytes, part)
+        return remember(self._hopeless, mask, found)
+
+    def passes(self, mask: int, least: bool = False) -> int:
+        """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""
+        return self.scheme.passes(mask, self.buffer_bytes, least)
+
+    def fewest_passes(self, mask: int, part: int = 0) -> int:
+        """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""
+        return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
+
+    def unfusable(self) -> int:
+        """Mask of the operators that alone do not fit (method.md section 1)."""
+        return sum(1 << i for i in range(len(self.graph)) if not self.valid(1 << i))

@@ -1,0 +1,463 @@
+"""Exact search: dynamic programming over down-sets (method.md section 9).
+
+A down-set is a set of operators that contains all that must run before its members. The groups of
+an acyclic plan can be run one after another, and after each of them the operators that have run
+are a down-set: so every legal plan is a chain of down-sets whose steps are connected valid groups,
+and the cheapest chain from the empty set to the whole graph is the optimum.
+
+Steps from a down-set ``D`` are grown by *ideals*: ``P(b) = {b and its ancestors} - D``. A set
+``S`` with ``D | S`` a down-set is the union of the ideals of its members, and it is connected
+exactly if it can be built from one ideal by adding, each time, the ideal of a consumer of what is
+there already. So only connected sets are ever visited, each once per down-set. (Where operators
+are ordered by more than tensors, an ideal need not be connected; then a set may be visited on the
+way to a group, but is none.) Validity is not
+monotone, so a set is given up only where :meth:`FusionScheme.hopeless` shows that no larger one can
+be valid. A set is priced by what joined it last, and whether it is valid is asked only if it would
+reach a down-set at less than the best chain so far.
+
+What is left to do after ``D`` costs at least its weights, one read of every tensor that ``D``
+hands on, and one write of every tensor that must reach DRAM: where that, added to the chain so
+far, exceeds a ceiling, the down-set is not followed. The ceiling is the cost of a plan that is
+known, or a guess, refuted where no plan is found. docs/exact-search.md has the proofs.
+
+Graphs with many parallel branches have too many down-sets; :mod:`group_cover` plans those.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.exact.lending import NOTHING, Entry, Lending
+from torch_getfuse.partition.node_set import bits, is_connected, mask_of
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.work import OutOfWork
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the dynamic program gives up; counts, so that the same graph always ends the same way.
+
+    Attributes:
+        steps: (down-set, group) pairs looked at, per thousand operators or part of it.
+        seconds: counted as work first (:mod:`.work`).
+    """
+
+    steps: int = 200_000
+    seconds: float = float("inf")
+
+
+_GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
+"""Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
+
+_BEAM_GROUPS = 100  # from a down-set, where only the best are followed
+
+_STEP, _WORDS = 20, 40
+"""Counted as work for each step: so much, and one for each so many operators of the graph."""
+
+_NEAR, _NARROW = 0.02, 0.002
+"""Shares of a bound: within the one the known plan is tried to be proved, within the other none."""
+
+
+class TooWide(Exception):
+    """The graph has more down-sets and groups than the limits allow.
+
+    Attributes:
+        bound: no legal plan has less DRAM access, in bytes.
+    """
+
+    bound: int = 0
+
+
+def exact(
+    problem: FusionProblem, known: int | None = None, limits: Limits | None = None
+) -> SearchResult:
+    """The legal plan with the least DRAM access, proved by construction.
+
+    Args:
+        problem: graph, cost model and buffer.
+        known: DRAM access in bytes of a legal plan, if one is known; only makes it faster.
+        limits: when to give up; by default never for time.
+
+    Raises:
+        TooWide: where a limit strikes before the proof.
+        OptionError: where the cost model is not additive.
+    """
+    if not problem.evaluator.scheme.additive:
+        raise OptionError(
+            f"the exact search adds up DRAM access by tensor; scheme "
+            f"{problem.evaluator.scheme.name!r} does not (additive = False); use method='local'"
+        )
+    limits = limits or Limits()
+    started = time.perf_counter()
+    steps, bound = 0, problem.unavoidable
+    try:
+        with problem.evaluator.work.within(limits.seconds):
+            for ceiling in _ceilings(problem, known):
+                search = _Search(problem, ceiling, limits, steps, started)
+                if search.run():
+                    return search.result()
+                if ceiling is not None:
+                    bound = max(bound, ceiling + 1)
+                steps = search.steps
+    except (OutOfWork, TooWide) as reason:
+        given_up = TooWide(str(reason))
+        given_up.bound = bound
+        raise given_up from None
+    raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
+
+
+def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]:
+    """What the optimum is taken to cost at most, in turn; the last is sure.
+
+    Where weights are read more than once, a set that grows can become too dear for ever, so that a
+    low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
+    not, it saves little.
+    """
+    if problem.evaluator.fewest_passes(problem.fusable) > 1:
+        for share in _GUESSES:
+            guess = problem.unavoidable + int(share * problem.unavoidable)
+            if known is None or guess < known:
+                yield guess
+    yield known
+
+
+def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = None) -> SearchResult:
+    """A good plan of a graph that is too wide: a beam search over down-sets.
+
+    Of those of one size the most promising is followed, by the groups that take fewest steps to
+    grow.
+
+    Args:
+        problem: graph, cost model and buffer.
+        known: a legal plan; nothing dearer is looked at.
+        limits: when to give up.
+
+    Returns:
+        The plan found, without a bound; the known one where there is none, or none in time.
+    """
+    started = time.perf_counter()
+    limits = limits or Limits()
+    search, stopped = None, ""
+    try:
+        with problem.evaluator.work.within(limits.seconds):
+            search = _Search(problem, known.dram_bytes, limits, 0, started, best_only=True)
+            if search.run():
+                return replace(search.result(), lower_bound_bytes=0)
+    except (OutOfWork, TooWide) as reason:
+        stopped = str(reason)
+    seconds = time.perf_counter() - started
+    steps = search.steps if search is not None else 0
+    return replace(known, plans=steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
+
+
+def narrow(
+    problem: FusionProblem, known: SearchResult, bound: int, limits: Limits | None = None
+) -> SearchResult:
+    """A higher lower bound for a graph that is too wide, by ceilings that no plan keeps.
+
+    The gap between bound and known plan is halved as long as a search under a ceiling ends within
+    the limits; where one finds a plan, that is the optimum.
+
+    Args:
+        problem: graph, cost model and buffer.
+        known: a legal plan.
+        bound: no legal plan has less, in bytes.
+        limits: of each search, and the seconds of all together.
+
+    Returns:
+        The known plan with its bound, or the optimum. ``plans``: the ceilings that were tried.
+    """
+    limits = limits or Limits()
+    started = time.perf_counter()
+    low, high, tries, stopped = bound, known.dram_bytes, 0, ""
+    try:
+        with problem.evaluator.work.within(limits.seconds):
+            while high - low > _NARROW * low:
+                # Near the end, what proves the known plan costs hardly more than half of the way.
+                near = high == known.dram_bytes and high - low < _NEAR * low
+                ceiling = high - 1 if near else (low + high) // 2
+                tries += 1
+                try:
+                    search = _Search(problem, ceiling, limits, 0, started)
+                    if search.run():
+                        return search.result()
+                    low = ceiling + 1
+                except TooWide:
+                    high = ceiling
+    except OutOfWork as reason:
+        stopped = str(reason)
+    seconds = time.perf_counter() - started
+    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
+
+
+class _State(NamedTuple):
+    """A down-set as it was reached at least cost.
+
+    Attributes:
+        cost: of the groups so far, in bytes.
+        rest: a lower bound of what is left, in bytes.
+        open: members that operators outside the down-set must run after.
+        before, group: the down-set that it was reached from, and by which group.
+    """
+
+    cost: int
+    rest: int
+    open: int
+    before: int
+    group: int
+
+
+class _Grown(NamedTuple):
+    """A set on its way to a group, priced by what joined it last.
+
+    Attributes:
+        mask: its operators, without borrowed ones.
+        entry: where it begins.
+        after: operators that must run after some of it, members among them.
+        features, weights: bytes that it would move as a group, its weights once.
+        rest: a lower bound in bytes of what is left once it has run.
+    """
+
+    mask: int
+    entry: Entry
+    after: int
+    features: int
+    weights: int
+    rest: int
+
+
+class _Search:
+    """One run of the dynamic program.
+
+    With ``best_only``, one down-set of each size is left, by the groups that are grown first.
+
+    Everything that is done per down-set or group looks at their neighbourhood only, so that the
+    time grows with the depth of a graph and not with its square; and a set that grows by an
+    operator is priced by that operator and the tensors that it touches.
+    """
+
+    def __init__(
+        self,
+        problem: FusionProblem,
+        ceiling: int | None,
+        limits: Limits,
+        steps: int = 0,
+        started: float = 0.0,
+        best_only: bool = False,
+    ) -> None:
+        graph = problem.graph
+        self.evaluator = problem.evaluator
+        self.unfusable = problem.unfusable
+        self.everything = (1 << len(graph)) - 1
+        self.ceiling = ceiling
+        self.count = self.evaluator.work.add
+        self.count(10 * len(graph))
+        self.weight_of_step = _STEP + len(graph) // _WORDS
+        self.most_steps = limits.steps * -(-len(graph) // 1000)
+        self.steps = steps
+        self.started = started
+        self.best_only = best_only
+        self.most_groups = _BEAM_GROUPS if best_only else math.inf
+        self.successors = graph.successors
+        self.predecessors = graph.predecessors
+        self.makers = graph.makers
+        # An ideal is connected, unless more than tensors orders its operators.
+        self.near = problem.near if graph.ordered else None
+        self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
+        self.lending = Lending(problem)
+        self.block = [1 << i for i in range(len(graph))]
+        for block in self.lending.blocks:
+            for i in bits(block):
+                self.block[i] = block
+        # The ideal of an operator: its block, all that the block depends on, and their blocks.
+        self.ideal = [0] * len(graph)
+        for i in range(len(graph)):
+            before = 0
+            for j in bits(self.block[i]):
+                before |= graph.predecessors[j]
+            ideal = self.block[i]
+            for j in bits(before & ~self.block[i]):
+                ideal |= self.ideal[j]
+            self.ideal[i] = ideal
+        scheme = self.evaluator.scheme
+        self.weights = scheme.weights
+        self.crossings = problem.crossings_of
+        start = self._absorb(0, self.sources)
+        self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
+        # Down-sets by size, so that each is complete before it is left.
+        self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
+        self.waiting[start.bit_count()].append(start)
+
+    def run(self) -> bool:
+        """Whether there is a legal plan up to the ceiling.
+
+        Raises:
+            TooWide: where a limit strikes first.
+        """
+        for level in self.waiting:
+            if self.best_only and level:
+                self._leave(min(level, key=self._promise))
+            else:
+                for done in sorted(level):
+                    self._leave(done)
+        return self.everything in self.best
+
+    def _promise(self, done: int) -> tuple[int, int]:
+        """What a plan through a down-set costs at least; and which of equals comes first."""
+        state = self.best[done]
+        return state.cost + state.rest, done
+
+    def result(self) -> SearchResult:
+        """The cheapest plan that was found."""
+        best = self.best
+        groups = []
+        at = self.everything
+        while best[at].group:
+            groups.append(best[at].group)
+            at = best[at].before
+        cost = best[self.everything].cost
+        return SearchResult(
+            groups=self.lending.give_back(groups[::-1]),
+            dram_bytes=cost,
+            plans=self.evaluator.evaluated,
+            seconds=time.perf_counter() - self.started,
+            lower_bound_bytes=cost,
+        )
+
+    def _leave(self, done: int) -> None:
+        """Every connected valid group that can run next, and the down-sets that they lead to."""
+        successors = self.successors
+        state = self.best[done]
+        after = self.sources & ~done
+        for i in bits(state.open):
+            after |= successors[i]
+        nothing = _Grown(0, NOTHING, 0, 0, 0, state.rest)
+        front = [
+            (self.ideal[i] & ~done, nothing)
+            for i in bits(after & ~done)
+            if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
+        ]
+        seen = {group for group, _ in front}
+        looked = 0
+        while front and looked < self.most_groups:
+            looked += 1
+            group, part = front.pop(0 if self.best_only else -1)
+            added = group ^ part.mask
+            if added & self.unfusable:
+                self._count()
+                continue
+            entry = self.lending.entry(part.entry, added, group)
+            ways = self._ways(state, part, group, entry)
+            if not ways:
+                continue
+            grown = self._grow(done, part, added, entry)
+            self._reach(done, state, grown, ways)
+            for i in bits(grown.after & ~group):
+                if not self.makers[i] & group:
+                    continue  # runs later, but is joined by no tensor
+                larger = group | self.ideal[i] & ~done
+                if larger not in seen:
+                    seen.add(larger)
+                    front.append((larger, grown))
+
+    def _ways(self, state: _State, part: _Grown, group: int, entry: Entry) -> list[int]:
+        """A group with and without what it can borrow, as far as a larger one may be of use."""
+        if not entry.offered:
+            return [] if self._given_up(state, part, group) else [group]
+        if entry.alike:
+            return [] if self._given_up(state, part, group) else [group, group | entry.offered]
+        ways = self.lending.ways(group, entry.offered)
+        return [way for way in ways if not self._given_up(state, part, way)]
+
+    def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
+        """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
+        self._count()
+        known = group & (part.mask | part.entry.offered)
+        if self.ceiling is not None:
+            # However it goes on, what it holds already is read so often.
+            further = self.evaluator.fewest_passes(group, known) - 1
+            if further:
+                weights = part.weights + sum([self.weights[i] for i in bits(group & ~known)])
+                if self._too_dear(state.cost + weights * further, state.rest):
+                    return True
+        return self.evaluator.hopeless(group, known)
+
+    def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
+        """Take a group for a step from ``done``, if it is valid and better than what is known.
+
+        Whether it is valid is the dearest question, so it comes last.
+        """
+        least = state.cost + grown.features + grown.weights
+        if self._too_dear(least, grown.rest):
+            return
+        reached = self._absorb(done | grown.mask, grown.after)
+        for group in ways:
+            old = self.best.get(reached)
+            if old is not None and old.cost <= least:
+                continue
+            if self.near is not None and not is_connected(group, self.near):
+                continue
+            if not self.evaluator.valid(group):
+                continue
+            passes = self.evaluator.passes(group)
+            cost = least + grown.weights * (passes - 1)
+            if not self._too_dear(cost, grown.rest) and (old is None or cost < old.cost):
+                if old is None:
+                    open_ = self._open(reached, state.open | reached & ~done)
+                    self.waiting[reached.bit_count()].append(reached)
+                else:
+                    open_ = old.open
+                self.best[reached] = _State(cost, grown.rest, open_, done, group)
+            if passes == 1 or (
+                grown.entry.alike and self.evaluator.passes(group, least=True) == passes
+            ):
+                return
+
+    def _too_dear(self, cost: int, rest: int) -> bool:
+        return self.ceiling is not None and cost + rest > self.ceiling
+
+    def _grow(self, done: int, part: _Grown, added: int, entry: Entry) -> _Grown:
+        """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
+        old, new = part.mask, part.mask | added
+        left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
+        _, _, after, features, weights, rest = part
+        for i in bits(added):
+            after |= self.successors[i]
+            weights += self.weights[i]
+            rest -= self.weights[i]
+            for crossing in self.crossings[i]:
+                touching = crossing.touched & added
+                if touching & -touching == 1 << i:  # else counted at the first that touches it
+                    features += crossing.moved(new) - crossing.moved(old)
+                    rest += crossing.owed(still_left) - crossing.owed(left)
+        return _Grown(new, entry, after, features, weights, rest)
+
+    def _absorb(self, done: int, after: int) -> int:
+        """The down-set ``done`` with the unfusable operators that can run then.
+
+        They cost nothing and block nothing. ``after``: what the last members of it feed.
+        """
+        ready = after & self.unfusable & ~done
+        while ready:
+            low = ready & -ready
+            ready ^= low
+            i = low.bit_length() - 1
+            if not self.predecessors[i] & ~done:
+                done |= low
+                ready |= self.successors[i] & self.unfusable
+        return done
+
+    def _open(self, done: int, candidates: int) -> int:
+        """The candidates that operators outside a down-set must run after."""
+        return mask_of(i for i in bits(candidates) if self.successors[i] & ~done)
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self.steps > self.most_steps:
+            raise TooWide(f"more than {self.most_steps} groups on its down-sets")
+        self.count(self.weight_of_step)

@@ -1,0 +1,456 @@
+"""Greedy recursive tree split: Algorithm 1 of arXiv 2501.00636 (method.md section 8).
+
+An invalid group is cut at the edges that an explanation names (:mod:`edge_cuts`), and each cut falls
+into a category: 1 if both sides are valid, 2 if one is, 3 if none is. If there is a cut of
+category 1, the one with the least ``F_D`` sum ends the recursion; else of category 2 one is taken
+by a rule and its invalid side goes on; else cuts of category 3 are tried, the most even first,
+and the one whose parts end with the least ``F_D`` sum is taken.
+
+Trying several cuts of category 3 at every level would be exponential. So a group is solved with a
+*width*, the number of trees that may be grown for it: ``branch ** 2`` at first, shared out evenly
+among the cuts tried. Once it is down to 1, only the most even cut is followed. As the parts of
+one tree are disjoint, at most ``branch ** 2`` times the number of operators are ever explained.
+
+The source of the edges is an :class:`EdgeRanker`; nothing here knows of networks that learn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Protocol
+
+from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
+from torch_getfuse.partition.search.edge_cuts import Edge, edge_cuts
+from torch_getfuse.partition.search.local import executable
+from torch_getfuse.partition.search.merge_resplit import regroup
+from torch_getfuse.partition.search.random_split import RandomSplit
+from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
+
+RULES = ("least_traffic", "most_operators")
+
+
+class EdgeRanker(Protocol):
+    """Explains why a group is invalid, by edges."""
+
+    def __call__(self, group: int) -> list[tuple[Edge, float]]:
+        """Solution edges inside a group (producer, consumer) with their scores, best first.
+
+        The answer for a group must not depend on what was asked before: it is remembered.
+        """
+        ...
+
+
+def group_edges(graph: OpGraph, group: int) -> list[Edge]:
+    """Every edge inside a group, by producer and then consumer."""
+    return [(i, j) for i in bits(group) for j in bits(graph.readers[i] & group)]
+
+
+def all_edges(graph: OpGraph) -> EdgeRanker:
+    """The exhaustive control: every edge, all with score 1."""
+
+    def rank(group: int) -> list[tuple[Edge, float]]:
+        return [(edge, 1.0) for edge in group_edges(graph, group)]
+
+    return rank
+
+
+SET_LIMIT = "set limit"
+"""Why a direct plan was not finished, where not for a limit on work."""
+
+_EXPLAINED, _CUTS, _SIDES = 10, 10, 20
+"""Steps that are counted: per operator of an explanation, per cut, and per cut whose sides are
+found."""
+_CHAINS, _TENSORS = 4, 4  # blocks or tensors that are looked at for one step
+
+RANDOM_SHARE = 0.5
+"""Of a group's edges that the random control blames: about what explainers do."""
+
+
+def random_edges(graph: OpGraph, share: float = RANDOM_SHARE, seed: int = 0) -> EdgeRanker:
+    """The random control: a share of a group's edges, at least one, the same whenever asked."""
+
+    def rank(group: int) -> list[tuple[Edge, float]]:
+        edges = group_edges(graph, group)
+        rng = Random(f"{seed}:{group}")
+        count = max(1, round(share * len(edges)))
+        scored = [(edge, rng.random()) for edge in rng.sample(edges, min(count, len(edges)))]
+        return sorted(scored, key=lambda entry: -entry[1])
+
+    return rank
+
+
+class RecursiveSplit:
+    """Splits invalid groups where an explanation says; a repair for searches.
+
+    A group is first split by the cuts of its own explanation alone. Where these do not suffice,
+    every part that is still invalid is explained anew. Implements
+    :class:`~torch_getfuse.partition.problem.Repair`; answers are remembered by group.
+
+    Args:
+        problem: the problem; its blocks are never taken apart (a cut through one is moved to
+            either end of it).
+        ranker: where solution edges come from.
+        rule: which cut of category 2: ``"least_traffic"`` (least added traffic per operator of
+            the valid side) or ``"most_operators"`` (the paper's: the largest valid side).
+        branch: cuts of category 3 that are tried at most.
+        name: of this repair in reports.
+        ranked: steps that an answer of the ranker counts, beside those by size.
+
+    Attributes:
+        attempts: distinct invalid groups that were given to it.
+        rectified: of these, those that their own explanation's cuts turned into valid groups.
+        queries: groups that were explained.
+
+    Raises:
+        OptionError: for an unknown rule, or a branch below 1.
+    """
+
+    def __init__(
+        self,
+        problem: FusionProblem,
+        ranker: EdgeRanker,
+        rule: str = "least_traffic",
+        branch: int = 4,
+        name: str = "explained",
+        ranked: int = 0,
+    ) -> None:
+        if rule not in RULES:
+            raise OptionError(f"split_rule={rule!r} is not one of {RULES}{nearest(rule, RULES)}")
+        if branch < 1:
+            raise OptionError(f"branch={branch!r} is not a number of cuts from 1 up")
+        self.name = name
+        self._ranked = ranked
+        self.attempts = 0
+        self.rectified = 0
+        self.queries = 0
+        self._problem = problem
+        self._ranker = ranker
+        self._cutter = _Cutter(problem, rule, branch)
+        self._width = branch * branch
+        self._edges: dict[int, list[Edge]] = {}
+        self._answers: dict[int, tuple[int, ...] | None] = {}
+        self._tree = _Tree(self._cutter, self._explain)
+
+    @property
+    def rectify_rate(self) -> float:
+        """``rectified / attempts``; 0 before the first attempt."""
+        return self.rectified / self.attempts if self.attempts else 0.0
+
+    def __call__(self, group: int, rng: Random) -> list[int] | None:
+        """Valid groups that cover ``group``, or ``None`` where the explanations give no cut.
+
+        ``rng`` is not used: an explanation of a group is what it is.
+        """
+        if group not in self._answers:
+            self._answers[group] = self._split(group)
+        found = self._answers[group]
+        return None if found is None else list(found)
+
+    def direct(
+        self, time_limit: float | None = None, polish: bool = True, sets: int | None = None
+    ) -> SearchResult:
+        """The plan that comes of taking the whole fusable graph for the first invalid group.
+
+        A part for which the explanations give no cut, or no time is left, is split at random.
+
+        Args:
+            time_limit: seconds, counted as work first, or ``None``.
+            polish: split neighbouring groups anew at the end (:mod:`merge_resplit`); ``False`` for
+                Algorithm 1 alone.
+            sets: distinct sets to look at, at most.
+
+        Raises:
+            SearchInterrupted: for a ``KeyboardInterrupt`` once all is split.
+        """
+        started = time.perf_counter()
+        problem = self._problem
+        plan: list[int] = []
+        stopped = ""
+        work = problem.evaluator.work
+        self._cutter.sets = sets
+        begun = work.steps
+        solved: list[tuple[int, list[int] | None]] = []
+        with work.within(time_limit):
+            for part in convex_parts(problem, problem.fusable):
+                try:
+                    solved.append((part, self._tree.solve([part], self._width)))
+                except OutOfWork as limit:
+                    solved.append((part, None))
+                    stopped = str(limit)
+        for part, found in solved:
+            plan += self._at_random(part) if found is None else found
+        with work.finishing():
+            history = [(self._cutter.examined, problem.cost(plan))]
+
+        def result() -> SearchResult:
+            with work.finishing():
+                return SearchResult(
+                    groups=executable(problem, tuple(plan)),
+                    dram_bytes=problem.cost(plan),
+                    plans=self._cutter.examined,
+                    seconds=time.perf_counter() - started,
+                    history=tuple(history),
+                    stopped=stopped,
+                )
+
+        try:
+            if polish and not stopped:
+                spent = (work.steps - begun) / STEPS_PER_SECOND
+                with work.within(None if time_limit is None else time_limit - spent):
+                    for better in regroup(problem, plan, self._tree.halve):
+                        plan = list(better)
+                        history.append((self._cutter.examined, problem.cost(plan)))
+        except OutOfWork as limit:
+            stopped = str(limit)
+        except KeyboardInterrupt as error:
+            stopped = INTERRUPTED
+            raise SearchInterrupted(result()) from error
+        finally:
+            self._cutter.sets = None
+        return result()
+
+    def _at_random(self, part: int) -> list[int]:
+        """Valid groups that cover a connected set: split at random, or blocks without time."""
+        try:
+            return RandomSplit(self._problem)(part, Random(0))
+        except OutOfWork:
+            return [block for block in self._problem.blocks if block & part]
+
+    def _split(self, group: int) -> tuple[int, ...] | None:
+        parts = convex_parts(self._problem, group)
+        if parts == [group] and self._cutter.valid(group):
+            return (group,)
+        self.attempts += 1
+        found = self.cut(group, self._explain(group))
+        if found is not None:
+            self.rectified += 1
+            return tuple(found)
+        found = self._tree.solve(parts, self._width)
+        return None if found is None else tuple(found)
+
+    def cut(self, group: int, edges: Sequence[Edge]) -> list[int] | None:
+        """Valid parts of a group by cuts at the given edges alone; ``None`` if they do not suffice.
+
+        No part is explained anew: this is what the rectify rate counts.
+        """
+        tree = _Tree(
+            self._cutter, lambda part: [e for e in edges if part >> e[0] & part >> e[1] & 1]
+        )
+        return tree.solve(convex_parts(self._problem, group), self._width)
+
+    def _explain(self, group: int) -> list[Edge]:
+        if group not in self._edges:
+            self._problem.evaluator.work.add(self._ranked + _EXPLAINED * group.bit_count())
+            self.queries += 1
+            self._edges[group] = [edge for edge, _ in self._ranker(group)]
+        return self._edges[group]
+
+
+def direct(
+    problem: FusionProblem, ranker: EdgeRanker, rule: str = "least_traffic", branch: int = 4
+) -> SearchResult:
+    """The direct method of method.md section 9: :meth:`RecursiveSplit.direct`.
+
+    ``plans`` of the result counts the groups whose validity was looked at.
+
+    Raises:
+        OptionError: for an unknown rule, or a branch below 1.
+    """
+    return RecursiveSplit(problem, ranker, rule, branch).direct()
+
+
+def convex_parts(problem: FusionProblem, group: int) -> list[int]:
+    """A set of operators cut where a path leaves it and re-enters through an unfusable operator.
+
+    Each such operator cuts at its topological position, the first one first. The parts of the
+    whole fusable graph are intervals of positions: a path that leaves one and comes back stays
+    in the interval, so it would have to pass an unfusable operator there, and none is left. So
+    their connected parts, which are returned, form no cycle. A block counts as if it stood
+    where it starts, and is never torn: nothing but its start depends on what stands before it.
+    """
+    found = []
+    chains = [block for block in problem.blocks if block & (block - 1)]
+    for u in bits(problem.unfusable):
+        if problem.above[u] & group and problem.below[u] & group:
+            # Everything before u, not only what u depends on: else parallel branches could
+            # wait for each other through several such operators.
+            before = group & ((1 << u) - 1)
+            for chain in chains:
+                if chain & before:
+                    before |= chain & group
+            found += problem.parts(before)
+            group &= ~before
+    return found + problem.parts(group)
+
+
+class _Cutter:
+    """Cuts of groups along blocks, and their categories; shared by all trees of a split."""
+
+    def __init__(self, problem: FusionProblem, rule: str, branch: int) -> None:
+        self.problem = problem
+        self.rule = rule
+        self.branch = branch
+        self.sets: int | None = None
+        self._count = problem.evaluator.work.add
+        self._valid: dict[int, bool] = {}
+        self._chains = [block for block in problem.blocks if block & (block - 1)]
+        self._traffic: dict[int, int] = {}
+        graph = problem.graph
+        self._tensors = [
+            (
+                1 << graph.producer[name] if name in graph.producer else 0,
+                sum(1 << c for c in graph.consumers[name]),
+                tensor.elements,
+                name in graph.outputs,
+            )
+            for name, tensor in graph.tensors.items()
+        ]
+
+    @property
+    def examined(self) -> int:
+        """Distinct sets whose validity was asked."""
+        return len(self._valid)
+
+    def valid(self, mask: int) -> bool:
+        """Whether a set is valid; raises :class:`OutOfWork` at a limit."""
+        if mask not in self._valid:
+            if self.sets is not None and len(self._valid) >= self.sets:
+                raise OutOfWork(SET_LIMIT)
+            self._valid[mask] = self.problem.evaluator.valid(mask)
+        return self._valid[mask]
+
+    def cuts(self, group: int, edges: Sequence[Edge]) -> list[int]:
+        """Upper sides of all candidate cuts of a group of whole blocks, each once."""
+        above, below = self.problem.above, self.problem.below
+        found: dict[int, None] = {}
+        count = _CUTS + len(self._chains) // _CHAINS
+        for edge in edges:
+            for upper in edge_cuts(group, edge, above, below):
+                self._count(count)
+                # A block's operators read nothing but the one before, and nothing else reads
+                # what they write: with or without the whole block, the side stays closed.
+                torn = 0
+                for chain in self._chains:
+                    if chain & upper and chain & ~upper:
+                        torn |= chain
+                found[upper | torn] = None
+                found[upper & ~torn] = None
+        return [upper for upper in found if upper and upper != group]
+
+    def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:
+        """The connected parts of the upper side and those of the rest."""
+        self._count(_SIDES + group.bit_count())
+        return self.problem.parts(upper), self.problem.parts(group & ~upper)
+
+    def rank(self, group: int, good: int) -> float:
+        """By which the least of the cuts of category 2 is taken; ``good`` is the valid side."""
+        if self.rule == "most_operators":
+            return -good.bit_count()
+        added = self.traffic(good) + self.traffic(group & ~good) - self.traffic(group)
+        return added / good.bit_count()
+
+    def traffic(self, mask: int) -> int:
+        """Feature elements that cross a set's border; unlike ``F_D`` defined for invalid sets.
+
+        Differences of it rank cuts like ``F_D``'s do under LBDF, whose weight term is the same
+        for every plan.
+        """
+        if mask not in self._traffic:
+            self._count(len(self._tensors) // _TENSORS + 1)
+            total = 0
+            for maker, readers, elements, output in self._tensors:
+                if maker & mask:
+                    if output or readers & ~mask:
+                        total += elements
+                elif readers & mask:
+                    total += elements
+            self._traffic[mask] = total
+        return self._traffic[mask]
+
+
+class _Tree:
+    """Algorithm 1 with one source of edges.
+
+    Recursion is as deep as the width can be shared out; all other levels are a loop, for a cut
+    of category 2 may take off a single operator of hundreds.
+    """
+
+    def __init__(self, cutter: _Cutter, edges: Callable[[int], Sequence[Edge]]) -> None:
+        self._cutter = cutter
+        self._edges = edges
+        self._steps: dict[tuple[int, int], list[int] | None] = {}
+
+    def solve(self, groups: Sequence[int], width: int) -> list[int] | None:
+        """The valid parts of connected groups, or ``None`` where one cannot be cut."""
+        found = []
+        waiting = list(reversed(groups))
+        while waiting:
+            group = waiting.pop()
+            if self._cutter.valid(group):
+                found.append(group)
+                continue
+            key = group, width
+            if key not in self._steps:
+                self._steps[key] = self._step(group, width)
+            parts = self._steps[key]
+            if parts is None:
+                return None
+            waiting += reversed(parts)
+        return found
+
+    def halve(self, group: int) -> list[int] | None:
+        """A valid group as it is, else its best cut of category 1; ``None`` if it has none."""
+        cutter = self._cutter
+        if cutter.valid(group):
+            return [group]
+        best: tuple[int, list[int]] | None = None
+        for upper in cutter.cuts(group, self._edges(group)):
+            first, second = cutter.sides(group, upper)
+            parts = [*first, *second]
+            if all(map(cutter.valid, parts)):
+                cost = cutter.problem.cost(parts)
+                if best is None or cost < best[0]:
+                    best = cost, parts
+        return None if best is None else best[1]
+
+    def _step(self, group: int, width: int) -> list[int] | None:
+        """The parts to go on with in place of an invalid group; ``None`` if nothing cuts it."""
+        cutter = self._cutter
+        both: list[tuple[int, list[int]]] = []
+        one: list[tuple[float, list[int]]] = []
+        none: list[tuple[int, list[int]]] = []
+        for upper in cutter.cuts(group, self._edges(group)):
+            first, second = cutter.sides(group, upper)
+            parts = [*first, *second]
+            good_first = all(map(cutter.valid, first))
+            good_second = all(map(cutter.valid, second))
+            if good_first and good_second:
+                both.append((cutter.problem.cost(parts), parts))
+            elif both:
+                continue
+            elif good_first or good_second:
+                good = upper if good_first else group & ~upper
+                one.append((cutter.rank(group, good), parts))
+            elif not one:
+                uneven = abs(2 * upper.bit_count() - group.bit_count())
+                none.append((uneven, parts))
+        for ranked in (both, one):
+            if ranked:
+                return min(ranked, key=lambda entry: entry[0])[1]
+        none.sort(key=lambda entry: entry[0])
+        tried = min(cutter.branch, width, len(none))
+        if tried < 2:
+            return none[0][1] if none else None
+        best: tuple[int, list[int]] | None = None
+        for _, parts in none[:tried]:
+            found = self.solve(parts, width // tried)
+            if found is not None:
+                cost = cutter.problem.cost(found)
+                if best is None or cost < best[0]:
+                    best = cost, found
+        return None if best is None else best[1]

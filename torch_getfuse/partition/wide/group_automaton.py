@@ -1,0 +1,430 @@
+"""All sets of blocks that may be groups, as paths through a layered automaton.
+
+The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`): each
+joins a set or stays out. A *state* is all that later blocks can notice of a set: which open tensors
+it makes, reads or spills, which of its parts can still meet. From a state, what joining or staying
+out changes of ``F_D`` and of the floor of ``F_b`` is known, whatever the set; so every set that can
+become a legal group is a path from the empty state to one of the *ends*, where the last block joins
+and the set is connected. Prices play no part, so the automaton is built once per problem.
+
+States are built forwards, the one least room of each kept, so that states that no set reaches
+within the buffer are left out; then backwards states that cannot end within the buffer go, and
+states with the same future become one. ``docs/exact-search.md`` section 5 has the proofs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.block_order import Skeleton, Stream
+from torch_getfuse.partition.work import Work
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+
+MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
+"""A tensor seen from a set: its maker is in; some reader is out; its maker is out but depends on
+the set; a reader is out but feeds the set; and, from bit 4 up, the widest reader that is in."""
+
+MOST_STATES = 1_000_000
+
+NEVER = 1 << 60  # room of a state that cannot end
+
+_BLOCK = 800  # steps that a block counts
+_CELLS, _STATES = 4, 2  # entries of the table of states, and states, that count one more
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block's decision, per state before it; sizes in bytes.
+
+    Attributes:
+        block: position in the problem's blocks; of an unfusable operator, a position after them.
+        leave: state after the block stays out, -1 where it cannot.
+        leave_room: what staying out adds to the floor.
+        join: state after the block joins, -1 where nothing can follow.
+        ends: whether the set with the block is connected, and may be a group.
+        cost, room: what joining adds to ``F_D`` and to the floor.
+        last_room: what it adds to the floor if no further block joins.
+    """
+
+    block: int
+    leave: Ints
+    leave_room: Ints
+    join: Ints
+    ends: Flags
+    cost: Ints
+    room: Ints
+    last_room: Ints
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """The sets of one problem.
+
+    Attributes:
+        problem: whose scheme is LBDF.
+        skeleton: its blocks and tensors.
+        layers: the blocks and unfusable operators in the order of their decisions. State 0 of the
+            first is the empty set.
+        states: number of states.
+    """
+
+    problem: FusionProblem
+    skeleton: Skeleton
+    layers: tuple[Layer, ...]
+
+    @property
+    def states(self) -> int:
+        return sum(len(layer.leave) for layer in self.layers)
+
+    @classmethod
+    def of(cls, problem: FusionProblem) -> Automaton | None:
+        """The automaton of a problem; ``None`` where it has too many states (:data:`MOST_STATES`).
+
+        Raises:
+            OptionError: for a scheme other than LBDF.
+            OutOfWork: where a limit on work is reached.
+        """
+        evaluator = problem.evaluator
+        skeleton = Skeleton.of(problem)
+        builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
+        layers = builder.layers(evaluator.work)
+        if layers is None:
+            return None
+        fewer = _fewer_states(layers, evaluator.buffer_bytes, evaluator.work)
+        return cls(problem, skeleton, tuple(fewer))
+
+
+class _Sets:
+    """One set per state, a column each; the first is empty.
+
+    Attributes:
+        state: per open tensor, the flags above.
+        part: per open tensor, the number of the part that can grow through it, from 1 up.
+        parts: how many parts the set has.
+        cost: change of ``F_D`` by the last decision, in bytes.
+        room: the floor of ``F_b`` in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.state: Bytes = np.zeros((0, 1), np.uint8)
+        self.part: Bytes = np.zeros((0, 1), np.uint8)
+        self.parts: Ints = np.zeros(1, np.int64)
+        self.cost: Ints = np.zeros(1, np.int64)
+        self.room: Ints = np.zeros(1, np.int64)
+
+    def take(self, at: Ints) -> _Sets:
+        taken = _Sets()
+        taken.state, taken.part = self.state[:, at], self.part[:, at]
+        taken.parts, taken.cost, taken.room = self.parts[at], self.cost[at], self.room[at]
+        return taken
+
+    def __add__(self, other: _Sets) -> _Sets:
+        joined = _Sets()
+        joined.state = np.concatenate([self.state, other.state], axis=1)
+        joined.part = np.concatenate([self.part, other.part], axis=1)
+        joined.parts = np.concatenate([self.parts, other.parts])
+        joined.cost = np.concatenate([self.cost, other.cost])
+        joined.room = np.concatenate([self.room, other.room])
+        return joined
+
+
+Views = Sequence[tuple[Stream, int, set[int]]]  # stream, its row, the blocks that are undecided
+
+
+class _Builder:
+    """The forward pass: states that sets with room in the buffer reach, and the steps between."""
+
+    def __init__(self, skeleton: Skeleton, fusable: int, buffer_bytes: int) -> None:
+        self.skeleton = skeleton
+        self.fusable = fusable
+        self.buffer_bytes = buffer_bytes
+
+    def layers(self, work: Work) -> list[Layer] | None:
+        skeleton = self.skeleton
+        slots: dict[int, int] = {}
+        spare: list[int] = []
+        left = [set(stream.blocks) for stream in skeleton.streams]
+        sets = _Sets()
+        states = 0
+        found = []
+        for block in skeleton.order:
+            states += len(sets.room)
+            if states > MOST_STATES:
+                return None
+            work.add(_BLOCK + sets.state.size // _CELLS)
+            touched = skeleton.touches[block]
+            for number in touched:
+                left[number].discard(block)
+                if number not in slots:
+                    if not spare:
+                        spare.append(len(sets.state))
+                        blank = np.zeros((1, len(sets.room)), np.uint8)
+                        sets.state = np.concatenate([sets.state, blank])
+                        sets.part = np.concatenate([sets.part, blank])
+                    slots[number] = spare.pop()
+            views = [(skeleton.streams[t], slots[t], left[t]) for t in touched]
+            size = len(sets.room)
+            without, out = self._leave(sets, block, views)
+            leave_room, cost, room, last_room = (np.zeros(size, np.int64) for _ in range(4))
+            leave_room[out] = without.room - sets.room[out]
+            ends = np.zeros(size, bool)
+            if block < self.fusable:
+                within, in_ = self._join(sets, block, views)
+                cost[in_], room[in_] = within.cost, within.room - sets.room[in_]
+                last_room[in_] = room[in_] + self._overwritten_outside(within, slots, left)
+                ends[in_] = within.parts == 1
+            else:
+                within, in_ = sets.take(out[:0]), out[:0]
+            after = without + within
+            for stream, slot, open_ in views:
+                _normalise(after, stream, slot, open_)
+            for number in touched:
+                if not left[number]:
+                    spare.append(slots.pop(number))
+            kept, state = _distinct(after, _alive(after))
+            leave, join = np.full((2, size), -1, np.int64)
+            leave[out], join[in_] = state[: len(out)], state[len(out) :]
+            sets = after.take(kept)
+            found.append(Layer(block, leave, leave_room, join, ends, cost, room, last_room))
+        return found
+
+    def _overwritten_outside(
+        self, sets: _Sets, slots: Mapping[int, int], left: Sequence[set[int]]
+    ) -> Ints:
+        """Room of tensors that a reader yet to be decided writes over, if it stays out."""
+        room = np.zeros(len(sets.room), np.int64)
+        for number, slot in slots.items():
+            stream = self.skeleton.streams[number]
+            if stream.overwritten and stream.readers & left[number]:
+                room += np.where(sets.state[slot] & MAKER, stream.unit_bytes, 0)
+        return room
+
+    def _leave(self, sets: _Sets, block: int, views: Views) -> tuple[_Sets, Ints]:
+        """The sets that go on without ``block``, and where they came from."""
+        state = sets.state.copy()
+        room = sets.room.copy()
+        below = np.zeros(len(room), bool)
+        above = np.zeros(len(room), bool)
+        for stream, slot, _ in views:
+            column = sets.state[slot]
+            if stream.maker == block:
+                above |= (column >> LEVEL > 0) | (column & ABOVE > 0)
+            else:
+                below |= column & (MAKER | BELOW) > 0
+                if stream.overwritten and block in stream.readers:
+                    room += np.where(column & MAKER, stream.unit_bytes, 0)
+        for stream, slot, _ in views:
+            if stream.maker == block:
+                state[slot] |= np.where(below, BELOW, 0).astype(np.uint8)
+            else:
+                state[slot] |= np.where(above, ABOVE | SPILLED, SPILLED).astype(np.uint8)
+        keep = np.flatnonzero(~(below & above) & (room < self.buffer_bytes))
+        changed = _Sets()
+        changed.state, changed.part, changed.parts = state, sets.part, sets.parts
+        changed.cost, changed.room = sets.cost, room
+        return changed.take(keep), keep
+
+    def _join(self, sets: _Sets, block: int, views: Views) -> tuple[_Sets, Ints]:
+        """The sets that ``block`` joins, and where they came from.
+
+        A set's cost is what it would be if no further block joined.
+        """
+        skeleton = self.skeleton
+        state = sets.state.copy()
+        cost = np.full(len(sets.room), skeleton.traffic[block])
+        room = sets.room + skeleton.room[block]
+        hole = np.zeros(len(cost), bool)
+        for stream, slot, left in views:
+            column = sets.state[slot]
+            before = (column >> LEVEL).astype(np.int64)
+            made = column & MAKER > 0
+            after = stream.levels.joined(block)[before]
+            units = stream.levels.units
+            waiting = bool(left - {stream.maker})
+            size, unit = stream.size, stream.unit_bytes
+            if stream.maker == block:
+                hole |= column & ABOVE > 0
+                cost -= np.where(before > 0, size, 0)  # no longer read from outside
+                if stream.forced or waiting:
+                    cost += size
+                else:
+                    cost += np.where(column & SPILLED, size, 0)
+                if not stream.overwritten:
+                    room += unit * (np.maximum(units[after], 1) - units[before])
+                elif not waiting:
+                    room += np.where(before > 0, 0, unit)
+                mark = MAKER
+            else:
+                hole |= column & BELOW > 0
+                cost += np.where((before == 0) & ~made, size, 0)
+                if not stream.forced and not waiting:
+                    cost -= np.where(made & (column & SPILLED == 0), size, 0)
+                if not stream.overwritten:
+                    held = np.maximum(units[before], made)
+                    room += unit * (units[after] - held).clip(0)
+                mark = 0
+            state[slot] = (column & 15) | mark | (after << LEVEL).astype(np.uint8)
+        keep = np.flatnonzero(~hole & (room < self.buffer_bytes))
+        changed = _Sets()
+        changed.state, changed.cost, changed.room = state, cost, room
+        changed.part, changed.parts = sets.part, sets.parts
+        changed = changed.take(keep)
+        _connect(changed, block, views)
+        return changed, keep
+
+
+def _connect(sets: _Sets, block: int, views: Views) -> None:
+    """Merge the parts of each set that ``block``, which has joined, is connected to.
+
+    A part is numbered at the tensors through which it can still grow. Readers of a tensor whose
+    maker is still to come count as connected: the maker may join.
+    """
+    part = sets.part
+    fresh = np.uint8(255)
+    merged = np.zeros(len(sets.cost), np.int64)
+    for stream, slot, _ in views:
+        if stream.maker >= 0:
+            own = part[slot].copy()
+            has = (own > 0) & (own != fresh)
+            if has.any():
+                part[(part == own) & has] = fresh
+                merged += has
+    for stream, slot, left in views:
+        if left and (stream.maker == block or stream.maker in left):
+            part[slot] = fresh
+    sets.parts = sets.parts - merged + 1
+
+
+def _normalise(sets: _Sets, stream: Stream, slot: int, left: set[int]) -> None:
+    """Forget what no later block can notice, so that more sets look alike."""
+    column = sets.state[slot]
+    if not left:
+        sets.state[slot] = 0
+        sets.part[slot] = 0
+        return
+    made = column & MAKER > 0
+    level = stream.levels.seen(left & (stream.readers | {stream.maker}))[column >> LEVEL]
+    flags = column & (MAKER | SPILLED | BELOW | ABOVE)
+    if stream.maker not in left:
+        # The maker is decided: only if it is in does it matter who is out.
+        flags = np.where(made, flags & (MAKER | SPILLED), flags & BELOW)
+        sets.part[slot] = np.where(made, sets.part[slot], 0)
+    if stream.forced:
+        flags = flags & ~np.uint8(SPILLED)
+    sets.state[slot] = flags | (level << LEVEL).astype(np.uint8)
+
+
+def _alive(sets: _Sets) -> Ints:
+    """Sets whose every part can still grow, the empty one first; parts are numbered anew."""
+    part = sets.part
+    touched = part.any(axis=0)
+    single = sets.parts <= 1
+    part[:, single] = part[:, single] > 0
+    alive = touched & single
+    several = np.flatnonzero(~single & touched)
+    if len(several):
+        many = part[:, several]
+        fresh = np.zeros_like(many)
+        count = np.zeros(len(several), np.int64)
+        for row in range(len(many)):
+            new = (many[row] > 0) & (fresh[row] == 0)
+            if new.any():
+                count += new
+                same = (many == many[row]) & new
+                fresh = np.where(same, count.astype(np.uint8), fresh)
+        part[:, several] = fresh
+        alive[several] = count == sets.parts[several]
+    alive[0] = True
+    return np.flatnonzero(alive)
+
+
+def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
+    """Of the living sets that look alike the one with least room; and each set's state, or -1.
+
+    The empty set is state 0: it alone touches nothing, so its key is the least.
+    """
+    rows = np.concatenate([sets.state[:, alive], sets.part[:, alive]])
+    rows = rows[rows.any(axis=1)]
+    packed = np.zeros((len(alive), 8 * (-(-len(rows) // 8) or 1)), np.uint8)
+    packed[:, : len(rows)] = rows.T
+    keys = packed.view(np.uint64)
+    order = np.lexsort((sets.room[alive], *keys.T))
+    ordered = keys[order]
+    starts = np.ones(len(order), bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    state = np.full(len(sets.room), -1, np.int64)
+    state[alive[order]] = np.cumsum(starts) - 1
+    return alive[order[starts]], state
+
+
+def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[Layer]:
+    """The same sets with fewer states: backwards, what cannot end goes and what looks alike merges.
+
+    Two states of one layer with the same steps (same changes, to the same states) have the same
+    future; so each set keeps its cost, room and ends.
+    """
+    found: list[Layer] = []
+    least = _least_rooms(layers)
+    state = np.zeros(0, np.int64)  # of the layer after: old state -> new, -1 for none
+    need = np.zeros(0, np.int64)  # of the layer after, by old state: least room up to an end
+    for layer, before in zip(reversed(layers), reversed(least), strict=True):
+        work.add(_BLOCK + len(before) // _STATES)
+        leave, join = layer.leave.copy(), layer.join.copy()
+        if not len(state):
+            leave[:], join[:] = -1, -1
+        goes, comes = leave >= 0, join >= 0
+        out, in_ = (np.full(len(leave), NEVER) for _ in range(2))
+        out[goes] = need[leave[goes]] + layer.leave_room[goes]
+        in_[comes] = need[join[comes]] + layer.room[comes]
+        ends = layer.ends & (before + layer.last_room < buffer_bytes)
+        leave = np.where(before + out < buffer_bytes, leave, -1)
+        join = np.where(before + in_ < buffer_bytes, join, -1)
+        leave[leave >= 0] = state[leave[leave >= 0]]
+        join[join >= 0] = state[join[join >= 0]]
+        joins = ends | (join >= 0)
+        rows = np.stack(
+            [
+                leave,
+                np.where(leave >= 0, layer.leave_room, 0),
+                join,
+                ends,
+                np.where(joins, layer.cost, 0),
+                np.where(joins, layer.room, 0),
+                np.where(ends, layer.last_room, 0),
+            ]
+        )
+        need = np.minimum(np.where(leave >= 0, out, NEVER), np.where(join >= 0, in_, NEVER))
+        need = np.minimum(need, np.where(ends, layer.last_room, NEVER))
+        useful = np.flatnonzero(need < NEVER)
+        order = useful[np.lexsort(rows[:, useful])]
+        starts = np.ones(len(order), bool)
+        starts[1:] = (rows[:, order[1:]] != rows[:, order[:-1]]).any(axis=0)
+        state = np.full(len(leave), -1, np.int64)
+        state[order] = np.cumsum(starts) - 1
+        kept = rows[:, order[starts]]
+        goes_out, room_out, comes_in, at_end, cost, room, last_room = kept
+        found.append(
+            Layer(layer.block, goes_out, room_out, comes_in, at_end > 0, cost, room, last_room)
+        )
+    return found[::-1]
+
+
+def _least_rooms(layers: list[Layer]) -> list[Ints]:
+    """Per layer and state, the least room of a set that comes there."""
+    found = [np.zeros(1, np.int64)]
+    for layer, after in pairwise(layers):
+        room = np.full(len(after.leave), NEVER)
+        for target, added in ((layer.leave, layer.leave_room), (layer.join, layer.room)):
+            goes = target >= 0
+            np.minimum.at(room, target[goes], found[-1][goes] + added[goes])
+        found.append(room)
+    return found

@@ -1,0 +1,192 @@
+"""Groups as the columns of a linear program: which blocks they have, and what they cost."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import OptimizeResult, linprog
+from scipy.sparse import csc_matrix, csr_matrix, vstack
+
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.work import Work
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 80
+"""Counted as work: steps of a new group, and of a linear program, each of whose iterations counts
+one for so many entries of its matrix."""
+
+
+class Columns:
+    """Turns masks of many groups into columns at once, and remembers them.
+
+    Args:
+        problem: whose blocks are the rows.
+
+    Attributes:
+        weights: of each block, in bytes; every plan moves them once.
+    """
+
+    def __init__(self, problem: FusionProblem) -> None:
+        self.problem = problem
+        self._bytes = -(-len(problem.graph) // 8)
+        leaders = [(block & -block).bit_length() - 1 for block in problem.blocks]
+        self._row = np.full(len(problem.graph), -1)
+        self._row[leaders] = np.arange(len(leaders))
+        graph, scheme = problem.graph, problem.evaluator.scheme
+        self._lbdf = isinstance(scheme, Lbdf)
+        number = {name: k for k, name in enumerate(graph.tensors)}
+        sizes = [tensor.elements * scheme.activation_bytes for tensor in graph.tensors.values()]
+        self._sizes = np.array(sizes, np.int64)
+        self._weights = np.array(scheme.weights, np.int64)
+        self._kept = np.array([name in graph.outputs for name in graph.tensors])
+        pairs = {(i, number[read.tensor]) for i, op in enumerate(graph.ops) for read in op.reads}
+        shape = (len(graph), len(number))
+        readers, read = np.array(sorted(pairs)).reshape(-1, 2).T
+        self._reads = csr_matrix((np.ones(len(read), np.int64), (readers, read)), shape)
+        written = [number[op.writes] for op in graph.ops]
+        ones = np.ones(len(written), np.int64)
+        self._writes = csr_matrix((ones, (np.arange(len(written)), written)), shape)
+        self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
+        inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
+        self.weights = np.array(inside, np.int64)
+        self._number: dict[int, int] = {}  # of a group, among those met
+        self._rows = csr_matrix((0, len(leaders)))
+        self._costs = np.zeros(0, np.int64)
+
+    def _numbers(self, groups: Sequence[int]) -> Ints:
+        """Numbers of the groups; new ones are worked out."""
+        number = self._number
+        if fresh := [group for group in dict.fromkeys(groups) if group not in number]:
+            self.problem.evaluator.work.add(_GROUP * len(fresh))
+            number.update(zip(fresh, range(len(number), len(number) + len(fresh)), strict=True))
+            members = self._members(fresh)
+            rows = self._row[members.indices]
+            starts = np.concatenate([[0], np.cumsum(rows >= 0)])[members.indptr]
+            rows = rows[rows >= 0]
+            shape = (len(fresh), self._rows.shape[1])
+            added = csr_matrix((np.ones(len(rows)), rows, starts), shape)
+            self._rows = vstack([self._rows, added], "csr")
+            self._costs = np.concatenate([self._costs, self._priced(fresh, members)])
+        return np.fromiter((number[group] for group in groups), np.int64, len(groups))
+
+    def _members(self, groups: Sequence[int]) -> csr_matrix:
+        """Which group (row) has which operator (column)."""
+        raw = b"".join(group.to_bytes(self._bytes, "little") for group in groups)
+        flags = np.frombuffer(raw, np.uint8).reshape(len(groups), self._bytes)
+        row, column = np.nonzero(np.unpackbits(flags, axis=1, bitorder="little"))
+        starts = np.searchsorted(row, np.arange(len(groups) + 1))
+        ones = np.ones(len(column), np.int64)
+        return csr_matrix((ones, column, starts), (len(groups), len(self._weights)))
+
+    def _priced(self, groups: Sequence[int], members: csr_matrix) -> Ints:
+        if not self._lbdf:
+            return np.array([self.problem.evaluator.dram(group) for group in groups], np.int64)
+        used, made = members @ self._reads, members @ self._writes
+        inner = used.multiply(made).tocsr()  # of what a group makes: how many of it read it
+        read = used.astype(bool).astype(np.int64) - inner.astype(bool).astype(np.int64)
+        # Not written: what all its readers are there for, unless it is an output.
+        inner.data = (inner.data == self._readers[inner.indices]) & ~self._kept[inner.indices]
+        wanted = np.where(self._kept | (self._readers > 0), self._sizes, 0)
+        written = made @ wanted - inner.astype(np.int64) @ self._sizes
+        return np.asarray(members @ self._weights + read @ self._sizes + written, np.int64)
+
+    def matrix(self, groups: Sequence[int]) -> csc_matrix:
+        """Which group (column) has which block (row)."""
+        numbers = self._numbers(groups)
+        return self._rows[numbers].T.tocsc()
+
+    def costs(self, groups: Sequence[int]) -> Ints:
+        """``F_D`` of each group in bytes."""
+        numbers = self._numbers(groups)
+        return self._costs[numbers]
+
+    def reduced(self, groups: Sequence[int], prices: npt.NDArray[np.number]) -> Floats:
+        """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
+        found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
+        return found
+
+
+def minimum(
+    costs: Ints | Floats,
+    matrix: csc_matrix | csr_matrix,
+    sizes: Floats,
+    work: Work,
+    homes: csr_matrix | None = None,
+) -> OptimizeResult | None:
+    """The linear program over columns, solved in floating point; ``None`` without a solution.
+
+    HiGHS holds rows, bounds and reduced costs to 1e-7 only, and may fail where sizes differ by many
+    orders of magnitude. So nothing is concluded from its numbers: duals are prices to be tried, in
+    integers, and shares of columns say which to try first.
+
+    Args:
+        costs: of each column.
+        matrix: of the rows that are covered exactly.
+        sizes: how often each of them is.
+        work: limits the iterations, which are counted.
+        homes: rows that are covered once at most.
+
+    Raises:
+        OutOfWork: where a limit of ``work`` is reached.
+    """
+    work.add(_PROGRAM)
+    entries = matrix.nnz + (0 if homes is None else homes.nnz) + len(sizes)
+    each = 1 + entries // _ENTRIES
+    found = solved(
+        linprog,
+        costs,
+        A_ub=homes,
+        b_ub=None if homes is None else np.ones(homes.shape[0]),
+        A_eq=matrix,
+        b_eq=sizes,
+        bounds=(0, None),
+        method="highs-ds",
+        # Looking for simplifications takes longer than the program.
+        options={"presolve": False, **limits(work, "maxiter", each)},
+    )
+    if found.status == 1:
+        work.give_up()
+    work.add(each * int(found.nit))
+    usable = found.status == 0 and np.isfinite(found.x).all()
+    return found if usable and np.isfinite(found.eqlin.marginals).all() else None
+
+
+def limits(work: Work, name: str, steps: int) -> dict[str, float]:
+    """Options of HiGHS that end it with ``work``: what it counts as ``name``, and the clock."""
+    if work.steps_left == math.inf:
+        return {}
+    return {name: int(work.steps_left // steps), "time_limit": work.clock_left}
+
+
+def solved(solver: Callable[..., OptimizeResult], *args: Any, **named: Any) -> OptimizeResult:
+    """What a solver of HiGHS returns, in a thread of its own: no signal gets through to it.
+
+    After a ``KeyboardInterrupt`` it goes on there by itself, up to its limits.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return solver(*args, **named)
+    found: list[OptimizeResult | BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(solver(*args, **named))
+        except BaseException as error:  # raised again below, whatever it is
+            found.append(error)
+
+    thread = threading.Thread(target=run, name="torch_getfuse-highs", daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]

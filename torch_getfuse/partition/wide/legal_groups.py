@@ -1,0 +1,124 @@
+"""All legal groups of a problem, where they are not too many, and the least of them by prices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.partition.node_set import bits, is_connected
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.work import OutOfWork
+
+Ints = npt.NDArray[np.int64]
+
+MAX_SETS = 200_000
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Groups that a plan may use.
+
+    Attributes:
+        groups: masks of valid groups.
+        complete: whether these are all; without that they bound nothing.
+        seen: sets looked at.
+    """
+
+    groups: tuple[int, ...]
+    complete: bool
+    seen: int
+
+
+_SET = 15  # steps that a set counts
+
+
+def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
+    """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
+
+    Those found by then where a limit on work strikes.
+
+    Complete: a convex connected group is reached from any of its blocks through convex connected
+    subsets, each by adding a neighbour inside the group and what lies between.
+    """
+    evaluator, unfusable = problem.evaluator, problem.unfusable
+    above, below, near = problem.above, problem.below, problem.near
+    block = [0] * len(problem.graph)
+    for mask in problem.blocks:
+        for i in bits(mask):
+            block[i] = mask
+
+    def reach(mask: int) -> tuple[int, int, int]:
+        up = down = beside = 0
+        for i in bits(mask):
+            up |= above[i]
+            down |= below[i]
+            beside |= near[i]
+        return up, down, beside
+
+    surroundings = {mask: reach(mask) for mask in problem.blocks}
+    layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
+    seen = set(problem.blocks)
+    groups = []
+    try:
+        while layer:
+            following = []
+            for mask, up, down, beside in layer:
+                if evaluator.hopeless(mask):
+                    continue
+                if is_connected(mask, near) and evaluator.valid(mask):
+                    groups.append(mask)
+                tried = mask | unfusable
+                while fresh := beside & ~tried:
+                    other = block[(fresh & -fresh).bit_length() - 1]
+                    tried |= other
+                    grown, up2, down2, beside2 = mask, up, down, beside
+                    extra = other
+                    while extra & ~unfusable:
+                        grown |= extra
+                        while extra:
+                            part = block[(extra & -extra).bit_length() - 1]
+                            extra &= ~part
+                            own = surroundings[part]
+                            grown |= part
+                            up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
+                        extra = up2 & down2 & ~grown
+                        if extra & unfusable:
+                            break
+                    evaluator.work.add(_SET)
+                    if extra or grown in seen:
+                        continue
+                    seen.add(grown)
+                    following.append((grown, up2, down2, beside2))
+                if len(seen) > most:
+                    return Candidates(tuple(groups), False, len(seen))
+            layer = following
+    except OutOfWork:
+        return Candidates(tuple(groups), False, len(seen))
+    return Candidates(tuple(groups), True, len(seen))
+
+
+class Listed:
+    """An oracle that looks through a complete list; groups belong to their first block."""
+
+    def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
+        self._count = columns.problem.evaluator.work.add
+        self._groups = groups
+        self._costs = columns.costs(groups)
+        matrix = columns.matrix(groups)
+        self._rows = matrix.T.tocsr().astype(np.int64)
+        self._first = np.minimum.reduceat(matrix.indices, matrix.indptr[:-1])
+        self.place = np.arange(matrix.shape[0])
+
+    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+        """The least of ``F_D - prices`` per first block, and a group that has it."""
+        self._count(100 + self._rows.nnz // 50 + len(self._groups) // 4)
+        reduced = self._costs * FINE - self._rows @ prices
+        order = np.lexsort((reduced, self._first))
+        least = order[np.unique(self._first[order], return_index=True)[1]]
+        shortfall = np.zeros(len(prices), np.int64)
+        shortfall[self._first[least]] = np.minimum(reduced[least], 0)
+        return shortfall, [self._groups[k] for k in least if reduced[k] < 0]

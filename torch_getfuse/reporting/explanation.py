@@ -1,0 +1,378 @@
+"""Why operators do not fit together, as an object that prints and exports.
+
+Text forms use human sizes (1024-based), data forms integer bytes. How the answer is found is in
+:mod:`torch_getfuse.explain_graph`.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch_getfuse.accelerator import format_size, format_width
+from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram
+from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict
+from torch_getfuse.reporting.export import MARKDOWN, PLAIN, Style, compact, known_suffix
+from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+
+SCHEMA_VERSION = 1
+
+CONTROLS = ("random", "all")
+
+_TERMS = 12  # rows of the tables; the data forms hold everything
+_EDGES = 16
+_CROSSING = 6
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answer to "why do these operators not fit together?".
+
+    Attributes:
+        operators: names of the group's operators, in topological order.
+        added: those of them that were not asked for; they lie on a path between others.
+        unfusable: those of them that do not even fit alone.
+        obstacles: what else stands against the group, a sentence each.
+        scheme, granularity: the cost model; granularity is ``None`` for BRR, which has none.
+        activation_bytes, weight_bytes: element widths; ``None``: weights as stored.
+        buffer_bytes: the on-chip buffer ``B``.
+        demand_bytes: ``F_b``; ``None`` where the scheme has no schedule for the group.
+        valid: ``F_b < B``, and nothing in ``unfusable`` or ``obstacles``.
+        probability: of ``F_b < B``, by the GNN; ``None`` where no explainer asks it.
+        untrained: what the GNN was trained for, where the question lies outside of it; else empty.
+        terms: what adds up to the demand, largest first.
+        dram: what the group would move if it fitted, its weights once, in bytes per sample.
+        edges: every edge inside the group.
+        blames: one per explainer; empty where the group is valid, or has no edge.
+        cut: ``None`` where the group is valid, or a single operator.
+        fingerprint: of the operator graph.
+    """
+
+    operators: tuple[str, ...]
+    added: tuple[str, ...]
+    unfusable: tuple[str, ...]
+    obstacles: tuple[str, ...]
+    scheme: str
+    granularity: str | None
+    activation_bytes: int
+    weight_bytes: int | None
+    buffer_bytes: int
+    demand_bytes: int | None
+    valid: bool
+    probability: float | None
+    untrained: str
+    terms: tuple[CostTerm, ...]
+    dram: Dram
+    edges: tuple[GroupEdge, ...]
+    blames: tuple[Blame, ...]
+    cut: Cut | None
+    fingerprint: str
+
+    @property
+    def gap_bytes(self) -> int | None:
+        """Demand less buffer: from 0 up it does not fit; below, so much room is left."""
+        return None if self.demand_bytes is None else self.demand_bytes - self.buffer_bytes
+
+    @property
+    def added_dram_bytes(self) -> int:
+        """Features that the cut moves to DRAM and back, beside what the group would move."""
+        if self.cut is None:
+            return 0
+        return _features(self.cut.dram) - _features(self.dram)
+
+    # -- text forms -----------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return _render(self, PLAIN)
+
+    def to_markdown(self) -> str:
+        """Headings and pipe tables."""
+        return _render(self, MARKDOWN) + "\n"
+
+    def to_dot(self) -> str:
+        """The group's operator graph in the DOT language."""
+        return to_dot(self.drawing())
+
+    def drawing(self) -> Drawing:
+        """The group's operator graph and its terms, ready to be drawn.
+
+        An edge's score is its mean over the explainers, controls left out if there are others, as
+        a share of the most blamed edge's.
+        """
+        parts = [part.operators for part in self.cut.parts] if self.cut else [self.operators]
+        order = {name: k for k, name in enumerate(name for part in parts for name in part)}
+        asked = [b for b in self.blames if b.explainer not in CONTROLS] or self.blames
+        scores = [0.0] * len(self.edges)
+        for blame in asked:
+            for edge, score in blame.edges:
+                scores[edge] += score
+        most = max(scores, default=0.0) or 1.0
+        cut = set(self.cut.edges) if self.cut else set()
+        return Drawing(
+            title=f"{_title(self)}: {_verdict(self)}",
+            legend=f"edges: blamed by {', '.join(b.explainer for b in asked)}" if asked else "",
+            boxes=tuple(Box(name, k) for k, part in enumerate(parts) for name in part),
+            arrows=tuple(
+                Arrow(order[edge.producer], order[edge.consumer], score / most, k in cut)
+                for k, (edge, score) in enumerate(zip(self.edges, scores, strict=True))
+            ),
+            bars=tuple(Bar(_term(term), term.bytes) for term in self.terms),
+            buffer_bytes=self.buffer_bytes,
+        )
+
+    # -- data forms -----------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values; sizes are integer bytes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "scheme": self.scheme,
+            "granularity": self.granularity,
+            "activation_bytes": self.activation_bytes,
+            "weight_bytes": self.weight_bytes,
+            "operators": list(self.operators),
+            "added": list(self.added),
+            "unfusable": list(self.unfusable),
+            "obstacles": list(self.obstacles),
+            "valid": self.valid,
+            "predicted_probability": self.probability,
+            "predictor_trained_for": self.untrained or None,
+            "demand_bytes": self.demand_bytes,
+            "buffer_bytes": self.buffer_bytes,
+            "gap_bytes": self.gap_bytes,
+            "terms": [
+                {
+                    "kind": term.kind,
+                    "name": term.name,
+                    "units": term.units,
+                    "unit_bytes": term.unit_bytes,
+                    "bytes": term.bytes,
+                }
+                for term in self.terms
+            ],
+            **dram_dict(self.dram),
+            "explainers": [blame.to_dict(self.edges) for blame in self.blames],
+            "cut": self.cut
+            and {
+                **self.cut.to_dict(self.edges),
+                "added_feature_bytes": self.added_dram_bytes,
+            },
+        }
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write a form chosen by suffix: .txt, .json, .md, .dot, .svg or .png.
+
+        Raises:
+            OptionError: for another suffix, or a picture without matplotlib.
+            OSError: where the file cannot be written.
+        """
+        suffix = known_suffix(path, "an explanation", _SUFFIXES)
+        if suffix in _PICTURES:
+            save_picture(self.drawing(), path)
+        else:
+            replace_text(path, _FORMS[suffix](self))
+
+    @staticmethod
+    def check_suffix(path: str | Path) -> None:
+        """Raises :class:`OptionError` for a path that :meth:`save` would not take."""
+        known_suffix(path, "an explanation", _SUFFIXES)
+
+
+_PICTURES = (".svg", ".png")
+_FORMS: Mapping[str, Callable[[Explanation], str]] = {
+    ".txt": lambda explanation: f"{explanation}\n",
+    ".json": lambda explanation: explanation.to_json() + "\n",
+    ".md": Explanation.to_markdown,
+    ".dot": Explanation.to_dot,
+}
+_SUFFIXES = (*_FORMS, *_PICTURES)
+
+
+# -- text ---------------------------------------------------------------------------------
+
+
+def _render(why: Explanation, style: Style) -> str:
+    parts = [style.heading(f"{_title(why)}: {_verdict(why)}")]
+    parts.append(style.table(_facts(why), (), "ll", {1: 92}))
+    if not why.valid:
+        parts += [style.heading("What fills the buffer"), _term_table(why, style)]
+    if why.blames:
+        parts += [style.heading("Edges to blame (0: the explainer's least, 1: its best)")]
+        parts += [_edge_table(why, style), _blame_table(why, style)]
+    if why.cut is not None:
+        parts += [style.heading(f"Where the recursive split cuts (edges: {why.cut.by})")]
+        parts += [_part_table(why.cut, why.buffer_bytes, style)]
+        parts += [style.paragraph(_cost(why, why.cut))]
+    return "\n\n".join(parts)
+
+
+def _title(why: Explanation) -> str:
+    return f"{_count(len(why.operators), 'operator')} under a buffer of " + format_size(
+        why.buffer_bytes
+    )
+
+
+def _verdict(why: Explanation) -> str:
+    gap = why.gap_bytes
+    if why.valid and gap is not None:
+        return f"fits, {format_size(-gap)} of room left"
+    if gap is None:
+        return "no schedule"
+    if gap > 0:
+        return f"{format_size(gap)} too much"
+    return "full to the last byte" if gap == 0 else "no group"
+
+
+def _facts(why: Explanation) -> list[list[str]]:
+    first, last = why.operators[0], why.operators[-1]
+    rows = [["operators", first if first == last else f"{first} .. {last}"]]
+    if why.added:
+        rows.append(["added", f"{', '.join(why.added)}: on a path between the operators asked for"])
+    if why.demand_bytes is None:
+        demand = f"none: {why.scheme} has no schedule for this group"
+    else:
+        share = why.demand_bytes / why.buffer_bytes
+        demand = (
+            f"{format_size(why.demand_bytes)} ({share:.1%}); a group must stay below the buffer"
+        )
+    rows.append(["demand", demand])
+    rows += [["obstacle", obstacle] for obstacle in why.obstacles]
+    if why.probability is not None:
+        told = f"valid with probability {why.probability:.3f}: {_judged(why, why.probability)}"
+        rows.append(["GNN", told])
+    unit = f", granularity {why.granularity}" if why.granularity else ""
+    rows.append(
+        [
+            "assumptions",
+            f"scheme {why.scheme}{unit}, {why.activation_bytes} B per activation, "
+            f"{format_width(why.weight_bytes)}, one sample at a time",
+        ]
+    )
+    return rows
+
+
+def _judged(why: Explanation, probability: float) -> str:
+    """Whether the predictor is right; it knows demand and buffer, and nothing of obstacles."""
+    gap = why.gap_bytes
+    if (probability > 0.5) == (gap is not None and gap < 0):
+        return "right"
+    if why.untrained:
+        return f"not so, but it was trained for {why.untrained} only"
+    return "wrong"
+
+
+def _term_table(why: Explanation, style: Style) -> str:
+    rows = [
+        [_term(term), format_size(term.bytes), f"{term.bytes / why.buffer_bytes:.1%}"]
+        for term in why.terms[:_TERMS]
+    ]
+    rest = sum(term.bytes for term in why.terms[_TERMS:])
+    if rest:
+        left = _count(len(why.terms) - _TERMS, "smaller term")
+        rows.append([left, format_size(rest), f"{rest / why.buffer_bytes:.1%}"])
+    if not rows:
+        return f"{why.scheme} has no schedule for this group, so nothing to add up."
+    total = sum(term.bytes for term in why.terms)
+    rows.append(["together", format_size(total), f"{total / why.buffer_bytes:.1%}"])
+    return style.table(rows, ("", "bytes", "of the buffer"), "lrr", {0: 88})
+
+
+def _term(term: CostTerm) -> str:
+    if term.kind == "weights":
+        return f"weights of {term.name}"
+    unit = "pixel" if term.kind == "pixels" else "row"
+    what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
+    return (
+        f"{_count(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
+        f"{what.get(term.kind, '')}"
+    )
+
+
+def _edge_table(why: Explanation, style: Style) -> str:
+    scores = [dict(blame.edges) for blame in why.blames]
+    named = {edge for blame in scores for edge in blame}
+    best = sorted(named, key=lambda edge: (-sum(s.get(edge, 0.0) for s in scores), edge))
+    cut = set(why.cut.edges) if why.cut else set()
+    rows = [
+        [
+            str(why.edges[k]),
+            format_size(why.edges[k].tensor_bytes),
+            format_size(why.edges[k].held_bytes),
+            *(f"{score[k]:.2f}" if k in score else "" for score in scores),
+            "cut" if k in cut else "",
+        ]
+        for k in best[:_EDGES]
+    ]
+    if len(best) > _EDGES:
+        rows.append([f"{len(best) - _EDGES} more", *[""] * (3 + len(scores))])
+    short = [blame.explainer.removesuffix("explainer") for blame in why.blames]
+    align = "lrr" + "r" * len(short) + "r"
+    return style.table(rows, ("edge", "tensor", "held", *short, ""), align, {0: 48})
+
+
+def _blame_table(why: Explanation, style: Style) -> str:
+    rows = [
+        [
+            blame.explainer,
+            f"{blame.seconds * 1000:.1f} ms",
+            "leave a part too big"
+            if blame.parts is None or blame.dram_bytes is None
+            else f"{_count(blame.parts, 'part')}, {format_size(blame.dram_bytes)} of DRAM access",
+        ]
+        for blame in why.blames
+    ]
+    return style.table(rows, ("explainer", "time", "its edges alone"), "lrl", {0: 20, 2: 60})
+
+
+def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
+    rows = []
+    for k, part in enumerate(cut.parts):
+        name = compact(part.operators)
+        used = part.buffer_bytes
+        rows.append(
+            [
+                str(k),
+                name if part.fits else f"{name}: unfusable",
+                "none" if used is None else format_size(used),
+                "" if used is None else f"{used / buffer_bytes:.1%}",
+                *map(format_size, part.dram),
+            ]
+        )
+    headers = ("part", "operators", "buffer", "share", "read", "write", "weights")
+    return style.table(rows, headers, "rlrrrrr", {1: 44})
+
+
+def _cost(why: Explanation, cut: Cut) -> str:
+    before, after = _features(why.dram), _features(cut.dram)
+    named = [f"{name} ({format_size(size)})" for name, size in cut.crossing.items()]
+    more = len(named) - _CROSSING
+    tensors = ", ".join(named[:_CROSSING]) + (f" and {more} more" if more > 0 else "")
+    weights = "the weights are read once either way"
+    if cut.dram.weight != why.dram.weight:
+        weights = (
+            f"weights {format_size(cut.dram.weight)}, against {format_size(why.dram.weight)} once"
+        )
+    text = (
+        f"Cost: the parts move {format_size(after)} of features to and from DRAM, the group would "
+        f"move {format_size(before)}: {format_size(after - before)} more, for what the cut sends "
+        f"through DRAM: {tensors or 'nothing'}; {weights}."
+    )
+    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _features(dram: Dram) -> int:
+    return dram.read + dram.write

@@ -1,0 +1,168 @@
+"""What results share that write themselves: tables, suffixes, CSV, pandas, pictures."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tabulate import tabulate
+
+from torch_getfuse.atomic_files import replace_file
+from torch_getfuse.errors import GetfuseError, OptionError, nearest
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Style:
+    """One text form: how to write a heading, a paragraph and a table."""
+
+    table_format: str
+    heading: Callable[[str], str]
+    paragraph: Callable[[str], str]
+    cell: Callable[[str], str] = str
+    wrap: bool = False
+
+    def table(
+        self,
+        rows: Sequence[Sequence[str]],
+        headers: Sequence[str],
+        align: str,
+        widths: Mapping[int, int] | None = None,
+    ) -> str:
+        """A table of text.
+
+        Args:
+            rows: of cells.
+            headers: names of the columns, or none.
+            align: a letter per column, ``l`` or ``r``.
+            widths: column -> characters at most, in the plain form; words stay whole.
+        """
+        bounds = (widths or {}) if self.wrap else {}
+        if self.table_format == "pipe" and not headers:
+            headers = [""] * len(align)  # Markdown has no table without a line of headers
+        cells = [
+            [_fit(self.cell(value), bounds.get(k)) for k, value in enumerate(row)] for row in rows
+        ]
+        return str(
+            tabulate(
+                cells,
+                headers=[self.cell(value) for value in headers],
+                tablefmt=self.table_format,
+                colalign=[{"l": "left", "r": "right"}[letter] for letter in align],
+                disable_numparse=True,
+            )
+        )
+
+
+def _fit(text: str, width: int | None) -> str:
+    """Break a cell between words; a name stays whole, whatever its length."""
+    if width is None:
+        return text
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+PLAIN = Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
+MARKDOWN = Style(
+    "pipe",
+    lambda text: f"### {markdown(text)}",
+    lambda text: markdown(text),
+    lambda text: markdown(text),
+)
+HTML = Style(
+    "html",
+    lambda text: f"<h3>{html.escape(text)}</h3>",
+    lambda text: f"<p>{html.escape(text)}</p>",
+)
+
+
+def markdown(text: str) -> str:
+    """Text that Markdown shows as it is: names such as ``<x>`` or ``$y$`` are no markup."""
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$#]|(?<!\w)_|_(?!\w)")
+
+
+def compact(ops: Sequence[str]) -> str:
+    """First, last and how many; names are module paths, with the kind where a path has several."""
+    if len(ops) == 1:
+        return ops[0]
+    return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
+
+
+def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:
+    """The suffix of ``path`` in small letters, with its dot.
+
+    Args:
+        path: where ``what`` is to be saved.
+        what: what it is, with its article.
+        known: the suffixes that it has a form for.
+
+    Raises:
+        OptionError: for another suffix; names the known ones.
+    """
+    known, suffix = list(known), Path(path).suffix.lower()
+    if suffix not in known:
+        raise OptionError(
+            f"cannot save {what} as {str(path)!r}: the suffix must be one of "
+            f"{', '.join(known)}{nearest(suffix, known) if suffix else ''}"
+        )
+    return suffix
+
+
+def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A line of names, then a line per record."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in record.items()} for record in records)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
+
+
+_FORMULA = frozenset("=+-@\t\r")
+
+
+def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> pandas.DataFrame:
+    """A row per record.
+
+    Raises:
+        GetfuseError: where pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
+    return pandas.DataFrame(list(records), columns=list(columns))
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int) -> None:
+    """Write a ``.png`` or ``.svg`` file; the same figure gives the same bytes.
+
+    Raises:
+        OSError: where the file cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.text import Text
+
+    svg = Path(path).suffix.lower() == ".svg"
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # names may hold dollars
+    # Without these an SVG holds the date, and random names.
+    with rc_context({"svg.hashsalt": "torch-getfuse"}):
+        metadata = {"Date": None} if svg else None
+        replace_file(path, lambda part: figure.savefig(part, dpi=dpi, metadata=metadata))

@@ -1,0 +1,225 @@
+"""Pictures of a group of operators, top to bottom, beside bars of what fills the buffer.
+
+A :class:`Drawing` says what to show and nothing of what it means; :func:`to_dot` writes it as
+DOT text, :func:`save_picture` draws it with matplotlib, which is imported only then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch_getfuse.accelerator import KB, format_size
+from torch_getfuse.errors import OptionError
+from torch_getfuse.reporting.export import save_figure
+
+_BARS = 12  # more terms than this are drawn as one
+_MARGIN = -2.4  # where the longest skips run; the boxes begin at 0
+_CALM, _BLAMED, _CUT, _BAR = "#9aa0a6", "#c5221f", "#1a56b0", "#5f8fd6"
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An operator: its label, and the part of the cut group that it stands in."""
+
+    label: str
+    part: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """An edge between two boxes, by position.
+
+    Attributes:
+        score: how much it is blamed, as a share of the most blamed; 0 for one that is not.
+        cut: whether the cut takes it out.
+    """
+
+    source: int
+    target: int
+    score: float
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A share of the buffer, in bytes."""
+
+    label: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What to draw.
+
+    Attributes:
+        title: one line.
+        legend: what the colour of an arrow says.
+        boxes: top to bottom; those of one part stand together.
+        arrows: between boxes, downwards.
+        bars: largest first.
+        buffer_bytes: the on-chip buffer.
+    """
+
+    title: str
+    legend: str
+    boxes: tuple[Box, ...]
+    arrows: tuple[Arrow, ...]
+    bars: tuple[Bar, ...]
+    buffer_bytes: int
+
+    @property
+    def folded_bars(self) -> list[Bar]:
+        """The bars that are drawn: the largest, and the rest as one."""
+        if len(self.bars) <= _BARS:
+            return list(self.bars)
+        shown, rest = self.bars[: _BARS - 1], self.bars[_BARS - 1 :]
+        return [*shown, Bar(f"{len(rest)} smaller terms", sum(bar.size for bar in rest))]
+
+
+def to_dot(drawing: Drawing) -> str:
+    """The graph in the DOT language: a cluster per part, blamed edges red, cut edges dashed."""
+    lines = [
+        "digraph explanation {",
+        f"  label={_quote(drawing.title)}; labelloc=t; fontname=sans;",
+        "  node [shape=box, fontname=sans, fontsize=10]; edge [fontname=sans, fontsize=9];",
+    ]
+    for part in dict.fromkeys(box.part for box in drawing.boxes):
+        lines.append(f"  subgraph cluster_{part} {{")
+        lines.append(f'    label="part {part}"; style=dashed; color="{_CUT}";')
+        lines += [
+            f"    n{k} [label={_quote(box.label)}];"
+            for k, box in enumerate(drawing.boxes)
+            if box.part == part
+        ]
+        lines.append("  }")
+    for arrow in drawing.arrows:
+        marks = [f"penwidth={1 + 3 * arrow.score:.2f}", f'color="{_color(arrow.score)}"']
+        if arrow.score:
+            marks.append(f'label="{arrow.score:.2f}"')
+        if arrow.cut:
+            marks.append("style=dashed")
+        lines.append(f"  n{arrow.source} -> n{arrow.target} [{', '.join(marks)}];")
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def save_picture(drawing: Drawing, path: str | Path) -> None:
+    """Draw to a ``.png`` or ``.svg`` file; the suffix says which.
+
+    The same drawing gives the same bytes.
+
+    Raises:
+        OptionError: where matplotlib is not installed.
+        OSError: where the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(
+            f"{str(path)!r}: pictures need matplotlib: pip install 'torch-getfuse[plots]'; "
+            "or save as .dot, .txt, .md or .json"
+        ) from error
+    rows = _rows(drawing)
+    bars = drawing.folded_bars
+    height = max(0.36 * (rows[-1] + 1), 0.32 * (len(bars) + 1)) + 1.5
+    figure = Figure(figsize=(13, height), layout="constrained")
+    figure.suptitle(drawing.title, fontsize=11)
+    graph, terms = figure.subplots(1, 2, width_ratios=(5, 4))
+    _draw_graph(graph, drawing, rows)
+    _draw_bars(terms, drawing, bars, rows[-1])
+    save_figure(figure, path, dpi=110)
+
+
+def _rows(drawing: Drawing) -> list[float]:
+    """Height of each box from the top; a cut takes some room."""
+    found = [0.0]
+    for before, box in zip(drawing.boxes, drawing.boxes[1:], strict=False):
+        found.append(found[-1] + (1.7 if box.part != before.part else 1.0))
+    return found
+
+
+def _draw_graph(axes: Any, drawing: Drawing, rows: Sequence[float]) -> None:
+    left, right, half = 0.0, 6.0, 0.3
+    middle = (left + right) / 2
+    for y, box in zip(rows, drawing.boxes, strict=True):
+        axes.add_patch(_rectangle(left, y - half, right - left, 2 * half))
+        axes.text(middle, y, box.label, ha="center", va="center", fontsize=8)
+    for k, (before, box) in enumerate(zip(drawing.boxes, drawing.boxes[1:], strict=False)):
+        if before.part != box.part:
+            y = (rows[k] + rows[k + 1]) / 2
+            axes.plot([_MARGIN, right + 0.4], [y, y], "--", color=_CUT, linewidth=1.3, zorder=0)
+            axes.text(right + 0.4, y - 0.08, "cut", color=_CUT, fontsize=8, ha="right", va="bottom")
+    for arrow in sorted(drawing.arrows, key=lambda arrow: arrow.score):
+        start, end = rows[arrow.source], rows[arrow.target]
+        color, width = _color(arrow.score), 1 + 3 * arrow.score
+        head = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+        skips = arrow.target != arrow.source + 1
+        if skips:  # round the left side, the further the longer
+            x = max(_MARGIN + 0.5, left - 0.3 - 0.1 * (end - start))
+            axes.plot([left, x, x], [start, start, end], color=color, linewidth=width)
+            axes.annotate("", xy=(left, end), xytext=(x, end), arrowprops=head)
+            at = x - 0.1, (start + end) / 2
+        else:
+            ends = (middle, start + half), (middle, end - half)
+            axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=head)
+            # Beside the arrow's first half: a cut runs through its middle.
+            at = middle + 0.15, min((start + end) / 2, start + half + 0.22)
+        if arrow.score:
+            side = "right" if skips else "left"
+            text = f"{arrow.score:.2f}"
+            axes.text(*at, text, color=color, fontsize=7, ha=side, va="center")
+    axes.set_title(drawing.legend, fontsize=9, loc="left")
+    axes.set_xlim(_MARGIN, right + 0.5)
+    axes.set_ylim(rows[-1] + 1, -1)
+    axes.axis("off")
+
+
+def _draw_bars(axes: Any, drawing: Drawing, bars: Sequence[Bar], depth: float) -> None:
+    total = sum(bar.size for bar in bars)
+    shown = [Bar("together", total), *bars]
+    buffer = drawing.buffer_bytes
+    axes.barh(
+        range(len(shown)),
+        [bar.size / KB for bar in shown],
+        0.7,
+        color=[_BLAMED, *[_BAR] * len(bars)],
+    )
+    for k, bar in enumerate(shown):
+        axes.text(
+            bar.size / KB,
+            k,
+            f" {format_size(bar.size)}, {bar.size / buffer:.0%}",
+            va="center",
+            fontsize=8,
+        )
+    bottom = max(depth, len(shown)) + 0.5  # as far as the graph beside it, or bars would be fat
+    at = buffer / KB
+    axes.plot([at, at], [-0.6, bottom], color="black", linestyle="--", linewidth=1.2)
+    axes.text(at, -0.7, f"buffer {format_size(buffer)}", fontsize=8, ha="center", va="bottom")
+    axes.set_yticks(range(len(shown)), [bar.label for bar in shown], fontsize=8)
+    axes.set_ylim(bottom, -1.2)
+    axes.set_xlim(0, 1.25 * max(total, buffer) / KB)
+    axes.set_xlabel("KB of the on-chip buffer", fontsize=8)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _rectangle(x: float, y: float, width: float, height: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x, y), width, height, facecolor="#f6f8fa", edgecolor="#57606a", linewidth=0.8)
+
+
+def _color(score: float) -> str:
+    """From grey (not blamed) to red (blamed most)."""
+    pairs = [(_CALM[k : k + 2], _BLAMED[k : k + 2]) for k in (1, 3, 5)]
+    mixed = [round(int(a, 16) + (int(b, 16) - int(a, 16)) * score) for a, b in pairs]
+    return "#" + "".join(f"{value:02x}" for value in mixed)
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,358 @@
+"""What a sweep found: its points, their forms, and the file that keeps finished ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch_getfuse.accelerator import KB, MB, format_size
+from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.errors import GetfuseError
+from torch_getfuse.reporting.export import (
+    HTML,
+    PLAIN,
+    Style,
+    csv_text,
+    data_frame,
+    known_suffix,
+    save_figure,
+)
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+SCHEMA_VERSION = 2
+
+KEY = (
+    "schema_version",
+    "fingerprint",
+    "scheme",
+    "granularity",
+    "buffer_bytes",
+    "activation_bytes",
+    "weight_bytes",
+    "method",
+    "explainer",
+    "split_rule",
+    "budget",
+    "seed",
+    "time_limit",
+)
+"""Fields of a record that say what was asked for: all that its figures depend on."""
+FIGURES = (
+    "dram_bytes",
+    "feature_bytes",
+    "unfused_bytes",
+    "unfusable_bytes",
+    "lower_bound_bytes",
+    "proof",
+    "groups",
+    "unfusable",
+    "max_buffer_bytes",
+    "stopped",
+    "seconds",
+)
+"""Fields of a record that say what was found."""
+_COLUMNS = ("model", *KEY, *FIGURES, "error")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found; ``print(sweep)`` shows a table.
+
+    Attributes:
+        records: one dictionary per point: ``model``, what was asked for (:data:`KEY`), what was
+            found (:data:`FIGURES`; ``None`` where the point failed) and ``error`` (``None`` where
+            it did not). Sizes are integer bytes per sample and of the whole network:
+            ``dram_bytes`` as planned (``feature_bytes`` of it features), ``unfused_bytes`` with
+            every operator alone, ``lower_bound_bytes`` of any legal plan; all three hold
+            ``unfusable_bytes``, what the ``unfusable`` operators move at least, and less it they
+            are the paper's figures. ``seconds`` is the planning time, ``stopped`` why a search
+            ended early.
+        kept: how many of the points were finished before and taken from the file.
+    """
+
+    records: tuple[Record, ...]
+    kept: int = field(default=0, compare=False)
+
+    @property
+    def errors(self) -> list[Record]:
+        """The points that failed."""
+        return [record for record in self.records if record["error"] is not None]
+
+    def __str__(self) -> str:
+        return self._render(PLAIN)
+
+    def __repr__(self) -> str:
+        return f"<Sweep of {self._told()}>"
+
+    def _repr_html_(self) -> str:
+        return self._render(HTML)
+
+    def _told(self) -> str:
+        """How many points there are, and where they come from."""
+        total, failed = len(self.records), len(self.errors)
+        planned = total - failed - self.kept
+        return f"{total} points: {planned} planned, {self.kept} kept from before, {failed} failed"
+
+    def _render(self, style: Style) -> str:
+        parts = []
+        rows = [_row(record) for record in self.records if record["error"] is None]
+        if rows:
+            parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
+        parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
+        parts.append(style.paragraph(f"{self._told()}; sizes are of the whole network"))
+        return "\n\n".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain Python values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "records": [{name: record[name] for name in _COLUMNS} for record in self.records],
+        }
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_jsonl(self) -> str:
+        """One JSON object per line and point: what ``sweep(path=...)`` writes and reads."""
+        return "".join(json.dumps(record) + "\n" for record in self.records)
+
+    def to_csv(self) -> str:
+        """One line per point below a line of names."""
+        return csv_text(self.records, _COLUMNS)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """One row per point.
+
+        Raises:
+            GetfuseError: where pandas is not installed.
+        """
+        return data_frame(self.records, _COLUMNS)
+
+    def plot(self) -> Figure:
+        """DRAM access of the whole network against the buffer, a line per model, scheme and method.
+
+        Points that are not proved optimal are hollow.
+
+        Raises:
+            GetfuseError: where matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
+        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        axes = figure.subplots()
+        lines: dict[str, list[Record]] = {}
+        for record in self.records:
+            if record["error"] is None:
+                lines.setdefault(_label(record), []).append(record)
+        for label, records in lines.items():
+            records = sorted(records, key=lambda record: int(record["buffer_bytes"]))
+            x = [record["buffer_bytes"] / KB for record in records]
+            y = [record["dram_bytes"] / MB for record in records]
+            (line,) = axes.plot(x, y, marker="o", label=label)
+            unproved = [k for k, record in enumerate(records) if record["proof"] != "optimal"]
+            axes.plot(
+                [x[k] for k in unproved],
+                [y[k] for k in unproved],
+                color=line.get_color(),
+                marker="o",
+                linestyle="",
+                markerfacecolor="white",
+            )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("on-chip buffer (KB)")
+        axes.set_ylabel("DRAM access per sample (MB)")
+        if lines:
+            axes.legend(fontsize="small")
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write the form that the suffix names: .txt, .json, .jsonl, .csv, .svg or .png.
+
+        Raises:
+            OptionError: for another suffix.
+            GetfuseError: for a picture where matplotlib is not installed.
+            OSError: where the file cannot be written.
+        """
+        _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
+
+    @staticmethod
+    def check_suffix(path: str | Path) -> None:
+        """Refuse, before any work is done, a path that :meth:`save` could not name a form for.
+
+        Raises:
+            OptionError: names the known suffixes.
+        """
+        known_suffix(path, "a sweep", _FORMS)
+
+
+def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a point was asked for; points of the same identity have the same figures."""
+    return tuple(record[name] for name in KEY)
+
+
+# -- the file of finished points ----------------------------------------------------------
+
+
+class Journal:
+    """A file of JSON lines, one per finished point; later lines replace earlier ones.
+
+    Attributes:
+        records: what was finished before, without errors, by what was asked for.
+
+    Raises:
+        GetfuseError: where the file holds something else.
+        OSError: where it cannot be read or written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.records: dict[tuple[Any, ...], Record] = {}
+        if self.path.exists() and not self.path.is_file():
+            raise GetfuseError(f"{str(self.path)!r} is no regular file; name another one")
+        # Bytes, so that a character cut in two is as good as any other damage.
+        data = self.path.read_bytes() if self.path.exists() else b""
+        lines = data.splitlines(keepends=True)
+        whole = 0
+        for number, line in enumerate(lines, 1):
+            record = _parsed(line)
+            if record is None and number == len(lines) and _is_cut_off(line):
+                log.warning(
+                    "%s: line %d is cut off, as by a kill; that point is planned again",
+                    self.path,
+                    number,
+                )
+                break
+            if record is None:
+                raise GetfuseError(
+                    f"line {number} of {str(self.path)!r} is no point of a sweep; the file is left "
+                    "as it is: name another one"
+                )
+            whole += len(line)
+            if record["error"] is None:
+                self.records[identity(record)] = record
+        self._file = self.path.open("ab")
+        if whole < len(data):
+            self._file.truncate(whole)
+        elif data and not data.endswith(b"\n"):
+            self._file.write(b"\n")
+
+    def append(self, record: Record) -> None:
+        """Add a finished point; it is on disk when this returns."""
+        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _is_cut_off(line: bytes) -> bool:
+    """Whether an unfinished line can be the beginning of one that :meth:`Journal.append` wrote."""
+    start = json.dumps({_COLUMNS[0]: ""}).removesuffix('"}').encode()
+    return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
+
+
+def _parsed(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and all(name in record for name in _COLUMNS)
+    return record if whole else None
+
+
+# -- forms --------------------------------------------------------------------------------
+
+_HEADERS = (
+    "model",
+    "scheme",
+    "method",
+    "buffer",
+    "unfused",
+    "planned",
+    "saved",
+    "groups",
+    "largest",
+    "unfusable",
+    "seconds",
+    "proof",
+)
+
+
+def _row(record: Record) -> list[str]:
+    dram, unfused, bound = (
+        record[name] for name in ("dram_bytes", "unfused_bytes", "lower_bound_bytes")
+    )
+    if record["proof"] == "optimal":
+        proof = "optimal"
+    else:
+        proof = f"at most {dram / bound - 1:.1%} above" if bound else "none"
+    if record["stopped"]:
+        proof += f" ({record['stopped']})"
+    alone = f"{record['unfusable']}: {format_size(record['unfusable_bytes'])}"
+    return [
+        record["model"],
+        _scheme(record),
+        record["method"],
+        format_size(record["buffer_bytes"]),
+        format_size(unfused),
+        format_size(dram),
+        f"{(unfused - dram) / unfused:.1%}" if unfused else "0.0%",
+        str(record["groups"]),
+        format_size(record["max_buffer_bytes"]),
+        alone if record["unfusable"] else "none",
+        f"{record['seconds']:.2f}",
+        proof,
+    ]
+
+
+def _scheme(record: Record) -> str:
+    lbdf = record["scheme"] == "lbdf"
+    return f"lbdf {record['granularity']}" if lbdf else str(record["scheme"])
+
+
+def _label(record: Record) -> str:
+    return f"{record['model']}, {_scheme(record)}, {record['method']}"
+
+
+def title(record: Record) -> str:
+    """A point in words."""
+    return f"{_label(record)}, {format_size(record['buffer_bytes'])}"
+
+
+def _text(form: Callable[[Sweep], str]) -> Callable[[Sweep, Path], None]:
+    def write(result: Sweep, path: Path) -> None:
+        replace_text(path, form(result))
+
+    return write
+
+
+def _picture(result: Sweep, path: Path) -> None:
+    save_figure(result.plot(), path, dpi=150)
+
+
+_FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
+    ".txt": _text(lambda result: f"{result}\n"),
+    ".json": _text(lambda result: result.to_json() + "\n"),
+    ".jsonl": _text(Sweep.to_jsonl),
+    ".csv": _text(Sweep.to_csv),
+    ".svg": _picture,
+    ".png": _picture,
+}
