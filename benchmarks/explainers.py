@@ -41,8 +41,9 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search.edge_cuts import Edge
-from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import nsga2_search
+from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import (
     RULES,
     EdgeRanker,

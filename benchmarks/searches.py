@@ -25,8 +25,9 @@ from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import nsga2_search
+from torch_getfuse.partition.search.random import random_search
 
 KB = 1024
 # name, side of the input, buffer, plans (those of the paper's tables)

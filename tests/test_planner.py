@@ -163,7 +163,7 @@ def test_an_interrupt_keeps_the_best_plan(method: str, monkeypatch: pytest.Monke
 
 def planner_run() -> Any:
     """The books of a search, which every search evaluates its plans with."""
-    from torch_getfuse.partition.search.local import Run
+    from torch_getfuse.partition.search.run import Run
 
     return Run
 

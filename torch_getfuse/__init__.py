@@ -69,11 +69,10 @@ __all__ = [
 ]
 
 
-# The functions ``report`` and ``explain`` share their names with a module and a package. Loading
-# these first, and taking them out of this namespace, leaves the names to the functions for good.
-for _name in ("report", "explain"):
-    import_module(f"{__name__}.{_name}")
-    globals().pop(_name)
+# The function ``explain`` shares its name with a folder. Loading this first, and taking it out of
+# this namespace, leaves the name to the function for good.
+import_module(f"{__name__}.explain")
+del globals()["explain"]
 
 
 def __getattr__(name: str) -> Any:

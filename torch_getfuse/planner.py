@@ -19,14 +19,16 @@ from torch_getfuse.partition.group_ends import why_ends
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.search.local import Progress, local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import nsga2_search
+from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import (
     EdgeRanker,
     RecursiveSplit,
     all_edges,
     random_edges,
 )
+from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.work import INTERRUPTED, Work
 
 log = logging.getLogger(__name__)

@@ -28,8 +28,9 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.exact.down_sets import Limits, exact
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
-from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import max_buffer, nsga2_search
+from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import RecursiveSplit
 from torch_getfuse.planner import plan_graph, ranker_of
 

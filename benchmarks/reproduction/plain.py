@@ -10,9 +10,9 @@ split at random where no explainer is asked. Here is the least that this sentenc
 - random splitting cuts at a random position of the topological order, until every part fits;
 - nothing is remembered: a plan met before is evaluated again.
 
-The package's search (:mod:`torch_getfuse.partition.search.moves`) merges and cuts as well, moves what the
-order wants to come along, merges what a cycle would need, cuts parallel branches apart, and draws
-again where an edit leads to a plan met before.
+The package's search (:mod:`torch_getfuse.partition.search.moves`) merges and cuts as well, moves
+what the order wants to come along, merges what a cycle would need, cuts parallel branches apart,
+and draws again where an edit leads to a plan met before.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from random import Random
 
 from torch_getfuse.partition.node_set import bits, components
 from torch_getfuse.partition.problem import FusionProblem, Repair, SearchResult
-from torch_getfuse.partition.search.local import Run
 from torch_getfuse.partition.search.moves import Plan, PlanSpace
+from torch_getfuse.partition.search.run import Run
 
 POPULATION = 10
 EDITS = ("move", "merge", "cut")

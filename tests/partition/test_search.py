@@ -18,8 +18,9 @@ from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import is_connected, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.moves import Plan, PlanSpace
+from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.random_split import RandomSplit
 
 SEARCHES = (random_search, local_search)

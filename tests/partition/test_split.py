@@ -18,8 +18,9 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.edge_cuts import Edge
-from torch_getfuse.partition.search.local import local_search, random_search
+from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.moves import PlanSpace
+from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import (
     RULES,
     EdgeRanker,

@@ -1,1 +1,3 @@
-"""Map."""
+"""The command line ``torch-getfuse``: ``main.py`` has its commands, ``options.py`` their flags,
+``run_command.py`` the command ``run``.
+"""

@@ -1,10 +1,11 @@
 """Which edges of an invalid fusion group are to blame: six explainers behind one interface.
 
-:func:`make_ranker` gives a function from a group to its *solution edges*, best first. Four ask
-the validity predictor: GNNExplainer and PGExplainer of torch_geometric, our RG-Explainer, and
-saliency; ``"random"`` and ``"all"`` are the controls of :mod:`torch_getfuse.partition.search.recursive_split`. All
-explain the same question, "why is this group invalid?": the target is class 0, for a group is
-only ever explained once the cost model has found it invalid.
+:func:`make_ranker` gives a function from a group to its *solution edges*, best first. Four ask the
+validity predictor: GNNExplainer and PGExplainer of torch_geometric, our RG-Explainer, and saliency;
+``"random"`` and ``"all"`` are the controls of
+:mod:`torch_getfuse.partition.search.recursive_split`. All explain the same question, "why is this
+group invalid?": the target is class 0, for a group is only ever explained once the cost model has
+found it invalid.
 
 Scores are per directed edge, the sum over both directions of message passing. Solution edges are
 those over a threshold (method.md section 6). Explainers differ in where their scores lie, so a

@@ -1,1 +1,6 @@
-"""Map."""
+"""What one FX node is and does, whoever asks.
+
+``values.py`` (its traced value, its module), ``targets.py`` (whose function it calls),
+``normalize.py`` (one name and one set of arguments), ``autocast.py`` (autocast and grad mode that
+change within a graph), ``effects.py`` (writes and random draws, as edges of order).
+"""

@@ -49,8 +49,8 @@ def split_depth_first(
 
     A group that cannot run by rows stays as its FX nodes, and its entry in the ledger says why;
     ``strict`` raises instead. So does one with a node that does more than compute a value
-    (:func:`~torch_getfuse.backend.fx_nodes.effects.effects_in_words`), and one that on random values of the
-    traced shapes and types does not give by rows what its FX nodes give
+    (:func:`~torch_getfuse.backend.fx_nodes.effects.effects_in_words`), and one that on random
+    values of the traced shapes and types does not give by rows what its FX nodes give
     (:func:`~torch_getfuse.backend.rowwise.trial.try_rows`).
 
     Args:

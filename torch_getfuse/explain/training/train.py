@@ -1,7 +1,7 @@
 """From nothing to shipped weights: data, validity predictor, PGExplainer, RG-Explainer.
 
-``python -m torch_getfuse.explain.training.train --scheme lbdf --granularity line`` makes the data set,
-trains the predictor of one scheme and then the two explainers that need training, and writes
+``python -m torch_getfuse.explain.training.train --scheme lbdf --granularity line`` makes the data
+set, trains the predictor of one scheme and then the two explainers that need training, and writes
 three ``.safetensors`` files. Same seed, same data and the same number of threads give the same
 weights. An interrupted run goes on where it was: data by shard, the predictor by epoch.
 """

@@ -1,8 +1,8 @@
 """NSGA-II over legal plans: DRAM access against maximum buffer usage (method.md section 9).
 
 The algorithm is pymoo's (Deb et al., 2002); plans are drawn, crossed, edited and repaired by the
-same :class:`~torch_getfuse.partition.search.moves.PlanSpace` as in the local search. pymoo is an extra
-and imported only when the search is called.
+same :class:`~torch_getfuse.partition.search.moves.PlanSpace` as in the local search. pymoo is an
+extra and imported only when the search is called.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.problem import FusionProblem, Repair, SearchResult
-from torch_getfuse.partition.search.local import Progress, Run
 from torch_getfuse.partition.search.moves import Plan, PlanSpace
+from torch_getfuse.partition.search.run import Progress, Run
 
 POPULATION = 10
 MATINGS = 10  # rounds of mating without enough new plans after which the search ends early

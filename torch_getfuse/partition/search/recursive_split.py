@@ -1,10 +1,10 @@
 """Greedy recursive tree split: Algorithm 1 of arXiv 2501.00636 (method.md section 8).
 
-An invalid group is cut at the edges that an explanation names (:mod:`edge_cuts`), and each cut falls
-into a category: 1 if both sides are valid, 2 if one is, 3 if none is. If there is a cut of
+An invalid group is cut at the edges that an explanation names (:mod:`edge_cuts`), and each cut
+falls into a category: 1 if both sides are valid, 2 if one is, 3 if none is. If there is a cut of
 category 1, the one with the least ``F_D`` sum ends the recursion; else of category 2 one is taken
-by a rule and its invalid side goes on; else cuts of category 3 are tried, the most even first,
-and the one whose parts end with the least ``F_D`` sum is taken.
+by a rule and its invalid side goes on; else cuts of category 3 are tried, the most even first, and
+the one whose parts end with the least ``F_D`` sum is taken.
 
 Trying several cuts of category 3 at every level would be exponential. So a group is solved with a
 *width*, the number of trees that may be grown for it: ``branch ** 2`` at first, shared out evenly
@@ -26,9 +26,9 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.search.edge_cuts import Edge, edge_cuts
-from torch_getfuse.partition.search.local import executable
 from torch_getfuse.partition.search.merge_resplit import regroup
 from torch_getfuse.partition.search.random_split import RandomSplit
+from torch_getfuse.partition.search.run import executable
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 RULES = ("least_traffic", "most_operators")

@@ -1,11 +1,12 @@
 """All sets of blocks that may be groups, as paths through a layered automaton.
 
-The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`): each
-joins a set or stays out. A *state* is all that later blocks can notice of a set: which open tensors
-it makes, reads or spills, which of its parts can still meet. From a state, what joining or staying
-out changes of ``F_D`` and of the floor of ``F_b`` is known, whatever the set; so every set that can
-become a legal group is a path from the empty state to one of the *ends*, where the last block joins
-and the set is connected. Prices play no part, so the automaton is built once per problem.
+The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`):
+each joins a set or stays out. A *state* is all that later blocks can notice of a set: which open
+tensors it makes, reads or spills, which of its parts can still meet. From a state, what joining or
+staying out changes of ``F_D`` and of the floor of ``F_b`` is known, whatever the set; so every set
+that can become a legal group is a path from the empty state to one of the *ends*, where the last
+block joins and the set is connected. Prices play no part, so the automaton is built once per
+problem.
 
 States are built forwards, the one least room of each kept, so that states that no set reaches
 within the buffer are left out; then backwards states that cannot end within the buffer go, and

@@ -1,9 +1,9 @@
 """Exact search for wide graphs: the cheapest cover by legal groups, as a linear program.
 
-A lower bound is proved by prices (:mod:`block_prices`). The groups that undercut them come from a list
-of all groups where that is short (:mod:`legal_groups`), otherwise from the automaton of all sets that
-fit by their floor (:mod:`group_automaton`, :mod:`relaxation`). The plan is then chosen among legal groups
-that good prices ask for, by an integer program.
+A lower bound is proved by prices (:mod:`block_prices`). The groups that undercut them come from a
+list of all groups where that is short (:mod:`legal_groups`), otherwise from the automaton of all
+sets that fit by their floor (:mod:`group_automaton`, :mod:`relaxation`). The plan is then chosen
+among legal groups that good prices ask for, by an integer program.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the readers of a tensor make it hold, as a few numbered levels.
 
-While a set is decided block by block (:mod:`group_automaton`), it need not remember which readers of a
-tensor it has, only what later ones can change: the units held so far, and the readers that hold
-more together with some still to come. Each such pair is a *level*; level 0 is nobody.
+While a set is decided block by block (:mod:`group_automaton`), it need not remember which readers
+of a tensor it has, only what later ones can change: the units held so far, and the readers that
+hold more together with some still to come. Each such pair is a *level*; level 0 is nobody.
 """
 
 from __future__ import annotations

@@ -1,1 +1,5 @@
-"""Map."""
+"""BRR: buffer requirement reduction, after Optimus (docs/method.md, section 4).
+
+``model.py`` prices a group: open it first. ``rows.py`` has the rows that the sinks of a group ask
+of the operators above them.
+"""

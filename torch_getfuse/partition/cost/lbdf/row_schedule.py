@@ -1,8 +1,8 @@
 """LBDF's schedule of a fusion group, unit by unit (method.md section 3), to be carried out.
 
-:class:`~torch_getfuse.partition.cost.lbdf.model.Lbdf` prices a group without running this; here is the order
-of its steps, one per row that is loaded or computed, and for each the rows that may be dropped.
-``line`` granularity only.
+:class:`~torch_getfuse.partition.cost.lbdf.model.Lbdf` prices a group without running this; here is
+the order of its steps, one per row that is loaded or computed, and for each the rows that may be
+dropped. ``line`` granularity only.
 """
 
 from __future__ import annotations
