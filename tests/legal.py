@@ -1,4 +1,4 @@
-"""Random fusion problems, and what makes a plan of one legal (method.md section 1)."""
+"""Random fusion problems, and what makes a plan of one legal (docs/method.md, section 1)."""
 
 from __future__ import annotations
 

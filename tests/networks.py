@@ -30,7 +30,7 @@ SIZES = {
 
 @lru_cache(maxsize=2)
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The network in eval mode and an input; outputs that depend on it (torch-facts, trap 3)."""
+    """The network in eval mode and an input; outputs that depend on it."""
     models = import_torchvision().models
     torch.manual_seed(0)
     if name.startswith("deeplab"):

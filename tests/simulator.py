@@ -1,4 +1,4 @@
-"""The oracle: LBDF's schedule (method.md section 3) executed unit by unit, as plain as possible.
+"""The oracle: LBDF's schedule (docs/method.md, section 3), unit by unit, as plain as possible.
 
 It shares with the package only the graph and ``Window.span``; nothing of the fast evaluator.
 """

@@ -41,7 +41,7 @@ def explain(
 
 
 def chain() -> OpGraph:
-    """Two 3x3 convolutions on 8x8, 2 to 4 to 4 channels: 176 B of lines (method.md section 3)."""
+    """Two 3x3 convolutions on 8x8, 2 to 4 to 4 channels: 176 B of lines (method, section 3)."""
     build = Builder()
     x = build.input((1, 2, 8, 8))
     build.conv(build.conv(x, 4, kernel=3), 4, kernel=3)
@@ -269,7 +269,7 @@ def test_nothing_fits_alone() -> None:
 
 
 def test_a_scheme_without_a_schedule() -> None:
-    # Squeeze-and-Excite with its loop inside has no rate (method.md section 4).
+    # Squeeze-and-Excite with its loop inside has no rate (docs/method.md, section 4).
     graph = operator_graph("mobilenet_v3_small")
     why = explain(graph, ["features.1.block"], scheme="brr")
     check(why)

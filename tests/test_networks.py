@@ -37,7 +37,7 @@ def test_planned_saved_verified_compiled_and_bit_equal(name: str, tmp_path: Path
 
 
 # (network, buffer KB) -> bytes of feature reads and writes of the optimum; 1 byte, line.
-# method.md's independent implementation gives the same, rounded to 0.001 * 1024000, for all but
+# An independent implementation gives the same, rounded to 0.001 * 1024000, for all but
 # resnet152, where it states 43.220 * 1024000: see test_resnet152_beats_the_stated_optimum.
 OPTIMA = {
     ("mobilenet_v2", 128): 1.451,

@@ -85,7 +85,7 @@ class Accelerator:
     source: str
 
 
-_PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (method.md section 1)"
+_PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (docs/method.md)"
 ACCELERATORS: dict[str, Accelerator] = {
     preset.name: preset
     for preset in (

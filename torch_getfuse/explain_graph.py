@@ -1,4 +1,4 @@
-"""From operators and options to the answer why they do not fit together (method.md 6 to 8)."""
+"""Why operators do not fit together (docs/method.md, sections 6 to 8)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of every entry point: one frozen dataclass, checked once (interface.md)."""
+"""The options of every entry point: one frozen dataclass, checked once."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_report_before_and_after() -> None:
 
 
 def test_second_instance_of_a_class_has_its_own_results_and_a_report() -> None:
-    """torch-facts, trap 1: it never reaches the backend."""
+    """Dynamo compiles the class once: the second instance never reaches the backend."""
     _, compiled, x = compile_block()
     compiled(x)  # type: ignore[operator]
     second = Block().eval()

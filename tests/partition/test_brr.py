@@ -1,4 +1,4 @@
-"""BRR against arithmetic by hand (method.md section 4). One byte per element throughout."""
+"""BRR against arithmetic by hand (docs/method.md, section 4). One byte per element throughout."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_fewest_passes_of_maps_that_fill_the_buffer_thrice() -> None:
 
 
 # (network, buffer KB) -> bytes of the optimum with 2 bytes per element: 7.689, 7.444, 7.085 and
-# 30.232 MiB, which an independent implementation of method.md section 4 reaches as well.
+# 30.232 MiB, which an independent implementation of docs/method.md, section 4 reaches as well.
 OPTIMA = {
     ("mobilenet_v2", 128): 8_062_688,
     ("mobilenet_v2", 256): 7_805_536,

@@ -62,7 +62,7 @@ def test_equals_enumeration_on_ten_operators(scheme: str) -> None:
 
 
 def test_in_place_operator_that_connects_two_consumers_is_not_merged() -> None:
-    """The tempting reduction of method.md section 9 that is not lossless."""
+    """The tempting reduction of docs/method.md, section 9 that is not lossless."""
     build = Builder()
     act = build.act(build.conv(build.input((1, 2, 8, 8)), 2))
     build.conv(act, 2)

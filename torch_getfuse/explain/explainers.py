@@ -8,8 +8,8 @@ group invalid?": the target is class 0, for a group is only ever explained once 
 found it invalid.
 
 Scores are per directed edge, the sum over both directions of message passing. Solution edges are
-those over a threshold (method.md section 6). Explainers differ in where their scores lie, so a
-group's scores are first brought to 0 for its least and 1 for its best edge.
+those over a threshold (docs/method.md, section 6). Explainers differ in where their scores lie, so
+a group's scores are first brought to 0 for its least and 1 for its best edge.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A fusion group as tensors: what the validity predictor reads (method.md section 5).
+"""A fusion group as tensors: what the validity predictor reads (docs/method.md, section 5).
 
 One :class:`FeatureTable` per graph holds a row per operator, computed once; a group is a slice
 of it plus the few columns that depend on what else is in the group. Every size in bytes is

@@ -25,7 +25,7 @@ from torch_getfuse.partition.node_set import ancestors, bits, components, descen
 SAMPLER_VERSION = 1
 
 BUFFERS = tuple(size * 1024 for size in (128, 256, 512, 1024, 2048))
-"""Buffers of the data in bytes (method.md section 5)."""
+"""Buffers of the data in bytes (docs/method.md, section 5)."""
 
 WIDTHS = ((1, 1),) * 7 + ((2, 2), (4, 4), (2, 1))
 """Element widths (activations, weights) in bytes, drawn uniformly: mostly one byte."""

@@ -1,4 +1,4 @@
-"""The validity predictor: a GNN that mimics ``F_b(group) < B`` (method.md section 5).
+"""The validity predictor: a GNN that mimics ``F_b(group) < B`` (docs/method.md, section 5).
 
 Four GraphConv layers (Morris et al., AAAI 2019) with hidden width 128, ReLU and sum aggregation
 over both directions of the edges, a sum over the operators, a linear head. It is here to be

@@ -5,7 +5,7 @@ is in these frozen records. An operator is described by *how it reads* (its wind
 by its name: fusion code does not look at ``Op.kind``.
 
 Sizes are per sample: the batch axis has been divided out at capture, so a shape's first
-entry is 1 for an ordinary model (method.md, section 1).
+entry is 1 for an ordinary model (docs/method.md, section 1).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Op:
             known. No part of the graph's identity: one plan fits a model in every width.
         in_place: a unary elementwise operator, which may write over its input.
         mixes_channels: every output channel may need every input channel (convolution,
-            linear, matmul); ``False`` for the "local" operators of BRR (method.md, section 4).
+            linear, matmul); ``False`` for the "local" operators of BRR (docs/method.md, section 4).
         groups: channel groups of a convolution.
         reason: why there is no better rule for it; empty for operators that have one.
         after: names of operators that must run before it although it reads nothing of theirs:
@@ -260,7 +260,7 @@ class OpGraph:
 
     @cached_property
     def overwrites(self) -> tuple[bool, ...]:
-        """Per operator, whether it writes over its input (method.md section 3, "in place").
+        """Per operator, whether it writes over its input (docs/method.md, section 3, "in place").
 
         A unary elementwise operator whose input has no other consumer in the whole graph and
         is no graph output. A graph input may be written over: it is loaded, not owned.

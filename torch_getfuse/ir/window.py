@@ -30,8 +30,8 @@ class WindowKind(str, enum.Enum):
 class Window:
     """Which input positions an output position needs, per axis (rows, columns).
 
-    method.md section 2. ``REDUCE`` and ``WHOLE`` need every position; the difference is that a
-    reduction takes in each unit as it arrives and holds none.
+    docs/method.md, section 2. ``REDUCE`` and ``WHOLE`` need every position; the difference is that
+    a reduction takes in each unit as it arrives and holds none.
     """
 
     kind: WindowKind
@@ -127,7 +127,7 @@ class Window:
         return None
 
     def to_json(self) -> str | dict[str, Any]:
-        """The form of plan.json (interface.md)."""
+        """The form of plan.json (docs/plan-file.md)."""
         if self.kind in (WindowKind.IDENTITY, WindowKind.REDUCE, WindowKind.WHOLE):
             return str(self.kind.value)
         if self.kind is WindowKind.RESIZE:

@@ -81,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class PartitionPlan:
-    """A set of fusion groups that covers every fusable operator once (method.md section 1).
+    """A set of fusion groups that covers every fusable operator once (docs/method.md, section 1).
 
     Attributes:
         graph: the operator graph.

@@ -160,7 +160,7 @@ class FusionProblem:
         return None if order is None else tuple(groups[k] for k in order if k < len(groups))
 
     def legal(self, groups: Sequence[int]) -> bool:
-        """Whether groups are a legal plan (method.md section 1)."""
+        """Whether groups are a legal plan (docs/method.md, section 1)."""
         return (
             self.covers(groups)
             and all(is_connected(group, self.near) for group in groups)

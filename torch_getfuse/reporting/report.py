@@ -1,4 +1,4 @@
-"""What a plan costs and saves, as an object that prints and exports (interface.md, "The report").
+"""What a plan costs and saves, as an object that prints and exports.
 
 Text forms use human sizes (1024-based), data forms integer bytes. The figures are those of
 :mod:`torch_getfuse.reporting.section`.

@@ -1,4 +1,4 @@
-"""FX graph -> operator graph and the way back (method.md, sections 1 and 2).
+"""FX graph -> operator graph and the way back (docs/method.md, sections 1 and 2).
 
 One model and one set of shapes give one :class:`~torch_getfuse.ir.OpGraph`, whether the FX
 graph came from Dynamo or from ``torch.export``: names are module paths and kinds, the order is

@@ -1,6 +1,6 @@
 """The depth-first executor: runs an LBDF fusion group row by row, in the cost model's schedule.
 
-Exact mode (method.md section 11). Each tensor of the group lives in a ring of as many rows as
+Exact mode (docs/method.md, section 11). Each tensor of the group lives in a ring of as many rows as
 the plan says and not one more; nothing is computed twice; every tensor from outside is loaded
 once, row by row, and every tensor needed outside is written once, and both are counted. What the
 plan prices is thus what runs.

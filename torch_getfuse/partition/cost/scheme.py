@@ -52,7 +52,7 @@ class CostTerm:
 
 
 class Dram(NamedTuple):
-    """DRAM access of a group per sample, in bytes (method.md section 3, ``F_D``)."""
+    """DRAM access of a group per sample, in bytes (docs/method.md, section 3, ``F_D``)."""
 
     read: int
     write: int
@@ -311,5 +311,5 @@ class Evaluator:
         return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
-        """Mask of the operators that alone do not fit (method.md section 1)."""
+        """Mask of the operators that alone do not fit (docs/method.md, section 1)."""
         return sum(1 << i for i in range(len(self.graph)) if not self.valid(1 << i))

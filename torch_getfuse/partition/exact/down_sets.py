@@ -1,4 +1,4 @@
-"""Exact search: dynamic programming over down-sets (method.md section 9).
+"""Exact search: dynamic programming over down-sets (docs/method.md, section 9).
 
 A down-set is a set of operators that contains all that must run before its members. The groups of
 an acyclic plan can be run one after another, and after each of them the operators that have run

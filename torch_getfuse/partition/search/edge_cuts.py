@@ -1,4 +1,4 @@
-"""From an edge to the cuts that separate its ends (method.md section 7).
+"""From an edge to the cuts that separate its ends (docs/method.md, section 7).
 
 Taking one edge out of a group seldom separates anything: skip connections run beside it. A cut
 is therefore a bipartition of the group, named by its *upper side*: a set of members that contains

@@ -2,8 +2,9 @@
 
 A plan is a sorted tuple of group masks over whole blocks of a
 :class:`~torch_getfuse.partition.problem.FusionProblem`. Every function here keeps it legal
-(method.md section 1): groups are connected, and the graph of groups with the unfusable operators
-as nodes of their own has no cycle. So groups are convex too. Validity is restored by a repair.
+(docs/method.md, section 1): groups are connected, and the graph of groups with the unfusable
+operators as nodes of their own has no cycle. So groups are convex too. Validity is restored by a
+repair.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""NSGA-II over legal plans: DRAM access against maximum buffer usage (method.md section 9).
+"""NSGA-II over legal plans: DRAM access against maximum buffer usage (docs/method.md, section 9).
 
 The algorithm is pymoo's (Deb et al., 2002); plans are drawn, crossed, edited and repaired by the
 same :class:`~torch_getfuse.partition.search.moves.PlanSpace` as in the local search. pymoo is an

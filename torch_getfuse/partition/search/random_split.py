@@ -88,7 +88,7 @@ class Closures:
 
 
 class RandomSplit:
-    """Cuts a group at random until every part is valid (method.md section 9).
+    """Cuts a group at random until every part is valid (docs/method.md, section 9).
 
     A part of one block is always valid, for the blocks of a problem fit alone; so this never
     fails. Implements :class:`~torch_getfuse.partition.problem.Repair`.

@@ -1,4 +1,4 @@
-"""Greedy recursive tree split: Algorithm 1 of arXiv 2501.00636 (method.md section 8).
+"""Greedy recursive tree split: Algorithm 1 of arXiv 2501.00636 (docs/method.md, section 8).
 
 An invalid group is cut at the edges that an explanation names (:mod:`edge_cuts`), and each cut
 falls into a category: 1 if both sides are valid, 2 if one is, 3 if none is. If there is a cut of
@@ -254,7 +254,7 @@ class RecursiveSplit:
 def direct(
     problem: FusionProblem, ranker: EdgeRanker, rule: str = "least_traffic", branch: int = 4
 ) -> SearchResult:
-    """The direct method of method.md section 9: :meth:`RecursiveSplit.direct`.
+    """The direct method of docs/method.md, section 9: :meth:`RecursiveSplit.direct`.
 
     ``plans`` of the result counts the groups whose validity was looked at.
 

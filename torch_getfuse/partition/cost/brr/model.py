@@ -1,4 +1,6 @@
-"""BRR: buffer requirement reduction, after Optimus (arXiv 2501.00636 section III; method.md 4).
+"""BRR: buffer requirement reduction, after Optimus (docs/method.md, section 4).
+
+Source: arXiv 2501.00636, section III.
 
 Only feature maps bind the buffer. A group runs in tiles of whole rows; its convolutions
 alternate between *full* (hold all output channels) and *partial* (hold ``kappa``), so that a
@@ -15,7 +17,7 @@ where ``m`` is the fewest rows of an operator that one tile line of the sinks ne
 (the first convolution full, or partial) are tried; the one with the smaller
 ``F_line / (B - F_min)`` is kept.
 
-Differences from Optimus, all decided by method.md section 4: depthwise weights count; local
+Differences from Optimus, all decided by docs/method.md, section 4: depthwise weights count; local
 operators alone cost their input and output; a group may start with a local operator, which then
 streams its input and holds m rows of it; passes are rounded up; a one-row tensor that a taller
 one reads (the scale of Squeeze-and-Excite) has no rate, so a group with that edge inside is

@@ -1,4 +1,4 @@
-"""What the sinks of a BRR group ask of the operators above them, in rows (method.md 4).
+"""The rows that the sinks of a BRR group ask of the operators above (docs/method.md, section 4).
 
 A tile line of the sinks needs ``m`` rows of each operator at least, and each further line ``rate``
 rows more: going up, ``m`` is ``(m - 1) * stride + kernel`` and ``rate`` is ``rate * stride``.

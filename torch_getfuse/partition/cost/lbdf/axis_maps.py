@@ -1,10 +1,10 @@
 """Windows over streams of units: how far ahead a consumer reads, and what it lets go.
 
-An :class:`Edge` answers three questions about one operand, in counts of units and in constant
-time, whatever the size of the map: how many input units the first ``n`` output units need,
-how many are no longer needed once ``n`` are written, and after how many output units an input
-unit is first demanded. LBDF's schedule (method.md section 3) is built from these alone, so the
-two granularities differ only here.
+An :class:`Edge` answers three questions about one operand, in counts of units and in constant time,
+whatever the size of the map: how many input units the first ``n`` output units need, how many are
+no longer needed once ``n`` are written, and after how many output units an input unit is first
+demanded. LBDF's schedule (docs/method.md, section 3) is built from these alone, so the two
+granularities differ only here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far the schedule of method.md section 3 runs ahead of a tensor's consumers.
+"""How far the schedule of docs/method.md, section 3 runs ahead of a tensor's consumers.
 
 A :class:`Region` is what lies between a tensor with several consumers and where their paths meet
 again, reduced to what the answer depends on: a small DAG of windows without names. Regions that

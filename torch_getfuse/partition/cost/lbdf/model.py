@@ -1,7 +1,7 @@
-"""LBDF: line-buffer depth-first fusion (arXiv 2501.00636 section III; method.md section 3).
+"""LBDF: line-buffer depth-first fusion (arXiv 2501.00636 section III; docs/method.md, section 3).
 
 ``F_b(group)`` = bytes of all weights + for each tensor, peak live units x unit bytes, under the
-demand-driven schedule of method.md: sinks advance together; to produce a unit, first produce
+demand-driven schedule of docs/method.md: sinks advance together; to produce a unit, first produce
 what each operand's window needs, in operand order, then write it; a unit lives until no
 consumer in the group needs it or any unit before it. ``F_D`` = tensors read from outside, once,
 + tensors needed outside, once, + weights, once.

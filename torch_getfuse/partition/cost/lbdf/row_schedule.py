@@ -1,4 +1,4 @@
-"""LBDF's schedule of a fusion group, unit by unit (method.md section 3), to be carried out.
+"""LBDF's schedule of a fusion group, unit by unit (docs/method.md, section 3), to be carried out.
 
 :class:`~torch_getfuse.partition.cost.lbdf.model.Lbdf` prices a group without running this; here is
 the order of its steps, one per row that is loaded or computed, and for each the rows that may be
