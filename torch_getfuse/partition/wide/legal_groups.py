@@ -1,4 +1,4 @@
-"""All legal groups of a problem, where they are not too many, and the least of them by prices."""
+"""All legal groups of a problem, if they are not too many, and those of least reduced cost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Candidates:
 
     Attributes:
         groups: masks of valid groups.
-        complete: whether these are all; without that they bound nothing.
-        seen: sets looked at.
+        complete: whether these are all; otherwise they prove no bound.
+        seen: number of sets examined.
     """
 
     groups: tuple[int, ...]
@@ -33,16 +33,16 @@ class Candidates:
     seen: int
 
 
-_SET = 15  # steps that a set counts
+_SET = 15  # steps counted per set
 
 
 def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
 
-    Those found by then where a limit on work strikes.
+    At a limit on work, those found so far.
 
-    Complete: a convex connected group is reached from any of its blocks through convex connected
-    subsets, each by adding a neighbour inside the group and what lies between.
+    The list is complete: a convex connected group is reached from any of its blocks through convex
+    connected subsets, each by adding a neighbour inside the group and what lies between.
     """
     evaluator, unfusable = problem.evaluator, problem.unfusable
     above, below, near = problem.above, problem.below, problem.near
@@ -82,9 +82,13 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
                         while extra:
                             part = block[(extra & -extra).bit_length() - 1]
                             extra &= ~part
-                            own = surroundings[part]
+                            bounds = surroundings[part]
                             grown |= part
-                            up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
+                            up2, down2, beside2 = (
+                                up2 | bounds[0],
+                                down2 | bounds[1],
+                                beside2 | bounds[2],
+                            )
                         extra = up2 & down2 & ~grown
                         if extra & unfusable:
                             break
@@ -102,7 +106,7 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
 
 
 class Listed:
-    """An oracle that looks through a complete list; groups belong to their first block."""
+    """An oracle that scans a complete list; a group is assigned to its first block."""
 
     def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
         self._count = columns.problem.evaluator.work.add
@@ -114,7 +118,7 @@ class Listed:
         self.place = np.arange(matrix.shape[0])
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
-        """The least of ``F_D - prices`` per first block, and a group that has it."""
+        """The least ``F_D - prices`` per first block, and a group that attains it."""
         self._count(100 + self._rows.nnz // 50 + len(self._groups) // 4)
         reduced = self._costs * FINE - self._rows @ prices
         order = np.lexsort((reduced, self._first))
