@@ -246,14 +246,14 @@ def test_operators_that_no_edge_joins() -> None:
         explain(build.graph(), ["conv0", "conv1"])
     pieces = explain(build.graph())
     assert not pieces.valid
-    assert pieces.obstacles == ("it is 2 pieces that no edge joins",)
+    assert pieces.obstacles == ("it consists of 2 pieces that no edge connects",)
     assert "no group" in str(pieces)
 
 
 @pytest.mark.parametrize(
     ("operators", "explainers", "told"),
     [
-        (["conv3"], CONTROLS, "'conv3' is no operator.*did you mean 'conv"),
+        (["conv3"], CONTROLS, "'conv3' is neither an operator.*did you mean 'conv"),
         ([], CONTROLS, "operators is empty"),
         (None, ["salency"], "did you mean 'saliency'"),
     ],

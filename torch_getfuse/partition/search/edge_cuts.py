@@ -45,7 +45,8 @@ def edge_cuts(group: int, edge: Edge, above: Sequence[int], below: Sequence[int]
     i, j = edge
     if not (group >> i & group >> j & 1 and above[j] >> i & 1):
         raise ValueError(
-            f"({i}, {j}) is no edge of the group: both must be members, and {j} must depend on {i}"
+            f"({i}, {j}) is not an edge of the group: both must be members, "
+            f"and {j} must depend on {i}"
         )
     between = group & ((1 << j) - 1) & ~((1 << i) - 1)
     by_number = [group & ((2 << k) - 1) for k in bits(between)]
