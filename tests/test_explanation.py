@@ -153,7 +153,7 @@ def test_the_predictor_is_called_wrong_only_where_it_is(mobile: Explanation) -> 
     ).endswith(": right")
     assert told(probability=0.9, demand_bytes=None, untrained="").endswith(": wrong")
     far = told(probability=0.9, demand_bytes=buffer, untrained="buffers of 128 KB to 2 MB")
-    assert far.endswith(": not so, but it was trained for buffers of 128 KB to 2 MB only")
+    assert far.endswith(": wrong, but it was trained for buffers of 128 KB to 2 MB only")
 
 
 @pytest.mark.parametrize(

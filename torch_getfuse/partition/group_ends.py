@@ -1,4 +1,4 @@
-"""Why a fusion group ends where it does: one reason with its numbers per group of a plan.
+"""Why each fusion group of a plan ends: one reason with its numbers per group.
 
 A group ends at the operators outside it that read its tensors. The first of them in topological
 order is the *next operator*, and the reason says why it is not in the group. As it is the first,
@@ -42,7 +42,7 @@ class Border:
         excess_bytes: ``BUFFER``: demand with the next operator, minus the buffer size (0: exactly
             full, while the demand of a group must stay below the buffer). ``CHEAPER`` and
             ``UNTRIED``: by how much the plan's DRAM access would rise or fall.
-        weight_bytes: ``BUFFER``: weights of the next operator, where the scheme holds weights.
+        weight_bytes: ``BUFFER``: weights of the next operator, if the scheme holds weights.
         merged_bytes: ``CHEAPER``: demand of the two groups merged, minus the buffer size, if that
             is not negative; else ``None``.
         over: mask of the group together with the next operator (``CHEAPER``: with the next

@@ -237,7 +237,7 @@ def _facts(why: Explanation) -> list[list[str]]:
     first, last = why.operators[0], why.operators[-1]
     rows = [["operators", first if first == last else f"{first} .. {last}"]]
     if why.added:
-        rows.append(["added", f"{', '.join(why.added)}: on a path between the operators asked for"])
+        rows.append(["added", f"{', '.join(why.added)}: on a path between the requested operators"])
     if why.demand_bytes is None:
         demand = f"none: {why.scheme} has no schedule for this group"
     else:
@@ -267,7 +267,7 @@ def _judged(why: Explanation, probability: float) -> str:
     if (probability > 0.5) == (gap is not None and gap < 0):
         return "right"
     if why.untrained:
-        return f"not so, but it was trained for {why.untrained} only"
+        return f"wrong, but it was trained for {why.untrained} only"
     return "wrong"
 
 

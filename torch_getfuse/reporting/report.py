@@ -275,7 +275,7 @@ def _held_whole(section: Section) -> str:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         named.append(f"{kind} {', '.join(names[:_NAMED])}{more}")
     apart = [name for name in held if name in section.unfusable]
-    cost = "all fit alone even so"
+    cost = "all of them still fit alone"
     if apart:
         moved = added(section.unfusable[name] for name in apart).total
         cost = f"{len(apart)} of {len(held)} do not fit and move {format_size(moved)} on their own"

@@ -86,7 +86,7 @@ def random_edges(graph: OpGraph, share: float = RANDOM_SHARE, seed: int = 0) -> 
 class RecursiveSplit:
     """Splits invalid groups at the edges of an explanation; a repair for searches.
 
-    A group is first split by the cuts of its own explanation alone. If these do not suffice,
+    A group is first split by the cuts of its own explanation. If these do not suffice,
     every part that is still invalid is explained again. Implements
     :class:`~torch_getfuse.partition.problem.Repair`; results are cached by group.
 

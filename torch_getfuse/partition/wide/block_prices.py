@@ -123,7 +123,7 @@ class _Ascent:
         self.single = frozenset(problem.blocks)
         self.alone = columns.costs(problem.blocks)
         sets = (*known.groups, *(start.sets if start else ()))
-        self.met = dict.fromkeys(group for group in sets if group not in self.single)
+        self.seen = dict.fromkeys(group for group in sets if group not in self.single)
         self.active: list[int] = []  # columns of the program; single blocks are in it as bounds
         self.base, self.step = int(columns.weights.sum()), _granularity(problem)
         self.bound = problem.unavoidable
@@ -141,7 +141,7 @@ class _Ascent:
                 box = FINER
         except OutOfWork as limit:
             stopped = str(limit)
-        return Proof(self.bound, tuple(self.met), self.prices, stopped)
+        return Proof(self.bound, tuple(self.seen), self.prices, stopped)
 
     def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
         """Improve prices shared within each class; whether the ascent is finished after that."""
@@ -224,7 +224,7 @@ class _Ascent:
         """The sets that undercut ``prices``; keeps the prices if they prove more than the best."""
         shortfall, undercut = self.oracle.run(prices)
         undercut = [group for group in undercut if group not in self.single]
-        self.met.update(dict.fromkeys(undercut))
+        self.seen.update(dict.fromkeys(undercut))
         proved = int(prices.sum() + shortfall.sum())
         if proved > self.level:
             self.level, self.prices = proved, prices
@@ -235,7 +235,7 @@ class _Ascent:
 
     def _choose(self, rows: csr_matrix) -> None:
         """Choose the seen sets that a new program starts with: those of least reduced cost."""
-        sets = tuple(self.met)
+        sets = tuple(self.seen)
         most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
         if len(sets) > most:
             reduced = self.columns.reduced(sets, self.prices)

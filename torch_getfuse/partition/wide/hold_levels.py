@@ -98,7 +98,7 @@ class Levels:
         return np.array(levels)
 
     def seen(self, left: Collection[int]) -> Ints:
-        """Per level, one that stands for all levels equivalent to it for the blocks of ``left``.
+        """Per level, the representative of the levels that are equivalent for blocks of ``left``.
 
         Whether there is a reader at all makes a difference unless ``left`` is empty.
         """

@@ -52,12 +52,12 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
             block[i] = mask
 
     def reach(mask: int) -> tuple[int, int, int]:
-        up = down = beside = 0
+        up = down = adjacent = 0
         for i in bits(mask):
             up |= above[i]
             down |= below[i]
-            beside |= near[i]
-        return up, down, beside
+            adjacent |= near[i]
+        return up, down, adjacent
 
     surroundings = {mask: reach(mask) for mask in problem.blocks}
     layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
@@ -66,28 +66,28 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     try:
         while layer:
             following = []
-            for mask, up, down, beside in layer:
+            for mask, up, down, adjacent in layer:
                 if evaluator.hopeless(mask):
                     continue
                 if is_connected(mask, near) and evaluator.valid(mask):
                     groups.append(mask)
                 tried = mask | unfusable
-                while fresh := beside & ~tried:
+                while fresh := adjacent & ~tried:
                     other = block[(fresh & -fresh).bit_length() - 1]
                     tried |= other
-                    grown, up2, down2, beside2 = mask, up, down, beside
+                    grown, up2, down2, adjacent2 = mask, up, down, adjacent
                     extra = other
                     while extra & ~unfusable:
                         grown |= extra
                         while extra:
                             part = block[(extra & -extra).bit_length() - 1]
                             extra &= ~part
-                            bounds = surroundings[part]
+                            around = surroundings[part]
                             grown |= part
-                            up2, down2, beside2 = (
-                                up2 | bounds[0],
-                                down2 | bounds[1],
-                                beside2 | bounds[2],
+                            up2, down2, adjacent2 = (
+                                up2 | around[0],
+                                down2 | around[1],
+                                adjacent2 | around[2],
                             )
                         extra = up2 & down2 & ~grown
                         if extra & unfusable:
@@ -96,7 +96,7 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
                     if extra or grown in seen:
                         continue
                     seen.add(grown)
-                    following.append((grown, up2, down2, beside2))
+                    following.append((grown, up2, down2, adjacent2))
                 if len(seen) > most:
                     return Candidates(tuple(groups), False, len(seen))
             layer = following
