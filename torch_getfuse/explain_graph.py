@@ -62,8 +62,8 @@ def explain_graph(
     """
     check_explainers(explainers)
     problem = FusionProblem(Evaluator(scheme_of(graph, options), options.buffer_bytes))
-    requested = problem.fusable if operators is None else _named(graph, operators)
-    if not requested:
+    asked = problem.fusable if operators is None else _named(graph, operators)
+    if not asked:
         scheme, index = problem.evaluator.scheme, range(len(graph))
         needs = [smallest_buffer(scheme, 1 << i, options.buffer_bytes) for i in index]
         known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
@@ -72,10 +72,10 @@ def explain_graph(
             "no operator fits the buffer alone; name one in operators= to see why, or raise "
             f"buffer={least}"
         )
-    group = requested if operators is None else _group_of(problem, requested)
+    group = asked if operators is None else _group_of(problem, asked)
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
-    return _Question(problem, options, group, group & ~requested).explain(explainers)
+    return _Question(problem, options, group, group & ~asked).explain(explainers)
 
 
 def check_explainers(names: Sequence[str]) -> None:

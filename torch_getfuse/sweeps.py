@@ -72,8 +72,8 @@ def sweep(
             ``accelerator``, or 256 KB.
         schemes, granularities, methods: cost models and searches. BRR has no granularity and is
             planned once.
-        n_jobs: worker processes; -1 for one per core, 1 for this process only, ``None`` for the
-            setting of ``joblib.parallel_config``.
+        n_jobs: worker processes; -1 for one per core, 1 for none but this, ``None`` for what
+            ``joblib.parallel_config`` says.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
             holds already are not planned again. One sweep at a time may write to it.
         progress: show a progress bar: ``True``, ``False``, or ``"auto"`` (only on a terminal).
@@ -178,7 +178,7 @@ def _choices(
 
 
 def _listed(values: Any) -> list[Any]:
-    """``values`` as a list; a single value becomes a list of one."""
+    """``values`` as a list; a single one is meant as a list of one."""
     return [values] if isinstance(values, str | int) else list(values)
 
 

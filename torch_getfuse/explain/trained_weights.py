@@ -21,7 +21,7 @@ class WeightsError(GetfuseError):
 
 
 def weights_path(model: str, scheme: str, granularity: str, folder: Path | None = None) -> Path:
-    """Path of the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) for a scheme."""
+    """Where the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) of a scheme are kept."""
     form = f"lbdf_{granularity}" if scheme == "lbdf" else scheme
     return (WEIGHTS if folder is None else folder) / f"{form}_{model}.safetensors"
 

@@ -40,7 +40,7 @@ class EdgeRanker(Protocol):
     def __call__(self, group: int) -> list[tuple[Edge, float]]:
         """Solution edges inside a group (producer, consumer) with their scores, best first.
 
-        The answer for a group must not depend on earlier calls: it is cached.
+        The answer for a group must not depend on what was asked before: it is remembered.
         """
         ...
 
