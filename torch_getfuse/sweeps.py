@@ -76,7 +76,7 @@ def sweep(
             ``joblib.parallel_config`` says.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
             holds already are not planned again. One sweep at a time may write to it.
-        progress: show a progress bar: ``True``, ``False``, or ``"auto"`` (only on a terminal).
+        progress: a bar over the points: ``True``, ``False``, or ``"auto"``: on a terminal.
         options: the other options of :class:`~torch_getfuse.options.Options`, for all points.
 
     Returns:
