@@ -32,6 +32,7 @@ from torch_getfuse.backend.training import (
     plans_backward,
     rounds_otherwise,
 )
+from torch_getfuse.backend.view_changes import changing_inputs
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
@@ -87,6 +88,7 @@ def getfuse(
             capture.check(given)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
+        compiled = changing_inputs(gm, compiled)
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
