@@ -90,9 +90,7 @@ def without_view_changes(
     return copied
 
 
-def changing_inputs(
-    gm: fx.GraphModule, planned: Callable[..., Any]
-) -> Callable[..., Any]:
+def changing_inputs(gm: fx.GraphModule, planned: Callable[..., Any]) -> Callable[..., Any]:
     """``planned``, which runs :func:`without_view_changes`, or a callable that ends as ``gm`` does.
 
     Each input that ``gm`` gives another shape in place has that shape after a call.
