@@ -30,7 +30,6 @@ from torch_getfuse.backend.training import (
     has_checkpoint,
     needs_gradients,
     plans_backward,
-    rounds_otherwise,
 )
 from torch_getfuse.backend.view_changes import changing_inputs
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
@@ -185,12 +184,10 @@ def _compile(
                 [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
             )
         split, moved = split_in_gradient_order(gm, children)
-        if not moved:
-            return split.forward
-        if options.backward is False or rounds_otherwise(gm):
-            record.add_notes([f"gradients may differ from eager's in the last bit: {moved}"])
-            return split.forward
-        joint = moved
+        if moved:
+            record.add_notes([f"runs in the order of the model, not by groups, where {moved}"])
+            return gm.forward
+        return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ def without_view_changes(
             break
         value, ours = traced_value(node), objects[node] in changed
         example = next(examples, None) if node.op == "placeholder" else None
-        if returns_input(node) and ours or any(s in untold for s in node.all_input_nodes):
+        if (ours and returns_input(node)) or any(s in untold for s in node.all_input_nodes):
             untold.add(node)
         if _changes_view(node):
             args, kwargs = fx.map_arg((node.args, node.kwargs), now)
@@ -125,7 +125,7 @@ def changing_inputs(gm: fx.GraphModule, planned: Callable[..., Any]) -> Callable
 def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
     """A number for each node; equal where two give one tensor, under two names."""
     same: dict[int, int] = {}
-    found = {}
+    found: dict[fx.Node, int] = {}
     for node in graph.nodes:
         value = id(traced_value(node))
         if returns_input(node):  # the traced value is a copy
