@@ -362,6 +362,12 @@ def input_turned_and_returned(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.add_(1).sum(1), y
 
 
+def beside_a_number(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = torch.where(x > 0, x, -0.5)  # what the operator makes of the number is traced, too
+    y.squeeze_(0)
+    return y == x, y
+
+
 def halves(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     first, second = (x * 2).split(2, 1)
     second.squeeze_(0)
@@ -374,8 +380,8 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 @pytest.mark.parametrize(
     "function",
     [
-        *(squeezed, chain, second_name, older_view, halves, idle_dropout),
-        *(input_by_another_name, input_turned_and_returned),
+        *(squeezed, chain, second_name, older_view, halves, beside_a_number),
+        *(idle_dropout, input_by_another_name, input_turned_and_returned),
     ],
 )
 def test_shapes_that_change_in_place(function: Callable[..., Any], inner: str) -> None:

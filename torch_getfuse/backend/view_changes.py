@@ -21,7 +21,7 @@ from torch._guards import tracing
 from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.effects import returns_input
-from torch_getfuse.backend.fx_values import traced_value
+from torch_getfuse.backend.fx_values import fake_mode_of, traced_value
 from torch_getfuse.backend.targets import target_of
 from torch_getfuse.errors import CaptureError
 
@@ -160,7 +160,7 @@ def _in_storage(old: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _run(node: fx.Node) -> Any:
     """What a node gives by the traced values of its operands."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), traced_value)
-    with tracing(None), torch.no_grad():
+    with tracing(None), torch.no_grad(), fake_mode_of(pytree.tree_leaves((args, kwargs))):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
