@@ -185,7 +185,7 @@ def _compile(
             )
         split, moved = split_in_gradient_order(gm, children)
         if moved:
-            record.add_notes([f"runs in the order of the model, not by groups, where {moved}"])
+            record.add_notes([f"runs in the order of the model, not by groups, in which {moved}"])
             return gm.forward
         return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])

@@ -98,11 +98,12 @@ def changing_inputs(gm: fx.GraphModule, planned: Callable[..., Any]) -> Callable
     Raises:
         CaptureError: where the shape depends on a size that is known at run time only.
     """
-    objects = _objects(gm.graph)
-    inputs = {objects[n]: i for i, n in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    nodes = [node for node in gm.graph.nodes if _changes_view(node)]
+    objects = _objects(gm.graph) if nodes else {}
+    inputs = {objects.get(n): i for i, n in enumerate(gm.graph.find_nodes(op="placeholder"))}
     changes: list[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = []
-    for node in gm.graph.nodes:
-        if _changes_view(node) and objects[node] in inputs:
+    for node in nodes:
+        if objects[node] in inputs:
             if len(node.all_input_nodes) > 1:
                 raise CaptureError(
                     f"{node.name} changes the shape of an input in place, by sizes that are "
