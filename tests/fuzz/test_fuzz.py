@@ -9,7 +9,7 @@ from fuzz.generate import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 
-PROGRAMS, BLOCK = 450, 50
+PROGRAMS, BLOCK = 2000, 50
 OTHER_FINGERPRINTS = 3
 """Programs of a block whose exported form may have another fingerprint: ``torch.export`` records
 some writes by index and by ``out=`` otherwise than Dynamo. Such a plan is refused, not wrong."""

@@ -32,7 +32,7 @@ from torch_getfuse.backend.capture.graph_builder import GraphBuilder
 from torch_getfuse.backend.capture.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.capture.graph_values import CoreCall, Draft, Feature, Role, View
 from torch_getfuse.backend.capture.op_order import OperatorOrder
-from torch_getfuse.backend.capture.view_changes import without_view_changes
+from torch_getfuse.backend.capture.view_changes import changing_inputs, without_view_changes
 from torch_getfuse.backend.fx_nodes.values import (
     has_value,
     is_dynamo_weight,
@@ -139,7 +139,8 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     Args:
         gm: parameters and buffers are placeholders (or attributes); shapes come from the nodes'
             metadata.
-        example_inputs: needed only where the metadata is missing.
+        example_inputs: needed only where the metadata is missing, or an input changes its shape
+            in place.
 
     Raises:
         CaptureError: without metadata and inputs, or without any tensor operator.
@@ -155,7 +156,7 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     def role(node: fx.Node) -> Role:
         return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
 
-    return _capture(expand_composites(without_view_changes(gm)), role)
+    return _capture(expand_composites(without_view_changes(gm, example_inputs)), role)
 
 
 def capture_exported(program: ExportedProgram) -> Capture:
@@ -198,7 +199,10 @@ class _Recorded(Exception):
     """Leaves a traced call before anything is computed."""
 
 
-_RECORDER: contextvars.ContextVar[list[fx.GraphModule] | None] = contextvars.ContextVar(
+_Graphs = list[tuple[fx.GraphModule, Sequence[Any]]]
+"""Graphs and the inputs that each was compiled for."""
+
+_RECORDER: contextvars.ContextVar[_Graphs | None] = contextvars.ContextVar(
     "torch_getfuse_recorder", default=None
 )
 
@@ -207,7 +211,7 @@ def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Cal
     """A torch.compile backend, one for all captures: torch keeps each it has seen for ever."""
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder.append(gm)
+        recorder.append((gm, example_inputs))
 
     def stop(*args: Any) -> Any:
         raise _Recorded
@@ -218,7 +222,7 @@ def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Cal
 def _counting_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder.append(gm)
+        recorder.append((gm, example_inputs))
     return gm.forward
 
 
@@ -240,7 +244,7 @@ def capture_model(
         with _tracing() as graphs:
             _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
     except _Recorded:
-        return capture_fx(graphs[0])
+        return capture_fx(*graphs[0])
     except torch._dynamo.exc.Unsupported as error:
         if _raised(error):
             raise does_not_run(model, args, error) from error
@@ -287,9 +291,9 @@ def _raised(error: BaseException) -> str:
 
 
 @contextmanager
-def _tracing() -> Iterator[list[fx.GraphModule]]:
+def _tracing() -> Iterator[_Graphs]:
     """Collects graphs; attention takes the path that it would take in the caller's grad mode."""
-    graphs: list[fx.GraphModule] = []
+    graphs: _Graphs = []
     token = _RECORDER.set(graphs)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast and not torch.is_grad_enabled())
@@ -332,7 +336,9 @@ _RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] 
 def _running_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A torch.compile backend, one for all runs, like :func:`_recording_backend`."""
     make = _RUNNER.get()
-    return gm.forward if make is None else make(capture_fx(gm, example_inputs))
+    if make is None:
+        return gm.forward
+    return changing_inputs(gm, make(capture_fx(gm, example_inputs)))
 
 
 def run_captured(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -83,6 +85,13 @@ def flat_tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in flat_tensors(item)]
     return []
+
+
+def fake_mode_of(values: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
+    """The mode that traced values were made in: operators on them make constants within it."""
+    fakes = (value for value in values if isinstance(value, FakeTensor))
+    fake = next(fakes, None)
+    return contextlib.nullcontext() if fake is None else fake.fake_mode
 
 
 def module_path(node: fx.Node) -> str:
