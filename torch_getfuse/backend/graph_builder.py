@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._library.fake_class_registry import FakeScriptObject
 
+from torch_getfuse.backend.bases import Bases
 from torch_getfuse.backend.effects import attribute
 from torch_getfuse.backend.fx_values import (
     flat_tensors,
@@ -48,7 +49,7 @@ from torch_getfuse.backend.rule_types import (
     operands_in,
     whole,
 )
-from torch_getfuse.backend.views import Along, Layout, read_window
+from torch_getfuse.backend.views import Layout, read_window
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
 log = logging.getLogger(__name__)
@@ -75,13 +76,40 @@ class GraphBuilder:
     kept_outputs: set[int] | None = None
     values: dict[fx.Node, Value] = field(default_factory=dict)
     drafts: list[Draft] = field(default_factory=list)
-    bases: list[Base] = field(default_factory=list)
+    bases: Bases = field(init=False)
     inputs: dict[fx.Node, int] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
     _memory: Memory = field(default_factory=Memory)
 
-    def add(self, node: fx.Node) -> None:
-        """Takes in one node."""
+    def __post_init__(self) -> None:
+        self.bases = Bases(self.batch)
+
+    def build(self) -> GraphBuilder:
+        """Takes in all nodes of the graph."""
+        for node in self.owner.graph.nodes:
+            self._add(node)
+        return self
+
+    def live(self) -> list[Draft]:
+        """The operators that something returned depends on."""
+        needed = set(self.outputs)
+        live = []
+        for draft in reversed(self.drafts):
+            if draft.writes in needed:
+                needed.update(base for base, _ in draft.reads)
+                live.append(draft)
+        return live[::-1]
+
+    def read_inputs(self) -> dict[fx.Node, int]:
+        """The inputs that live operators read, and their bases.
+
+        In the order in which they are first read, which is the same in every trace of a program.
+        """
+        nodes = {base: node for node, base in self.inputs.items()}
+        read = dict.fromkeys(base for draft in self.live() for base, _ in draft.reads)
+        return {nodes[base]: base for base in read if base in nodes}
+
+    def _add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self._placeholder(node)
         elif node.op == "get_attr":
@@ -108,7 +136,7 @@ class GraphBuilder:
         lead = info.shape[0] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
         batch = None if shared else (0, lead // self.batch)
-        base = self._base(info, batch, input_stream(node, info), None)
+        base = self.bases.add(info, batch, input_stream(node, info), None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))
 
@@ -212,7 +240,7 @@ class GraphBuilder:
             current = Weight.of(node, info, {})
         if isinstance(current, Weight):
             return Operand(node, info, True, Stored.sum(current.parts.values()), value=current)
-        found = self.find_batch(current)
+        found = self.bases.find_batch(current)
         return Operand(node, info, batch=found[0] if found else None, value=current)
 
     def _operator(
@@ -312,9 +340,9 @@ class GraphBuilder:
             info = call.outputs[0]
         else:
             info = self._joint(call.outputs)
-        batch = self._batch_of(spec, info)
-        stream = self._stream_of(spec, info) if len(call.outputs) == 1 else None
-        base = self._base(info, batch, stream, len(self.drafts))
+        batch = self.bases.batch_of(spec, info)
+        stream = self.bases.stream_of(spec, info) if len(call.outputs) == 1 else None
+        base = self.bases.add(info, batch, stream, len(self.drafts))
         reads, reason = self._reads(spec, self.bases[base].tensor)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
@@ -453,90 +481,15 @@ class GraphBuilder:
         spec = Spec(kind, (), reason=reason)
         like = self.bases[sources[0]]
         same = like.info.shape == info.shape
-        batch = like.batch if same else self._guess_batch(info)
-        base = self._base(info, batch, like.tensor.stream_axis if same else None, len(self.drafts))
+        batch = like.batch if same else self.bases.guess_batch(info)
+        base = self.bases.add(
+            info, batch, like.tensor.stream_axis if same else None, len(self.drafts)
+        )
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(
             Draft(kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason)
         )
         return base
-
-    # -- batch and rows ---------------------------------------------------------------------
-
-    def _base(
-        self, info: TensorInfo, batch: tuple[int, int] | None, stream: int | None, op: int | None
-    ) -> int:
-        shape = list(info.shape)
-        if batch is not None:
-            shape[batch[0]] //= self.batch
-        if stream is None:
-            stream = Tensor.default_axis(shape)
-        elif not 0 < stream < len(shape) or (len(shape) == 4 and stream == 3):
-            stream = None
-        self.bases.append(Base(info, batch, Tensor("", tuple(shape), stream), op))
-        return len(self.bases) - 1
-
-    def find_batch(self, feature: Feature) -> tuple[int, int] | None:
-        """Axis of a view that the batch is in, and the product of the sizes inside of it."""
-        batch = self.bases[feature.base].batch
-        if batch is None:
-            return None
-        axis, inner = batch
-        for place, atoms in enumerate(feature.layout.axes):
-            inside = 1
-            for atom in reversed(atoms):
-                holds = atom.stride <= inner and inner * self.batch <= atom.stride * atom.size
-                if atom.axis == axis and holds and atom.start == 0:
-                    return place, inside * (inner // atom.stride)
-                inside *= atom.size
-        return None
-
-    def _batch_of(self, spec: Spec, info: TensorInfo) -> tuple[int, int] | None:
-        """The batch of the output lies along the axis that runs along the operand's batch."""
-        for reading in spec.reads:
-            found = self.find_batch(reading.operand.value)
-            if found is None:
-                continue
-            place, inner = found
-            if reading.accesses is None:
-                shape = reading.operand.shape
-                if len(shape) == len(info.shape) and shape[place] == info.shape[place]:
-                    return place, inner
-                continue
-            access = reading.accesses[place]
-            if isinstance(access, Along):
-                if info.shape[access.axis] == reading.operand.shape[place]:
-                    return access.axis, inner
-            elif access.reduce:
-                return None
-        return self._guess_batch(info)
-
-    def _guess_batch(self, info: TensorInfo) -> tuple[int, int] | None:
-        if info.shape and info.shape[0] % self.batch == 0:
-            return 0, info.shape[0] // self.batch
-        return (info.shape.index(self.batch), 1) if self.batch in info.shape else None
-
-    def _stream_of(self, spec: Spec, info: TensorInfo) -> int | None:
-        """The axis of the output that runs along the rows of an operand."""
-        if spec.stream_axis is not None:
-            return spec.stream_axis
-        rank = len(info.shape)
-        rows = {id(r): self.bases[r.operand.value.base].tensor.rows for r in spec.reads}
-        for reading in sorted(spec.reads, key=lambda r: -rows[id(r)]):
-            feature: Feature = reading.operand.value
-            source = self.bases[feature.base].tensor
-            hits = [] if source.stream_axis is None else feature.layout.find(source.stream_axis)
-            if len(hits) != 1:
-                continue
-            axis: int | None = hits[0][0]
-            if reading.accesses is not None:
-                access = reading.accesses[hits[0][0]]
-                axis = access.axis if isinstance(access, Along) else None
-            elif reading.operand.shape != info.shape:
-                axis = None
-            if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
-                return axis
-        return None
 
 
 def _overwrites(invocation: Invocation) -> bool:
