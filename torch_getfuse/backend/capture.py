@@ -38,7 +38,10 @@ from torch_getfuse.backend.graph_values import CoreCall, Feature, Role, View
 from torch_getfuse.backend.op_order import OperatorOrder
 from torch_getfuse.backend.operators import fold_batch_norms, names_of, operator_of, unique
 from torch_getfuse.backend.regions import inline_regions
-from torch_getfuse.backend.view_changes import without_view_changes
+from torch_getfuse.backend.view_changes import (
+    exported_without_view_changes,
+    without_view_changes,
+)
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.plan import PartitionPlan
@@ -184,7 +187,7 @@ def capture_exported(program: ExportedProgram) -> Capture:
         if output.kind is OutputKind.USER_OUTPUT
     }
     return _capture(
-        inline_regions(program.graph_module),
+        exported_without_view_changes(inline_regions(program.graph_module)),
         lambda node: kinds.get(node.name, Role.NEITHER),
         outputs=kept,
     )

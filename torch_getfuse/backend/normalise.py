@@ -150,8 +150,8 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
     if node.op == "call_method":
         raw = str(target)
         name, mutates = _plain(raw)
-        args = _in_order(raw, name, _by_position(node, positional(name)))
-        return Invocation(name, args, _first(args, mutates))
+        args = _by_position(node, positional(name))
+        return Invocation(name, _in_order(raw, name, args), _first(args, mutates))
     if not callable(target):
         return Invocation(str(target), {"*": node.args})
     if target in _DISPATCHED:
@@ -173,8 +173,8 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
         return Invocation(name, args, _first(args, name == "setitem"))
     name, mutates = _plain(own)
     args = _by_signature(node, target) or _by_position(node, positional(name))
-    args = _in_order(own, name, args)
-    return Invocation(name, args, _first(args, mutates or args.get("inplace") is True))
+    writes = _first(args, mutates or args.get("inplace") is True)
+    return Invocation(name, _in_order(own, name, args), writes)
 
 
 def _first(args: Mapping[str, Any], mutates: bool) -> tuple[str, ...]:
@@ -205,9 +205,8 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
         results = [args.pop(name) for name in outs]
         args["out"] = results[0] if len(results) == 1 else results
     name, mutates = _plain(raw)
-    args = _in_order(raw, name, args)
     writes = _first(args, mutates and schema.is_mutable and not outs)
-    return Invocation(name, args, writes, overload=True)
+    return Invocation(name, _in_order(raw, name, args), writes, overload=True)
 
 
 @functools.lru_cache(maxsize=1024)
