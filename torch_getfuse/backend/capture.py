@@ -35,6 +35,7 @@ from torch_getfuse.backend.fx_values import (
 from torch_getfuse.backend.graph_builder import GraphBuilder
 from torch_getfuse.backend.graph_inputs import batch_size, is_weight_argument
 from torch_getfuse.backend.graph_values import CoreCall, Feature, Role, View
+from torch_getfuse.backend.idle_casts import without_idle_casts
 from torch_getfuse.backend.op_order import OperatorOrder
 from torch_getfuse.backend.operators import fold_batch_norms, names_of, operator_of, unique
 from torch_getfuse.backend.regions import inline_regions
@@ -59,7 +60,8 @@ class Capture:
     Attributes:
         graph: the operator graph, sizes per sample.
         graph_module: the FX graph whose nodes are named below: the one given, or a copy in
-            which composite functions (attention, local response norm) are taken apart.
+            which composite functions (attention, local response norm) are taken apart, changes
+            of shape in place are views, and casts that do nothing are left out.
         nodes: operator name -> its FX nodes in order: a convolution with its folded batch norm,
             and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
             inputs, those that must wait for more than their operator does, and nodes that compute
@@ -388,6 +390,8 @@ def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _capture(
     gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
 ) -> Capture:
+    gm = without_idle_casts(gm)
+
     @functools.cache
     def role(node: fx.Node) -> Role:
         own = recorded(node)

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.effects import storage_of
-from torch_getfuse.backend.fx_values import STANDS_FOR, flat_tensors, traced_value
+from torch_getfuse.backend.fx_values import STANDS_FOR, copy_node, flat_tensors, traced_value
 from torch_getfuse.backend.normalise import is_torchs, normalise
 from torch_getfuse.backend.op_rules import BY_TARGET, FACTORIES, positional
 
@@ -35,10 +35,9 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     if not found:
         return gm
     graph = fx.Graph()
-    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
-    if isinstance(output, tuple):
-        value, old_output = output
-        graph.output(value).meta = dict(old_output.meta)
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        placed[node] = copy_node(graph, node, placed)
     copy = fx.GraphModule(gm, graph)
     copy.meta = dict(gm.meta)
     for node in list(graph.nodes):
