@@ -229,6 +229,15 @@ def test_an_input_that_is_written_is_a_result_whatever_is_returned() -> None:
     assert ways(Run(unread), (1, 9, 4)).outputs == ("tanh",)  # the part is empty
 
 
+def test_a_component_of_a_complex_input_is_a_view() -> None:
+    def run(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x.real, x.imag, x.imag.tanh()
+
+    graph = ways(Run(run), (2, 4, 6, 6), dtype=torch.complex64)
+    assert reads(graph) == [("tanh", ["input"])]
+    assert graph.ops[0].reads[0].window.kind is WindowKind.WHOLE
+
+
 def test_what_dead_code_reads_says_nothing_of_the_batch() -> None:
     def run(x: Tensor, y: Tensor) -> Tensor:
         torch.matmul(y, y.mT)
