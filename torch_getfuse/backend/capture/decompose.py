@@ -21,6 +21,7 @@ from torch_getfuse.backend.fx_nodes.effects import storage_of
 from torch_getfuse.backend.fx_nodes.normalize import is_torchs, normalise
 from torch_getfuse.backend.fx_nodes.values import (
     STANDS_FOR,
+    copy_node,
     fake_mode_of,
     flat_tensors,
     traced_value,
@@ -38,10 +39,9 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     if not found:
         return gm
     graph = fx.Graph()
-    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
-    if isinstance(output, tuple):
-        value, old_output = output
-        graph.output(value).meta = dict(old_output.meta)
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        placed[node] = copy_node(graph, node, placed)
     copy = fx.GraphModule(gm, graph)
     copy.meta = dict(gm.meta)
     for node in list(graph.nodes):

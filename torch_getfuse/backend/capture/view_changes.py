@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import tracing
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.effects import returns_input
@@ -133,6 +134,34 @@ def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
             same[value] = found[node.all_input_nodes[0]]
         found[node] = same.get(value, value)
     return found
+
+
+def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
+    """``gm`` itself, or a copy of an exported graph in which no value changes its shape in place.
+
+    All that comes later reads the node of the change there, whose traced value is its own, and no
+    input is changed so: ``torch.export`` refuses that.
+    """
+
+    def changes(node: fx.Node) -> bool:
+        return isinstance(node.target, OpOverload) and target_of(node).name in _VIEWS
+
+    if not any(map(changes, gm.graph.nodes)):
+        return gm
+    graph = fx.Graph()
+    graph.set_codegen(gm.graph._codegen)
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if changes(node):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), placed.__getitem__)
+            name = target_of(node).name[:-1]
+            placed[node] = graph.create_node("call_method", name, args, kwargs, name=node.name)
+            placed[node].meta = dict(node.meta)
+        else:
+            placed[node] = graph.node_copy(node, placed.__getitem__)
+    copied = fx.GraphModule(gm, graph)
+    copied.meta.update(gm.meta)
+    return copied
 
 
 def _changes_view(node: fx.Node) -> bool:

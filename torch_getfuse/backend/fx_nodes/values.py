@@ -6,7 +6,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +45,18 @@ def traced_value(node: fx.Node) -> Any:
 def has_value(node: fx.Node) -> bool:
     """True where the trace recorded what the node gives (``None`` counts)."""
     return "example_value" in node.meta or "val" in node.meta
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """A copy of a node at the end of ``graph``, with what Dynamo knows of it.
+
+    Args:
+        placed: where the nodes are that it reads.
+    """
+    new = graph.node_copy(node, placed.__getitem__)
+    if hasattr(node, "_dynamo_source"):
+        new._dynamo_source = node._dynamo_source
+    return new
 
 
 def size_hint(size: int | torch.SymInt) -> int:
