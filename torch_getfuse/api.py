@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.capture.capture import (
     Capture,
@@ -28,6 +27,7 @@ from torch_getfuse.backend.inner.compile_groups import find_inner
 from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.rowwise.ledger import Ledger
 from torch_getfuse.backend.split.grouping import split_capture
+from torch_getfuse.backend.torch_private import Unsupported, original_module, tree_leaves
 from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
 from torch_getfuse.explain_graph import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.explain_graph import check_explainers, explain_graph
@@ -78,7 +78,7 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     if args or isinstance(model, torch.export.ExportedProgram):
         with interrupts():
             chosen = _options(options, model)
-            target = getattr(model, "_orig_mod", model)
+            target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
             notes = mode_notes(captured.graph_module)
             try:
@@ -153,7 +153,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
         target = _checked(model, args, "split(model, (x,), plan)")
         try:
             program = torch.export.export(target, args)
-        except torch._dynamo.exc.Unsupported as error:
+        except Unsupported as error:
             why = str(error).strip().split("\n")[0]
             raise CaptureError(
                 f"torch.export cannot trace {type(model).__name__}: {why}"
@@ -200,9 +200,7 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
         with torch.no_grad():
             outputs = make(captured)(*args)
     else:
-        target = _checked(
-            getattr(model, "_orig_mod", model), args, "run_counted(model, (x,), plan)"
-        )
+        target = _checked(original_module(model), args, "run_counted(model, (x,), plan)")
         outputs = run_captured(target, args, make)
     return outputs, ledgers[0]
 
@@ -265,7 +263,7 @@ def _nothing(model: object) -> str:
             'this was not compiled by torch.compile(model, backend="getfuse"), or not called since'
         )
     text = f"Nothing to report: {what}; {plans}."
-    module = getattr(model, "_orig_mod", model)
+    module = original_module(model)
     if type(module).__module__.startswith("torch.nn"):
         text += (
             " A module of torch's own, such as nn.Sequential, is not found where it has no "
@@ -276,7 +274,7 @@ def _nothing(model: object) -> str:
 
 def _recurrent(model: object, sections: Sequence[Section]) -> list[str]:
     """What Dynamo has kept from the backend: it leaves recurrent modules to eager by itself."""
-    module = getattr(model, "_orig_mod", model)
+    module = original_module(model)
     if not isinstance(module, nn.Module):
         return []
     found = {
@@ -323,7 +321,7 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
 def _check_inputs(captured: Capture, args: tuple[Any, ...]) -> None:
     """Refuse inputs of another shape or type than a program was exported with."""
     nodes = captured.graph_module.graph.find_nodes(op="placeholder")
-    for node, given in zip(nodes, pytree.tree_leaves(args), strict=False):
+    for node, given in zip(nodes, tree_leaves(args), strict=False):
         traced = traced_value(node)
         if isinstance(traced, torch.Tensor) and isinstance(given, torch.Tensor):
             wanted = tensor_info(traced)

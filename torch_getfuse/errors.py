@@ -36,6 +36,10 @@ class NoOperatorError(CaptureError):
     """A graph of views and weight computations only: there is nothing to plan."""
 
 
+class UnsupportedTorchError(GetfuseError):
+    """The installed version of torch lacks a private name that a feature of this package needs."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C while planning, with what was known by then.
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import RestartAnalysis
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
@@ -27,15 +26,16 @@ from torch_getfuse.backend.inner.compile_groups import (
 from torch_getfuse.backend.packed.fast import fast_program
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
-from torch_getfuse.backend.split.gradient_order import split_in_gradient_order
+from torch_getfuse.backend.split.gradient_order import moved_sums
 from torch_getfuse.backend.split.grouping import children_of, split_capture
 from torch_getfuse.backend.split.overlapping_inputs import apart_or_unplanned
+from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.backend.torch_private import RestartAnalysis
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
     needs_gradients,
     plans_backward,
-    rounds_otherwise,
 )
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
@@ -45,6 +45,7 @@ from torch_getfuse.reporting.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+_MOST_NAMED = 3  # of the values in one note
 _OVERLAPS = (
     "called with inputs that overlap in memory, one of which is written, and did not when it was "
     "compiled: such calls run unplanned"
@@ -187,13 +188,17 @@ def _compile(
             record.add_notes(
                 [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
             )
-        split, moved = split_in_gradient_order(gm, children)
-        if not moved:
-            return split.forward
-        if options.backward is False or rounds_otherwise(gm):
-            record.add_notes([f"gradients may differ from eager's in the last bit: {moved}"])
-            return split.forward
-        joint = moved
+        split = split_graph_module(gm, list(children.values()), list(children))
+        if moved := moved_sums(gm, split):
+            names = ", ".join(value.name for value in moved[:_MOST_NAMED])
+            names += f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
+            record.add_notes(
+                [
+                    "gradients may differ from eager's in the last bit: those of "
+                    f"{names} are added up in the order of the groups"
+                ]
+            )
+        return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:

@@ -18,14 +18,17 @@ from functorch.compile import (  # type: ignore[import-untyped]
     min_cut_rematerialization_partition,
 )
 from torch import fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import RestartAnalysis
-from torch._higher_order_ops.wrap import tag_activation_checkpoint
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
-from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, mark_weight
 from torch_getfuse.backend.inner.compile_groups import compile_children, is_eager
 from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.backend.torch_private import (
+    RestartAnalysis,
+    aot_autograd,
+    is_dynamo_weight,
+    mark_weight,
+    tag_activation_checkpoint,
+)
 from torch_getfuse.errors import NoOperatorError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
@@ -34,7 +37,6 @@ log = logging.getLogger(__name__)
 
 _MARK = "getfuse_child"
 _PRIMAL = "primals_"
-_RESIZES = (torch.nn.functional.interpolate, torch.nn.functional.upsample)
 
 Children = Mapping[str, Sequence[fx.Node]]
 """Name of a child -> its nodes."""
@@ -63,11 +65,6 @@ def has_checkpoint(gm: fx.GraphModule) -> bool:
     refuses batch norms.
     """
     return any(node.target is tag_activation_checkpoint for node in gm.graph.nodes)
-
-
-def rounds_otherwise(gm: fx.GraphModule) -> bool:
-    """Whether AOTAutograd computes something in other steps than eager: it takes resizing apart."""
-    return any(node.target in _RESIZES for node in gm.graph.nodes)
 
 
 class JointCompiler:

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.fx_nodes.effects import storage_of
 from torch_getfuse.backend.fx_nodes.normalize import is_torchs, normalise
 from torch_getfuse.backend.fx_nodes.values import STANDS_FOR, flat_tensors, traced_value
 from torch_getfuse.backend.rules.registry import BY_TARGET, FACTORIES, positional
+from torch_getfuse.backend.torch_private import FakeTensor, OperatorBase, tracing
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     """The operators behind a node; ``None`` where it is one already, or cannot be traced."""
     if node.op not in ("call_function", "call_method"):
         return None
-    if isinstance(node.target, torch._ops.OperatorBase) or not is_torchs(node.target):
+    if isinstance(node.target, OperatorBase) or not is_torchs(node.target):
         return None
     if not flat_tensors(traced_value(node)):
         return None

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._library.fake_class_registry import FakeScriptObject
 
 from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
@@ -47,6 +46,7 @@ from torch_getfuse.backend.rules.rule import (
     TensorInfo,
 )
 from torch_getfuse.backend.rules.view_windows import Along, Layout, read_window
+from torch_getfuse.backend.torch_private import FakeScriptObject, script_class
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
 log = logging.getLogger(__name__)
@@ -175,9 +175,7 @@ class GraphBuilder:
             if source.op == "get_attr":
                 value = attribute(self.owner, str(source.target))
             if isinstance(value, (torch.ScriptObject, FakeScriptObject)):
-                return str(
-                    getattr(value, "script_class_name", None) or value._type().qualified_name()
-                )
+                return script_class(value)
         return ""
 
     def _argument(self, value: Any) -> Any:

@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.torch_private import (
+    codegen_of,
+    keep_source,
+    tracing,
+    tree_leaves,
+    tree_map,
+)
 
 _VIEWS = frozenset(
     {"as_strided_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
@@ -29,7 +34,7 @@ def without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
     if not changed:
         return gm
     graph = fx.Graph()
-    graph.set_codegen(gm.graph._codegen)
+    graph.set_codegen(codegen_of(gm.graph))
     placed: dict[fx.Node, fx.Node] = {}
     latest: dict[int, fx.Node] = {}  # by object: the node that shows it as it is by now
 
@@ -48,15 +53,14 @@ def without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
             new.meta = {**node.meta, "example_value": _run(new)}
         else:
             new = graph.node_copy(node, now)
-            if any(id(leaf) in changed for leaf in pytree.tree_leaves(value)):
+            if any(id(leaf) in changed for leaf in tree_leaves(value)):
                 known = latest.get(id(value))
                 shown = _first_shown(new, value) if known is None else traced_value(known)
                 new.meta["example_value"] = shown
         placed[node] = new
         if id(value) in changed:
             latest[id(value)] = new
-        if hasattr(node, "_dynamo_source"):
-            new._dynamo_source = node._dynamo_source
+        keep_source(node, new)
     copied = fx.GraphModule(gm, graph)
     copied.meta.update(gm.meta)
     return copied
@@ -88,4 +92,4 @@ def _first_shown(node: fx.Node, traced: Any) -> Any:
         with torch.no_grad():
             return old.as_strided(found.size(), found.stride(), found.storage_offset())
 
-    return pytree.tree_map(like, _run(node), traced)
+    return tree_map(like, _run(node), traced)

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
+
+from torch_getfuse.backend.torch_private import (
+    OperatorBase,
+    OpOverload,
+    OpOverloadPacket,
+    qualified_name,
+    schema_of,
+)
 
 _ROOTS = frozenset({"torch", "_operator", "operator", "builtins", "math", "torch_getfuse"})
 _NAMESPACES = frozenset({"aten", "prims", "prim", "_c10d_functional", "inductor", "profiler"})
@@ -48,12 +55,12 @@ def resolve(target: Any) -> Target:
         return Target(target, _aten(target))
     if isinstance(target, OpOverload):
         own = target.namespace in _NAMESPACES
-        return Target(target._schema.name.rpartition("::")[2] if own else "", (target,))
+        return Target(schema_of(target).name.rpartition("::")[2] if own else "", (target,))
     if isinstance(target, OpOverloadPacket):
-        namespace, _, name = target._qualified_op_name.rpartition("::")
+        namespace, _, name = qualified_name(target).rpartition("::")
         return Target(name if namespace in _NAMESPACES else "", _overloads(target))
     root = _module(target).partition(".")[0]
-    if root not in _ROOTS or isinstance(target, torch._ops.OperatorBase):
+    if root not in _ROOTS or isinstance(target, OperatorBase):
         return Target("", (), known=False)
     name = getattr(target, "__name__", "")
     if root != "torch":
