@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors",),
-    ("json_fields", "atomic_files", "accelerator"),
+    ("json_fields", "atomic_files", "accelerator", "backend.torch_private"),
     ("ir", "options"),
     ("partition.node_set", "partition.work"),
     ("partition.cost.scheme",),

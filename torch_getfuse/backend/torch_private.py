@@ -456,17 +456,16 @@ class InductorFunction:
     name: str
     tried: tuple[str, ...] = TRIED
 
-    def owner(self) -> Any:
-        """The module or class that has it; imports inductor, which takes seconds."""
-        parent = self.name.rpartition(".")[0]
-        if not parent:
-            return importlib.import_module(self.module)
-        return PrivateName(f"{self.module}:{parent}", "inner='inductor'").find()
+    def place(self) -> tuple[Any, str]:
+        """The module or class that has it, and its name there; imports inductor: seconds.
 
-    @property
-    def attribute(self) -> str:
-        """Its name in its owner."""
-        return self.name.rpartition(".")[2]
+        Raises:
+            UnsupportedTorchError: where inductor does not have it.
+        """
+        PrivateName(f"{self.module}:{self.name}", "inner='inductor'").find()
+        owner, _, name = self.name.rpartition(".")
+        module = importlib.import_module(self.module)
+        return (getattr(module, owner) if owner else module), name
 
 
 STRIDE_COMPARISON = InductorFunction("torch._inductor.ir", "Layout._stride_expr_ge_or_false")
@@ -475,6 +474,12 @@ STRIDE_AT = InductorFunction("torch._inductor.sizevars", "stride_at")
 """How much an index grows in one step of a loop."""
 SIMPLIFIED_INDEX = InductorFunction("torch._inductor.sizevars", "simplify_index_in_vec_range")
 """An index within one vector of a loop."""
+
+
+def inductor_compile(gm: fx.GraphModule, example_inputs: Any, **settings: Any) -> Any:
+    """What inductor makes of one ATen graph: its ``inner_compile``, which may be another."""
+    path = "torch._inductor.compile_fx:compile_fx_inner"
+    return PrivateName(path, "inner='inductor'").find()(gm, example_inputs, **settings)
 
 
 def inductor_knows(condition: Any) -> bool:

@@ -10,7 +10,7 @@ import logging
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -22,9 +22,7 @@ from torch_getfuse.backend.fx_nodes.effects import input_storages
 from torch_getfuse.backend.fx_nodes.values import has_value, size_hint, traced_value
 from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes
 from torch_getfuse.backend.inner.dynamic.symbols import SizeBinder
-from torch_getfuse.backend.inner.inductor_patches.replaced import replaced
-from torch_getfuse.backend.inner.inductor_patches.scatters import sum_scatters
-from torch_getfuse.backend.inner.inductor_patches.strides import STRIDES
+from torch_getfuse.backend.inner.inductor_patches.mended import mended
 from torch_getfuse.backend.inner.layouts import TracedStrides, overlaps_itself
 from torch_getfuse.backend.torch_private import (
     RestartAnalysis,
@@ -82,16 +80,7 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
             f"known: {', '.join([*OWN, *others])}, or a callable"
         )
     backend: Callable[..., Any] = lookup_backend(inner)
-    return partial(_mended, backend) if inner == "inductor" else backend
-
-
-def _mended(inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-    """Inductor, less what it gets wrong."""
-    count = sum_scatters(gm)
-    if count:
-        log.info("%d scatters to axes of size one are sums", count)
-    with replaced(STRIDES):
-        return inductor(gm, example_inputs)
+    return partial(mended, backend) if inner == "inductor" else backend
 
 
 def compile_children(split: fx.GraphModule, options: Options) -> list[str]:

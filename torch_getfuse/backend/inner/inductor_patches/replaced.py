@@ -61,7 +61,7 @@ def replaced(replacements: Sequence[Replacement]) -> Iterator[None]:
 
 
 def _enter(replacement: Replacement) -> None:
-    owner, name = replacement.function.owner(), replacement.function.attribute
+    owner, name = replacement.function.place()
     with _lock:
         if not _inside.get(replacement):
             # As the owner holds it: a static method is no plain function there.
@@ -77,8 +77,8 @@ def _leave(replacement: Replacement) -> None:
     with _lock:
         _inside[replacement] -= 1
         if not _inside[replacement]:
-            owner = replacement.function.owner()
-            setattr(owner, replacement.function.attribute, _originals.pop(replacement))
+            owner, name = replacement.function.place()
+            setattr(owner, name, _originals.pop(replacement))
             del _inside[replacement]
 
 
