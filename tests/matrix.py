@@ -8,8 +8,9 @@ other sizes itself. "batch" marks the first dimension of the input as dynamic; "
 
 A combination holds where outputs, gradients and buffers equal eager's: to the last bit with inner
 eager. Where a note of the report says that gradients are added up in another order, their distance
-may be :data:`TOLERANCE` of their size; outputs and buffers stay equal. Inductor computes in other steps; with it inside, no tensor may be farther from the same step
-in double precision than :data:`TOLERANCE` of its size plus :data:`FARTHER` times eager's distance.
+may be :data:`TOLERANCE` of their size; outputs and buffers stay equal. Inductor computes in other
+steps; with it inside, no tensor may be farther from the same step in double precision than
+:data:`TOLERANCE` of its size plus :data:`FARTHER` times eager's distance.
 Two exceptions: a tensor of less than :data:`SHARE` of all tensors of its kind together counts as
 that large, for what cancels out leaves roundings of what it was made of; and where luck decides how
 far eager is, it is :data:`FARTHER_BY_LUCK` times: a tensor of at most :data:`FEW` values, or one
