@@ -21,6 +21,7 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.fx_nodes.autocast import OUTSIDE, is_switch, modes_of
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
 from torch_getfuse.backend.fx_nodes.targets import resolve, target_of
 from torch_getfuse.backend.fx_nodes.values import STANDS_FOR, is_plain, traced_value
 from torch_getfuse.backend.torch_private import (
@@ -317,7 +318,7 @@ def changes_mode(gm: fx.GraphModule) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@PerTarget
 def _defaults(target: Any) -> Mapping[str, Any]:
     """Parameters of a function, operator or method in their order, with their defaults.
 

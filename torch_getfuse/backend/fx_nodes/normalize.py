@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
 from torch_getfuse.backend.torch_private import (
     HigherOrderOperator,
     OpOverload,
@@ -199,7 +200,7 @@ def _overload(node: fx.Node, target: OpOverload) -> Invocation:
     return Invocation(name, args, mutates and schema.is_mutable, overload=True)
 
 
-@functools.lru_cache(maxsize=1024)
+@PerTarget
 def _own_name(target: Any) -> str | None:
     """The name of a function of torch, ``operator``, ``math`` or Python; ``None`` of any other."""
     if isinstance(target, OpOverloadPacket):
@@ -260,7 +261,7 @@ def _plain(name: str) -> tuple[str, bool]:
     return _SAME.get(name, name), mutates
 
 
-@functools.lru_cache(maxsize=512)
+@PerTarget
 def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
     if not inspect.isfunction(target):
         return None

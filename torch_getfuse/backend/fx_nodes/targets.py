@@ -6,13 +6,13 @@ although its name ends like those that do. Names count only within torch's own n
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
 from torch_getfuse.backend.torch_private import (
     OperatorBase,
     OpOverload,
@@ -48,7 +48,7 @@ def target_of(node: fx.Node) -> Target:
     return resolve(node.target)
 
 
-@functools.lru_cache(maxsize=4096)
+@PerTarget
 def resolve(target: Any) -> Target:
     """What a target is: a method's name, an operator, a function."""
     if isinstance(target, str):  # a method of tensors

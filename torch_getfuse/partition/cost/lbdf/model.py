@@ -21,7 +21,7 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, make_edge
 from torch_getfuse.partition.cost.lbdf.branch_lag import Clock, Path, Region, join
-from torch_getfuse.partition.cost.lbdf.branch_peak import fan_peak
+from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, remember, weights_of
 from torch_getfuse.partition.node_set import bits, descendants
 
@@ -101,6 +101,7 @@ class Lbdf:
         self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
+        self._fans = FanTables()
 
     def _prepare(self) -> None:
         """Per edge: the peak as the only consumer, and a bound of it whatever the group."""
@@ -318,7 +319,7 @@ class Lbdf:
         if found is None:
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
-                peak = fan_peak(region)
+                peak = self._fans.peak(region)
                 self._peaks[region] = region.peak() if peak is None else peak
             found = self._lags[key] = self._peaks[region]
         return found
