@@ -52,8 +52,8 @@ def needs_gradients(example_inputs: Sequence[object]) -> bool:
 def plans_backward(options: Options) -> bool:
     """Whether the backward graph is planned and split.
 
-    With ``backward="auto"`` only where groups are compiled: eager trains through autograd, bit
-    for bit, and tracing a backward that nobody asked for costs seconds.
+    With ``backward="auto"`` only where groups are compiled: eager trains through autograd, and
+    tracing a backward that nobody asked for costs seconds.
     """
     return not is_eager(options.inner) if options.backward == "auto" else bool(options.backward)
 
