@@ -7,10 +7,8 @@ other sizes itself. "batch" marks the first dimension of the input as dynamic; "
 ``make test`` runs :data:`AFFORDABLE`, and ``make matrix`` (``benchmarks/matrix.py``) all of it.
 
 A combination holds where outputs, gradients and buffers equal eager's: to the last bit with inner
-eager. Where a note of the report says that gradients are added up in another order, their distance
-may be :data:`TOLERANCE` of their size; outputs and buffers stay equal. Inductor computes in other
-steps; with it inside, no tensor may be farther from the same step in double precision than
-:data:`TOLERANCE` of its size plus :data:`FARTHER` times eager's distance.
+eager. Inductor computes in other steps; with it inside, no tensor may be farther from the same step
+in double precision than :data:`TOLERANCE` of its size plus :data:`FARTHER` times eager's distance.
 Two exceptions: a tensor of less than :data:`SHARE` of all tensors of its kind together counts as
 that large, for what cancels out leaves roundings of what it was made of; and where luck decides how
 far eager is, it is :data:`FARTHER_BY_LUCK` times: a tensor of at most :data:`FEW` values, or one
@@ -304,22 +302,14 @@ def compare(c: Combination, dtype: str, nearby: int = 0) -> dict[str, Any]:
         }
         for kind, differences in found.items()
     }
-    notes = [note for section in report.sections for note in section.notes]
-    reordered = any(note.startswith("gradients may differ from eager's") for note in notes)
-
-    def holds(kind: str, w: dict[str, Any]) -> bool:
-        if c.inner != "eager":
-            return bool(w["excess"] <= 1)
-        rounded = reordered and kind == "gradients" and w["relative"] <= TOLERANCE[dtype]
-        return bool(w["equal"]) or rounded
-
+    equal = c.inner == "eager"
     return {
-        "holds": all(holds(kind, w) for kind, w in worst.items()),
+        "holds": all(w["equal"] if equal else w["excess"] <= 1 for w in worst.values()),
         **worst,
         "first_call_seconds": [round(s, 2) for s in seconds],
         "sections": len(report.sections),
         "groups": sum(len(section.plan.groups) for section in report.sections),
-        "notes": notes,
+        "notes": [note for section in report.sections for note in section.notes],
     }
 
 

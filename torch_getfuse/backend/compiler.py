@@ -13,6 +13,7 @@ from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.capture.view_changes import changing_inputs
 from torch_getfuse.backend.compiled_models import CompiledGraph, remember
 from torch_getfuse.backend.fx_nodes.autocast import cast_apart
 from torch_getfuse.backend.fx_nodes.effects import changes_mode
@@ -93,6 +94,7 @@ def getfuse(
             capture.check(given)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
+        compiled = changing_inputs(gm, compiled)
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
@@ -194,10 +196,11 @@ def _compile(
             names += f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
             record.add_notes(
                 [
-                    "gradients may differ from eager's in the last bit: those of "
-                    f"{names} are added up in the order of the groups"
+                    "runs in the order of the model, not by groups, in which the gradients of "
+                    f"{names} add up in another order"
                 ]
             )
+            return gm.forward
         return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 

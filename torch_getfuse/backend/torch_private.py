@@ -316,6 +316,12 @@ def plain_pooling(name: str) -> Callable[..., Any]:
     return found
 
 
+@reads("torch._C:_dispatch_has_kernel", _CAPTURE)
+def has_kernel(overload: OpOverload) -> bool:
+    """Whether tensors can be given to an operator: some are TorchScript's alone."""
+    return bool(torch._C._dispatch_has_kernel(overload.name()))
+
+
 class OneDnn(NamedTuple):
     """Operators of oneDNN on packed weights."""
 

@@ -17,6 +17,7 @@ from torch_getfuse.backend.torch_private import (
     OperatorBase,
     OpOverload,
     OpOverloadPacket,
+    has_kernel,
     qualified_name,
     schema_of,
 )
@@ -74,8 +75,13 @@ def _module(target: Any) -> str:
 
 
 def _aten(name: str) -> tuple[OpOverload, ...]:
+    """The operators that a method or function of torch's of that name calls.
+
+    TorchScript alone knows others: ``sort``, ``copy`` and ``append`` of lists, which write them.
+    """
     found = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
-    return _overloads(found) if isinstance(found, OpOverloadPacket) else ()
+    overloads = _overloads(found) if isinstance(found, OpOverloadPacket) else ()
+    return tuple(one for one in overloads if has_kernel(one))
 
 
 def _overloads(packet: OpOverloadPacket) -> tuple[OpOverload, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +14,11 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from torch_getfuse.backend.rules.rule import Stored, TensorInfo
-from torch_getfuse.backend.torch_private import FakeTensor, is_traceable_wrapper_subclass
+from torch_getfuse.backend.torch_private import (
+    FakeTensor,
+    is_traceable_wrapper_subclass,
+    keep_source,
+)
 
 _UNKNOWN_SIZE = 64
 """Stands for a size that depends on data; torch's own hint where it has one."""
@@ -42,6 +48,17 @@ def traced_value(node: fx.Node) -> Any:
 def has_value(node: fx.Node) -> bool:
     """True where the trace recorded what the node gives (``None`` counts)."""
     return "example_value" in node.meta or "val" in node.meta
+
+
+def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """A copy of a node at the end of ``graph``, with what Dynamo knows of it.
+
+    Args:
+        placed: where the nodes are that it reads.
+    """
+    new = graph.node_copy(node, placed.__getitem__)
+    keep_source(node, new)
+    return new
 
 
 def size_hint(size: int | torch.SymInt) -> int:
@@ -82,6 +99,13 @@ def flat_tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in flat_tensors(item)]
     return []
+
+
+def fake_mode_of(values: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
+    """The mode that traced values were made in: operators on them make constants within it."""
+    fakes = (value for value in values if isinstance(value, FakeTensor))
+    fake = next(fakes, None)
+    return contextlib.nullcontext() if fake is None else fake.fake_mode
 
 
 def module_path(node: fx.Node) -> str:
