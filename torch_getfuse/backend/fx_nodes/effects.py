@@ -139,13 +139,6 @@ def results_share(gm: fx.GraphModule) -> bool:
     return False
 
 
-def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
-    """The nodes of ``gm`` that may write to a storage of ``value``, in their order."""
-    storages = _Storages(gm)
-    own = storages.of_all([value])
-    return [node for node in gm.graph.nodes if storages.written(node) & own]
-
-
 def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
     """Value -> positions of the nodes that may write to a storage of it; left out for none."""
     storages = _Storages(gm)
