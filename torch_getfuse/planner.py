@@ -28,7 +28,7 @@ from torch_getfuse.partition.problem import (
 from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
-from torch_getfuse.partition.work import INTERRUPTED, Work
+from torch_getfuse.partition.work import INTERRUPTED, OutOfWork, Work
 from torch_getfuse.plugins import EXPLAINERS, SEARCHES, fact, name_of
 
 log = logging.getLogger(__name__)
@@ -270,14 +270,20 @@ class _Strategy:
         name = self._stage = name_of(options.method)
         search: Search = SEARCHES.load(options.method)
         with _shown(options, f"{name} search") as progress:
-            found = search(
-                self.problem,
-                options.budget,
-                options.seed,
-                self._repair(),
-                options.time_limit,
-                progress,
-            )
+            try:
+                found = search(
+                    self.problem,
+                    options.budget,
+                    options.seed,
+                    self._repair(),
+                    options.time_limit,
+                    progress,
+                )
+            except OutOfWork as reason:
+                raise PlanError(
+                    f"the {name} search lost its plan at the {reason}; a search keeps its best in "
+                    "a torch_getfuse.Run"
+                ) from reason
         if not isinstance(found, SearchResult):
             raise OptionError(
                 f"method={name} returns a {type(found).__name__}; a search returns a "

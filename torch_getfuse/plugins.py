@@ -145,11 +145,16 @@ def _load(entry: EntryPoint) -> Any:
     except Exception as error:  # importing a package runs its code, which raises what it likes
         if entry.dist is None:
             raise  # built in: not a plug-in's fault
-        raise PluginError(
-            f"{entry.name!r} of the package {_package(entry)} cannot be loaded (entry point "
-            f"{entry.name} = {entry.value} of {entry.group}): {type(error).__name__}: {error}; "
-            "repair or uninstall that package"
-        ) from error
+        raise failed(entry, error) from error
+
+
+def failed(entry: EntryPoint, error: Exception) -> PluginError:
+    """The error for what a package offers and cannot be used."""
+    return PluginError(
+        f"{entry.name!r} of the package {_package(entry)} cannot be loaded (entry point "
+        f"{entry.name} = {entry.value} of {entry.group}): {type(error).__name__}: {error}; "
+        "repair or uninstall that package"
+    )
 
 
 def _package(entry: EntryPoint) -> str:
