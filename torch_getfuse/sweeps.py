@@ -113,7 +113,8 @@ def sweep(
     for key, (_, point, _) in points.items():
         if point.objects:
             found.pop(key, None)  # nobody can tell whether an object is still what it was
-    open_ = [work for key, work in points.items() if key not in found]
+    done = set(found)
+    open_ = [work for key, work in points.items() if key not in done]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
     interrupted: KeyboardInterrupt | None = None
     try:
@@ -133,7 +134,6 @@ def sweep(
                 records.append(_blank(name, point) | {"error": failures[name]})
             elif (key := identity(_asked(graphs[name], point, name))) in found:
                 records.append(found[key] | {"model": name})
-    done = set() if kept is None else set(kept.records)
     result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
