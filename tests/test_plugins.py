@@ -458,7 +458,6 @@ def net():
 def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Runs Python in a folder where the example is installed, and gives what it prints."""
     pytest.importorskip("torch")
-    pytest.importorskip("setuptools")
     folder = tmp_path_factory.mktemp("example")
     site = install_example(folder)
     (folder / "example_model.py").write_text(MODEL)
