@@ -28,6 +28,10 @@ class OptionError(GetfuseError):
     """An unknown option, or a value that an option does not take."""
 
 
+class PluginError(GetfuseError):
+    """An installed package offers something that cannot be loaded; names it and its entry point."""
+
+
 class CaptureError(GetfuseError):
     """A model that could not be turned into an operator graph."""
 

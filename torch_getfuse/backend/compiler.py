@@ -40,8 +40,10 @@ from torch_getfuse.backend.training import (
 )
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan, load_plan
-from torch_getfuse.planner import plan_graph
+from torch_getfuse.partition.cost.registry import effective_granularity
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.planner import given_plan, plan_graph
+from torch_getfuse.plugins import SCHEMES, fact, name_of
 from torch_getfuse.reporting.section import Section
 
 log = logging.getLogger(__name__)
@@ -82,9 +84,7 @@ def getfuse(
         raise OptionError(f"mode={mode!r} is a setting of inductor; getfuse takes options={{...}}")
     chosen = Options.of(options or {})
     find_inner(chosen.inner)  # a wrong name is refused before any work
-    given = chosen.plan
-    if given is not None and not isinstance(given, PartitionPlan):
-        given = load_plan(given)
+    given = given_plan(chosen)
     if chosen.inner == DEPTH_FIRST:
         _check_depth_first(chosen, given)
     record = CompiledGraph(gm, example_inputs, options or {})
@@ -120,9 +120,11 @@ def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:
     """Refuse plans that are not in rows, before any work."""
     if given is not None:
         check_runnable(given)
-    elif (options.scheme, options.granularity) != ("lbdf", "line"):
+        return
+    rows = fact(SCHEMES.load(options.scheme), "row_granularity", None)
+    if rows is None or rows != effective_granularity(options.scheme, options.granularity):
         raise OptionError(
-            f"inner='depth_first' runs row by row, not scheme={options.scheme!r} with "
+            f"inner='depth_first' runs row by row, not scheme={name_of(options.scheme)!r} with "
             f"granularity={options.granularity!r}; give scheme='lbdf', granularity='line'"
         )
 

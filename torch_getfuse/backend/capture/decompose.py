@@ -25,7 +25,7 @@ from torch_getfuse.backend.fx_nodes.values import (
     flat_tensors,
     traced_value,
 )
-from torch_getfuse.backend.rules.registry import BY_TARGET, FACTORIES, positional
+from torch_getfuse.backend.rules.registry import FACTORIES, find_rule, positional
 from torch_getfuse.backend.torch_private import OperatorBase, tracing
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     inputs = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
     call = normalise(node, positional)
     # A number divided by a tensor is a reciprocal and a product.
-    known = call.name in BY_TARGET or call.name in _KEPT
+    known = find_rule(call.name) is not None or call.name in _KEPT
     if call.name == "div" and not isinstance(call.args.get("input"), fx.Node):
         known = False
     if known or not inputs or len(inputs) != len(node.all_input_nodes):

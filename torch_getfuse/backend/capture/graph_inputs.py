@@ -14,7 +14,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
 from torch_getfuse.backend.rules.pointwise import pointwise
-from torch_getfuse.backend.rules.registry import BY_TARGET, positional
+from torch_getfuse.backend.rules.registry import find_rule, positional
 
 _WEIGHTS = frozenset(("weight", "bias", "running_mean", "running_var"))
 _WEIGHTED = frozenset(
@@ -63,7 +63,9 @@ def is_for_all_samples(node: fx.Node, batch: int) -> bool:
             call, result = _call(user), traced_value(user)
             if call is None or not isinstance(result, torch.Tensor):
                 continue
-            rule = BY_TARGET.get(call.name)
+            rule = find_rule(call.name)
+            if rule is not None and rule.like:
+                rule = find_rule(rule.like)
             elementwise = rule is not None and rule.rule is pointwise
             if not elementwise and call.name not in _ALIGNED:
                 continue

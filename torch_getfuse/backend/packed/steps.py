@@ -348,7 +348,8 @@ class _Builder:
         inputs = tuple(node.all_input_nodes)
         whole: Callable[..., Any] = _Node(self.gm, node)
         call = self.calls.get(node)
-        if call is None or call.name not in BY_TARGET or call.name in _BY_STRIDES:
+        rule = None if call is None else BY_TARGET.get(call.name)
+        if call is None or rule is None or not rule.is_torchs or call.name in _BY_STRIDES:
             if any(map(is_map, inputs)) and (call is None or call.mutates):
                 raise Unfit(f"{node.name} may depend on the strides of what it changes")
             whole = _AsTraced(whole, inputs)

@@ -22,13 +22,20 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, make_edge
 from torch_getfuse.partition.cost.lbdf.branch_lag import Clock, Path, Region, join
 from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
-from torch_getfuse.partition.cost.scheme import CostTerm, Dram, remember, weights_of
+from torch_getfuse.partition.cost.scheme import (
+    CostTerm,
+    Dram,
+    FusionScheme,
+    Steps,
+    remember,
+    weights_of,
+)
 from torch_getfuse.partition.node_set import bits, descendants
 
 GRANULARITIES = ("line", "pixel")
 
 
-class Lbdf:
+class Lbdf(FusionScheme):
     """The LBDF cost model of one graph.
 
     Args:
@@ -46,8 +53,14 @@ class Lbdf:
     """
 
     name = "lbdf"
+    granularities = GRANULARITIES
     additive = True
     merges_in_place = True
+    holds_weights = True
+    has_predictor = True
+    has_cover = True
+    row_granularity = "line"
+    steps = Steps(14, 4, 0, 0)
 
     def __init__(
         self,
