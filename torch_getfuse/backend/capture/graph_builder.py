@@ -416,7 +416,9 @@ class GraphBuilder:
         """Whether all that a call writes are tensors, each of them another, and no parts of any."""
         places = {place_of(target.value) for target in targets}
         return len(places) == len(targets) and all(
-            covers(target.value.layout, self._info(target.value).shape) for target in targets
+            covers(target.value.layout, (old := self._info(target.value)).shape)
+            and old.dtype == target.info.dtype  # x.real shows half of each element
+            for target in targets
         )
 
     def _overwrite(self, node: fx.Node, call: Call) -> None:

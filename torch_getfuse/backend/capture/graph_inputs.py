@@ -43,8 +43,16 @@ def is_weight_argument(node: fx.Node) -> bool:
 
 
 def batch_size(inputs: Sequence[fx.Node]) -> int:
-    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map."""
-    best = max(inputs, key=lambda node: int(traced_value(node).dim()), default=None)
+    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map.
+
+    One of leading size 1 is passed over for another of that rank: it may be a mask for all samples.
+    """
+
+    def rank(node: fx.Node) -> tuple[int, bool]:
+        shape = tensor_info(traced_value(node)).shape
+        return len(shape), bool(shape) and shape[0] != 1
+
+    best = max(inputs, key=rank, default=None)
     if best is None or traced_value(best).dim() < 2 or _unbatched(best):
         return 1
     return max(1, tensor_info(traced_value(best)).shape[0])
