@@ -19,10 +19,11 @@ from torch import nn
 
 import torch_getfuse
 from torch_getfuse.errors import OptionError
-from torch_getfuse.explain_graph import DEFAULT, EXPLAINERS, explain_graph
+from torch_getfuse.explain_graph import DEFAULT, explain_graph
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.plugins import EXPLAINERS
 from torch_getfuse.reporting.explanation import Explanation
 
 CONTROLS = ("random", "all")
@@ -279,10 +280,6 @@ def test_a_scheme_without_a_schedule() -> None:
     json.loads(why.to_json())
 
 
-def test_explainers_are_those_of_the_options() -> None:
-    assert set(EXPLAINERS) == {name for name in CHOICES["explainer"] if name}
-
-
 # -- forms --------------------------------------------------------------------------------
 
 
@@ -320,7 +317,7 @@ def test_text(mobile: Explanation, tmp_path: Path) -> None:
 
 
 def test_all_explainers_keep_to_the_width() -> None:
-    why = explain(operator_graph("mobilenet_v2"), None, EXPLAINERS)
+    why = explain(operator_graph("mobilenet_v2"), None, EXPLAINERS.built_in)
     assert max(map(len, str(why).splitlines())) <= 120
 
 

@@ -2,7 +2,8 @@
 
 The walls of the package in one table: a module may import from its own room, as long as no cycle
 comes of it, and from rooms on lower floors; rooms on one floor do not know each other. Imports
-inside functions and under ``TYPE_CHECKING`` count as well.
+inside functions and under ``TYPE_CHECKING`` count as well. What ``plugins`` loads by name does not:
+whoever asks for a name knows the interface of what comes, which is on a floor below.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors",),
-    ("json_fields", "atomic_files", "ordering", "accelerator"),
+    (
+        "json_fields",
+        "atomic_files",
+        "ordering",
+        "accelerator",
+        "plugins",
+        "backend.torch_private",
+    ),
     ("ir", "options"),
     ("partition.node_set", "partition.work"),
     ("partition.cost.scheme",),
@@ -49,14 +57,8 @@ UPWARD = {
 """The imports within functions that point up on purpose."""
 
 NO_TORCH = (
-    "errors",
-    "json_fields",
-    "atomic_files",
-    "ordering",
-    "ir",
-    "accelerator",
-    "options",
-    "partition",
+    *("errors", "json_fields", "atomic_files", "ordering", "accelerator", "plugins"),
+    *("ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 

@@ -367,20 +367,22 @@ def test_nothing_is_proved_of_a_cost_model_that_is_not_additive(
     monkeypatch.setattr(planner, "scheme_of", lambda graph, chosen: Plain(graph))
     plan = plan_graph(cnn(), options("auto", 1000, explainer=explainer)).verify()
     methods = [stage.method for stage in plan.stages]
-    assert methods == (["direct", "local"] if explainer else ["local"])
+    assert methods == (["direct"] if explainer else []) + ["exact", "local"]
+    (stage,) = [stage for stage in plan.stages if stage.method == "exact"]
+    assert (stage.dram_bytes, stage.plans) == (None, 0)
+    assert stage.stopped == "not tried: scheme 'lbdf' does not promise additive traffic"
     assert (plan.proof, plan.lower_bound_bytes) == (None, 0)
     with pytest.raises(OptionError, match=r"additive = False.*method='local'"):
         plan_graph(cnn(), options("exact", 1000))
 
 
-def test_an_illegal_plan_of_a_search_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_illegal_plan_of_a_search_is_not_returned() -> None:
     def twice(problem: Any, *args: object, **named: object) -> SearchResult:
         groups = (*problem.blocks, problem.blocks[0])
         return SearchResult(groups, problem.cost(groups), 1, 0.0)
 
-    monkeypatch.setattr(planner, "random_search", twice)
-    with pytest.raises(PlanError, match="the random search found an illegal plan"):
-        plan_graph(cnn(), options("random", 1000))
+    with pytest.raises(PlanError, match="the twice search found an illegal plan"):
+        plan_graph(cnn(), options(twice, 1000))
 
 
 def test_a_bound_that_contradicts_a_plan_is_not_claimed(

@@ -69,20 +69,32 @@ def format_buffer(size: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """A buffer and element widths to plan for.
+    """A buffer and element widths to plan for: ``plan(model, (x,), accelerator=Accelerator(...))``.
 
     Attributes:
-        name: what people type.
+        name: what people type, for one of the presets.
         buffer_bytes: the on-chip buffer ``B`` that fusion groups must fit.
         activation_bytes, weight_bytes: element widths of its arithmetic.
         source: where the figures are public.
+
+    Raises:
+        OptionError: for sizes that are no whole number of bytes from 1 up.
     """
 
     name: str
     buffer_bytes: int
     activation_bytes: int
     weight_bytes: int
-    source: str
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("buffer_bytes", "activation_bytes", "weight_bytes"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise OptionError(
+                    f"Accelerator {self.name!r}: {name}={size!r} is not a whole number of bytes "
+                    "from 1 up"
+                )
 
 
 _PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (docs/method.md)"

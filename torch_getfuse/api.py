@@ -7,11 +7,10 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.capture.capture import (
     Capture,
@@ -28,20 +27,25 @@ from torch_getfuse.backend.inner.compile_groups import find_inner
 from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
 from torch_getfuse.backend.rowwise.ledger import Ledger
 from torch_getfuse.backend.split.grouping import split_capture
+from torch_getfuse.backend.torch_private import Unsupported, original_module, tree_leaves
 from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
-from torch_getfuse.explain_graph import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.explain_graph import check_explainers, explain_graph
-from torch_getfuse.options import Options
+from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.planner import plan_graph
+from torch_getfuse.planner import ExplainerLike, plan_graph
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Model = nn.Module | torch.export.ExportedProgram
 
 
-def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionPlan:
+def plan(
+    model: Model, args: tuple[Any, ...] = (), **options: Unpack[OptionKwargs]
+) -> PartitionPlan:
     """Plan layer fusion for a model, without running or changing it.
 
     Args:
@@ -59,7 +63,7 @@ def plan(model: Model, args: tuple[Any, ...] = (), **options: Any) -> PartitionP
         return plan_graph(_capture(model, args, "plan(model, (x,))").graph, chosen)
 
 
-def report(model: object, *args: Any, **options: Any) -> Report:
+def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report:
     """The fusion report of a model.
 
     With inputs (or an ExportedProgram), plans without running. Without inputs, reports what
@@ -78,7 +82,7 @@ def report(model: object, *args: Any, **options: Any) -> Report:
     if args or isinstance(model, torch.export.ExportedProgram):
         with interrupts():
             chosen = _options(options, model)
-            target = getattr(model, "_orig_mod", model)
+            target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
             notes = mode_notes(captured.graph_module)
             try:
@@ -102,8 +106,8 @@ def explain(
     model: Model,
     args: tuple[Any, ...] = (),
     operators: Sequence[str] | None = None,
-    explainers: Sequence[str] = DEFAULT_EXPLAINERS,
-    **options: Any,
+    explainers: Sequence[ExplainerLike] | None = None,
+    **options: Unpack[OptionKwargs],
 ) -> Explanation:
     """Why operators of a model do not fit the on-chip buffer together.
 
@@ -115,8 +119,9 @@ def explain(
         operators: names of operators as reports show them, or module paths, which select every
             operator below them; operators on paths between them are added. ``None``: all that
             fit alone.
-        explainers: ``"saliency"``, ``"rgexplainer"``, ``"pgexplainer"``, ``"gnnexplainer"``, and
-            the controls ``"random"`` and ``"all"``.
+        explainers: of ``"saliency"``, ``"rgexplainer"``, ``"pgexplainer"``, ``"gnnexplainer"`` (the
+            default), the controls ``"random"`` and ``"all"``, and those of one's own, by name or as
+            objects. For a scheme without a validity predictor the default is ``explainer``.
         options: see :class:`torch_getfuse.options.Options`; ``explainer`` says whose edges the
             split cuts.
 
@@ -127,7 +132,7 @@ def explain(
         WeightsError: where an explainer's weights are missing or made for another model.
     """
     chosen = _options(options, model)
-    check_explainers(explainers)
+    check_explainers(explainers or ())
     graph = _capture(model, args, "explain(model, (x,))").graph
     return explain_graph(graph, chosen, operators, explainers)
 
@@ -153,7 +158,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
         target = _checked(model, args, "split(model, (x,), plan)")
         try:
             program = torch.export.export(target, args)
-        except torch._dynamo.exc.Unsupported as error:
+        except Unsupported as error:
             why = str(error).strip().split("\n")[0]
             raise CaptureError(
                 f"torch.export cannot trace {type(model).__name__}: {why}"
@@ -200,14 +205,12 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
         with torch.no_grad():
             outputs = make(captured)(*args)
     else:
-        target = _checked(
-            getattr(model, "_orig_mod", model), args, "run_counted(model, (x,), plan)"
-        )
+        target = _checked(original_module(model), args, "run_counted(model, (x,), plan)")
         outputs = run_captured(target, args, make)
     return outputs, ledgers[0]
 
 
-def _options(options: Mapping[str, Any], model: object) -> Options:
+def _options(options: Mapping[str, object], model: object) -> Options:
     """Options, refused at once where compiling with them would be refused."""
     known = {field.name for field in dataclasses.fields(Options)}
     forward = getattr(model, "forward", None)
@@ -265,7 +268,7 @@ def _nothing(model: object) -> str:
             'this was not compiled by torch.compile(model, backend="getfuse"), or not called since'
         )
     text = f"Nothing to report: {what}; {plans}."
-    module = getattr(model, "_orig_mod", model)
+    module = original_module(model)
     if type(module).__module__.startswith("torch.nn"):
         text += (
             " A module of torch's own, such as nn.Sequential, is not found where it has no "
@@ -276,7 +279,7 @@ def _nothing(model: object) -> str:
 
 def _recurrent(model: object, sections: Sequence[Section]) -> list[str]:
     """What Dynamo has kept from the backend: it leaves recurrent modules to eager by itself."""
-    module = getattr(model, "_orig_mod", model)
+    module = original_module(model)
     if not isinstance(module, nn.Module):
         return []
     found = {
@@ -323,7 +326,7 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
 def _check_inputs(captured: Capture, args: tuple[Any, ...]) -> None:
     """Refuse inputs of another shape or type than a program was exported with."""
     nodes = captured.graph_module.graph.find_nodes(op="placeholder")
-    for node, given in zip(nodes, pytree.tree_leaves(args), strict=False):
+    for node, given in zip(nodes, tree_leaves(args), strict=False):
         traced = traced_value(node)
         if isinstance(traced, torch.Tensor) and isinstance(given, torch.Tensor):
             wanted = tensor_info(traced)

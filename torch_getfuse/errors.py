@@ -28,12 +28,20 @@ class OptionError(GetfuseError):
     """An unknown option, or a value that an option does not take."""
 
 
+class PluginError(GetfuseError):
+    """An installed package offers something that cannot be loaded; names it and its entry point."""
+
+
 class CaptureError(GetfuseError):
     """A model that could not be turned into an operator graph."""
 
 
 class NoOperatorError(CaptureError):
     """A graph of views and weight computations only: there is nothing to plan."""
+
+
+class UnsupportedTorchError(GetfuseError):
+    """The installed version of torch lacks a private name that a feature of this package needs."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from random import Random
 
+from torch_getfuse import plugins
 from torch_getfuse.accelerator import format_buffer, format_size
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import CHOICES, Options
+from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
 from torch_getfuse.partition.node_set import (
     bits,
@@ -27,11 +28,9 @@ from torch_getfuse.partition.search.recursive_split import (
     convex_parts,
     group_edges,
 )
-from torch_getfuse.planner import ranker_of, scheme_of
+from torch_getfuse.planner import ExplainerLike, ranker_of, scheme_of
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, Part
-from torch_getfuse.reporting.explanation import CONTROLS, Explanation
-
-EXPLAINERS = tuple(name for name in CHOICES["explainer"] if name is not None)
+from torch_getfuse.reporting.explanation import Explanation
 
 _NAMED = 6  # operators and modules that an error names
 
@@ -43,7 +42,7 @@ def explain_graph(
     graph: OpGraph,
     options: Options,
     operators: Sequence[str] | None = None,
-    explainers: Sequence[str] = DEFAULT,
+    explainers: Sequence[ExplainerLike] | None = None,
 ) -> Explanation:
     """Why operators of a graph do not fit into the buffer together, or how much room they leave.
 
@@ -53,19 +52,24 @@ def explain_graph(
             ``split_rule`` which cut is taken, ``seed`` the random choices.
         operators: names of operators, or module paths that select all operators below them;
             ``None`` for everything that fits alone.
-        explainers: names of those to ask.
+        explainers: those to ask, by name or as objects; ``None`` for :data:`DEFAULT`, or for the
+            one that the options name where the scheme has no validity predictor to ask.
 
     Raises:
         OptionError: for an unknown name, or operators that no group can hold because no edge
             joins them.
         WeightsError: where an explainer's weights are missing or made for another model.
     """
+    scheme = scheme_of(graph, options)
+    if explainers is None:
+        own = () if options.explainer is None else (options.explainer,)
+        explainers = DEFAULT if scheme.has_predictor else own
     check_explainers(explainers)
-    problem = FusionProblem(Evaluator(scheme_of(graph, options), options.buffer_bytes))
+    problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
     asked = problem.fusable if operators is None else _named(graph, operators)
     if not asked:
-        scheme, index = problem.evaluator.scheme, range(len(graph))
-        needs = [smallest_buffer(scheme, 1 << i, options.buffer_bytes) for i in index]
+        size, index = options.buffer_bytes, range(len(graph))
+        needs = [smallest_buffer(scheme, 1 << i, size) for i in index]
         known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
         least = f" ({min(known)[1]} fits from {format_buffer(min(known)[0])} up)" if known else ""
         raise OptionError(
@@ -78,14 +82,12 @@ def explain_graph(
     return _Question(problem, options, group, group & ~asked).explain(explainers)
 
 
-def check_explainers(names: Sequence[str]) -> None:
+def check_explainers(explainers: Sequence[ExplainerLike]) -> None:
     """Raises :class:`OptionError` for a name that is no explainer's."""
-    for name in names:
-        if name not in EXPLAINERS:
-            raise OptionError(
-                f"explainers: {name!r} is not one of {', '.join(EXPLAINERS)}"
-                f"{nearest(str(name), EXPLAINERS)}"
-            )
+    for explainer in explainers:
+        if explainer is None:
+            raise OptionError("explainers: None explains nothing; leave it out")
+        plugins.EXPLAINERS.check(explainer)
 
 
 class _Question:
@@ -101,7 +103,7 @@ class _Question:
         self.positions = group_edges(self.graph, group)
         self.number = {edge: k for k, edge in enumerate(self.positions)}
 
-    def explain(self, explainers: Sequence[str]) -> Explanation:
+    def explain(self, explainers: Sequence[ExplainerLike]) -> Explanation:
         evaluator, scheme = self.evaluator, self.evaluator.scheme
         buffer_bytes = evaluator.buffer_bytes
         unfusable = self.group & self.problem.unfusable
@@ -110,14 +112,17 @@ class _Question:
         terms = scheme.terms(self.group, buffer_bytes)
         # Explain and cut an invalid set if it has an edge.
         ask = not valid and bool(self.positions)
-        asks = bool(set(explainers) - set(CONTROLS))
+        asks = any(
+            plugins.fact(plugins.EXPLAINERS.load(each), "asks_predictor", False)
+            for each in explainers
+        )
         return Explanation(
             operators=self._names(self.group),
             added=self._names(self.added),
             unfusable=self._names(unfusable),
             obstacles=obstacles,
             scheme=scheme.name,
-            granularity=self.options.granularity if scheme.name == "lbdf" else None,
+            granularity=scheme.granularity if scheme.granularities else None,
             activation_bytes=scheme.activation_bytes,
             weight_bytes=scheme.weight_bytes,
             buffer_bytes=buffer_bytes,
@@ -175,15 +180,15 @@ class _Question:
 
     # -- explainers -----------------------------------------------------------------------
 
-    def _blame(self, name: str) -> Blame:
-        ranker = ranker_of(name, self.problem, self.options)
+    def _blame(self, explainer: ExplainerLike) -> Blame:
+        ranker = ranker_of(explainer, self.problem, self.options)
         started = time.perf_counter()
         ranked = ranker(self.group)
         seconds = time.perf_counter() - started
         best = max((score for _, score in ranked), default=0.0) or 1.0
         parts = self._split(_only(self.group & self.problem.fusable, ranked))
         return Blame(
-            explainer=name,
+            explainer=plugins.name_of(explainer),
             edges=tuple((self.number[edge], max(0.0, score / best)) for edge, score in ranked),
             seconds=seconds,
             parts=None if parts is None else len(parts),
@@ -197,10 +202,11 @@ class _Question:
         from torch_getfuse.explain.validity import load_model
 
         scheme = self.evaluator.scheme
-        granularity = self.options.granularity if scheme.name == "lbdf" else "line"
-        table = FeatureTable(self.graph, granularity, scheme.activation_bytes, scheme.weight_bytes)
+        table = FeatureTable(
+            self.graph, scheme.granularity, scheme.activation_bytes, scheme.weight_bytes
+        )
         tensors = table.group(self.group, self.evaluator.buffer_bytes)
-        model = load_model(scheme.name, granularity).requires_grad_(False)
+        model = load_model(scheme.name, scheme.granularity).requires_grad_(False)
         with one_thread():
             return float(model(tensors.x, tensors.edge_index).sigmoid())
 
@@ -228,12 +234,12 @@ class _Question:
         return None if groups is None else [*groups, *alone]
 
     def _cut(self) -> Cut:
-        name = self.options.explainer
+        explainer = self.options.explainer
         parts = None
-        if name is not None:
-            parts = self._split(ranker_of(name, self.problem, self.options))
+        if explainer is not None:
+            parts = self._split(ranker_of(explainer, self.problem, self.options))
         if parts is None:
-            name = "random"
+            explainer = "random"
             parts = self._split_at_random()
         graph = self.graph
         others = [1 << i for i in range(len(graph)) if not self.group >> i & 1]
@@ -247,7 +253,7 @@ class _Question:
             tensor = graph.tensors[graph.ops[self.positions[k][0]].writes]
             crossing[tensor.name] = tensor.elements * self.evaluator.scheme.activation_bytes
         return Cut(
-            by=name or "random",
+            by=plugins.name_of(explainer),
             parts=tuple(
                 Part(
                     operators=self._names(part),

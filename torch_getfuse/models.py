@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
+from torch_getfuse.backend.torch_private import BatchNormBase, tree_leaves
 from torch_getfuse.errors import GetfuseError, nearest
 
 FORMS = (
@@ -33,7 +33,6 @@ FORMS = (
     "or a .pt2 file of torch.export"
 )
 
-_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _SIDES = {"efficientnet_b3": 300, "inception_v3": 299}
 _SIDE = 224
 _DEEPLAB_SIDE = 513
@@ -125,7 +124,7 @@ def calibrate_batch_norm(model: nn.Module, x: torch.Tensor) -> nn.Module:
         ModelError: if a batch norm gets a single value per channel.
     """
     modes = [(module, module.training) for module in model.modules()]
-    norms = [m for m, _ in modes if isinstance(m, _BATCH_NORMS) and m.track_running_stats]
+    norms = [m for m, _ in modes if isinstance(m, BatchNormBase) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     try:
         model.eval()
@@ -421,7 +420,7 @@ def _exported_input(path: str, program: ExportedProgram) -> tuple[int, ...]:
         raise ModelError(f"{path!r} takes {len(values)} inputs; only one tensor can be made for it")
     example = program.example_inputs
     if example is not None:
-        return tuple(pytree.tree_leaves(example)[0].shape)
+        return tuple(tree_leaves(example)[0].shape)
     if not all(isinstance(size, int) for size in values[0].shape):
         raise ModelError(
             f"{path!r} has sizes that vary ({_shape_text(values[0].shape)}): give --input"

@@ -6,28 +6,54 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
-from torch_getfuse.accelerator import accelerator, parse_size
+from torch_getfuse.accelerator import Accelerator, accelerator, parse_size
 from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 
-# What the modules above offer, listed here because options stand below them; tests hold both
-# lists equal.
+GRANULARITIES = ("line", "pixel")
+SPLIT_RULES = ("least_traffic", "most_operators")
+# What modules above offer under names that only they know; tests hold both lists equal.
 CHOICES: Mapping[str, tuple[str | None, ...]] = {
-    "scheme": ("lbdf", "brr"),
-    "granularity": ("line", "pixel"),
-    "method": ("auto", "direct", "exact", "random", "local", "nsga2"),
-    "explainer": (
-        "rgexplainer",
-        "gnnexplainer",
-        "pgexplainer",
-        "saliency",
-        "random",
-        "all",
-        None,
-    ),
-    "split_rule": ("least_traffic", "most_operators"),
+    "scheme": SCHEMES.choices,
+    "granularity": GRANULARITIES,
+    "method": SEARCHES.choices,
+    "explainer": EXPLAINERS.choices,
+    "split_rule": SPLIT_RULES,
 }
+"""What options take without any other package installed, by option."""
+
+_NAMED = (SCHEMES, SEARCHES, EXPLAINERS)
+"""Options that take names of installed packages, and objects."""
+
+
+class SweptKwargs(TypedDict, total=False):
+    """Options that are the same for all points of a sweep: what an editor completes."""
+
+    activation_bytes: int | None
+    weight_bytes: int | None
+    accelerator: str | Accelerator | None
+    explainer: str | Callable[..., Any] | None
+    split_rule: str
+    budget: int
+    seed: int
+    time_limit: float
+    backward: bool | str
+    cache: bool | str | Path
+
+
+class OptionKwargs(SweptKwargs, total=False):
+    """All options as keyword arguments, with the types of :class:`Options`."""
+
+    buffer: int | str | None
+    scheme: str | Callable[..., Any]
+    granularity: str
+    method: str | Callable[..., Any]
+    inner: str | Callable[..., Any]
+    plan: Any
+    strict: bool
+    progress: bool | str
 
 
 @dataclass(frozen=True)
@@ -36,12 +62,14 @@ class Options:
 
     Attributes:
         buffer: on-chip buffer, bytes or text like ``"256KB"`` (1024-based).
-        scheme: the cost model.
+        scheme: the cost model, by name or as what makes one of a graph: a ``FusionScheme`` class.
         granularity: unit of LBDF's streams; BRR has none and ignores it.
         activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
-        accelerator: a named preset of buffer and element widths, where these are not given.
-        method: the search.
-        explainer: says which edges make a group too big; ``None``: split at random.
+        accelerator: a preset of buffer and element widths, where these are not given, by name or
+            as an ``Accelerator``.
+        method: the search, by name or as a function.
+        explainer: says which edges make a group too big, by name or as what makes an
+            ``EdgeRanker`` of a problem and a seed; ``None``: split at random.
         split_rule: which cut is taken where only one side fits.
         budget: plans that random, local and NSGA-II search evaluate.
         seed: of everything that is drawn; same seed, same plan.
@@ -54,7 +82,8 @@ class Options:
         backward: plan and split the backward graph as well: ``True``, ``False``, or ``"auto"``:
             where ``inner`` is not eager.
         cache: keep plans in memory and in the user's cache folder: ``True``, ``False``, or the
-            path of a folder.
+            path of a folder. Plans by an object (of scheme, method or explainer) are not kept, for
+            nobody can tell when it has changed.
         plan: a saved plan (path) or a ``PartitionPlan`` to use instead of searching.
         progress: show a bar: ``True``, ``False``, or ``"auto"``: on a terminal, after 2 s.
         strict: raise where planning fails, instead of a warning and the unplanned graph.
@@ -64,13 +93,13 @@ class Options:
     """
 
     buffer: int | str | None = None
-    scheme: str = "lbdf"
+    scheme: str | Callable[..., Any] = "lbdf"
     granularity: str = "line"
     activation_bytes: int | None = None
     weight_bytes: int | None = None
-    accelerator: str | None = None
-    method: str = "auto"
-    explainer: str | None = "all"
+    accelerator: str | Accelerator | None = None
+    method: str | Callable[..., Any] = "auto"
+    explainer: str | Callable[..., Any] | None = "all"
     split_rule: str = "least_traffic"
     budget: int = 2000
     seed: int = 0
@@ -83,15 +112,23 @@ class Options:
     progress: bool | str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                known = [choice for choice in choices if choice is not None]
+        for registry in _NAMED:
+            value = getattr(self, registry.option)
+            registry.check(value)
+            if not isinstance(value, str) and name_of(value) in registry.choices:
                 raise OptionError(
-                    f"{name}={value!r} is not one of {', '.join(map(repr, choices))}"
-                    f"{nearest(str(value), known)}"
+                    f"{registry.option}= is an object called {name_of(value)!r}, as one that comes "
+                    "with this package; give it another name"
                 )
-        preset = accelerator(self.accelerator) if self.accelerator is not None else None
+        for name, choices in (("granularity", GRANULARITIES), ("split_rule", SPLIT_RULES)):
+            if getattr(self, name) not in choices and not self._has_own(name):
+                raise OptionError(
+                    f"{name}={getattr(self, name)!r} is not one of "
+                    f"{', '.join(map(repr, choices))}{nearest(str(getattr(self, name)), choices)}"
+                )
+        preset = self.accelerator
+        if preset is not None and not isinstance(preset, Accelerator):
+            preset = accelerator(preset)
         buffer = self.buffer
         if buffer is None:
             buffer = preset.buffer_bytes if preset else "256KB"
@@ -125,6 +162,16 @@ class Options:
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict!r} is not True or False")
 
+    def _has_own(self, name: str) -> bool:
+        """Whether the scheme has granularities of its own, which it judges when it is made."""
+        own = self.scheme not in SCHEMES.choices and name == "granularity"
+        return own and bool(fact(SCHEMES.load(self.scheme), "granularities", ()))
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        """Options of the search that were given as objects, not by name."""
+        return tuple(r.option for r in _NAMED if callable(getattr(self, r.option)))
+
     @property
     def buffer_bytes(self) -> int:
         """The buffer in bytes."""
@@ -132,7 +179,7 @@ class Options:
         return self.buffer
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Options:
+    def of(cls, options: Mapping[str, object]) -> Options:
         """Options from a mapping; an unknown name raises with the nearest right one."""
         known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
@@ -142,7 +189,7 @@ class Options:
         plan = options.get("plan")
         if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
             raise OptionError("plan='' is an empty path; give a plan file or leave the option out")
-        return cls(**options)
+        return cls(**cast("dict[str, Any]", options))
 
 
 def _is_int(value: object) -> bool:

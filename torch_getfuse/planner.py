@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
@@ -18,18 +19,17 @@ from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact
 from torch_getfuse.partition.group_ends import why_ends
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
-from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.search.local import local_search
-from torch_getfuse.partition.search.nsga2 import nsga2_search
-from torch_getfuse.partition.search.random import random_search
-from torch_getfuse.partition.search.recursive_split import (
-    EdgeRanker,
-    RecursiveSplit,
-    all_edges,
-    random_edges,
+from torch_getfuse.partition.problem import (
+    FusionProblem,
+    Search,
+    SearchInterrupted,
+    SearchResult,
 )
+from torch_getfuse.partition.search.local import local_search
+from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
-from torch_getfuse.partition.work import INTERRUPTED, Work
+from torch_getfuse.partition.work import INTERRUPTED, OutOfWork, Work
+from torch_getfuse.plugins import EXPLAINERS, SEARCHES, fact, name_of
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,8 @@ _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
 
-_RANKED = {
-    "saliency": 10_000,
-    "pgexplainer": 10_000,
-    "rgexplainer": 50_000,
-    "gnnexplainer": 500_000,
-}
-"""Steps that an explanation counts, beside those by size."""
+ExplainerLike = str | Callable[[FusionProblem, int], EdgeRanker]
+"""A name, or what makes the ranker of a problem and a seed."""
 
 _MODEL_STEPS = 100  # counted as work for each operator, for the cost model is made first
 
@@ -61,8 +56,8 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
     work = Work()
-    if options.plan is not None:
-        given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
+    given = given_plan(options)
+    if given is not None:
         given.check_graph(graph)
         return given.verify()
     with interrupts():
@@ -79,11 +74,25 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     return plan
 
 
+def given_plan(options: Options) -> PartitionPlan | None:
+    """The plan that the options bring, with the cost model of the same name if they bring that.
+
+    Raises:
+        PlanError: for a file that cannot be read.
+    """
+    if options.plan is None:
+        return None
+    given = options.plan if isinstance(options.plan, PartitionPlan) else load_plan(options.plan)
+    if callable(options.scheme) and name_of(options.scheme) == given.scheme:
+        given = replace(given, cost_model=options.scheme)
+    return given
+
+
 def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
     """The best plan for the graph, cost model and buffer of another, found from nothing."""
     options = Options(
         buffer=plan.buffer_bytes,
-        scheme=plan.scheme,
+        scheme=plan.cost_model or plan.scheme,
         granularity=plan.granularity,
         activation_bytes=plan.activation_bytes,
         weight_bytes=plan.weight_bytes,
@@ -97,36 +106,21 @@ def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
     return make_scheme(
         options.scheme,
         graph,
-        # BRR has no granularity: its plans are alike, and compare equal, whatever was asked for.
-        options.granularity if options.scheme == "lbdf" else "line",
+        options.granularity,
         options.activation_bytes or graph.activation_bytes,
         options.weight_bytes or graph.weight_width,
     )
 
 
-def ranker_of(name: str, problem: FusionProblem, options: Options) -> EdgeRanker:
-    """The explainer ``name`` for a problem; torch and PyG are imported only where it needs them.
+def ranker_of(explainer: ExplainerLike, problem: FusionProblem, options: Options) -> EdgeRanker:
+    """An explainer for a problem; torch and PyG are imported only where it needs them.
 
     Raises:
+        OptionError: where the cost model has no validity predictor and the explainer asks it.
         WeightsError: where the explainer's weights are missing or made for another model.
     """
-    if name == "all":
-        return all_edges(problem.graph)
-    if name == "random":
-        return random_edges(problem.graph, seed=options.seed)
-    from torch_getfuse.explain.explainers import make_ranker
-
-    scheme = problem.evaluator.scheme
-    return make_ranker(
-        name,
-        problem.graph,
-        options.scheme,
-        problem.evaluator.buffer_bytes,
-        granularity=options.granularity if options.scheme == "lbdf" else "line",
-        activation_bytes=scheme.activation_bytes,
-        weight_bytes=scheme.weight_bytes,
-        seed=options.seed,
-    )
+    ranker: EdgeRanker = EXPLAINERS.load(explainer)(problem, options.seed)
+    return ranker
 
 
 class _Strategy:
@@ -139,6 +133,7 @@ class _Strategy:
         self.stages: list[Stage] = []
         self.method = ""
         self.additive = problem.evaluator.scheme.additive
+        self.has_cover = problem.evaluator.scheme.has_cover
         self.bound = problem.unavoidable if self.additive else 0
         self.interrupted = False
         self._reason = ""
@@ -147,20 +142,17 @@ class _Strategy:
 
     def run(self) -> SearchResult | None:
         """The best plan; ``None`` where a ``KeyboardInterrupt`` came before any."""
-        methods: dict[str, Callable[[], SearchResult]] = {
+        several: dict[str, Callable[[], SearchResult]] = {
             "auto": self._auto,
             "direct": self._direct,
             "exact": self._exact,
-            "random": lambda: self._search(random_search, "random"),
-            "local": lambda: self._search(local_search, "local"),
-            "nsga2": lambda: self._search(nsga2_search, "nsga2"),
         }
         if not self.problem.blocks:
             return SearchResult((), 0, 0, 0.0)
         self.work.add(_MODEL_STEPS * len(self.problem.graph))
         try:
             with self.work.within(self.options.time_limit, whole=True):
-                return methods[self.options.method]()
+                return several.get(name_of(self.options.method), self._search)()
         except SearchInterrupted as error:
             if self._best is None:
                 self._note(error.result, self._stage)
@@ -180,6 +172,9 @@ class _Strategy:
         if self.options.explainer is not None:
             best = self._direct(self.options.time_limit / 4, _DIRECT_SETS)
         if not self.additive:
+            scheme = self.problem.evaluator.scheme.name
+            why = f"not tried: scheme {scheme!r} does not promise additive traffic"
+            self.stages.append(Stage("exact", None, 0, 0.0, why))
             searched = self._local(best)
             if best is None:
                 return self._note(searched, "local")
@@ -187,8 +182,8 @@ class _Strategy:
         found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
         if found is not None:
             return found
-        # The rest is for what follows: the cover of LBDF, and the local search.
-        share = 1 / 3 if self.options.scheme == "lbdf" else 3 / 4
+        # The rest is for what follows: the cover, and the local search.
+        share = 1 / 3 if self.has_cover else 3 / 4
         best = self._prove(best, share * self.work.left)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._better(best, self._local(best), "local")
@@ -239,7 +234,7 @@ class _Strategy:
         spent = time.perf_counter() - started
         groups = self.problem.evaluator.evaluated
         self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
-        if self.options.scheme == "lbdf":
+        if self.has_cover:
             from torch_getfuse.partition.wide.group_cover import (
                 cover,  # scipy: only wide graphs need it
             )
@@ -252,7 +247,7 @@ class _Strategy:
 
     def _narrow(self, best: SearchResult) -> SearchResult:
         """Half the gap again and again, where no other program bounds the optimum."""
-        if self.options.scheme == "lbdf" or self.bound >= best.dram_bytes:
+        if self.has_cover or self.bound >= best.dram_bytes:
             return best
         self._stage = "narrow"
         found = narrow(self.problem, best, self.bound, Limits(seconds=self.work.left))
@@ -269,26 +264,42 @@ class _Strategy:
             return None
         return self._note(found, "exact")
 
-    def _search(self, search: Callable[..., SearchResult], name: str) -> SearchResult:
+    def _search(self) -> SearchResult:
+        """The search that the options name, or are given."""
         options = self.options
-        self._stage = name
+        name = self._stage = name_of(options.method)
+        search: Search = SEARCHES.load(options.method)
         with _shown(options, f"{name} search") as progress:
-            found = search(
-                self.problem,
-                options.budget,
-                options.seed,
-                self._repair(),
-                options.time_limit,
-                progress,
+            try:
+                found = search(
+                    self.problem,
+                    options.budget,
+                    options.seed,
+                    self._repair(),
+                    options.time_limit,
+                    progress,
+                )
+            except OutOfWork as reason:
+                raise PlanError(
+                    f"the {name} search lost its plan at the {reason}; a search keeps its best in "
+                    "a torch_getfuse.Run"
+                ) from reason
+        if not isinstance(found, SearchResult):
+            raise OptionError(
+                f"method={name} returns a {type(found).__name__}; a search returns a "
+                "torch_getfuse.SearchResult"
             )
+        if options.method not in SEARCHES.built_in:
+            found = replace(found, lower_bound_bytes=0)  # nobody has proved it
         return self._note(found, name)
 
     def _repair(self) -> RecursiveSplit | None:
-        name = self.options.explainer
-        if name is None:
+        explainer = self.options.explainer
+        if explainer is None:
             return None
-        ranker = ranker_of(name, self.problem, self.options)
-        rule, steps = self.options.split_rule, _RANKED.get(name, 0)
+        ranker = ranker_of(explainer, self.problem, self.options)
+        steps = fact(EXPLAINERS.load(explainer), "steps", 0)
+        name, rule = name_of(explainer), self.options.split_rule
         return RecursiveSplit(self.problem, ranker, rule, name=name, ranked=steps)
 
     def _note(self, found: SearchResult, method: str) -> SearchResult:
@@ -302,6 +313,11 @@ class _Strategy:
             if not self.problem.legal(found.groups):
                 raise PlanError(f"the {method} search found an illegal plan: a fault in the search")
             self.problem.check_additive(found.groups)
+            if (cost := self.problem.cost(found.groups)) != found.dram_bytes:
+                raise PlanError(
+                    f"the {method} search states {found.dram_bytes} B of DRAM access for a plan of "
+                    f"{cost} B: a fault in the search"
+                )
         self.stages.append(
             Stage(method, found.dram_bytes, found.plans, found.seconds, found.stopped)
         )
@@ -339,8 +355,9 @@ def _record(strategy: _Strategy, scheme: FusionScheme, found: SearchResult) -> P
         proof = "optimal"
     return PartitionPlan(
         graph=graph,
-        scheme=options.scheme,
-        granularity=options.granularity if options.scheme == "lbdf" else "line",
+        scheme=name_of(options.scheme),
+        cost_model=options.scheme if callable(options.scheme) else None,
+        granularity=scheme.granularity,
         buffer_bytes=evaluator.buffer_bytes,
         activation_bytes=scheme.activation_bytes,
         weight_bytes=scheme.weight_bytes,

@@ -10,14 +10,16 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.errors import CaptureError, GetfuseError, Interrupted, OptionError, interrupts
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import Options
+from torch_getfuse.options import Options, SweptKwargs
+from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.planner import plan_graph
+from torch_getfuse.plugins import name_of
 from torch_getfuse.reporting.section import Section
 from torch_getfuse.reporting.sweep_result import (
     FIGURES,
@@ -28,6 +30,9 @@ from torch_getfuse.reporting.sweep_result import (
     identity,
     title,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +58,13 @@ def sweep(
     args: tuple[Any, ...] = (),
     *,
     buffers: Iterable[int | str] | None = None,
-    schemes: Iterable[str] = ("lbdf",),
+    schemes: Iterable[str | Callable[..., Any]] = ("lbdf",),
     granularities: Iterable[str] = ("line",),
-    methods: Iterable[str] = ("auto",),
+    methods: Iterable[str | Callable[..., Any]] = ("auto",),
     n_jobs: int | None = -1,
     path: str | Path | None = None,
     progress: bool | str = "auto",
-    **options: Any,
+    **options: Unpack[SweptKwargs],
 ) -> Sweep:
     """Plan models for every buffer, scheme, granularity and method, in parallel.
 
@@ -70,12 +75,13 @@ def sweep(
         args: example inputs of a single module; by default those usual for a model given by name.
         buffers: on-chip buffers, bytes or text like ``"256KB"``; by default the one of
             ``accelerator``, or 256 KB.
-        schemes, granularities, methods: cost models and searches. BRR has no granularity and is
-            planned once.
+        schemes, granularities, methods: cost models and searches, by name or as objects (which
+            worker processes must be able to unpickle). BRR has no granularity and is planned once.
         n_jobs: worker processes; -1 for one per core, 1 for none but this, ``None`` for what
             ``joblib.parallel_config`` says.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
-            holds already are not planned again. One sweep at a time may write to it.
+            holds already are not planned again, unless an object was given for them. One sweep at
+            a time may write to it.
         progress: a bar over the points: ``True``, ``False``, or ``"auto"``: on a terminal.
         options: the other options of :class:`~torch_getfuse.options.Options`, for all points.
 
@@ -104,7 +110,11 @@ def sweep(
             record = _request(graph, point, name)
             points.setdefault(identity(record), (graph, point, record))
     found = dict(kept.records) if kept is not None else {}
-    open_ = [work for key, work in points.items() if key not in found]
+    for key, (_, point, _) in points.items():
+        if point.objects:
+            found.pop(key, None)  # nobody can tell whether an object is still what it was
+    done = set(found)
+    open_ = [work for key, work in points.items() if key not in done]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
     interrupted: KeyboardInterrupt | None = None
     try:
@@ -124,7 +134,6 @@ def sweep(
                 records.append(_empty_record(name, point) | {"error": failures[name]})
             elif (key := identity(_request(graphs[name], point, name))) in found:
                 records.append(found[key] | {"model": name})
-    done = set() if kept is None else set(kept.records)
     result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
@@ -138,9 +147,9 @@ def sweep(
 
 def _choices(
     buffers: Iterable[int | str] | None,
-    schemes: Iterable[str],
+    schemes: Iterable[str | Callable[..., Any]],
     granularities: Iterable[str],
-    methods: Iterable[str],
+    methods: Iterable[str | Callable[..., Any]],
     options: Mapping[str, Any],
 ) -> list[Options]:
     """The product of the four as validated options, without duplicates."""
@@ -173,17 +182,21 @@ def _choices(
                 "progress": False,
             }
         )
-        found.setdefault((scheme, _granularity(chosen), method, chosen.buffer_bytes), chosen)
+        unit = effective_granularity(scheme, granularity)
+        key = name_of(scheme), unit, name_of(method), chosen.buffer_bytes
+        same = found.setdefault(key, chosen)
+        for name in ("scheme", "method"):
+            if getattr(same, name) is not getattr(chosen, name) != getattr(same, name):
+                raise OptionError(
+                    f"two {_SINGLE[name]} are called {name_of(getattr(chosen, name))!r}; records "
+                    "tell them apart by their names: give each its own"
+                )
     return list(found.values())
 
 
 def _listed(values: Any) -> list[Any]:
     """``values`` as a list; a single one is meant as a list of one."""
-    return [values] if isinstance(values, str | int) else list(values)
-
-
-def _granularity(options: Options) -> str:
-    return options.granularity if options.scheme == "lbdf" else "line"
+    return [values] if isinstance(values, str | int) or callable(values) else list(values)
 
 
 def _models(model: Any, args: tuple[Any, ...]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
@@ -271,13 +284,13 @@ def _empty_record(name: str, options: Options) -> Record:
         "model": name,
         "schema_version": SCHEMA_VERSION,
         "fingerprint": None,
-        "scheme": options.scheme,
-        "granularity": _granularity(options),
+        "scheme": name_of(options.scheme),
+        "granularity": effective_granularity(options.scheme, options.granularity),
         "buffer_bytes": options.buffer_bytes,
         "activation_bytes": options.activation_bytes,
         "weight_bytes": options.weight_bytes,
-        "method": options.method,
-        "explainer": options.explainer,
+        "method": name_of(options.method),
+        "explainer": None if options.explainer is None else name_of(options.explainer),
         "split_rule": options.split_rule,
         "budget": options.budget,
         "seed": options.seed,

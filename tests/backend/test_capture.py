@@ -18,8 +18,9 @@ from torch_getfuse.backend.capture.capture import (
     capture_fx,
     capture_model,
 )
-from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, module_path
+from torch_getfuse.backend.fx_nodes.values import module_path
 from torch_getfuse.backend.rules.rule import Run
+from torch_getfuse.backend.torch_private import is_dynamo_weight
 from torch_getfuse.errors import CaptureError
 from torch_getfuse.ir import Window, WindowKind
 from torch_getfuse.models import import_torchvision

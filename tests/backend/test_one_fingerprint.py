@@ -235,7 +235,7 @@ def test_a_component_of_a_complex_input_is_a_view() -> None:
 
     graph = ways(Run(run), (2, 4, 6, 6), dtype=torch.complex64)
     assert reads(graph) == [("tanh", ["input"])]
-    assert graph.ops[0].reads[0].window.kind is WindowKind.WHOLE
+    assert graph.ops[0].reads[0].window.kind is WindowKind.IDENTITY
 
 
 def test_what_dead_code_reads_says_nothing_of_the_batch() -> None:

@@ -170,7 +170,7 @@ def test_table_1_proportions() -> None:
     for name, count in data.TABLE_1.items():
         assert abs(total[name] - count * share) <= 2
     brr = {r.network for r in data.requests("brr", "line", 12_000, seed=0, synthetic=0)}
-    assert brr == set(data.TABLE_1) - set(data.NOT_BRR)
+    assert brr == set(data.TABLE_1) - set(data.LEFT_OUT["brr"])
 
 
 def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

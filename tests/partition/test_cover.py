@@ -22,6 +22,7 @@ from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.relaxation import Pricing
+from torch_getfuse.partition.work import STEPS_PER_SECOND
 
 
 @pytest.mark.parametrize("most", [60_000, 3], ids=["listed", "priced"])
@@ -102,6 +103,7 @@ def test_keeps_to_its_time() -> None:
     problem = branches(12)
     known = single(problem)
     found = cover(problem, known, seconds=1.0)
+    assert problem.evaluator.work.steps < 2 * STEPS_PER_SECOND
     assert found.lower_bound_bytes <= found.dram_bytes <= known.dram_bytes
 
 

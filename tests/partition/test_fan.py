@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from tests.graphs import Builder, grown_group, random_graph
 from tests.simulator import Simulator
 from torch_getfuse.ir import Window
-from torch_getfuse.partition.cost.lbdf import model as lbdf
+from torch_getfuse.partition.cost.lbdf import branch_peak
 from torch_getfuse.partition.cost.lbdf.branch_lag import Region
-from torch_getfuse.partition.cost.lbdf.branch_peak import fan_peak
+from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 
 
@@ -19,25 +20,28 @@ def regions_of(monkeypatch: pytest.MonkeyPatch, rng: Random, graphs: int) -> dic
     """The regions of random groups of random graphs, at both granularities."""
     met: dict[Region, None] = {}
 
-    def note(region: Region) -> int | None:
+    def note(self: FanTables, region: Region) -> int | None:
         met[region] = None
         return None
 
-    monkeypatch.setattr(lbdf, "fan_peak", note)
-    for _ in range(graphs):
-        graph = random_graph(rng, rng.randint(3, 12), rng.choice((4, 9, 14)))
-        scheme = Lbdf(graph, rng.choice(("line", "pixel")))
-        for _ in range(6):
-            scheme.buffer(grown_group(rng, graph, rng.randint(2, len(graph))))
+    with monkeypatch.context() as patch:
+        patch.setattr(FanTables, "peak", note)
+        for _ in range(graphs):
+            graph = random_graph(rng, rng.randint(3, 12), rng.choice((4, 9, 14)))
+            scheme = Lbdf(graph, rng.choice(("line", "pixel")))
+            for _ in range(6):
+                scheme.buffer(grown_group(rng, graph, rng.randint(2, len(graph))))
     return met
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_the_general_rule(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    tables = FanTables()
     found = [
-        (fan_peak(region), region.peak())
+        (tables.peak(region), region.peak())
         for region in regions_of(monkeypatch, Random(6000 + seed), 150)
     ]
+    assert tables.size
     fans = [pair for pair in found if pair[0] is not None]
     assert len(fans) > 100
     assert all(fan == general for fan, general in fans)
@@ -58,3 +62,19 @@ def test_many_branches_against_the_schedule() -> None:
         graph = build.graph()
         everything = (1 << len(graph)) - 1
         assert Lbdf(graph).buffer(everything) == Simulator(graph, everything).buffer_bytes()
+
+
+def test_tables_are_forgotten_when_they_get_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    regions = list(regions_of(monkeypatch, Random(6200), 60))
+    free = FanTables()
+    expected = [free.peak(region) for region in regions]
+    monkeypatch.setattr(branch_peak, "MOST_REMEMBERED", 500)
+    bound = FanTables()
+    sizes = []
+    for region, peak in zip(regions, expected, strict=True):
+        assert bound.peak(region) == peak
+        sizes.append(bound.size)
+    units = [edge.units_out for region in regions for _, edge in region.consumers]
+    largest = max(*units, *(region.steps for region in regions))
+    assert max(sizes) < 500 + 5 * (largest + 1) < free.size
+    assert any(later < earlier for earlier, later in pairwise(sizes))

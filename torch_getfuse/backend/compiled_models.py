@@ -7,7 +7,6 @@ returns carries a record, which lives as long as Dynamo keeps that graph.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import threading
 import weakref
@@ -17,9 +16,14 @@ from types import CodeType
 from typing import Any
 
 from torch import fx, nn
-from torch._dynamo.eval_frame import innermost_backend
-from torch._guards import TracingContext
 
+from torch_getfuse.backend.torch_private import (
+    backend_of,
+    is_compiled_function,
+    original_function,
+    original_module,
+    traced_code,
+)
 from torch_getfuse.reporting.section import Section
 
 
@@ -49,7 +53,7 @@ class CompiledGraph:
         self.options = dict(options)
         self.sections: list[Section] = []
         self.failures: dict[str, str] = {}
-        self.code = _traced_code()
+        self.code = traced_code()
         self.parameters = [
             weakref.ref(value)
             for value in (*example_inputs, *gm.parameters())
@@ -104,8 +108,7 @@ def find(model: object) -> tuple[list[CompiledGraph], bool]:
     shares it), so those records are its plans as well; the second value is then ``False``. A
     function has no instances. Of a compiled wrapper, only what was compiled with its options.
     """
-    target = getattr(model, "_orig_mod", model)
-    target = getattr(target, "_torchdynamo_orig_callable", target)
+    target = original_function(original_module(model))
     with _lock:
         records = sorted(_records, key=_order.__getitem__)
     options = _wrapper_options(model)
@@ -134,32 +137,19 @@ def _of_target(
 
 def compiler_of(model: object) -> str | None:
     """The name of the backend that ``torch.compile`` was given; ``None`` where it is not known."""
-    name = getattr(_backend_of(model), "compiler_name", None)
+    name = getattr(backend_of(model), "compiler_name", None)
     return name if isinstance(name, str) else None
 
 
 def is_compiled(model: object) -> bool:
     """Whether ``model`` is what ``torch.compile`` returns, or a module after ``.compile()``."""
-    return _backend_of(model) is not None or hasattr(model, "_torchdynamo_orig_callable")
+    return backend_of(model) is not None or is_compiled_function(model)
 
 
 def _wrapper_options(model: object) -> Mapping[str, Any] | None:
     """The options in what ``torch.compile`` returned; ``None`` where they are not to be found."""
-    given = getattr(_backend_of(model), "kwargs", None)
+    given = getattr(backend_of(model), "kwargs", None)
     return given.get("options", {}) if isinstance(given, Mapping) else None
-
-
-def _backend_of(model: object) -> object:
-    """The backend in what ``torch.compile`` returned; ``None`` where it is not to be found.
-
-    Private to torch: a compiled function has its context in its closure only.
-    """
-    compiled = getattr(model, "_compiled_call_impl", None) or model
-    context = getattr(compiled, "dynamo_ctx", None)
-    if context is None and hasattr(compiled, "_torchdynamo_orig_callable"):
-        context = inspect.getclosurevars(compiled).nonlocals.get("self")  # type: ignore[arg-type]
-    callback = getattr(context, "callback", None)
-    return innermost_backend(callback) if callable(callback) else None
 
 
 def _within(traced: CodeType | None, code: CodeType) -> bool:
@@ -171,10 +161,3 @@ def _within(traced: CodeType | None, code: CodeType) -> bool:
     lines = [line for _, _, line in code.co_lines() if line is not None]
     resumed = traced.co_name.startswith(f"torch_dynamo_resume_in_{code.co_name}")
     return resumed and min(lines) <= traced.co_firstlineno <= max(lines)
-
-
-def _traced_code() -> CodeType | None:
-    """The outermost code object of the frame that Dynamo is compiling; torch keeps it private."""
-    context = TracingContext.try_get()
-    traced = getattr(context, "traced_code", None) if context is not None else None
-    return traced[0] if traced else None

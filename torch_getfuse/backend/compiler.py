@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import RestartAnalysis
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
@@ -28,9 +27,11 @@ from torch_getfuse.backend.inner.compile_groups import (
 from torch_getfuse.backend.packed.fast import fast_program
 from torch_getfuse.backend.plan_cache import find_plan, store_plan
 from torch_getfuse.backend.rowwise.depth_first import check_runnable, split_depth_first
-from torch_getfuse.backend.split.gradient_order import split_in_gradient_order
+from torch_getfuse.backend.split.gradient_order import moved_sums
 from torch_getfuse.backend.split.grouping import children_of, split_capture
 from torch_getfuse.backend.split.overlapping_inputs import apart_or_unplanned
+from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.backend.torch_private import RestartAnalysis
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
@@ -39,12 +40,15 @@ from torch_getfuse.backend.training import (
 )
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan, load_plan
-from torch_getfuse.planner import plan_graph
+from torch_getfuse.partition.cost.registry import effective_granularity
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.planner import given_plan, plan_graph
+from torch_getfuse.plugins import SCHEMES, fact, name_of
 from torch_getfuse.reporting.section import Section
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+_MOST_NAMED = 3  # of the values in one note
 _OVERLAPS = (
     "called with inputs that overlap in memory, one of which is written, and did not when it was "
     "compiled: such calls run unplanned"
@@ -80,9 +84,7 @@ def getfuse(
         raise OptionError(f"mode={mode!r} is a setting of inductor; getfuse takes options={{...}}")
     chosen = Options.of(options or {})
     find_inner(chosen.inner)  # a wrong name is refused before any work
-    given = chosen.plan
-    if given is not None and not isinstance(given, PartitionPlan):
-        given = load_plan(given)
+    given = given_plan(chosen)
     if chosen.inner == DEPTH_FIRST:
         _check_depth_first(chosen, given)
     record = CompiledGraph(gm, example_inputs, options or {})
@@ -118,9 +120,11 @@ def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:
     """Refuse plans that are not in rows, before any work."""
     if given is not None:
         check_runnable(given)
-    elif (options.scheme, options.granularity) != ("lbdf", "line"):
+        return
+    rows = fact(SCHEMES.load(options.scheme), "row_granularity", None)
+    if rows is None or rows != effective_granularity(options.scheme, options.granularity):
         raise OptionError(
-            f"inner='depth_first' runs row by row, not scheme={options.scheme!r} with "
+            f"inner='depth_first' runs row by row, not scheme={name_of(options.scheme)!r} with "
             f"granularity={options.granularity!r}; give scheme='lbdf', granularity='line'"
         )
 
@@ -188,9 +192,16 @@ def _compile(
             record.add_notes(
                 [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
             )
-        split, moved = split_in_gradient_order(gm, children)
-        if moved:
-            record.add_notes([f"runs in the order of the model, not by groups, in which {moved}"])
+        split = split_graph_module(gm, list(children.values()), list(children))
+        if moved := moved_sums(gm, split):
+            names = ", ".join(value.name for value in moved[:_MOST_NAMED])
+            names += f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
+            record.add_notes(
+                [
+                    "runs in the order of the model, not by groups, in which the gradients of "
+                    f"{names} add up in another order"
+                ]
+            )
             return gm.forward
         return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])

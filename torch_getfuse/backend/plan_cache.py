@@ -23,10 +23,12 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+from torch_getfuse import plugins
 from torch_getfuse.atomic_files import PART_PREFIX, replace_text
 from torch_getfuse.errors import GetfuseError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
+from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.partition.cost.scheme import weights_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.work import by_machine
@@ -37,10 +39,10 @@ _KEPT = 256
 _STALE = 3600.0
 """Seconds after which a file that is still being written is one that a killed process left."""
 _MATTERS = (
-    "buffer", "scheme", "granularity", "method", "explainer", "split_rule", "budget", "seed",
-    "time_limit",
+    "buffer", "granularity", "split_rule", "budget", "seed", "time_limit",
 )  # fmt: skip
-"""Options that change which plan is found; widths are added as the graph resolves them."""
+"""Options that change which plan is found; widths are added as the graph resolves them, and what
+goes by name as what it stands for."""
 
 _memory: OrderedDict[str, PartitionPlan] = OrderedDict()
 _lock = threading.Lock()
@@ -64,8 +66,14 @@ def default_folder() -> Path:
         return folder
 
 
-def cache_key(graph: OpGraph, options: Options) -> str:
-    """SHA-256 of everything that a plan depends on, this package's code included."""
+def cache_key(graph: OpGraph, options: Options) -> str | None:
+    """SHA-256 of everything that a plan depends on, this package's code included.
+
+    Names of other packages' cost models, searches and explainers stand for their code too. ``None``
+    where one was given as an object: nobody can tell when that has changed.
+    """
+    if options.objects:
+        return None
     form = {
         "graph": graph.fingerprint,
         "code": code_digest(),
@@ -73,6 +81,10 @@ def cache_key(graph: OpGraph, options: Options) -> str:
         "weight_bytes": options.weight_bytes or graph.weight_width,
         "weights": weights_of(graph, options.weight_bytes),
         **{name: getattr(options, name) for name in _MATTERS},
+        **{
+            registry.option: registry.identity(getattr(options, registry.option))
+            for registry in (plugins.SCHEMES, plugins.SEARCHES, plugins.EXPLAINERS)
+        },
     }
     return hashlib.sha256(json.dumps(form, sort_keys=True).encode()).hexdigest()
 
@@ -193,7 +205,7 @@ def _check_asked(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
     asked = {
         "buffer_bytes": options.buffer_bytes,
         "scheme": options.scheme,
-        "granularity": options.granularity if options.scheme == "lbdf" else "line",
+        "granularity": effective_granularity(options.scheme, options.granularity),
         "activation_bytes": options.activation_bytes or graph.activation_bytes,
         "weight_bytes": options.weight_bytes or graph.weight_bytes,
     }
@@ -220,9 +232,4 @@ def _warn(about: Path, what: str) -> None:
 @functools.cache
 def code_digest() -> str:
     """A digest of this package: another version, or an edited one, may plan otherwise."""
-    root = Path(__file__).resolve().parents[1]
-    digest = hashlib.sha256()
-    for path in sorted((*root.rglob("*.py"), *root.rglob("*.safetensors"))):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return plugins.source_digest(Path(__file__).resolve().parents[1])

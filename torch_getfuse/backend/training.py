@@ -18,14 +18,17 @@ from functorch.compile import (  # type: ignore[import-untyped]
     min_cut_rematerialization_partition,
 )
 from torch import fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import RestartAnalysis
-from torch._higher_order_ops.wrap import tag_activation_checkpoint
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
-from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, mark_weight
 from torch_getfuse.backend.inner.compile_groups import compile_children, is_eager
 from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.backend.torch_private import (
+    RestartAnalysis,
+    aot_autograd,
+    is_dynamo_weight,
+    mark_weight,
+    tag_activation_checkpoint,
+)
 from torch_getfuse.errors import NoOperatorError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
@@ -49,8 +52,8 @@ def needs_gradients(example_inputs: Sequence[object]) -> bool:
 def plans_backward(options: Options) -> bool:
     """Whether the backward graph is planned and split.
 
-    With ``backward="auto"`` only where groups are compiled: eager trains through autograd, bit
-    for bit, and tracing a backward that nobody asked for costs seconds.
+    With ``backward="auto"`` only where groups are compiled: eager trains through autograd, and
+    tracing a backward that nobody asked for costs seconds.
     """
     return not is_eager(options.inner) if options.backward == "auto" else bool(options.backward)
 

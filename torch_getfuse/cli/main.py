@@ -39,9 +39,10 @@ from torch_getfuse.cli.options import (
 )
 from torch_getfuse.errors import GetfuseError, Interrupted, PlanError, nearest
 from torch_getfuse.explain_graph import DEFAULT as DEFAULT_EXPLAINERS
-from torch_getfuse.explain_graph import EXPLAINERS, check_explainers
+from torch_getfuse.explain_graph import check_explainers
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan, read_json
+from torch_getfuse.plugins import EXPLAINERS
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
@@ -125,7 +126,7 @@ def _make_plan(
 
 
 def _explain(args: argparse.Namespace) -> int:
-    check_explainers(args.explainers)
+    check_explainers(args.explainers or ())
     if args.output is not None:
         Explanation.check_suffix(args.output)
 
@@ -154,8 +155,8 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         "--explainers",
         nargs="+",
         metavar="NAME",
-        default=DEFAULT_EXPLAINERS,
-        help=f"whom to ask, of {', '.join(EXPLAINERS)} (default {' '.join(DEFAULT_EXPLAINERS)})",
+        help=f"explainers to ask, of {', '.join(EXPLAINERS.built_in)} or of installed packages "
+        f"(default {' '.join(DEFAULT_EXPLAINERS)})",
     )
     planning_arguments(parser)
 
@@ -166,7 +167,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _verify(args: argparse.Namespace) -> int:
     form = _read_plan(args.plan)
     try:
-        plan = PartitionPlan.from_dict(form).verify(args.prove, args.time_limit)
+        plan = PartitionPlan.from_dict(form).verify(args.prove, args.time_limit, args.scheme)
     except GetfuseError as error:
         if args.json:
             print(json.dumps({"ok": False, "plan": args.plan, "error": str(error)}, indent=1))
@@ -226,6 +227,11 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
         default=10.0,
         metavar="SECONDS",
         help="for --prove (default: 10)",
+    )
+    parser.add_argument(
+        "--scheme",
+        metavar="NAME",
+        help="the plan's cost model, where it is installed under another name",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 

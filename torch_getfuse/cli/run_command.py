@@ -52,9 +52,9 @@ def _run(
     model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
 ) -> tuple[Ledger, float]:
     import torch
-    from torch.utils import _pytree as pytree
 
     from torch_getfuse import api
+    from torch_getfuse.backend.torch_private import tree_leaves
 
     plan = api.plan(model, (x,), **options)
     x = torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def _run(
         call = model if isinstance(model, torch.nn.Module) else model.module()
         expected = call(x)
     worst = 0.0
-    for one, other in zip(pytree.tree_leaves(got), pytree.tree_leaves(expected), strict=True):
+    for one, other in zip(tree_leaves(got), tree_leaves(expected), strict=True):
         if isinstance(one, torch.Tensor):
             gap = (one.double() - other.double()).abs().max()
             worst = max(worst, float(gap / other.double().abs().max().clamp_min(1e-300)))

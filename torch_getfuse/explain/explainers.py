@@ -16,26 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch_geometric.explain import Explainer, GNNExplainer, PGExplainer
 from torch_geometric.explain.config import ModelConfig
 from torch_geometric.utils import get_embeddings
 
+from torch_getfuse import plugins
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.explain.features import FeatureTable, GroupTensors, directed_scores
 from torch_getfuse.explain.rg_explainer import RGExplainer
 from torch_getfuse.explain.trained_weights import load_weights, save_weights, weights_path
 from torch_getfuse.explain.validity import ValidityModel, load_model, model_fingerprint
 from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.edge_cuts import Edge
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, all_edges, random_edges
 
-EXPLAINERS = ("rgexplainer", "gnnexplainer", "pgexplainer", "saliency", "random", "all")
+EXPLAINERS = plugins.EXPLAINERS.built_in
 
 INVALID = 0  # the class of groups that do not fit
 
@@ -200,6 +203,51 @@ def _shipped(scheme: str, granularity: str, folder: Path | None) -> ValidityMode
     path = weights_path("validity", scheme, granularity, folder)
     # Explanations need gradients of masks only; gradients of the weights would only cost time.
     return load_model(scheme, granularity, path).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class LearntExplainer:
+    """What ``explainer=`` stands for: makes the ranker of a problem.
+
+    Attributes:
+        name: what people type.
+        steps: what an explanation counts as work, beside what counts by size.
+        asks_predictor: it asks the validity predictor, which not every scheme has.
+    """
+
+    name: str
+    steps: int
+    asks_predictor: ClassVar[bool] = True
+
+    def __call__(self, problem: FusionProblem, seed: int) -> EdgeRanker:
+        """The ranker of a problem.
+
+        Raises:
+            OptionError: where the scheme has no validity predictor.
+            WeightsError: where weights are missing or made for another model.
+        """
+        scheme = problem.evaluator.scheme
+        if not scheme.has_predictor:
+            raise OptionError(
+                f"explainer={self.name!r} asks a validity predictor, and scheme {scheme.name!r} "
+                "has none; use explainer='all', 'random', None or an edge ranker of your own"
+            )
+        return make_ranker(
+            self.name,
+            problem.graph,
+            scheme.name,
+            problem.evaluator.buffer_bytes,
+            granularity=scheme.granularity,
+            activation_bytes=scheme.activation_bytes,
+            weight_bytes=scheme.weight_bytes,
+            seed=seed,
+        )
+
+
+SALIENCY = LearntExplainer("saliency", 10_000)
+PG = LearntExplainer("pgexplainer", 10_000)
+RG = LearntExplainer("rgexplainer", 50_000)
+GNN = LearntExplainer("gnnexplainer", 500_000)
 
 
 class SaliencyScorer:

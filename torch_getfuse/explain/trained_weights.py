@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from torch_getfuse import plugins
 from torch_getfuse.errors import GetfuseError
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -22,7 +23,8 @@ class WeightsError(GetfuseError):
 
 def weights_path(model: str, scheme: str, granularity: str, folder: Path | None = None) -> Path:
     """Where the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) of a scheme are kept."""
-    form = f"lbdf_{granularity}" if scheme == "lbdf" else scheme
+    make = plugins.SCHEMES.load(scheme)
+    form = f"{scheme}_{granularity}" if plugins.fact(make, "granularities", ()) else scheme
     return (WEIGHTS if folder is None else folder) / f"{form}_{model}.safetensors"
 
 

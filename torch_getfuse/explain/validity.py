@@ -30,6 +30,7 @@ from torch_getfuse.explain.trained_weights import (
     save_weights,
     weights_path,
 )
+from torch_getfuse.partition.cost.registry import effective_granularity
 
 log = logging.getLogger(__name__)
 
@@ -335,10 +336,9 @@ def model_fingerprint(model: ValidityModel) -> str:
 
 
 def _expected(scheme: str, granularity: str) -> dict[str, str]:
-    # BRR has no granularity: its unit is a row.
     return {
         "model": "validity",
         "scheme": scheme,
-        "granularity": granularity if scheme == "lbdf" else "line",
+        "granularity": effective_granularity(scheme, granularity),
         "features": FEATURES_ID,
     }

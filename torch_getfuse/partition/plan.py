@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import GraphError, OptionError, PlanError
+from torch_getfuse.errors import GetfuseError, GraphError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import Fields
-from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
 from torch_getfuse.partition.node_set import (
     bits,
@@ -96,6 +97,8 @@ class PartitionPlan:
         claimed_by: where bound and proof come from if nothing here has proved them: ``"the plan
             file"``, ``"the plan cache"``; ``""`` for a plan of a search in this process, and for
             one that ``verify(prove=True)`` returned.
+        cost_model: what makes the cost model of a graph, where it was given as an object; ``None``
+            where ``scheme`` is a name by which it is found.
     """
 
     graph: OpGraph
@@ -111,6 +114,7 @@ class PartitionPlan:
     method: str = ""
     stages: tuple[Stage, ...] = ()
     claimed_by: str = field(default="", compare=False)
+    cost_model: Callable[..., FusionScheme] | None = field(default=None, compare=False, repr=False)
 
     @property
     def dram_bytes(self) -> int:
@@ -145,14 +149,21 @@ class PartitionPlan:
         """The cost model under which the plan was made.
 
         Raises:
-            PlanError: where this package has no such scheme or granularity.
+            PlanError: where there is no such scheme or granularity.
         """
         try:
             return make_scheme(
-                self.scheme, self.graph, self.granularity, self.activation_bytes, self.weight_bytes
+                self.cost_model or self.scheme,
+                self.graph,
+                self.granularity,
+                self.activation_bytes,
+                self.weight_bytes,
             )
         except OptionError as error:
-            raise PlanError(f"the plan's cost model is not known: {error}") from error
+            raise PlanError(
+                f"the plan's cost model is not known: {error}; install the package that has it, or "
+                f"pass what makes it: plan.verify(scheme=...)"
+            ) from error
 
     def masks(self) -> list[int]:
         """The groups as bit masks over ``graph.ops``.
@@ -165,22 +176,36 @@ class PartitionPlan:
         except KeyError as error:
             raise PlanError(f"the plan names {error.args[0]!r}, which its graph has not") from error
 
-    def verify(self, prove: bool = False, time_limit: float = 10.0) -> PartitionPlan:
+    def verify(
+        self,
+        prove: bool = False,
+        time_limit: float = 10.0,
+        scheme: SchemeLike | None = None,
+    ) -> PartitionPlan:
         """Hold every rule of a legal plan and recompute every figure.
 
         Args:
             prove: compute the lower bound again too, by the exact search; otherwise what a file
                 says of it stays a claim (``claimed_by``).
             time_limit: seconds of that search.
+            scheme: the cost model that the plan names, where it was not installed but given as an
+                object: what makes one, or a name under which it is installed.
 
         Returns:
-            The plan; with ``prove`` one that claims nothing.
+            The plan; with ``prove`` one that claims nothing, with ``scheme`` one that keeps it.
 
         Raises:
             PlanError: names the first group that breaks a rule, with the numbers. With ``prove``
                 also where a better plan is found than the bound allows, or where the bound is out
                 of reach of the search.
         """
+        if scheme is not None and scheme != self.scheme:
+            make = plugins.SCHEMES.load(scheme)
+            if plugins.name_of(make) != self.scheme:
+                raise PlanError(
+                    f"the plan is for scheme {self.scheme!r}, not {plugins.name_of(make)!r}"
+                )
+            return replace(self, cost_model=make).verify(prove, time_limit)
         self._verify_groups()
         self._verify_bound()
         return self._proved(time_limit) if prove else self
@@ -530,11 +555,21 @@ def _no_constant(name: str) -> Any:
 
 
 def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "") -> FusionGroup:
-    """The record of a valid group."""
+    """The record of a valid group.
+
+    Raises:
+        GetfuseError: where the cost model's figures are no whole numbers of bytes.
+    """
     need = scheme.buffer(mask, buffer_bytes)
     assert need is not None, "only valid groups have a record"
     read, write, weight = scheme.dram(mask, buffer_bytes)
     names = tuple(scheme.graph.ops[i].name for i in bits(mask))
+    for what, size in zip(("buffer", "reads", "writes", "weights"), (need, read, write, weight)):
+        if type(size) is not int or size < 0:
+            raise GetfuseError(
+                f"scheme {scheme.name!r} gives {size!r} for the {what} of the group of {names[0]} "
+                f"({len(names)} operators); sizes are whole numbers of bytes from 0 up"
+            )
     return FusionGroup(names, need, read, write, weight, ends)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -77,10 +77,10 @@ class FusionProblem:
         self.unfusable = evaluator.unfusable()
         everything = (1 << len(self.graph)) - 1
         self.fusable = everything & ~self.unfusable
-        self.lends = merge and not evaluator.scheme.merges_in_place
+        self.lends = merge and evaluator.scheme.lends_in_place
         self.blocks: tuple[int, ...] = (
             merge_in_place(self.graph, self.unfusable)
-            if merge and not self.lends
+            if merge and evaluator.scheme.merges_in_place
             else tuple(1 << i for i in bits(self.fusable))
         )
 
@@ -255,6 +255,39 @@ class Repair(Protocol):
 
         Every cut must be closed under the order (a down-set of the group, and the rest), so
         that splitting a group of an acyclic plan leaves it acyclic.
+        """
+        ...
+
+
+class Search(Protocol):
+    """A function that looks for a plan: what ``method=`` takes by name or as an object.
+
+    :class:`~torch_getfuse.partition.search.run.Run` keeps its budget, its limits and the best plan.
+    """
+
+    def __call__(
+        self,
+        problem: FusionProblem,
+        budget: int,
+        seed: int,
+        repair: Repair | None,
+        time_limit: float | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> SearchResult:
+        """The best plan found.
+
+        Args:
+            problem: graph, cost model and buffer; groups are masks of whole blocks.
+            budget: plans to evaluate at most.
+            seed: of everything that is drawn: same seed, same plan.
+            repair: splits an invalid group where an explainer says; ``None`` for
+                ``explainer=None``.
+            time_limit: seconds.
+            progress: called with (plans evaluated, least ``F_D`` so far in bytes), or ``None``.
+
+        Returns:
+            Groups in an order in which they can run, and their ``F_D`` sum in bytes. The planner
+            checks both. A lower bound is believed of the searches of this package alone.
         """
         ...
 

@@ -147,7 +147,7 @@ class Section:
     @property
     def granularity(self) -> str | None:
         """Unit of the streams; ``None`` for a scheme that has none (BRR tiles whole rows)."""
-        return self.plan.granularity if self.plan.scheme == "lbdf" else None
+        return self.plan.granularity if self.scheme.granularities else None
 
     # -- data -----------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from torch_getfuse.accelerator import KB, MB, format_size
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GetfuseError
+from torch_getfuse.partition.cost.scheme import NO_CHOICE
+from torch_getfuse.plugins import SCHEMES, fact
 from torch_getfuse.reporting.export import (
     HTML,
     PLAIN,
@@ -324,8 +326,10 @@ def _row(record: Record) -> list[str]:
 
 
 def _scheme(record: Record) -> str:
-    lbdf = record["scheme"] == "lbdf"
-    return f"lbdf {record['granularity']}" if lbdf else str(record["scheme"])
+    name, unit = str(record["scheme"]), record["granularity"]
+    # A scheme that was given as an object, or whose package is not here, is known by name alone.
+    chosen = SCHEMES.find(name) and fact(SCHEMES.load(name), "granularities", ())
+    return f"{name} {unit}" if chosen or unit != NO_CHOICE else name
 
 
 def _label(record: Record) -> str:

@@ -20,11 +20,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.capture.decompose import expand_composites
 from torch_getfuse.backend.capture.exported_regions import inline_regions
@@ -39,10 +37,17 @@ from torch_getfuse.backend.capture.view_changes import (
     exported_without_view_changes,
     without_view_changes,
 )
-from torch_getfuse.backend.fx_nodes.values import (
-    has_value,
+from torch_getfuse.backend.fx_nodes.values import has_value, traced_value
+from torch_getfuse.backend.torch_private import (
+    BackendCompilerFailed,
+    FakeTensorMode,
+    TorchDynamoException,
+    TorchRuntimeError,
+    Unsupported,
+    dynamo_settings,
     is_dynamo_weight,
-    traced_value,
+    original_module,
+    tree_leaves,
 )
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
 from torch_getfuse.ir import OpGraph
@@ -243,14 +248,14 @@ def capture_model(
         CaptureError: for a model that Dynamo breaks into several graphs (how many, and why at
             the first break), or that has no tensor operator.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = original_module(model)
     kwargs = kwargs or {}
     try:
         with _tracing() as graphs:
             _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
     except _Recorded:
         return capture_fx(*graphs[0])
-    except torch._dynamo.exc.Unsupported as error:
+    except Unsupported as error:
         if _raised(error):
             raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
@@ -274,7 +279,7 @@ def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> 
     """What a model says to inputs that it does not take, without what Dynamo says around it."""
     reason = _raised(error)
     cause: BaseException = error
-    while isinstance(cause, torch._dynamo.exc.TorchDynamoException):
+    while isinstance(cause, TorchDynamoException):
         inner = cause.__cause__ or cause.__context__
         if inner is None:
             break
@@ -284,7 +289,7 @@ def does_not_run(model: nn.Module, args: Sequence[object], error: Exception) -> 
         f"{'x'.join(map(str, leaf.shape))} {str(leaf.dtype).removeprefix('torch.')}"
         if isinstance(leaf, torch.Tensor)
         else type(leaf).__name__
-        for leaf in pytree.tree_leaves(args)
+        for leaf in tree_leaves(args)
     ]
     return CaptureError(f"{type(model).__name__} does not run on {', '.join(shapes)}: {reason}")
 
@@ -305,7 +310,7 @@ def _tracing() -> Iterator[_Graphs]:
     try:
         # Dynamo leaves nn.LSTM and its like to eager unless it is told otherwise; a graph with one
         # operator for them is better than none.
-        with torch.no_grad(), torch._dynamo.config.patch(suppress_errors=False, allow_rnn=True):
+        with torch.no_grad(), dynamo_settings(suppress_errors=False, allow_rnn=True):
             yield graphs
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -366,17 +371,17 @@ def run_captured(
     try:
         with _tracing():
             return _compiled(model, _running_backend, fullgraph=True)(*args)
-    except torch._dynamo.exc.Unsupported as error:
+    except Unsupported as error:
         if _raised(error):
             raise does_not_run(model, args, error) from error
         why = str(error).strip().split("\n")[0]
         name = type(model).__name__
         raise CaptureError(f"Dynamo does not trace {name} as one graph: {why}") from error
-    except torch._dynamo.exc.BackendCompilerFailed as error:
+    except BackendCompilerFailed as error:
         if isinstance(error.inner_exception, GetfuseError):
             raise error.inner_exception from error
         raise
-    except torch._dynamo.exc.TorchRuntimeError as error:
+    except TorchRuntimeError as error:
         raise does_not_run(model, args, error) from error
     finally:
         _RUNNER.reset(token)

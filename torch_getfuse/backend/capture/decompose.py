@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.fx_nodes.effects import storage_of
@@ -26,7 +25,8 @@ from torch_getfuse.backend.fx_nodes.values import (
     flat_tensors,
     traced_value,
 )
-from torch_getfuse.backend.rules.registry import BY_TARGET, FACTORIES, positional
+from torch_getfuse.backend.rules.registry import FACTORIES, find_rule, positional
+from torch_getfuse.backend.torch_private import OperatorBase, tracing
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +55,14 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     """The operators behind a node; ``None`` where it is one already, or cannot be traced."""
     if node.op not in ("call_function", "call_method"):
         return None
-    if isinstance(node.target, torch._ops.OperatorBase) or not is_torchs(node.target):
+    if isinstance(node.target, OperatorBase) or not is_torchs(node.target):
         return None
     if not flat_tensors(traced_value(node)):
         return None
     inputs = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
     call = normalise(node, positional)
     # A number divided by a tensor is a reciprocal and a product.
-    known = call.name in BY_TARGET or call.name in _KEPT
+    known = find_rule(call.name) is not None or call.name in _KEPT
     if call.name == "div" and not isinstance(call.args.get("input"), fx.Node):
         known = False
     if known or not inputs or len(inputs) != len(node.all_input_nodes):

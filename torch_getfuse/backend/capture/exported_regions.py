@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
 from torch_getfuse.backend.fx_nodes.autocast import enter_grad_mode, exit_grad_mode
+from torch_getfuse.backend.torch_private import codegen_of, enter_autocast, exit_autocast
 
 _AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 _GRAD_MODE = torch.ops.higher_order.wrap_with_set_grad_enabled
@@ -23,7 +23,7 @@ def inline_regions(gm: fx.GraphModule) -> fx.GraphModule:
     if not any(map(_is_region, gm.graph.nodes)):
         return gm
     graph = fx.Graph()
-    graph.set_codegen(gm.graph._codegen)
+    graph.set_codegen(codegen_of(gm.graph))
     returned = _inline(gm, "", graph, {})
     graph.output(returned).meta = dict(gm.graph.output_node().meta)
     inlined = fx.GraphModule(gm, graph)
@@ -79,7 +79,7 @@ def _region(
     given = dict(zip(inside.graph.find_nodes(op="placeholder"), inputs, strict=True))
     env = {inner: fx.map_arg(value, placed.__getitem__) for inner, value in given.items()}
     autocast = node.target is _AUTOCAST
-    entered = graph.call_function(_enter_autocast if autocast else enter_grad_mode, mode)
+    entered = graph.call_function(enter_autocast if autocast else enter_grad_mode, mode)
     results = _inline(inside, f"{path}{body.target}.", graph, env)
-    graph.call_function(_exit_autocast if autocast else exit_grad_mode, (entered,))
+    graph.call_function(exit_autocast if autocast else exit_grad_mode, (entered,))
     return results

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._library.fake_class_registry import FakeScriptObject
 
 from torch_getfuse.backend.capture.bases import Bases
 from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
@@ -50,6 +49,7 @@ from torch_getfuse.backend.rules.rule import (
     whole,
 )
 from torch_getfuse.backend.rules.view_windows import Layout, read_window
+from torch_getfuse.backend.torch_private import FakeScriptObject, script_class
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
 log = logging.getLogger(__name__)
@@ -206,9 +206,7 @@ class GraphBuilder:
             if source.op == "get_attr":
                 value = attribute(self.owner, str(source.target))
             if isinstance(value, (torch.ScriptObject, FakeScriptObject)):
-                return str(
-                    getattr(value, "script_class_name", None) or value._type().qualified_name()
-                )
+                return script_class(value)
         return ""
 
     def _argument(self, value: Any) -> Any:
@@ -418,7 +416,9 @@ class GraphBuilder:
         """Whether all that a call writes are tensors, each of them another, and no parts of any."""
         places = {place_of(target.value) for target in targets}
         return len(places) == len(targets) and all(
-            covers(target.value.layout, self._info(target.value).shape) for target in targets
+            covers(target.value.layout, (old := self._info(target.value)).shape)
+            and old.dtype == target.info.dtype  # x.real shows half of each element
+            for target in targets
         )
 
     def _overwrite(self, node: fx.Node, call: Call) -> None:

@@ -14,7 +14,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
 from torch_getfuse.backend.rules.pointwise import pointwise
-from torch_getfuse.backend.rules.registry import BY_TARGET, positional
+from torch_getfuse.backend.rules.registry import find_rule, positional
 
 _WEIGHTS = frozenset(("weight", "bias", "running_mean", "running_var"))
 _WEIGHTED = frozenset(
@@ -43,8 +43,16 @@ def is_weight_argument(node: fx.Node) -> bool:
 
 
 def batch_size(inputs: Sequence[fx.Node]) -> int:
-    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map."""
-    best = max(inputs, key=lambda node: int(traced_value(node).dim()), default=None)
+    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map.
+
+    One of leading size 1 is passed over for another of that rank: it may be a mask for all samples.
+    """
+
+    def rank(node: fx.Node) -> tuple[int, bool]:
+        shape = tensor_info(traced_value(node)).shape
+        return len(shape), bool(shape) and shape[0] != 1
+
+    best = max(inputs, key=rank, default=None)
     if best is None or traced_value(best).dim() < 2 or _unbatched(best):
         return 1
     return max(1, tensor_info(traced_value(best)).shape[0])
@@ -63,7 +71,9 @@ def is_for_all_samples(node: fx.Node, batch: int) -> bool:
             call, result = _call(user), traced_value(user)
             if call is None or not isinstance(result, torch.Tensor):
                 continue
-            rule = BY_TARGET.get(call.name)
+            rule = find_rule(call.name)
+            if rule is not None and rule.like:
+                rule = find_rule(rule.like)
             elementwise = rule is not None and rule.rule is pointwise
             if not elementwise and call.name not in _ALIGNED:
                 continue

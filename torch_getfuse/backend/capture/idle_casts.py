@@ -13,6 +13,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.fx_nodes.values import copy_node, traced_value
 from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.backend.torch_private import codegen_of
 
 
 def without_idle_casts(gm: fx.GraphModule) -> fx.GraphModule:
@@ -20,7 +21,7 @@ def without_idle_casts(gm: fx.GraphModule) -> fx.GraphModule:
     if not any(_cast(node) is not None for node in gm.graph.nodes):
         return gm
     graph = fx.Graph()
-    graph.set_codegen(gm.graph._codegen)
+    graph.set_codegen(codegen_of(gm.graph))
     placed: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
         source = _cast(node)

@@ -17,13 +17,18 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
-from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.effects import returns_input
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.fx_nodes.values import fake_mode_of, traced_value
+from torch_getfuse.backend.torch_private import (
+    OpOverload,
+    codegen_of,
+    keep_source,
+    tracing,
+    tree_leaves,
+    tree_map,
+)
 from torch_getfuse.errors import CaptureError
 
 _VIEWS = frozenset(
@@ -50,7 +55,7 @@ def without_view_changes(
     changed = {objects[node] for node in gm.graph.nodes if _changes_view(node)}
     examples = iter(example_inputs or ())
     graph = fx.Graph()
-    graph.set_codegen(gm.graph._codegen)
+    graph.set_codegen(codegen_of(gm.graph))
     placed: dict[fx.Node, fx.Node] = {}
     latest: dict[int, fx.Node] = {}  # by object: the node that shows it as it is by now
     untold: set[fx.Node] = set()  # what Dynamo saw in another shape than it has
@@ -79,13 +84,12 @@ def without_view_changes(
                 new.meta["example_value"] = _as_given(node, example)
             elif node in untold:
                 new.meta["example_value"] = _run(new)
-            elif any(id(leaf) in changed for leaf in pytree.tree_leaves(value)):
+            elif any(id(leaf) in changed for leaf in tree_leaves(value)):
                 new.meta["example_value"] = _first_shown(new, value)
         placed[node] = new
         if ours:
             latest[objects[node]] = new
-        if hasattr(node, "_dynamo_source"):
-            new._dynamo_source = node._dynamo_source
+        keep_source(node, new)
     copied = fx.GraphModule(gm, graph)
     copied.meta.update(gm.meta)
     return copied
@@ -149,7 +153,7 @@ def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
     if not any(map(changes, gm.graph.nodes)):
         return gm
     graph = fx.Graph()
-    graph.set_codegen(gm.graph._codegen)
+    graph.set_codegen(codegen_of(gm.graph))
     placed: dict[fx.Node, fx.Node] = {}
     for node in gm.graph.nodes:
         if changes(node):
@@ -190,7 +194,7 @@ def _in_storage(old: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _run(node: fx.Node) -> Any:
     """What a node gives by the traced values of its operands."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), traced_value)
-    with tracing(None), torch.no_grad(), fake_mode_of(pytree.tree_leaves((args, kwargs))):
+    with tracing(None), torch.no_grad(), fake_mode_of(tree_leaves((args, kwargs))):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -203,4 +207,4 @@ def _first_shown(node: fx.Node, traced: Any) -> Any:
     def like(found: Any, old: Any) -> Any:
         return _in_storage(old, found) if isinstance(found, torch.Tensor) else found
 
-    return pytree.tree_map(like, _run(node), traced)
+    return tree_map(like, _run(node), traced)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
 from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.torch_private import enter_autocast, exit_autocast, set_grad_enabled
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,27 @@ OUTSIDE = Mode()
 def enter_grad_mode(enabled: bool) -> bool:
     """Sets grad mode, and returns what it was."""
     before = torch.is_grad_enabled()
-    torch._C._set_grad_enabled(enabled)
+    set_grad_enabled(enabled)
     return before
 
 
 def exit_grad_mode(before: bool) -> None:
     """Sets grad mode to what :func:`enter_grad_mode` returned."""
-    torch._C._set_grad_enabled(before)
+    set_grad_enabled(before)
 
 
 def is_switch(node: fx.Node) -> bool:
     """Whether a node changes autocast or grad mode, by values known in the graph."""
     if node.op != "call_function" or node.kwargs:
         return False
-    if node.target in (_exit_autocast, exit_grad_mode):
+    if node.target in (exit_autocast, exit_grad_mode):
         (entered,) = node.args
         return isinstance(entered, fx.Node) and is_switch(entered)
     known = not any(isinstance(value, fx.Node) for value in node.args)
     return known and node.target in (
-        _enter_autocast,
+        enter_autocast,
         enter_grad_mode,
-        torch._C._set_grad_enabled,  # Dynamo's, which guards on what is around
+        set_grad_enabled,  # Dynamo's, which guards on what is around
     )
 
 
@@ -93,13 +93,13 @@ def modes_of(graph: fx.Graph) -> tuple[Mapping[fx.Node, Mode], Mode]:
         if not is_switch(node):
             found[node] = mode
             continue
-        if node.target is _enter_autocast:
+        if node.target is enter_autocast:
             device, dtype, enabled, cache = (*node.args, None, True, None)[:4]
             if device not in around:
                 around[device] = now[device] = _current(device)
             before[node] = device, now[device]
             now[device] = Autocast(dtype or now[device].dtype, enabled, cache)
-        elif node.target is _exit_autocast:
+        elif node.target is exit_autocast:
             device, state = before[node.args[0]]
             now[device] = state
         elif node.target is enter_grad_mode:
@@ -144,8 +144,8 @@ class Switches:
             self._entered.append((exit_grad_mode, entered))
         for device, state in mode.autocast:
             arguments = (device, state.dtype, state.enabled, state.cache_enabled)
-            entered = self._graph.call_function(_enter_autocast, arguments)
-            self._entered.append((_exit_autocast, entered))
+            entered = self._graph.call_function(enter_autocast, arguments)
+            self._entered.append((exit_autocast, entered))
         self._mode = mode
 
 

@@ -19,12 +19,20 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.autocast import OUTSIDE, is_switch, modes_of
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
 from torch_getfuse.backend.fx_nodes.targets import resolve, target_of
 from torch_getfuse.backend.fx_nodes.values import STANDS_FOR, is_plain, traced_value
+from torch_getfuse.backend.torch_private import (
+    DropoutBase,
+    OpOverload,
+    OpOverloadPacket,
+    schema_of,
+    storage_key,
+    tree_leaves,
+    unwrapped,
+)
 
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
@@ -51,7 +59,7 @@ _RANDOM_FUNCTIONS = frozenset(
     | {"fractional_max_pool2d_with_indices", "fractional_max_pool3d_with_indices"}
     | {"svd_lowrank", "pca_lowrank", "lobpcg"}
 )
-_RANDOM_MODULES = (torch.nn.modules.dropout._DropoutNd, torch.nn.RReLU, torch.nn.RNNBase)
+_RANDOM_MODULES = (DropoutBase, torch.nn.RReLU, torch.nn.RNNBase)
 
 
 def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
@@ -131,13 +139,6 @@ def results_share(gm: fx.GraphModule) -> bool:
     return False
 
 
-def writers(gm: fx.GraphModule, value: fx.Node) -> list[fx.Node]:
-    """The nodes of ``gm`` that may write to a storage of ``value``, in their order."""
-    storages = _Storages(gm)
-    own = storages.of_all([value])
-    return [node for node in gm.graph.nodes if storages.written(node) & own]
-
-
 def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
     """Value -> positions of the nodes that may write to a storage of it; left out for none."""
     storages = _Storages(gm)
@@ -194,7 +195,7 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
                 return f"writes over {other.name}, which {reads} afterwards"
         if written and (node not in calls or _mutated(node) != node.all_input_nodes[:1]):
             return into
-        told = isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+        told = isinstance(node.target, OpOverload) and schema_of(node.target).is_mutable
         impure = not told and node.is_impure(impure_random=False)
         return "has an effect of its own" if impure and not written else ""
 
@@ -242,7 +243,7 @@ class _Storages:
         for key in ("example_value", "val"):
             if key in node.meta:
                 known = True
-                for value in pytree.tree_leaves(node.meta[key]):
+                for value in tree_leaves(node.meta[key]):
                     if isinstance(value, torch.Tensor):
                         yield storage_of(value)
         yield from map(storage_of, node.meta.get(STANDS_FOR, ()))
@@ -282,9 +283,8 @@ class _Storages:
 
 def storage_of(value: torch.Tensor) -> Hashable:
     """What tensors that may share memory have in common; the same for all that are not plain."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):  # inside of vmap or grad
-        value = torch._C._functorch.get_unwrapped(value)
-    return int(value.untyped_storage()._cdata) if is_plain(value) else _UNKNOWN
+    value = unwrapped(value)
+    return storage_key(value) if is_plain(value) else _UNKNOWN
 
 
 def is_barrier(node: fx.Node) -> bool:
@@ -311,7 +311,7 @@ def changes_mode(gm: fx.GraphModule) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@PerTarget
 def _defaults(target: Any) -> Mapping[str, Any]:
     """Parameters of a function, operator or method in their order, with their defaults.
 
@@ -324,7 +324,7 @@ def _defaults(target: Any) -> Mapping[str, Any]:
         except (TypeError, ValueError):
             pass
     overloads = resolve(target).overloads
-    return {a.name: a.default_value for a in overloads[0]._schema.arguments} if overloads else {}
+    return {a.name: a.default_value for a in schema_of(overloads[0]).arguments} if overloads else {}
 
 
 def _arguments(node: fx.Node) -> Mapping[str, Any]:
@@ -334,7 +334,7 @@ def _arguments(node: fx.Node) -> Mapping[str, Any]:
 
 
 def _nodes_in(value: object) -> list[fx.Node]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, fx.Node)]
 
 
 def _mutated(node: fx.Node) -> list[fx.Node]:
@@ -360,7 +360,7 @@ def _mutated(node: fx.Node) -> list[fx.Node]:
     names = {
         argument.name
         for overload in target.overloads
-        for argument in overload._schema.arguments
+        for argument in schema_of(overload).arguments
         if argument.alias_info is not None and argument.alias_info.is_write
     }
     if _keeps_statistics(target.name) and _in_training(arguments):

@@ -26,6 +26,18 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
+from torch_getfuse.backend.torch_private import (
+    HigherOrderOperator,
+    OpOverload,
+    OpOverloadPacket,
+    nn_functions,
+    plain_pooling,
+    qualified_name,
+    schema_of,
+    variable_functions,
+)
+
 _OPERATORS = {
     "truediv": "div",
     "floordiv": "floor_divide",
@@ -83,14 +95,14 @@ _SAME = {
 }
 _NOT_IN_PLACE = {"requires_grad_"}
 _HOMES: tuple[Any, ...] = (
-    *(torch, F, torch.Tensor, torch._C._VariableFunctions, torch._C._nn),
+    *(torch, F, torch.Tensor, variable_functions(), nn_functions()),
     *(operator, math, builtins),
 )
 """Where functions are that go by a plain name."""
 _TORCH = str(Path(torch.__file__).parent)
 # boolean_dispatch hides the name and the signature of the pooling functions behind "fn".
 _DISPATCHED: dict[Callable[..., Any], tuple[str, Callable[..., Any]]] = {
-    getattr(F, name): (name, getattr(F, f"_{name}"))
+    getattr(F, name): (name, plain_pooling(name))
     for name in (
         "max_pool1d",
         "max_pool2d",
@@ -143,9 +155,9 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
         positional: argument names of builtins and methods, which have no signature, by name.
     """
     target: Any = node.target
-    if isinstance(target, torch._ops.OpOverloadPacket) and len(target.overloads()) == 1:
+    if isinstance(target, OpOverloadPacket) and len(target.overloads()) == 1:
         target = getattr(target, target.overloads()[0])
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _overload(node, target)
     if node.op == "call_method":
         raw = str(target)
@@ -182,9 +194,9 @@ def _first(args: Mapping[str, Any], mutates: bool) -> tuple[str, ...]:
     return tuple(args)[:1] if mutates else ()
 
 
-def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
+def _overload(node: fx.Node, target: OpOverload) -> Invocation:
     """The invocation of an operator that torch or a library has registered."""
-    schema = target._schema
+    schema = schema_of(target)
     names = [_RENAMED.get(argument.name, argument.name) for argument in schema.arguments]
     given = dict(zip(names, node.args, strict=False))
     given.update({_RENAMED.get(key, key): value for key, value in node.kwargs.items()})
@@ -209,11 +221,11 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
     return Invocation(name, _in_order(raw, name, args), writes, overload=True)
 
 
-@functools.lru_cache(maxsize=1024)
+@PerTarget
 def _own_name(target: Any) -> str | None:
     """The name of a function of torch, ``operator``, ``math`` or Python; ``None`` of any other."""
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        space, _, name = target._qualified_op_name.partition("::")
+    if isinstance(target, OpOverloadPacket):
+        space, _, name = qualified_name(target).partition("::")
         return name if space == "aten" else None
     name = str(getattr(target, "__name__", ""))
     # Equal, not identical: a static method of torch._C is another object whenever it is looked up.
@@ -222,9 +234,9 @@ def _own_name(target: Any) -> str | None:
 
 def full_name(target: Any) -> str:
     """How a function, class or operator is called where it is not known by a plain name."""
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return str(target._qualified_op_name)
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, OpOverloadPacket):
+        return str(qualified_name(target))
+    if isinstance(target, HigherOrderOperator):
         return f"higher_order::{target.name()}"
     name = getattr(target, "__qualname__", None) or type(target).__qualname__
     return f"{getattr(target, '__module__', None) or type(target).__module__}.{name}"
@@ -258,7 +270,7 @@ def _places(name: str) -> Mapping[str, int]:
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     places: dict[str, int] = {}
     for overload in packet.overloads() if packet is not None else ():
-        for argument in getattr(packet, overload)._schema.arguments:
+        for argument in schema_of(getattr(packet, overload)).arguments:
             places.setdefault(_RENAMED.get(argument.name, argument.name), len(places))
     return places
 
@@ -270,7 +282,7 @@ def _plain(name: str) -> tuple[str, bool]:
     return _SAME.get(name, name), mutates
 
 
-@functools.lru_cache(maxsize=512)
+@PerTarget
 def _signature(target: Callable[..., Any]) -> inspect.Signature | None:
     if not inspect.isfunction(target):
         return None

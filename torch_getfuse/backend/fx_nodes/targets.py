@@ -6,13 +6,21 @@ although its name ends like those that do. Names count only within torch's own n
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
+
+from torch_getfuse.backend.fx_nodes.per_target import PerTarget
+from torch_getfuse.backend.torch_private import (
+    OperatorBase,
+    OpOverload,
+    OpOverloadPacket,
+    has_kernel,
+    qualified_name,
+    schema_of,
+)
 
 _ROOTS = frozenset({"torch", "_operator", "operator", "builtins", "math", "torch_getfuse"})
 _NAMESPACES = frozenset({"aten", "prims", "prim", "_c10d_functional", "inductor", "profiler"})
@@ -41,19 +49,19 @@ def target_of(node: fx.Node) -> Target:
     return resolve(node.target)
 
 
-@functools.lru_cache(maxsize=4096)
+@PerTarget
 def resolve(target: Any) -> Target:
     """What a target is: a method's name, an operator, a function."""
     if isinstance(target, str):  # a method of tensors
         return Target(target, _aten(target))
     if isinstance(target, OpOverload):
         own = target.namespace in _NAMESPACES
-        return Target(target._schema.name.rpartition("::")[2] if own else "", (target,))
+        return Target(schema_of(target).name.rpartition("::")[2] if own else "", (target,))
     if isinstance(target, OpOverloadPacket):
-        namespace, _, name = target._qualified_op_name.rpartition("::")
+        namespace, _, name = qualified_name(target).rpartition("::")
         return Target(name if namespace in _NAMESPACES else "", _overloads(target))
     root = _module(target).partition(".")[0]
-    if root not in _ROOTS or isinstance(target, torch._ops.OperatorBase):
+    if root not in _ROOTS or isinstance(target, OperatorBase):
         return Target("", (), known=False)
     name = getattr(target, "__name__", "")
     if root != "torch":
@@ -73,7 +81,7 @@ def _aten(name: str) -> tuple[OpOverload, ...]:
     """
     found = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     overloads = _overloads(found) if isinstance(found, OpOverloadPacket) else ()
-    return tuple(one for one in overloads if torch._C._dispatch_has_kernel(one.name()))
+    return tuple(one for one in overloads if has_kernel(one))
 
 
 def _overloads(packet: OpOverloadPacket) -> tuple[OpOverload, ...]:

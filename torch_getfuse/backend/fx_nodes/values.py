@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import optimization_hint
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_getfuse.backend.rules.rule import Stored, TensorInfo
+from torch_getfuse.backend.torch_private import (
+    FakeTensor,
+    is_traceable_wrapper_subclass,
+    keep_source,
+)
 
 _UNKNOWN_SIZE = 64
 """Stands for a size that depends on data; torch's own hint where it has one."""
@@ -54,8 +57,7 @@ def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node])
         placed: where the nodes are that it reads.
     """
     new = graph.node_copy(node, placed.__getitem__)
-    if hasattr(node, "_dynamo_source"):
-        new._dynamo_source = node._dynamo_source
+    keep_source(node, new)
     return new
 
 
@@ -136,22 +138,3 @@ def _unquoted(path: str) -> str:
         elif "\\" in text:
             texts[at] = text.encode("latin-1", "backslashreplace").decode("unicode_escape")
     return "".join(texts)
-
-
-def mark_weight(node: fx.Node) -> None:
-    """Make a placeholder one that :func:`is_dynamo_weight` takes for a weight."""
-    node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
-
-
-def is_dynamo_weight(node: fx.Node) -> bool:
-    """Whether a placeholder of a Dynamo graph is a parameter, a buffer or a module's attribute.
-
-    Private to torch, hence in one place and pinned by a test: ``_dynamo_static_input_type``
-    marks parameters and buffers; the guard source of everything that is reached through a
-    module says so too.
-    """
-    tensor_dict = node.meta.get("tensor_dict") or {}
-    if tensor_dict.get("_dynamo_static_input_type") is not None:
-        return True
-    guard = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
-    return guard is not None and "NN_MODULE" in guard.name

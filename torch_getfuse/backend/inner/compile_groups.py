@@ -10,24 +10,26 @@ import logging
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dynamo.exc import RestartAnalysis
-from torch._guards import tracing
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from torch_getfuse.backend.fx_nodes.effects import input_storages
 from torch_getfuse.backend.fx_nodes.values import has_value, size_hint, traced_value
 from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes
 from torch_getfuse.backend.inner.dynamic.symbols import SizeBinder
-from torch_getfuse.backend.inner.inductor_patches.scatters import sum_scatters
-from torch_getfuse.backend.inner.inductor_patches.strides import mend_strides
+from torch_getfuse.backend.inner.inductor_patches.mended import mended
 from torch_getfuse.backend.inner.layouts import TracedStrides, overlaps_itself
+from torch_getfuse.backend.torch_private import (
+    RestartAnalysis,
+    lookup_backend,
+    tracing,
+    unset_fake_temporarily,
+)
 from torch_getfuse.errors import CaptureError, OptionError, nearest
 from torch_getfuse.options import Options
 
@@ -68,7 +70,7 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
         return inner
     if inner in OWN:
         return None
-    known = [name for name in torch._dynamo.list_backends(None) if name != "getfuse"]
+    known = [name for name in torch.compiler.list_backends(None) if name != "getfuse"]
     if inner not in known:
         # Torch lists backends that fail on purpose, for its own tests.
         others = [name for name in known if name not in OWN and "TESTING_ONLY" not in name]
@@ -77,17 +79,8 @@ def find_inner(inner: str | Callable[..., Any]) -> Callable[..., Any] | None:
             f"{nearest(inner, [*OWN, *others])}; "
             f"known: {', '.join([*OWN, *others])}, or a callable"
         )
-    backend: Callable[..., Any] = torch._dynamo.lookup_backend(inner)
-    return partial(_mended, backend) if inner == "inductor" else backend
-
-
-def _mended(inductor: Callable[..., Any], gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-    """Inductor, less what it gets wrong."""
-    mend_strides()
-    count = sum_scatters(gm)
-    if count:
-        log.info("%d scatters to axes of size one are sums", count)
-    return inductor(gm, example_inputs)
+    backend: Callable[..., Any] = lookup_backend(inner)
+    return partial(mended, backend) if inner == "inductor" else backend
 
 
 def compile_children(split: fx.GraphModule, options: Options) -> list[str]:
@@ -240,12 +233,12 @@ def compile_child(
         compiled = backend(module, inputs)
     if not callable(compiled):
         raise OptionError(
-            f"the inner backend returned a {type(compiled).__name__} for {child._get_name()}; it "
-            "must return a callable, as torch.compile asks of every backend"
+            f"the inner backend returned a {type(compiled).__name__} for {type(child).__name__}; "
+            "it must return a callable, as torch.compile asks of every backend"
         )
     if sizes is not None:
         sizes.ask_around()
-    return CompiledChild(child._get_name(), compiled, bare, strides)
+    return CompiledChild(type(child).__name__, compiled, bare, strides)
 
 
 def _failed(child_name: str, child: fx.GraphModule, inner: str, error: Exception) -> str:

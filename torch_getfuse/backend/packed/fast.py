@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from torch_getfuse.backend.fx_nodes.effects import changes_mode, changes_state, results_share
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, traced_value
@@ -22,6 +21,8 @@ from torch_getfuse.backend.packed.packed_conv import NotFinite
 from torch_getfuse.backend.packed.program import PROOF, Choice, FastProgram
 from torch_getfuse.backend.packed.steps import Step, Unfit, build_steps
 from torch_getfuse.backend.packed.tuning import choose_strips, step_times
+from torch_getfuse.backend.torch_private import FakeTensor, onednn
+from torch_getfuse.errors import UnsupportedTorchError
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,10 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
         raise Unfit("autocast is on")
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:
         raise Unfit("this build of torch has no oneDNN, or it is turned off")
+    try:
+        onednn()
+    except UnsupportedTorchError as error:
+        raise Unfit(str(error)) from error
     if changes_mode(gm):
         raise Unfit("autocast, grad mode or the like change within it")
     if changes_state(gm):

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_getfuse.backend.torch_private import onednn
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -152,11 +154,9 @@ class PackedConv:
         _, _, rows, cols = size = self.shape.input_size
         if self.linear:
             matrix = weight.reshape(weight.shape[0], -1).contiguous()
-            packed = torch.ops.mkldnn._reorder_linear_weight(matrix, rows * cols)
+            packed = onednn().pack_linear(matrix, rows * cols)
         else:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(
-                weight.contiguous(), *self._whole, list(size)
-            )
+            packed = onednn().pack_convolution(weight.contiguous(), *self._whole, list(size))
         return Packed(packed, None if bias is None else bias.contiguous())
 
     def whole(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -174,23 +174,17 @@ class PackedConv:
         if self.linear:
             flat = x.permute(0, 2, 3, 1)
             if other is None:
-                out: Tensor = _linear(flat, weight, bias, *self._post)
+                out: Tensor = onednn().linear(flat, weight, bias, *self._post)
             else:
-                out = _linear_add(flat, other.permute(0, 2, 3, 1), weight, bias, "add")
+                out = onednn().linear_add(flat, other.permute(0, 2, 3, 1), weight, bias, "add")
             return out.permute(0, 3, 1, 2)
         if other is None:
-            found: Tensor = _conv(x, weight, bias, *window, *self._post)
+            found: Tensor = onednn().convolution(x, weight, bias, *window, *self._post)
         else:
-            found = _conv_add(x, other, weight, bias, *window, *self._after_addition)
+            found = onednn().convolution_add(x, other, weight, bias, *window, *self._after_addition)
         return found
 
 
 def all_finite(sums: Sequence[Tensor]) -> bool:
     """Whether sums are finite: no summand of theirs was infinite or NaN then."""
     return not sums or bool(torch.stack(list(sums)).sum().isfinite())
-
-
-_conv = torch.ops.mkldnn._convolution_pointwise.default
-_conv_add = torch.ops.mkldnn._convolution_pointwise.binary
-_linear = torch.ops.mkldnn._linear_pointwise.default
-_linear_add = torch.ops.mkldnn._linear_pointwise.binary

@@ -14,8 +14,6 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch._ops import OpOverloadPacket
-from torch.utils._pytree import tree_map_only
 
 from torch_getfuse.backend.fx_nodes.autocast import is_switch
 from torch_getfuse.backend.fx_nodes.effects import order_edges
@@ -25,6 +23,12 @@ from torch_getfuse.backend.packed.live_conv import LiveConv
 from torch_getfuse.backend.packed.packed_conv import Activation, Affine, ConvShape, PackedConv
 from torch_getfuse.backend.rules.registry import BY_TARGET, positional
 from torch_getfuse.backend.rules.rule import spread
+from torch_getfuse.backend.torch_private import (
+    OpOverloadPacket,
+    schema_of,
+    storage_key,
+    tree_map_only,
+)
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _BY_STRIDES = frozenset({"view", "view_as", "as_strided", "unflatten", "stride", "is_contiguous"})
@@ -344,7 +348,8 @@ class _Builder:
         inputs = tuple(node.all_input_nodes)
         whole: Callable[..., Any] = _Node(self.gm, node)
         call = self.calls.get(node)
-        if call is None or call.name not in BY_TARGET or call.name in _BY_STRIDES:
+        rule = None if call is None else BY_TARGET.get(call.name)
+        if call is None or rule is None or not rule.is_torchs or call.name in _BY_STRIDES:
             if any(map(is_map, inputs)) and (call is None or call.mutates):
                 raise Unfit(f"{node.name} may depend on the strides of what it changes")
             whole = _AsTraced(whole, inputs)
@@ -478,7 +483,7 @@ class _Apart:
 
 def _storages(node: fx.Node) -> set[int]:
     """The storages of a node's traced value."""
-    return {tensor.untyped_storage()._cdata for tensor in flat_tensors(traced_value(node))}
+    return {storage_key(tensor) for tensor in flat_tensors(traced_value(node))}
 
 
 def _may_alias(call: Invocation | None) -> bool:
@@ -486,7 +491,7 @@ def _may_alias(call: Invocation | None) -> bool:
     packet = None if call is None else getattr(torch.ops.aten, call.name, None)
     if not isinstance(packet, OpOverloadPacket):
         return True
-    schemas = [getattr(packet, name)._schema for name in packet.overloads()]
+    schemas = [schema_of(getattr(packet, name)) for name in packet.overloads()]
     return any(
         value.alias_info is not None and not value.alias_info.is_write
         for schema in schemas

@@ -16,6 +16,7 @@ from torch import fx
 
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.backend.torch_private import OpOverload, overload_name, schema_of
 from torch_getfuse.errors import GetfuseError
 
 Values = Mapping[fx.Node, Any]
@@ -83,10 +84,10 @@ def _out_of_place(node: fx.Node) -> Callable[..., Any]:
     target: Any = node.target
     if not normalise(node, positional).mutates:
         return target  # type: ignore[no-any-return]
-    if isinstance(target, torch._ops.OpOverload):
-        space, _, raw = target._schema.name.partition("::")
+    if isinstance(target, OpOverload):
+        space, _, raw = schema_of(target).name.partition("::")
         packet = getattr(getattr(torch.ops, space), raw.removesuffix("_"), None)
-        found = getattr(packet, target._overloadname, None)
+        found = getattr(packet, overload_name(target), None)
     else:
         raw = target.__name__
         if getattr(operator, raw, None) is target:

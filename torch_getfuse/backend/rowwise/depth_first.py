@@ -28,10 +28,13 @@ def check_runnable(plan: PartitionPlan) -> None:
     """Refuse a plan that is not in rows.
 
     Raises:
-        PlanError: for BRR, and for LBDF in another granularity than line.
+        PlanError: for a scheme that does not run by rows, and for another granularity than its
+            rows'.
     """
-    if (plan.scheme, plan.granularity) != ("lbdf", "line"):
-        what = plan.scheme if plan.scheme != "lbdf" else f"lbdf in {plan.granularity} granularity"
+    scheme = plan.make_scheme()
+    if scheme.granularity != scheme.row_granularity:
+        unit = f" in {scheme.granularity} granularity" if scheme.row_granularity else ""
+        what = f"{plan.scheme}{unit}"
         raise PlanError(
             f"the plan is for {what}; depth-first runs row by row: plan with scheme='lbdf', "
             "granularity='line'"

@@ -14,7 +14,7 @@ from torch_getfuse.backend.rowwise.kernels import (
     WholeKernel,
 )
 from torch_getfuse.backend.rules import pointwise
-from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.backend.rules.registry import find_rule, positional
 from torch_getfuse.ir import Op, WindowKind
 
 _BROADCASTS = frozenset(
@@ -42,10 +42,19 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     if not calls:
         raise NoRowKernel(f"{op.name} ({op.kind}) writes into a part of a tensor in place")
     name = normalise(calls[0].node, positional).name
-    site = Site(capture, op, calls[0], calls[1:], name in _BROADCASTS)
+    rule = find_rule(name)
+    model = rule.like if rule is not None and rule.like else name
+    site = Site(capture, op, calls[0], calls[1:], model in _BROADCASTS)
     if capture.samples > 1:
         _refuse_mixing(site, name)
     reads = range(len(op.reads))
+    if rule is not None and not rule.is_torchs:
+        by_number = WindowKind.IDENTITY, WindowKind.WHOLE
+        if any(read.window.kind not in by_number for read in op.reads):
+            raise NoRowKernel(
+                f"{op.name} ({op.kind}) is not torch's own: its rule says what it reads, not how "
+                "to compute it by rows"
+            )
     if any(op.reads[k].window.kind is WindowKind.REDUCE and site.held(k) for k in reads):
         return reduction_kernels.make(site, name)
     spatial = spatial_kernels.make(site, name)

@@ -26,6 +26,7 @@ _RESHAPES = frozenset(
     ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
 ) | {"squeeze", "unsqueeze"}
 _EXPANDS = frozenset(("expand", "expand_as", "broadcast_to"))
+_COMPONENTS = frozenset(("real", "imag"))
 _MOVES = frozenset(("permute", "transpose", "t", "numpy_T", "adjoint", "movedim"))
 
 Step = Callable[[Any, int], Any]
@@ -214,6 +215,9 @@ class _Follower:
         name, args = invocation.name, invocation.args
         source = node.args[0]
         part = name == "getitem" and source not in self.capture.views  # of a split
+        if name in _COMPONENTS:
+            half = make_call(node)
+            return lambda block, rows: half({source: block})  # type: ignore[dict-item]
         if after is not None and after.layout == before.layout and not part:
             return None
         rank = len(before.layout.axes)

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
-from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
 from torch_getfuse.backend.rowwise.group import DepthFirstGroup, strides_of
+from torch_getfuse.backend.torch_private import tree_leaves, unset_fake_temporarily, was_written
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference, relative to the largest value, that rounding explains; else 1e-3."""
@@ -74,7 +73,7 @@ def _reference(group: DepthFirstGroup, like: Sequence[Any]) -> tuple[list[Any], 
             failure = error
             continue
         kept = [
-            value if isinstance(value, torch.Tensor) and not value._version else None
+            value if isinstance(value, torch.Tensor) and not was_written(value) else None
             for value in given
         ]
         found = inputs, kept, expected
@@ -153,7 +152,7 @@ def _copy(value: Any) -> Any:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _finite(tensor: torch.Tensor) -> bool:

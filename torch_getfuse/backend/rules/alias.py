@@ -50,13 +50,11 @@ def _reshape(call: Call) -> Alias | Spec:
 
 
 def _component(call: Call) -> Alias:
-    """``real`` and ``imag``: half of each complex number, which no layout says.
+    """``real`` and ``imag``: half of each complex number, at the same position.
 
     Dynamo keeps no ``x.real`` of an input that is only returned: a view, like ``x.mT``.
     """
-    operand, shape = call.operands[0], call.shape
-    same = call.outputs[0].dtype == operand.info.dtype
-    return Alias(operand, (lambda layout: layout if same else Layout.opaque(shape),))
+    return Alias(call.operands[0], (lambda layout: layout,))
 
 
 def _expand(call: Call) -> Alias:

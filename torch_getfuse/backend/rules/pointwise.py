@@ -201,6 +201,7 @@ _BINARY: dict[str, Callable[..., Any]] = {
     "fmin": torch.fmin,
     "atan2": torch.atan2,
     "hypot": torch.hypot,
+    "complex": lambda x, y: torch.complex(x, y).imag,
     "eq": lambda x, y: (x == y) + x,
     "ne": lambda x, y: (x != y) * x,
     "gt": lambda x, y: (x > y) * x,

@@ -1,12 +1,15 @@
 """All operator rules, and what capture asks them.
 
-One :class:`OpRule` per operator kind; the rules themselves are in ``rules_*.py`` by how they
-read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``global`` (whole axes).
+One :class:`OpRule` per operator kind; the rules themselves stand beside this file, by how they
+read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``; those of
+operators that are not torch's own come by ``custom``.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+import re
 
 from torch_getfuse.backend.rules import alias, pointwise, spatial, whole_axis
 from torch_getfuse.backend.rules.rule import (
@@ -18,6 +21,8 @@ from torch_getfuse.backend.rules.rule import (
     no_rule,
     whole,
 )
+from torch_getfuse.plugins import RULES as RULES_OF_LIBRARIES
+from torch_getfuse.plugins import failed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,7 @@ EXTRA_SAMPLES: dict[str, Sample] = {
 """Variants that a rule's one sample does not reach."""
 
 BY_TARGET: dict[str, OpRule] = {target: rule for rule in RULES for target in rule.targets}
+"""Rule by name of the operator. What :func:`register_rule` adds is among them."""
 
 # Their values do not depend on the tensors they are given, only on shapes and dtypes.
 FACTORIES = frozenset(
@@ -50,6 +56,30 @@ FACTORIES = frozenset(
         ),
     )
 )
+
+
+def find_rule(name: str) -> OpRule | None:
+    """The rule of an operator; the package of a library registers its own when it is asked for.
+
+    Raises:
+        PluginError: where such a package fails to.
+    """
+    if name not in BY_TARGET:
+        library = re.split(r"::|\.", name)[0]
+        if library != name:
+            _register_rules_of(library)
+    return BY_TARGET.get(name)
+
+
+@functools.cache
+def _register_rules_of(library: str) -> None:
+    entry = RULES_OF_LIBRARIES.find(library)
+    if entry is not None:
+        register = RULES_OF_LIBRARIES.load(library)
+        try:
+            register()
+        except Exception as error:  # it is the package's code, which raises what it likes
+            raise failed(entry, error) from error
 
 
 def positional(name: str) -> tuple[str, ...]:
@@ -65,7 +95,7 @@ def apply_rule(call: Call) -> Spec | Alias:
     (``F.pad`` by a buffer), or a form that torch allows and the rule does not foresee. The report
     counts such operators among those without a rule.
     """
-    rule = BY_TARGET.get(call.name)
+    rule = find_rule(call.name)
     if rule is None:
         return no_rule(call)
     try:

@@ -190,15 +190,22 @@ class OpRule:
         kind: the name in ``Op.kind``.
         targets: plain ATen names that it answers to (see ``normalise``).
         rule: from a call to its windows.
-        sample: for the conformance test.
+        sample: for the conformance test; ``None`` of an operator that is not torch's own.
         params: names of positional arguments of builtins and methods.
+        like: the operator of torch that it reads like, if it is not torch's own.
     """
 
     kind: str
     targets: tuple[str, ...]
     rule: RuleFunction
-    sample: Sample
-    params: tuple[str, ...] = field(default=("input", "other"))
+    sample: Sample | None
+    params: tuple[str, ...] = ("input", "other")
+    like: str = ""
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether it is of an operator of torch, of which more is known than how it reads."""
+        return self.sample is not None
 
 
 class Run(nn.Module):

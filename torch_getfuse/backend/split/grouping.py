@@ -11,6 +11,7 @@ from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.capture.graph_values import CoreCall
 from torch_getfuse.backend.fx_nodes.effects import written_at
 from torch_getfuse.backend.split.submodules import split_graph_module
+from torch_getfuse.backend.torch_private import codegen_of, keep_source
 from torch_getfuse.partition.plan import PartitionPlan
 
 
@@ -48,14 +49,13 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     """
     gm = capture.graph_module
     graph = fx.Graph()
-    graph.set_codegen(copy.copy(gm.graph._codegen))  # how an exported program is called
+    graph.set_codegen(copy.copy(codegen_of(gm.graph)))  # how an exported program is called
     placed: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(gm.graph, placed)
     graph.output(output)
     copied = fx.GraphModule(gm, graph)
     for node, new in placed.items():
-        if hasattr(node, "_dynamo_source"):
-            new._dynamo_source = node._dynamo_source
+        keep_source(node, new)
     capture = capture.moved(copied, placed)
     owner = {op: child for child, ops in _children(plan).items() for op in ops}
     views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)

@@ -16,6 +16,7 @@ from torch import fx
 
 from torch_getfuse.backend.fx_nodes.effects import input_storages
 from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.torch_private import is_traced
 
 
 def apart_or_unplanned(
@@ -64,7 +65,7 @@ def _overlap(
             last, ``None`` where sizes may change.
         written: the numbers of the storages that are written.
     """
-    if torch._C._len_torch_dispatch_stack():
+    if is_traced():
         return False  # traced again: there is no memory to look at
     spans = []
     for position, storage, extent in inputs:

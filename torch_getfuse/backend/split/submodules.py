@@ -22,6 +22,7 @@ from torch_getfuse import ordering
 from torch_getfuse.backend.fx_nodes.autocast import OUTSIDE, Mode, Switches, is_switch, modes_of
 from torch_getfuse.backend.fx_nodes.effects import attribute, is_barrier, order_edges
 from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.torch_private import codegen_of, keep_source
 from torch_getfuse.errors import PlanError
 
 
@@ -238,7 +239,7 @@ def _describe_cycle(
 def _build(gm: fx.GraphModule, blocks: Sequence[_Block], names: Sequence[str]) -> fx.GraphModule:
     modes, last = modes_of(gm.graph)
     root = _GraphCopy()
-    root.graph.set_codegen(copy.copy(gm.graph._codegen))
+    root.graph.set_codegen(copy.copy(codegen_of(gm.graph)))
     for node in gm.graph.nodes:
         if node.op == "placeholder":
             root.add(node)
@@ -331,7 +332,5 @@ class _GraphCopy:
         self._keep(node, new)
 
     def _keep(self, node: fx.Node, new: fx.Node) -> None:
-        # Dynamo hangs the source of an input (and with it a parameter's name) on the node.
-        if hasattr(node, "_dynamo_source"):
-            new._dynamo_source = node._dynamo_source
+        keep_source(node, new)
         self.env[node] = new

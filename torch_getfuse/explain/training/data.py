@@ -45,8 +45,10 @@ TABLE_1: Mapping[str, int] = {
 }
 """Fusion groups per network in the paper's Table I; ours are proportional."""
 
-NOT_BRR = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b3")
-"""Squeeze-and-Excite inside a group has no rate in BRR, so the paper leaves these out."""
+LEFT_OUT = {
+    "brr": ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b3")
+}
+"""Networks that the paper leaves out: in BRR, Squeeze-and-Excite inside a group has no rate."""
 
 UNSEEN = (
     "resnet50",
@@ -129,9 +131,8 @@ def requests(
         seed: seed of the whole data set.
         synthetic: random networks, which together add half as many groups.
     """
-    chosen = {
-        name: count for name, count in TABLE_1.items() if not (scheme == "brr" and name in NOT_BRR)
-    }
+    apart = LEFT_OUT.get(scheme, ())
+    chosen = {name: count for name, count in TABLE_1.items() if name not in apart}
     scale = groups / sum(chosen.values())
     shards = [
         ShardRequest(

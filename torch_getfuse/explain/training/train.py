@@ -22,6 +22,7 @@ import torch
 from torch_geometric.utils import get_embeddings
 from tqdm import tqdm
 
+from torch_getfuse import plugins
 from torch_getfuse.explain import rg_explainer
 from torch_getfuse.explain.dataset import Batch, PackedGroups
 from torch_getfuse.explain.explainers import INVALID, make_explainer, make_pg, save_explainer
@@ -32,7 +33,7 @@ from torch_getfuse.explain.training.data import GROUPS, SYNTHETIC, build
 from torch_getfuse.explain.validity import FitOptions, Scores, ValidityModel, evaluate, fit
 from torch_getfuse.explain.validity import save_model as save_validity
 from torch_getfuse.partition.cost.lbdf.model import GRANULARITIES
-from torch_getfuse.partition.cost.registry import SCHEMES
+from torch_getfuse.partition.cost.registry import SCHEMES, effective_granularity
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def train(
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
-    granularity = granularity if scheme == "lbdf" else "line"
+    granularity = effective_granularity(scheme, granularity)
     folder = WEIGHTS if output is None else Path(output)
     packed, fingerprint = build(
         scheme, granularity, Path(data), groups, seed, jobs, progress, synthetic
@@ -108,7 +109,7 @@ def train(
     model = fit(packed, options, checkpoint, progress)
     test = packed.part("test")
     found = evaluate(model, packed, test)
-    fusable = evaluate(model, packed, test[packed.fits_alone(scheme == "lbdf")[test]])
+    fusable = evaluate(model, packed, test[packed.fits_alone(_holds_weights(scheme))[test]])
     path = weights_path("validity", scheme, granularity, folder)
     save_validity(model, path, scheme, granularity, fingerprint, found)
     files = [path]
@@ -131,10 +132,16 @@ def train(
 def explained_samples(data: PackedGroups, scheme: str, count: int, seed: int) -> Ints:
     """Invalid samples of the training part, like those that a search explains."""
     sizes = data.group_sizes()
-    wanted = ~data.labels & data.fits_alone(scheme == "lbdf") & (sizes > 2) & (sizes <= _LARGEST)
+    wanted = (
+        ~data.labels & data.fits_alone(_holds_weights(scheme)) & (sizes > 2) & (sizes <= _LARGEST)
+    )
     train_part = data.part("train")
     candidates = train_part[wanted[train_part]]
     return np.random.default_rng(seed).permutation(candidates)[:count]
+
+
+def _holds_weights(scheme: str) -> bool:
+    return bool(plugins.fact(plugins.SCHEMES.load(scheme), "holds_weights", False))
 
 
 def train_pg(

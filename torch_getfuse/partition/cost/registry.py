@@ -1,26 +1,64 @@
-"""The cost models by name."""
+"""The cost models by name, or as what makes one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch_getfuse import plugins
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost.brr.model import Brr
-from torch_getfuse.partition.cost.lbdf.model import Lbdf
-from torch_getfuse.partition.cost.scheme import FusionScheme
+from torch_getfuse.partition.cost.scheme import NO_CHOICE, FusionScheme
 
-SCHEMES = ("lbdf", "brr")
+SCHEMES = plugins.SCHEMES.built_in
+
+SchemeLike = str | Callable[..., FusionScheme]
+"""A name, or what makes a cost model of a graph: a :class:`FusionScheme` class, a function."""
 
 
 def make_scheme(
-    name: str, graph: OpGraph, granularity: str, activation_bytes: int, weight_bytes: int | None
+    scheme: SchemeLike,
+    graph: OpGraph,
+    granularity: str,
+    activation_bytes: int,
+    weight_bytes: int | None,
 ) -> FusionScheme:
-    """The cost model ``name`` of a graph; ``granularity`` is LBDF's.
+    """The cost model of a graph.
+
+    Args:
+        scheme: a name, or called as ``scheme(graph, activation_bytes=, weight_bytes=)``, with
+            ``granularity=`` where it has ``granularities``.
+        granularity: unit of the streams; of no account where the scheme has no choice.
 
     Raises:
-        OptionError: for an unknown name.
+        OptionError: for an unknown name or granularity, or where no :class:`FusionScheme` comes
+            of it.
+        PluginError: where a package's cost model cannot be loaded.
     """
-    if name == "lbdf":
-        return Lbdf(graph, granularity, activation_bytes, weight_bytes)
-    if name == "brr":
-        return Brr(graph, activation_bytes, weight_bytes)
-    raise OptionError(f"scheme={name!r} is not one of {SCHEMES}{nearest(name, SCHEMES)}")
+    make = plugins.SCHEMES.load(scheme)
+    unit = effective_granularity(scheme, granularity)
+    chosen = {"granularity": unit} if plugins.fact(make, "granularities", ()) else {}
+    found = make(graph, activation_bytes=activation_bytes, weight_bytes=weight_bytes, **chosen)
+    if not isinstance(found, FusionScheme):
+        raise OptionError(
+            f"scheme={plugins.name_of(scheme)} makes a {type(found).__name__} of a graph; it must "
+            "make a torch_getfuse.FusionScheme"
+        )
+    found.name = plugins.name_of(scheme)
+    return found
+
+
+def effective_granularity(scheme: SchemeLike, granularity: str) -> str:
+    """The granularity that counts: plans of a scheme without a choice compare equal.
+
+    Raises:
+        OptionError: for one that the scheme has not.
+    """
+    known = plugins.fact(plugins.SCHEMES.load(scheme), "granularities", ())
+    if not known:
+        return NO_CHOICE
+    if granularity not in known:
+        raise OptionError(
+            f"granularity={granularity!r} is not one of {', '.join(map(repr, known))}, which "
+            f"scheme {plugins.name_of(scheme)!r} has{nearest(str(granularity), known)}"
+        )
+    return granularity

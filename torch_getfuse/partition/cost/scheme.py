@@ -1,16 +1,17 @@
 """What a fusion group costs: named terms, DRAM access, and the memo that searches ask.
 
-A :class:`FusionScheme` is a cost model of one graph (LBDF, BRR). It answers with two integers
-per group, ``F_b`` (buffer bytes) and ``F_D`` (DRAM bytes), and on request with the named terms
-that add up to them. Searches never call a scheme directly: an :class:`Evaluator` holds the
-buffer size and remembers every group.
+A :class:`FusionScheme` is a cost model of one graph (LBDF, BRR, or one of a user's own). It answers
+with two integers per group, ``F_b`` (buffer bytes) and ``F_D`` (DRAM bytes), and on request with
+the named terms that add up to them. Searches never call a scheme directly: an :class:`Evaluator`
+holds the buffer size and remembers every group.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import bits
@@ -22,11 +23,8 @@ _LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
 _QUESTION, _DRAM = 4, 4
 """Steps that a question counts, and each operator whose traffic is added up."""
 
-_RATES = {"lbdf": (14, 4, 0, 0), "brr": (3, 4, 5, 3)}
-"""Steps that an operator counts, by scheme: in :meth:`FusionScheme.buffer` (BRR's is mostly known
-once ``hopeless`` was asked); in ``hopeless`` as one that joins, and as one of the group, if that is
-new and if a part of it is known."""
-_DEAREST = 14, 4, 10, 10  # of a scheme that is not known
+NO_CHOICE = "line"
+"""The granularity that is recorded of a scheme that has no choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,58 +62,110 @@ class Dram(NamedTuple):
         return self.read + self.write + self.weight
 
 
-class FusionScheme(Protocol):
-    """A buffer-aware cost model of one graph."""
+class Steps(NamedTuple):
+    """What a question counts as work, for each operator of the group (``partition/work.py``).
 
-    @property
-    def name(self) -> str:
-        """``"lbdf"`` or ``"brr"``."""
-        ...
+    Attributes:
+        buffer: in :meth:`FusionScheme.buffer`.
+        joining: in :meth:`FusionScheme.hopeless`, of those that joined the part.
+        whole: there, of all operators, if no part of the group is known.
+        grown: there, of all operators, if one is.
+    """
 
-    @property
-    def additive(self) -> bool:
-        """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
+    buffer: int
+    joining: int
+    whole: int
+    grown: int
 
-        That is: the bytes of each distinct tensor that it reads from outside, and of each that it
-        produces and that is needed outside, at :attr:`activation_bytes` an element, and its
-        :attr:`weights`, :meth:`passes` times. The exact searches and every
-        lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
-        it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
-        proved of them.
-        """
-        ...
 
-    @property
-    def merges_in_place(self) -> bool:
-        """Whether some optimum keeps an operator that writes over its input with its producer."""
-        ...
+class FusionScheme(ABC):
+    """A buffer-aware cost model of one graph: subclass it for one of your own.
 
-    @property
-    def graph(self) -> OpGraph:
-        """The graph whose groups it prices."""
-        ...
+    :meth:`buffer` is all that a subclass has to give; :meth:`dram` is right for schemes that move
+    what crosses a group's border once and read its weights :meth:`passes` times. The flags say
+    what the planner may rely on. None is promised at first: what a scheme does not promise is not
+    used, and a stage of the plan says so. ``docs/extending/cost-model.md`` has an example.
 
-    @property
-    def activation_bytes(self) -> int:
-        """Bytes of one element of a feature map."""
-        ...
+    A set of operators is a bit mask over ``graph.ops`` (:func:`~torch_getfuse.bits`). All sizes
+    are integer bytes per sample. Answers must depend on the arguments alone, for they are
+    remembered.
 
-    @property
-    def weight_bytes(self) -> int | None:
-        """Bytes of one weight element; ``None``: each is priced at the width it is stored in."""
-        ...
+    Args:
+        graph: whose groups it prices.
+        activation_bytes: of one element of a feature map.
+        weight_bytes: of one weight element; ``None``: each at the width that it is stored in.
 
-    @property
-    def weights(self) -> Sequence[int]:
-        """Bytes of the weights of each operator (:func:`weights_of`)."""
-        ...
+    A scheme with :attr:`granularities` takes the keyword ``granularity`` as well.
 
+    Attributes:
+        name: what people type, and what plan files say; without it, that of the class.
+        granularities: units in which it can stream, the default first; empty: it has no choice.
+        additive: ``F_D`` of a group is a sum over tensors and weights, whatever else it holds: the
+            bytes of each distinct tensor that it reads from outside, and of each that it produces
+            and that is needed outside, at :attr:`activation_bytes` an element, and its
+            :attr:`weights`, :meth:`passes` times. The exact searches and every lower bound add
+            traffic up so and never ask :meth:`dram`; what they believe is compared with it when a
+            plan is recorded. Where this is ``False``, plans are searched but nothing is proved of
+            them.
+        monotone: a group that grows downstream never needs less buffer. Then a group that does not
+            fit is given up with all that contain it.
+        merges_in_place: some optimum keeps an operator that writes over its input with its
+            producer, so that they are moved as one.
+        lends_in_place: it does not, but the group that the operator leaves keeps its cost.
+        holds_weights: the weights of a group stay on chip.
+        has_predictor: weights of a validity predictor and of explainers that ask it come with this
+            package.
+        has_cover: the program for graphs that are too wide for the exact search can price its
+            groups (``partition/wide``).
+        row_granularity: the granularity in which the depth-first executor runs its plans
+            (``docs/depth-first.md``); ``None``: in none.
+        steps: what questions count as work.
+        granularity: the unit of this one's streams.
+        weights: bytes of the weights of each operator (:func:`weights_of`).
+    """
+
+    name: str
+    granularities: ClassVar[tuple[str, ...]] = ()
+    additive: ClassVar[bool] = False
+    monotone: ClassVar[bool] = False
+    merges_in_place: ClassVar[bool] = False
+    lends_in_place: ClassVar[bool] = False
+    holds_weights: ClassVar[bool] = False
+    has_predictor: ClassVar[bool] = False
+    has_cover: ClassVar[bool] = False
+    row_granularity: ClassVar[str | None] = None
+    steps: ClassVar[Steps] = Steps(14, 4, 10, 10)
+
+    graph: OpGraph
+    activation_bytes: int
+    weight_bytes: int | None
+    weights: Sequence[int]
+    granularity: str = NO_CHOICE
+
+    def __init__(
+        self, graph: OpGraph, activation_bytes: int = 1, weight_bytes: int | None = 1
+    ) -> None:
+        self.graph = graph
+        self.activation_bytes = activation_bytes
+        self.weight_bytes = weight_bytes
+        self.weights = weights_of(graph, weight_bytes)
+
+    @abstractmethod
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` where the scheme is not defined for the group.
 
-        A scheme may choose between several ways to run the group by the buffer it is given.
+        A scheme may choose between several ways to run the group by the buffer it is given. A
+        group is valid if ``F_b < buffer_bytes``, strictly.
         """
-        ...
+
+    def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
+        """The terms that add up to :meth:`buffer`, for reports; empty where that is ``None``.
+
+        Without a subclass's own: one for the whole group.
+        """
+        need = self.buffer(mask, buffer_bytes)
+        first = self.graph.ops[(mask & -mask).bit_length() - 1].name
+        return () if need is None else (CostTerm("buffer", f"from {first} on", need, 1),)
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
         """Whether ``F_b >= B`` is certain for every group that contains ``mask`` and, of the
@@ -123,30 +173,36 @@ class FusionScheme(Protocol):
 
         ``part``: convex, and no member of it depends on one outside it. If this was asked of it
         before, the answer is found from what joined it; it is the same either way.
+
+        Without a subclass's own: whether ``mask`` itself does not fit, if the scheme is
+        :attr:`monotone`; else nothing is certain.
         """
-        ...
+        if not self.monotone:
+            return False
+        need = self.buffer(mask, buffer_bytes)
+        return need is None or need >= buffer_bytes
 
     def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
-        """How often a valid group reads its weights.
+        """How often a valid group reads its weights; once without a subclass's own.
 
         ``least``: the fewest of all ways to run it, not of the one that the scheme chooses.
         """
-        ...
+        return 1
 
     def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
         """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
 
         ``part``: as there.
         """
-        ...
+        return 1
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
-        """``F_D`` of a valid group."""
-        ...
+        """``F_D`` of a valid group.
 
-    def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
-        """The terms that add up to :meth:`buffer`."""
-        ...
+        Without a subclass's own: what crosses its border once, weights :meth:`passes` times.
+        """
+        read, write, weight = once(self, mask)
+        return Dram(read, write, weight * self.passes(mask, buffer_bytes))
 
 
 def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
@@ -246,7 +302,7 @@ class Evaluator:
     def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
         self.scheme = scheme
         self.work = work or Work()
-        self._each, *self._floor = _RATES.get(scheme.name, _DEAREST)
+        self._each, *self._floor = scheme.steps
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}

@@ -35,12 +35,18 @@ RULES = ("least_traffic", "most_operators")
 
 
 class EdgeRanker(Protocol):
-    """Explains why a group is invalid, by edges."""
+    """Explains why a group is invalid, by edges.
+
+    ``explainer=`` takes what makes one, called as ``explainer(problem, seed)``: a class with this
+    method, or a function that returns one. It may have an attribute ``steps``, what an answer
+    counts as work (``partition/work.py``), beside what counts by the size of the group.
+    """
 
     def __call__(self, group: int) -> list[tuple[Edge, float]]:
         """Solution edges inside a group (producer, consumer) with their scores, best first.
 
-        The answer for a group must not depend on what was asked before: it is remembered.
+        ``group`` is a bit mask over ``graph.ops``, and an edge a pair of positions in it. The
+        answer for a group must not depend on what was asked before: it is remembered.
         """
         ...
 
@@ -81,6 +87,16 @@ def random_edges(graph: OpGraph, share: float = RANDOM_SHARE, seed: int = 0) -> 
         return sorted(scored, key=lambda entry: -entry[1])
 
     return rank
+
+
+def all_ranker(problem: FusionProblem, seed: int) -> EdgeRanker:
+    """``explainer="all"``."""
+    return all_edges(problem.graph)
+
+
+def random_ranker(problem: FusionProblem, seed: int) -> EdgeRanker:
+    """``explainer="random"``."""
+    return random_edges(problem.graph, seed=seed)
 
 
 class RecursiveSplit:

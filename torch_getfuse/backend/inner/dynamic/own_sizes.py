@@ -18,17 +18,25 @@ from typing import Any
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._dynamo.symbolic_convert import TensorifyState
-from torch._dynamo.utils import preserve_rng_state
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
-from torch.utils._sympy.functions import FloorDiv, Max, Mod
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.values import is_plain, size_hint, traced_value
+from torch_getfuse.backend.torch_private import (
+    ConstantSource,
+    FakeTensor,
+    FakeTensorMode,
+    FloorDiv,
+    Max,
+    Mod,
+    SymT,
+    TensorifyState,
+    enable_python_dispatcher,
+    is_view,
+    preserve_rng_state,
+    storage_key,
+    symbol_is_type,
+)
 from torch_getfuse.errors import CaptureError
 
 
@@ -44,11 +52,6 @@ def _sizes(values: Iterable[Any]) -> Iterator[torch.SymInt]:
 
 def _inputs(child: fx.GraphModule) -> list[Any]:
     return [traced_value(node) for node in child.graph.find_nodes(op="placeholder")]
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
 
 
 def may_own_sizes(child: fx.GraphModule) -> bool:
@@ -70,7 +73,7 @@ def may_own_sizes(child: fx.GraphModule) -> bool:
     tensors = [value for value in values if not isinstance(value, (int, torch.SymInt))]
     if not all(isinstance(tensor, FakeTensor) and is_plain(tensor) for tensor in tensors):
         return False
-    kinds = {(_storage(tensor), tensor.dtype) for tensor in tensors}
+    kinds = {(storage_key(tensor), tensor.dtype) for tensor in tensors}
     if len(kinds) > len({storage for storage, _ in kinds}):
         return False  # one storage read in two ways
     return not any(
@@ -202,18 +205,18 @@ class OwnSizes:
         """
         values = _inputs(child)
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        uses = Counter(_storage(tensor) for tensor in tensors)
+        uses = Counter(storage_key(tensor) for tensor in tensors)
         bases: dict[int, torch.Tensor] = {}
         with self._mode, torch.no_grad():
             for tensor in tensors:
-                if tensor._is_view() or uses[_storage(tensor)] > 1:
+                if is_view(tensor) or uses[storage_key(tensor)] > 1:
                     length = self._size(tensor.untyped_storage().nbytes())
                     base = torch.empty(
                         length // tensor.dtype.itemsize, dtype=tensor.dtype, device=tensor.device
                     )
-                    bases.setdefault(_storage(tensor), base)
+                    bases.setdefault(storage_key(tensor), base)
             return [
-                self._tensor(value, bases.get(_storage(value)))
+                self._tensor(value, bases.get(storage_key(value)))
                 if isinstance(value, torch.Tensor)
                 else self._size(value)
                 for value in values

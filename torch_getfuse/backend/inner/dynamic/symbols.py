@@ -16,11 +16,10 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv, free_symbols
-from torch.utils import _pytree as pytree
-from torch.utils._sympy.printers import PythonPrinter
 
 from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes, may_own_sizes
+from torch_getfuse.backend.torch_private import PythonPrinter, tree_leaves
 
 
 class SizeBinder:
@@ -132,7 +131,7 @@ def bare_symbols(value: Any) -> dict[sympy.Symbol, int | None]:
 def _free(value: Any) -> set[sympy.Symbol]:
     """All symbols in the sizes and strides of a value."""
     found: set[sympy.Symbol] = set()
-    for leaf in pytree.tree_leaves(value):
+    for leaf in tree_leaves(value):
         if isinstance(leaf, (torch.Tensor, torch.SymInt)):
             found |= set(free_symbols(leaf))
     return found

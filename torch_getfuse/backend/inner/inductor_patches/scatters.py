@@ -15,8 +15,9 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.fx_nodes.values import has_value, traced_value
+from torch_getfuse.backend.torch_private import unsafe_index_put
 
-_SCATTERS = (torch.ops.aten.index_put.default, torch.ops.aten._unsafe_index_put.default)
+_SCATTERS = (torch.ops.aten.index_put.default, unsafe_index_put)
 
 
 def sum_scatters(gm: fx.GraphModule) -> int:

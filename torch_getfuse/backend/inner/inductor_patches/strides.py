@@ -18,48 +18,37 @@ from collections.abc import Callable
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
-from torch.utils._sympy.functions import Mod
+
+from torch_getfuse.backend.inner.inductor_patches.replaced import Replacement
+from torch_getfuse.backend.torch_private import (
+    SIMPLIFIED_INDEX,
+    STRIDE_AT,
+    STRIDE_COMPARISON,
+    Mod,
+    inductor_knows,
+)
 
 _SUMS = (sympy.Add, sympy.Mul)
 
 
-def mend_strides() -> None:
-    """From now on inductor answers the first where it would fail, and the second at once.
+def _comparison(original: Callable[..., Any]) -> Callable[..., bool]:
+    """``original(left, right)``, answered where it would fail."""
 
-    For the whole process, because inductor compiles backward graphs when nobody of ours is near.
-    Its answers are the same otherwise.
-    """
-    from torch._inductor import ir, sizevars  # seconds; only where inductor is about to compile
-
-    _replace(ir.Layout, "_stride_expr_ge_or_false", lambda old: staticmethod(_told(old)))
-    _replace(sizevars, "stride_at", lambda old: _along_loops(old, (sympy.Basic,)))
-    # What divides the variable decides here, by what it is a multiple of.
-    _replace(sizevars, "simplify_index_in_vec_range", lambda old: _along_loops(old, _SUMS))
-
-
-def _replace(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    if original.__module__ != __name__:
-        setattr(owner, name, make(original))
-
-
-def _told(original: Any) -> Any:
-    from torch._inductor.virtualized import V
-
-    def _stride_expr_ge_or_false(left: Any, right: Any) -> bool:
+    def stride_expr_ge_or_false(left: Any, right: Any) -> bool:
         symbolic = all(isinstance(one, sympy.Expr) for one in (left, right)) and right != 0
         powers = sympy.Mod(left, right).atoms(sympy.Pow) if symbolic else ()
         if not any(power.exp.is_negative for power in powers):
             return bool(original(left, right))
-        known: Callable[[Any], bool] = V.graph.sizevars.guard_or_false
-        if known(sympy.Eq(right, 0)):
+        if inductor_knows(sympy.Eq(right, 0)):
             return True
-        if known(sympy.Eq(left, 0)):
+        if inductor_knows(sympy.Eq(left, 0)):
             return False
         # Unlike %, torch's own Mod is not taken apart by sympy.
-        return known(sympy.Ge(left, right)) or known(sympy.Eq(Mod(left, right), 0))
+        return inductor_knows(sympy.Ge(left, right)) or inductor_knows(
+            sympy.Eq(Mod(left, right), 0)
+        )
 
-    return _stride_expr_ge_or_false
+    return stride_expr_ge_or_false
 
 
 def _along_loops(original: Any, kinds: tuple[Any, ...]) -> Any:
@@ -101,3 +90,12 @@ def _shortened(
         parts = [part for part in parts if part.is_Number or part.has(variable)]
         parts += [expression.func(*constant)] if constant else []
     return expression.func(*(_shortened(part, variable, kinds, constants) for part in parts))
+
+
+STRIDES = (
+    Replacement(STRIDE_COMPARISON, _comparison),
+    Replacement(STRIDE_AT, lambda original: _along_loops(original, (sympy.Basic,))),
+    # What divides the variable decides here, by what it is a multiple of.
+    Replacement(SIMPLIFIED_INDEX, lambda original: _along_loops(original, _SUMS)),
+)
+"""Answers that are inductor's own, except where it fails; the last two come at once."""

@@ -32,7 +32,15 @@ from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
 from torch_getfuse.partition.cost.brr.rows import Demand, Rows
-from torch_getfuse.partition.cost.scheme import CostTerm, Dram, boundary, remember, weights_of
+from torch_getfuse.partition.cost.scheme import (
+    CostTerm,
+    Dram,
+    FusionScheme,
+    Steps,
+    boundary,
+    remember,
+    weights_of,
+)
 from torch_getfuse.partition.node_set import bits, mask_of
 
 KAPPA = 32
@@ -107,7 +115,7 @@ class _Makeup(NamedTuple):
 _NOTHING = _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)
 
 
-class Brr:
+class Brr(FusionScheme):
     """The BRR cost model of one graph.
 
     Args:
@@ -121,6 +129,9 @@ class Brr:
     # A group that starts with such an operator holds its rows whichever way it alternates, so the
     # rule that picks a start may pick another one, and the weights may be read less often.
     merges_in_place = False
+    lends_in_place = True
+    has_predictor = True
+    steps = Steps(3, 4, 5, 3)  # the buffer is mostly known once ``hopeless`` was asked
 
     def __init__(
         self,

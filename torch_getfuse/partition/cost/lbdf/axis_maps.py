@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,6 +157,7 @@ class Edge:
     __slots__ = (
         "_cols_in",
         "_cols_out",
+        "_widest",
         "cols",
         "expands",
         "holds",
@@ -174,6 +174,7 @@ class Edge:
         self.holds = holds
         self._cols_in = cols.size_in if cols else 1
         self._cols_out = cols.size_out if cols else 1
+        self._widest: dict[int, int] = {}
         self.units_in = rows.size_in * self._cols_in
         self.units_out = rows.size_out * self._cols_out
         axes = [axis for axis in (rows, cols) if axis is not None]
@@ -278,22 +279,22 @@ class Edge:
         """Peak of live input units if this were the only consumer and wrote ``final`` units."""
         if not self.holds:
             return 1
-        return _widest(self.rows, self.cols, final)
+        found = self._widest.get(final)
+        if found is None:
+            found = self._widest[final] = self._work_out_widest(final)
+        return found
 
-
-@lru_cache(maxsize=65536)
-def _widest(rows: AxisMap, cols: AxisMap | None, final: int) -> int:
-    edge = Edge(rows, cols, True)
-    margin = _margin(rows)
-    row_set = sample_positions(rows.size_out, margin, rows.period)
-    if cols is None:
-        counts = row_set
-    else:
-        col_set = sample_positions(cols.size_out, _margin(cols), cols.period)
-        counts = [row * cols.size_out + col for row in row_set for col in col_set]
-        # Where the last unit lies inside a row, what is held may grow up to it.
-        counts += range(max(0, final - len(col_set)), final)
-    return max((edge.needed(n + 1) - edge.released(n) for n in counts if n < final), default=0)
+    def _work_out_widest(self, final: int) -> int:
+        rows, cols = self.rows, self.cols
+        counts = np.array(sample_positions(rows.size_out, _margin(rows), rows.period))
+        if cols is not None:
+            some = np.array(sample_positions(cols.size_out, _margin(cols), cols.period))
+            grid = (counts[:, None] * cols.size_out + some).ravel()
+            # Where the last unit lies inside a row, what is held may grow up to it.
+            counts = np.concatenate([grid, np.arange(max(0, final - len(some)), final)])
+        counts = counts[counts < final]
+        held = self.needed_all(counts + 1) - self.released_all(counts)
+        return int(held.max()) if held.size else 0
 
 
 def _margin(axis: AxisMap) -> int:

@@ -21,14 +21,21 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, make_edge
 from torch_getfuse.partition.cost.lbdf.branch_lag import Clock, Path, Region, join
-from torch_getfuse.partition.cost.lbdf.branch_peak import fan_peak
-from torch_getfuse.partition.cost.scheme import CostTerm, Dram, remember, weights_of
+from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
+from torch_getfuse.partition.cost.scheme import (
+    CostTerm,
+    Dram,
+    FusionScheme,
+    Steps,
+    remember,
+    weights_of,
+)
 from torch_getfuse.partition.node_set import bits, descendants
 
 GRANULARITIES = ("line", "pixel")
 
 
-class Lbdf:
+class Lbdf(FusionScheme):
     """The LBDF cost model of one graph.
 
     Args:
@@ -46,8 +53,14 @@ class Lbdf:
     """
 
     name = "lbdf"
+    granularities = GRANULARITIES
     additive = True
     merges_in_place = True
+    holds_weights = True
+    has_predictor = True
+    has_cover = True
+    row_granularity = "line"
+    steps = Steps(14, 4, 0, 0)
 
     def __init__(
         self,
@@ -101,6 +114,7 @@ class Lbdf:
         self._least_units: list[dict[int, int]] = [{} for _ in self._units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
+        self._fans = FanTables()
 
     def _prepare(self) -> None:
         """Per edge: the peak as the only consumer, and a lower bound of it in any group."""
@@ -318,7 +332,7 @@ class Lbdf:
         if found is None:
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
-                peak = fan_peak(region)
+                peak = self._fans.peak(region)
                 self._peaks[region] = region.peak() if peak is None else peak
             found = self._lags[key] = self._peaks[region]
         return found
