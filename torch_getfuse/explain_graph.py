@@ -62,12 +62,12 @@ def explain_graph(
     """
     scheme = scheme_of(graph, options)
     if explainers is None:
-        own = () if options.explainer is None else (options.explainer,)
-        explainers = DEFAULT if scheme.has_predictor else own
+        default = () if options.explainer is None else (options.explainer,)
+        explainers = DEFAULT if scheme.has_predictor else default
     check_explainers(explainers)
     problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
-    asked = problem.fusable if operators is None else _named(graph, operators)
-    if not asked:
+    requested = problem.fusable if operators is None else _named(graph, operators)
+    if not requested:
         size, index = options.buffer_bytes, range(len(graph))
         needs = [smallest_buffer(scheme, 1 << i, size) for i in index]
         known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
@@ -76,10 +76,10 @@ def explain_graph(
             "no operator fits the buffer alone; name one in operators= to see why, or raise "
             f"buffer={least}"
         )
-    group = asked if operators is None else _group_of(problem, asked)
+    group = requested if operators is None else _group_of(problem, requested)
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
-    return _Question(problem, options, group, group & ~asked).explain(explainers)
+    return _Question(problem, options, group, group & ~requested).explain(explainers)
 
 
 def check_explainers(explainers: Sequence[ExplainerLike]) -> None:

@@ -77,12 +77,12 @@ def sweep(
             ``accelerator``, or 256 KB.
         schemes, granularities, methods: cost models and searches, by name or as objects (which
             worker processes must be able to unpickle). BRR has no granularity and is planned once.
-        n_jobs: worker processes; -1 for one per core, 1 for none but this, ``None`` for what
-            ``joblib.parallel_config`` says.
+        n_jobs: worker processes; -1 for one per core, 1 for this process only, ``None`` for the
+            setting of ``joblib.parallel_config``.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
             holds already are not planned again, unless an object was given for them. One sweep at
             a time may write to it.
-        progress: a bar over the points: ``True``, ``False``, or ``"auto"``: on a terminal.
+        progress: show a progress bar: ``True``, ``False``, or ``"auto"`` (only on a terminal).
         options: the other options of :class:`~torch_getfuse.options.Options`, for all points.
 
     Returns:
@@ -109,17 +109,17 @@ def sweep(
         for point in chosen:
             record = _request(graph, point, name)
             points.setdefault(identity(record), (graph, point, record))
-    found = dict(kept.records) if kept is not None else {}
+    finished = dict(kept.records) if kept is not None else {}
     for key, (_, point, _) in points.items():
         if point.objects:
-            found.pop(key, None)  # nobody can tell whether an object is still what it was
-    done = set(found)
+            finished.pop(key, None)  # an object may have changed since it was planned
+    done = set(finished)
     open_ = [work for key, work in points.items() if key not in done]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
     interrupted: KeyboardInterrupt | None = None
     try:
         for record in _with_bar(_results(open_, n_jobs), len(open_), progress):
-            found[identity(record)] = record
+            finished[identity(record)] = record
             if kept is not None:
                 kept.append(record)
     except KeyboardInterrupt as error:
@@ -132,8 +132,8 @@ def sweep(
         for point in chosen:
             if name in failures:
                 records.append(_empty_record(name, point) | {"error": failures[name]})
-            elif (key := identity(_request(graphs[name], point, name))) in found:
-                records.append(found[key] | {"model": name})
+            elif (key := identity(_request(graphs[name], point, name))) in finished:
+                records.append(finished[key] | {"model": name})
     result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
@@ -168,7 +168,7 @@ def _choices(
     for name, values in axes.items():
         if not values:
             raise OptionError(f"{name}=[] leaves nothing to plan")
-    found: dict[tuple[Any, ...], Options] = {}
+    points: dict[tuple[Any, ...], Options] = {}
     for scheme, granularity, method, buffer in itertools.product(
         axes["schemes"], axes["granularities"], axes["methods"], axes["buffers"]
     ):
@@ -184,18 +184,18 @@ def _choices(
         )
         unit = effective_granularity(scheme, granularity)
         key = name_of(scheme), unit, name_of(method), chosen.buffer_bytes
-        same = found.setdefault(key, chosen)
+        same = points.setdefault(key, chosen)
         for name in ("scheme", "method"):
             if getattr(same, name) is not getattr(chosen, name) != getattr(same, name):
                 raise OptionError(
                     f"two {_SINGLE[name]} are called {name_of(getattr(chosen, name))!r}; records "
                     "tell them apart by their names: give each its own"
                 )
-    return list(found.values())
+    return list(points.values())
 
 
 def _listed(values: Any) -> list[Any]:
-    """``values`` as a list; a single one is meant as a list of one."""
+    """``values`` as a list; a single value becomes a list of one."""
     return [values] if isinstance(values, str | int) or callable(values) else list(values)
 
 

@@ -207,12 +207,12 @@ def _shipped(scheme: str, granularity: str, folder: Path | None) -> ValidityMode
 
 @dataclass(frozen=True)
 class LearntExplainer:
-    """What ``explainer=`` stands for: makes the ranker of a problem.
+    """Value of ``explainer=``: a factory of the ranker of a problem.
 
     Attributes:
-        name: what people type.
-        steps: what an explanation counts as work, beside what counts by size.
-        asks_predictor: it asks the validity predictor, which not every scheme has.
+        name: name of the explainer in options.
+        steps: work counted per explanation, in addition to that by the size of the group.
+        asks_predictor: whether it needs the validity predictor, which not every scheme has.
     """
 
     name: str
@@ -223,8 +223,8 @@ class LearntExplainer:
         """The ranker of a problem.
 
         Raises:
-            OptionError: where the scheme has no validity predictor.
-            WeightsError: where weights are missing or made for another model.
+            OptionError: if the scheme has no validity predictor.
+            WeightsError: if weights are missing or made for another model.
         """
         scheme = problem.evaluator.scheme
         if not scheme.has_predictor:

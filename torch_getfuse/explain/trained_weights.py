@@ -22,7 +22,7 @@ class WeightsError(GetfuseError):
 
 
 def weights_path(model: str, scheme: str, granularity: str, folder: Path | None = None) -> Path:
-    """Where the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) of a scheme are kept."""
+    """Path of the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) for a scheme."""
     make = plugins.SCHEMES.load(scheme)
     form = f"{scheme}_{granularity}" if plugins.fact(make, "granularities", ()) else scheme
     return (WEIGHTS if folder is None else folder) / f"{form}_{model}.safetensors"

@@ -108,10 +108,10 @@ def train(
     checkpoint = Path(data) / f"{scheme}-{granularity}" / "fit.pt"
     model = fit(packed, options, checkpoint, progress)
     test = packed.part("test")
-    found = evaluate(model, packed, test)
+    test_scores = evaluate(model, packed, test)
     fusable = evaluate(model, packed, test[packed.fits_alone(_holds_weights(scheme))[test]])
     path = weights_path("validity", scheme, granularity, folder)
-    save_validity(model, path, scheme, granularity, fingerprint, found)
+    save_validity(model, path, scheme, granularity, fingerprint, test_scores)
     files = [path]
     model.requires_grad_(False)
     for kind, learn in (("pg", train_pg), ("rg", train_rg)):
@@ -122,7 +122,7 @@ def train(
         granularity=granularity,
         groups=len(packed.keys),
         samples=len(packed),
-        test=found,
+        test=test_scores,
         fusable=fusable,
         seconds=time.perf_counter() - started,
         files=tuple(map(str, files)),

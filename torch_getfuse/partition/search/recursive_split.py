@@ -37,16 +37,16 @@ RULES = ("least_traffic", "most_operators")
 class EdgeRanker(Protocol):
     """Explains why a group is invalid, by edges.
 
-    ``explainer=`` takes what makes one, called as ``explainer(problem, seed)``: a class with this
-    method, or a function that returns one. It may have an attribute ``steps``, what an answer
-    counts as work (``partition/work.py``), beside what counts by the size of the group.
+    ``explainer=`` takes a factory, called as ``explainer(problem, seed)``: a class with this
+    method, or a function that returns a ranker. Its optional attribute ``steps`` is the work
+    counted per explanation (``partition/work.py``), in addition to that by the size of the group.
     """
 
     def __call__(self, group: int) -> list[tuple[Edge, float]]:
         """Solution edges inside a group (producer, consumer) with their scores, best first.
 
         ``group`` is a bit mask over ``graph.ops``, and an edge a pair of positions in it. The
-        answer for a group must not depend on what was asked before: it is remembered.
+        answer for a group must not depend on earlier calls: it is cached.
         """
         ...
 

@@ -279,19 +279,19 @@ class Edge:
         """Peak of live input units if this were the only consumer and wrote ``final`` units."""
         if not self.holds:
             return 1
-        found = self._widest.get(final)
-        if found is None:
-            found = self._widest[final] = self._work_out_widest(final)
-        return found
+        units = self._widest.get(final)
+        if units is None:
+            units = self._widest[final] = self._compute_widest(final)
+        return units
 
-    def _work_out_widest(self, final: int) -> int:
+    def _compute_widest(self, final: int) -> int:
         rows, cols = self.rows, self.cols
         counts = np.array(sample_positions(rows.size_out, _margin(rows), rows.period))
         if cols is not None:
-            some = np.array(sample_positions(cols.size_out, _margin(cols), cols.period))
-            grid = (counts[:, None] * cols.size_out + some).ravel()
-            # Where the last unit lies inside a row, what is held may grow up to it.
-            counts = np.concatenate([grid, np.arange(max(0, final - len(some)), final)])
+            columns = np.array(sample_positions(cols.size_out, _margin(cols), cols.period))
+            grid = (counts[:, None] * cols.size_out + columns).ravel()
+            # If the last unit is inside a row, the number held may grow up to it.
+            counts = np.concatenate([grid, np.arange(max(0, final - len(columns)), final)])
         counts = counts[counts < final]
         held = self.needed_all(counts + 1) - self.released_all(counts)
         return int(held.max()) if held.size else 0

@@ -328,14 +328,14 @@ class Lbdf(FusionScheme):
             longest = max(sinks, key=lambda i: self._units[self._writes[i]])
         steps = finals[root] if finals and root >= 0 else self._units[self._writes[longest]]
         key = tensor, between, root, steps
-        found = self._lags.get(key)
-        if found is None:
+        lag = self._lags.get(key)
+        if lag is None:
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
                 peak = self._fans.peak(region)
                 self._peaks[region] = region.peak() if peak is None else peak
-            found = self._lags[key] = self._peaks[region]
-        return found
+            lag = self._lags[key] = self._peaks[region]
+        return lag
 
     def _between(self, readers: int, below: int) -> tuple[int, int]:
         """The region from a tensor to the operator where all its paths meet, and that operator.
