@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
 from torch_getfuse.partition.node_set import (
     Neighbours,
     ancestors,
@@ -60,15 +60,12 @@ class FusionProblem:
 
     Args:
         evaluator: cost model and buffer.
-        merge: search over blocks of operators that some optimum keeps together, where the cost
-            model has such (see :func:`merge_in_place`); ``False`` for single operators, the
-            paper's protocol.
+        merge: search over blocks of operators that some optimum keeps together (see
+            :func:`merge_in_place`); ``False`` for single operators, the paper's protocol.
 
     Attributes:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
         blocks: masks of what is moved as one, in topological order.
-        lends: whether operators that cannot be merged may be, if groups can borrow them
-            (:mod:`lending`).
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
@@ -77,10 +74,9 @@ class FusionProblem:
         self.unfusable = evaluator.unfusable()
         everything = (1 << len(self.graph)) - 1
         self.fusable = everything & ~self.unfusable
-        self.lends = merge and not evaluator.scheme.merges_in_place
         self.blocks: tuple[int, ...] = (
-            merge_in_place(self.graph, self.unfusable)
-            if merge and not self.lends
+            merge_in_place(evaluator.scheme, self.unfusable)
+            if merge
             else tuple(1 << i for i in bits(self.fusable))
         )
 
@@ -179,14 +175,14 @@ class FusionProblem:
 
     def added_up(self, group: int) -> int:
         """``F_D`` of a valid group in bytes, as the exact searches believe it to be."""
-        weights = moved = 0
+        moved = self.evaluator.reread(group)
         for i in bits(group):
-            weights += self.evaluator.scheme.weights[i]
+            moved += self.evaluator.scheme.weights[i]
             for crossing in self.crossings_of[i]:
                 inside = crossing.touched & group
                 if inside & -inside == 1 << i:  # else counted at the first that touches it
                     moved += crossing.moved(group)
-        return moved + weights * self.evaluator.passes(group)
+        return moved
 
     def check_additive(self, groups: Sequence[int]) -> None:
         """Compare what the exact searches believe of valid groups with what the scheme says.
@@ -259,20 +255,21 @@ class Repair(Protocol):
         ...
 
 
-def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
+def merge_in_place(scheme: FusionScheme, unfusable: int) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
-    at most one consumer, both are fusable, and only tensors order either before others, or ``e``
-    after others. Lossless under LBDF: in a plan that separates
+    at most one consumer, both are fusable, only tensors order either before others, or ``e``
+    after others, and the cost model says that it can (:meth:`FusionScheme.merges_in_place`).
+    Lossless under LBDF: in a plan that separates
     them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of
     ``p``'s, which has the same size and shares its storage, so its buffer and traffic stay. The
     group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
     ``e`` touched it through its only consumer alone; a group of ``e`` alone disappears. No new
     dependence between groups arises. (With two consumers ``e`` may be what connects its group:
-    not lossless. Nor is it under BRR, where a group that starts with ``e`` may alternate in
-    another way.)
+    not lossless.) For BRR see docs/exact-search.md, section 1.
     """
+    graph = scheme.graph
     leader = list(range(len(graph)))
     waited_for = zip(graph.successors, graph.readers, strict=True)
     apart = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
@@ -285,6 +282,7 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
             and not op.after
             and graph.readers[i].bit_count() <= 1
             and not (before | 1 << i) & apart
+            and scheme.merges_in_place(i)
         ):
             leader[i] = leader[before.bit_length() - 1]
     blocks: dict[int, int] = {}

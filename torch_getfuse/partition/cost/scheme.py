@@ -77,17 +77,11 @@ class FusionScheme(Protocol):
         """Whether ``F_D`` of a group is a sum over tensors and weights, whatever else it holds.
 
         That is: the bytes of each distinct tensor that it reads from outside, and of each that it
-        produces and that is needed outside, at :attr:`activation_bytes` an element, and its
-        :attr:`weights`, :meth:`passes` times. The exact searches and every
-        lower bound add traffic up so and never ask :meth:`dram`; what they believe is compared with
-        it when a plan is recorded. Where this is ``False``, plans are searched but nothing is
-        proved of them.
+        produces and that is needed outside, at :attr:`activation_bytes` an element, its
+        :attr:`weights`, and :meth:`reread`. The exact searches and every lower bound add traffic
+        up so and never ask :meth:`dram`; what they believe is compared with it when a plan is
+        recorded. Where this is ``False``, plans are searched but nothing is proved of them.
         """
-        ...
-
-    @property
-    def merges_in_place(self) -> bool:
-        """Whether some optimum keeps an operator that writes over its input with its producer."""
         ...
 
     @property
@@ -110,6 +104,13 @@ class FusionScheme(Protocol):
         """Bytes of the weights of each operator (:func:`weights_of`)."""
         ...
 
+    def merges_in_place(self, operator: int) -> bool:
+        """Whether some optimum keeps ``operator``, which writes over its input, with its producer.
+
+        It has no weights and at most one reader. Whatever the buffer, and whatever else is merged.
+        """
+        ...
+
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` where the scheme is not defined for the group.
 
@@ -126,15 +127,12 @@ class FusionScheme(Protocol):
         """
         ...
 
-    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
-        """How often a valid group reads its weights.
-
-        ``least``: the fewest of all ways to run it, not of the one that the scheme chooses.
-        """
+    def reread(self, mask: int, buffer_bytes: int) -> int:
+        """Bytes of weights or inputs that a valid group reads again, beyond the first time."""
         ...
 
-    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
-        """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
+    def least_reread(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """A lower bound of :meth:`reread` of the groups of which :meth:`hopeless` speaks.
 
         ``part``: as there.
         """
@@ -302,13 +300,13 @@ class Evaluator:
         found = self.scheme.hopeless(mask, self.buffer_bytes, part)
         return remember(self._hopeless, mask, found)
 
-    def passes(self, mask: int, least: bool = False) -> int:
-        """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""
-        return self.scheme.passes(mask, self.buffer_bytes, least)
+    def reread(self, mask: int) -> int:
+        """Bytes that a valid group reads again; see :meth:`FusionScheme.reread`."""
+        return self.scheme.reread(mask, self.buffer_bytes)
 
-    def fewest_passes(self, mask: int, part: int = 0) -> int:
-        """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""
-        return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
+    def least_reread(self, mask: int, part: int = 0) -> int:
+        """A lower bound of :meth:`reread` of every valid group grown from ``mask`` downstream."""
+        return self.scheme.least_reread(mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""

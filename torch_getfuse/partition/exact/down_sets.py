@@ -32,7 +32,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition.exact.lending import NOTHING, Entry, Lending
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
@@ -118,7 +117,7 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
     not, it saves little.
     """
-    if problem.evaluator.fewest_passes(problem.fusable) > 1:
+    if problem.evaluator.least_reread(problem.fusable):
         for share in _GUESSES:
             guess = problem.unavoidable + int(share * problem.unavoidable)
             if known is None or guess < known:
@@ -216,18 +215,15 @@ class _Grown(NamedTuple):
     """A set on its way to a group, priced by what joined it last.
 
     Attributes:
-        mask: its operators, without borrowed ones.
-        entry: where it begins.
+        mask: its operators.
         after: operators that must run after some of it, members among them.
-        features, weights: bytes that it would move as a group, its weights once.
+        moved: bytes that it would move as a group, if it read everything once.
         rest: a lower bound in bytes of what is left once it has run.
     """
 
     mask: int
-    entry: Entry
     after: int
-    features: int
-    weights: int
+    moved: int
     rest: int
 
 
@@ -269,9 +265,8 @@ class _Search:
         # An ideal is connected, unless more than tensors orders its operators.
         self.near = problem.near if graph.ordered else None
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
-        self.lending = Lending(problem)
         self.block = [1 << i for i in range(len(graph))]
-        for block in self.lending.blocks:
+        for block in problem.blocks:
             for i in bits(block):
                 self.block[i] = block
         # The ideal of an operator: its block, all that the block depends on, and their blocks.
@@ -322,7 +317,7 @@ class _Search:
             at = best[at].before
         cost = best[self.everything].cost
         return SearchResult(
-            groups=self.lending.give_back(groups[::-1]),
+            groups=tuple(groups[::-1]),
             dram_bytes=cost,
             plans=self.evaluator.evaluated,
             seconds=time.perf_counter() - self.started,
@@ -336,7 +331,7 @@ class _Search:
         after = self.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
-        nothing = _Grown(0, NOTHING, 0, 0, 0, state.rest)
+        nothing = _Grown(0, 0, 0, state.rest)
         front = [
             (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
@@ -351,12 +346,10 @@ class _Search:
             if added & self.unfusable:
                 self._count()
                 continue
-            entry = self.lending.entry(part.entry, added, group)
-            ways = self._ways(state, part, group, entry)
-            if not ways:
+            if self._given_up(state, part, group):
                 continue
-            grown = self._grow(done, part, added, entry)
-            self._reach(done, state, grown, ways)
+            grown = self._grow(done, part, added)
+            self._reach(done, state, grown)
             for i in bits(grown.after & ~group):
                 if not self.makers[i] & group:
                     continue  # runs later, but is joined by no tensor
@@ -365,77 +358,62 @@ class _Search:
                     seen.add(larger)
                     front.append((larger, grown))
 
-    def _ways(self, state: _State, part: _Grown, group: int, entry: Entry) -> list[int]:
-        """A group with and without what it can borrow, as far as a larger one may be of use."""
-        if not entry.offered:
-            return [] if self._given_up(state, part, group) else [group]
-        if entry.alike:
-            return [] if self._given_up(state, part, group) else [group, group | entry.offered]
-        ways = self.lending.ways(group, entry.offered)
-        return [way for way in ways if not self._given_up(state, part, way)]
-
     def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
         """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
         self._count()
-        known = group & (part.mask | part.entry.offered)
         if self.ceiling is not None:
             # However it goes on, what it holds already is read so often.
-            further = self.evaluator.fewest_passes(group, known) - 1
-            if further:
-                weights = part.weights + sum([self.weights[i] for i in bits(group & ~known)])
-                if self._too_dear(state.cost + weights * further, state.rest):
-                    return True
-        return self.evaluator.hopeless(group, known)
+            again = self.evaluator.least_reread(group, part.mask)
+            if again and self._too_dear(state.cost + again, state.rest):
+                return True
+        return self.evaluator.hopeless(group, part.mask)
 
-    def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
+    def _reach(self, done: int, state: _State, grown: _Grown) -> None:
         """Take a group for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
         """
-        least = state.cost + grown.features + grown.weights
+        group, least = grown.mask, state.cost + grown.moved
         if self._too_dear(least, grown.rest):
             return
-        reached = self._absorb(done | grown.mask, grown.after)
-        for group in ways:
-            old = self.best.get(reached)
-            if old is not None and old.cost <= least:
-                continue
-            if self.near is not None and not is_connected(group, self.near):
-                continue
-            if not self.evaluator.valid(group):
-                continue
-            passes = self.evaluator.passes(group)
-            cost = least + grown.weights * (passes - 1)
-            if not self._too_dear(cost, grown.rest) and (old is None or cost < old.cost):
-                if old is None:
-                    open_ = self._open(reached, state.open | reached & ~done)
-                    self.waiting[reached.bit_count()].append(reached)
-                else:
-                    open_ = old.open
-                self.best[reached] = _State(cost, grown.rest, open_, done, group)
-            if passes == 1 or (
-                grown.entry.alike and self.evaluator.passes(group, least=True) == passes
-            ):
-                return
+        reached = self._absorb(done | group, grown.after)
+        old = self.best.get(reached)
+        if old is not None and old.cost <= least:
+            return
+        if self.near is not None and not is_connected(group, self.near):
+            return
+        if not self.evaluator.valid(group):
+            return
+        cost = least + self.evaluator.reread(group)
+        if self._too_dear(cost, grown.rest):
+            return
+        if old is None:
+            open_ = self._open(reached, state.open | reached & ~done)
+            self.waiting[reached.bit_count()].append(reached)
+        elif cost < old.cost:
+            open_ = old.open
+        else:
+            return
+        self.best[reached] = _State(cost, grown.rest, open_, done, group)
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
 
-    def _grow(self, done: int, part: _Grown, added: int, entry: Entry) -> _Grown:
+    def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
         """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
         old, new = part.mask, part.mask | added
         left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
-        _, _, after, features, weights, rest = part
+        _, after, moved, rest = part
         for i in bits(added):
             after |= self.successors[i]
-            weights += self.weights[i]
+            moved += self.weights[i]
             rest -= self.weights[i]
             for crossing in self.crossings[i]:
                 touching = crossing.touched & added
                 if touching & -touching == 1 << i:  # else counted at the first that touches it
-                    features += crossing.moved(new) - crossing.moved(old)
+                    moved += crossing.moved(new) - crossing.moved(old)
                     rest += crossing.owed(still_left) - crossing.owed(left)
-        return _Grown(new, entry, after, features, weights, rest)
+        return _Grown(new, after, moved, rest)
 
     def _absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.

@@ -13,25 +13,35 @@ maps, else once per tile: fewer rows held means more passes over the weights.
     T      = 1 if F_min + W <= B, else ceil(H_s / h), h = min(H_s, (B - F_min) // F_line + 1)
     F_D    = W x T + outside inputs once + outside outputs once
 
-where ``m`` is the fewest rows of an operator that one tile line of the sinks needs. Both starts
-(the first convolution full, or partial) are tried; the one with the smaller
-``F_line / (B - F_min)`` is kept.
+where ``m`` is the fewest rows of an operator that one tile line of the sinks needs. Each first
+operator of a group is full or partial on its own (:mod:`.starts`); of the choices with
+``F_min < B`` the one with the fewest passes is kept, then the one with the least ``F_min``.
 
-Differences from Optimus, all decided by docs/method.md, section 4: depthwise weights count; local
-operators alone cost their input and output; a group may start with a local operator, which then
-streams its input and holds m rows of it; passes are rounded up; a one-row tensor that a taller
-one reads (the scale of Squeeze-and-Excite) has no rate, so a group with that edge inside is
-invalid; where predecessors of a convolution disagree it follows a full one; the windows of
-dilated convolutions are as tall as they reach.
+An operator alone may instead be run with its weights in ``S`` slices that stay in turn, and its
+input read ``S`` times; the order of loops that moves less is kept.
+
+How this differs from Optimus: docs/method.md, section 4.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
 from torch_getfuse.partition.cost.brr.rows import Demand, Rows
+from torch_getfuse.partition.cost.brr.starts import (
+    NO_OPERATORS,
+    Choice,
+    Condition,
+    Pair,
+    Price,
+    Starts,
+    met_members,
+    pareto_front,
+    whole_maps,
+)
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, boundary, remember, weights_of
 from torch_getfuse.partition.node_set import bits, mask_of
 
@@ -39,51 +49,57 @@ KAPPA = 32
 _HOPELESS = 1 << 62
 
 
-class _Start(NamedTuple):
-    """What one start of the alternation holds: at least, and per further tile line, in bytes."""
-
-    need: int
-    line: int
-
-
 class _Tiles(NamedTuple):
-    """The two starts of a group, and the tile lines of its sinks."""
+    """The ways to run a group in tiles.
 
-    full: _Start
-    partial: _Start
+    Attributes:
+        choices: of its starts, as :func:`pareto_front` gives them.
+        lines: tile lines of the sinks.
+        weights: bytes.
+    """
+
+    choices: list[Choice]
     lines: int
+    weights: int
 
-    def better(self, buffer_bytes: int) -> _Start:
-        """The start with the smaller F_line / (B - F_min); one that does not fit counts last."""
-        full, partial = self.full, self.partial
-        rooms = buffer_bytes - full.need, buffer_bytes - partial.need
-        if min(rooms) > 0:
-            return full if full.line * rooms[1] <= partial.line * rooms[0] else partial
-        return full if rooms[0] >= rooms[1] else partial
+    def best(self, buffer_bytes: int) -> tuple[Choice, int]:
+        """The choice that is kept and its passes; the one with the least need where none fits."""
+        found, fewest = self.choices[0], 0
+        for choice in self.choices:
+            if choice.need < buffer_bytes:
+                passes = self._passes(choice, buffer_bytes)
+                if not fewest or passes < fewest:
+                    found, fewest = choice, passes
+        return found, fewest
 
-    def passes(self, start: _Start, weights: int, buffer_bytes: int) -> int:
-        """How often so many bytes of weights are read by a start that fits."""
-        if start.need + weights <= buffer_bytes:
+    def _passes(self, choice: Choice, buffer_bytes: int) -> int:
+        """How often the weights are read by a choice that fits."""
+        room = buffer_bytes - choice.need
+        if self.weights <= room:
             return 1
-        further = (buffer_bytes - start.need) // start.line if start.line else self.lines
+        further = room // choice.line if choice.line else self.lines
         return -(-self.lines // min(self.lines, further + 1))
 
 
-class _Course(NamedTuple):
-    """What follows from how a group starts.
+class _Slices(NamedTuple):
+    """An operator alone whose weights stay in slices, each while the whole input is read.
 
     Attributes:
-        full: mask of the members that are full.
-        maps: bytes of the convolutions' outputs that its tiles hold, all tiles together, if each
-            held ``short`` bytes more (:attr:`Demand.short`).
-        short: see there.
-        whole: bytes of all rows of what is held, outside inputs included.
+        count: slices.
+        held: bytes beside a slice: the input rows of one output row, and that.
+        weights: bytes of a slice.
+        input: bytes of the input, read once.
     """
 
-    full: int
-    maps: int
-    short: int
-    whole: int
+    count: int
+    held: int
+    weights: int
+    input: int
+
+    @property
+    def reread(self) -> int:
+        """Bytes of the input that are read again."""
+        return (self.count - 1) * self.input
 
 
 class _Makeup(NamedTuple):
@@ -92,19 +108,18 @@ class _Makeup(NamedTuple):
     Attributes:
         first, sinks: members without producers, and without consumers, in the group.
         rateless: whether a one-row tensor is read by a taller one inside.
-        full, partial: what becomes of the group if its first convolutions are full, or partial.
+        conditions: which members are full.
         weights: bytes.
     """
 
     first: int
     sinks: int
     rateless: bool
-    full: _Course
-    partial: _Course
+    conditions: tuple[Condition, ...]
     weights: int
 
 
-_NOTHING = _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)
+_NO_MAKEUP = _Makeup(0, 0, False, NO_OPERATORS, 0)
 
 
 class Brr:
@@ -118,9 +133,6 @@ class Brr:
 
     name = "brr"
     additive = True
-    # A group that starts with such an operator holds its rows whichever way it alternates, so the
-    # rule that picks a start may pick another one, and the weights may be read less often.
-    merges_in_place = False
 
     def __init__(
         self,
@@ -142,75 +154,101 @@ class Brr:
             for b, t in zip(self._row_full, self._out, strict=True)
         ]
         stored = zip(self._row_full, self._row_some, strict=True)
-        self._demand = Demand(
+        self._demand = demand = Demand(
             graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
         )
-        # Of all inputs together, if as many rows are held as there are, or as the output has.
-        self._input_bytes = [
-            sum(
-                self._row_bytes(r.tensor) * max(graph.tensors[r.tensor].rows, out.rows)
-                for r in op.reads
-            )
-            for op, out in zip(graph.ops, self._out, strict=True)
+        heights = [out.rows for out in self._out]
+        full, some = (
+            [
+                (needed * row, -short * row, height * row)
+                for needed, short, height, row in zip(
+                    demand.in_all, demand.short, heights, rows, strict=True
+                )
+            ]
+            for rows in (self._row_full, self._row_some)
+        )
+        inputs = [
+            sum(self._row_bytes(r.tensor) * graph.tensors[r.tensor].rows for r in op.reads)
+            for op in graph.ops
         ]
+        self._starts = Starts(graph, self._local, full, some, inputs)
+        # What follows an operator alone and leaves it one: it works on the output row in place.
+        self._trailing = mask_of(
+            i for i, over in enumerate(graph.overwrites) if over and not self.weights[i]
+        )
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
+
+    def merges_in_place(self, operator: int) -> bool:
+        """Whether its reader, if it has one, reads nothing else (docs/exact-search.md, section 1).
+
+        A first operator can be full for the reader's sake, or stream its input where a reader of
+        two tensors that is first itself would have to hold both.
+        """
+        return all(
+            read.tensor == self.graph.ops[operator].writes
+            for reader in bits(self.graph.readers[operator])
+            for read in self.graph.ops[reader].reads
+        )
 
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` for a group whose operators have no common rate."""
         tiles = self._tiles(mask)
-        return None if tiles is None else tiles.better(buffer_bytes).need
+        if tiles is None:
+            return None
+        choice, passes = tiles.best(buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        return choice.need if slices is None else slices.held + slices.weights
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
         """Whether the floor alone needs the buffer; it does not where the whole maps fit."""
         makeup = self._makeup(mask, part)
-        if not makeup.rateless and min(makeup.full.whole, makeup.partial.whole) < buffer_bytes:
-            return False
+        if not makeup.rateless:
+            conditions = makeup.conditions
+            for full in (True, False):
+                if whole_maps(conditions, full) < buffer_bytes:
+                    return False
         return self.floor(mask) >= buffer_bytes
 
     def floor(self, mask: int) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
 
-        Which convolutions are full depends on what stands above them alone, and the fewest rows
-        of an operator only grow with further consumers.
+        Which convolutions are full depends on the starts above them alone, these can still be
+        chosen as they could, and the fewest rows of an operator only grow with further consumers.
         """
         makeup = self._makeup(mask)
         if makeup.rateless:
             return _HOPELESS
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
-        if tiles is None:
-            starts = self._hold(mask, self._demand.least(mask, makeup.sinks))
-        else:
-            starts = tiles.full, tiles.partial
-        return min(start.need for start in starts)
+        if tiles is not None:
+            return tiles.choices[0].need
+        return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0].need
 
-    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
-        """``T`` of a valid group: its weights are read once per tile if they find no room.
+    def reread(self, mask: int, buffer_bytes: int) -> int:
+        """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
+        passes = self._valid_passes(mask, buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        return self._makeup(mask).weights * (passes - 1) if slices is None else slices.reread
 
-        ``least``: that of the start with the fewest, whichever is kept.
-        """
-        tiles = self._tiles(mask)
-        assert tiles is not None, "only valid groups are run"
-        weights = self._makeup(mask).weights
-        if not least:
-            return tiles.passes(tiles.better(buffer_bytes), weights, buffer_bytes)
-        starts = (start for start in (tiles.full, tiles.partial) if start.need < buffer_bytes)
-        return min(tiles.passes(start, weights, buffer_bytes) for start in starts)
-
-    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+    def least_reread(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
         """Weights beyond the buffer are read once per tile, and a tile holds one bufferful.
 
         All tiles together hold the rows that the sinks need in the end (docs/exact-search.md).
         """
         makeup = self._makeup(mask, part)
         if makeup.weights <= buffer_bytes:
-            return 1
-        return max(
-            1,
-            min(-(-c.maps // (buffer_bytes + c.short)) for c in (makeup.full, makeup.partial)),
-        )
+            return 0
+        prices = [
+            Price(c.sources, 0, c.met[:2], c.unmet[:2]) for c in makeup.conditions
+        ]
+        passes = min(-(-maps // (buffer_bytes - short)) for maps, short, _ in pareto_front(prices))
+        if passes <= 1:
+            return 0
+        found = (passes - 1) * makeup.weights
+        slices = self._slices(mask, buffer_bytes)
+        return found if slices is None else min(found, slices.reread)
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -218,35 +256,64 @@ class Brr:
         tensors = self.graph.tensors
         read = sum(tensors[name].elements for name in reads) * self.activation_bytes
         write = sum(tensors[name].elements for name in writes) * self.activation_bytes
-        return Dram(read, write, self._makeup(mask).weights * self.passes(mask, buffer_bytes))
+        weights = self._makeup(mask).weights
+        passes = self._valid_passes(mask, buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        if slices is None:
+            return Dram(read, write, weights * passes)
+        return Dram(read * slices.count, write, weights)
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
-        """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
+        """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``.
+
+        An operator alone in slices: rows of its input, one of its output, and a slice.
+        """
         tiles, makeup = self._tiles(mask), self._makeup(mask)
         found = self._demand.of(mask, makeup.sinks)
         if tiles is None or found is None:
             return ()
-        is_full = tiles.better(buffer_bytes) is tiles.full
-        full = (makeup.full if is_full else makeup.partial).full
+        choice, passes = tiles.best(buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        if slices is not None:
+            op = self.graph.ops[makeup.first.bit_length() - 1]
+            return (
+                CostTerm("weights", op.name, slices.weights, 1),
+                CostTerm("full", op.name, 1, self._row_full[makeup.first.bit_length() - 1]),
+                *self._input_terms(self._input_rows(makeup.first)),
+            )
         terms = []
+        full = met_members(makeup.conditions, choice.full)
         for i in bits(mask & ~self._local):
             kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
             terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
-        inputs = self._inputs(makeup.first & (self._local if is_full else mask), found)
-        terms += [
-            CostTerm("input", name, count, self._row_bytes(name))
-            for name, (count, _) in inputs.items()
-        ]
-        return tuple(terms)
+        inputs: dict[str, int] = {}
+        for i in bits(makeup.first & (self._local | ~choice.full)):
+            for name, (count, _) in self._inputs(i, found).items():
+                inputs[name] = max(inputs.get(name, 0), count)
+        return (*terms, *self._input_terms(inputs))
+
+    def _input_terms(self, rows: Mapping[str, int]) -> list[CostTerm]:
+        return [CostTerm("input", name, n, self._row_bytes(name)) for name, n in rows.items()]
+
+    # -- tiles ----------------------------------------------------------------------------
 
     def _tiles(self, mask: int) -> _Tiles | None:
-        """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
+        """The ways to run a group in tiles, remembered; ``None`` without a common rate."""
         if mask in self._known:
             return self._known[mask]
         makeup = self._makeup(mask)
         found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
-        tiles = None if found is None else _Tiles(*self._hold(mask, found), found.lines)
+        tiles = (
+            None
+            if found is None
+            else _Tiles(self._hold(makeup, found), found.lines, makeup.weights)
+        )
         return remember(self._known, mask, tiles)
+
+    def _valid_passes(self, mask: int, buffer_bytes: int) -> int:
+        tiles = self._tiles(mask)
+        assert tiles is not None, "only valid groups are run"
+        return tiles.best(buffer_bytes)[1]
 
     def _makeup(self, mask: int, part: int = 0) -> _Makeup:
         """The makeup of a group; ``part`` of it depends on nothing else of it."""
@@ -255,8 +322,8 @@ class Brr:
             return found
         base = self._makeups.get(part)
         if base is None:
-            base, part = _NOTHING, 0
-        first, sinks, rateless, full, partial, weights = base
+            base, part = _NO_MAKEUP, 0
+        first, sinks, rateless, conditions, weights = base
         added = mask & ~part
         for i in bits(added):
             before = self.graph.makers[i] & mask
@@ -265,85 +332,149 @@ class Brr:
             sinks = sinks & ~before | 1 << i
             rateless = rateless or bool(self._demand.rateless[i] & mask)
             weights += self.weights[i]
-        full = self._follow(full, mask, added, first_full=True)
-        partial = self._follow(partial, mask, added, first_full=False)
-        found = _Makeup(first, sinks, rateless, full, partial, weights)
+        conditions = self._starts.join(conditions, mask, added)
+        found = _Makeup(first, sinks, rateless, conditions, weights)
         return remember(self._makeups, mask, found)
-
-    def _follow(self, course: _Course, mask: int, added: int, first_full: bool) -> _Course:
-        """How a course goes on when ``added`` has joined and made the group ``mask``."""
-        full, maps, short, whole = course
-        for i in bits(added):
-            before = self.graph.makers[i] & mask
-            local = bool(self._local >> i & 1)
-            # A local operator is as full as what it follows; a convolution alternates.
-            is_full = bool(full & before) == local if before else first_full
-            if is_full:
-                full |= 1 << i
-            if not local:
-                row = self._row_full[i] if is_full else self._row_some[i]
-                maps += self._demand.in_all[i] * row
-                short += self._demand.short[i] * row
-                whole += self._out[i].rows * row
-            if not before and (local or not first_full):
-                whole += self._input_bytes[i]
-        return _Course(full, maps, short, whole)
 
     # -- bytes ----------------------------------------------------------------------------
 
-    def _hold(self, mask: int, found: Rows) -> tuple[_Start, _Start]:
-        """What the two starts hold, full and partial."""
-        makeup, held = self._makeup(mask), found.held
-        full, partial = makeup.full.full, makeup.partial.full
-        need_a = need_b = line_a = line_b = 0
-        left = mask & ~self._local
-        while left:
-            low = left & -left
-            left ^= low
-            whole, some, further, further_some = held[low.bit_length() - 1]
-            if full & low:
-                need_a += whole
-                line_a += further
+    def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
+        """What the choices of starts hold."""
+        held, stored = found.held, ~self._local
+        prices = []
+        for k, condition in enumerate(makeup.conditions):
+            need = line = other_need = other_line = 0  # if it is met, and if it is not
+            left = condition.same & stored
+            while left:
+                low = left & -left
+                left ^= low
+                whole, some, further, further_some = held[low.bit_length() - 1]
+                need += whole
+                line += further
+                other_need += some
+                other_line += further_some
+            left = condition.other & stored
+            while left:
+                low = left & -left
+                left ^= low
+                whole, some, further, further_some = held[low.bit_length() - 1]
+                need += some
+                line += further_some
+                other_need += whole
+                other_line += further
+            prices.append(
+                Price(
+                    condition.sources,
+                    condition.first if k and not condition.sources else 0,
+                    (need, line),
+                    (other_need, other_line),
+                )
+            )
+        self._add_inputs(prices, found)
+        return pareto_front(prices)
+
+    def _add_inputs(self, prices: list[Price], found: Rows) -> None:
+        """Add what first operators hold of tensors from outside, of one that several read once.
+
+        A local operator streams its input and holds its window's rows, a convolution that is
+        partial needs all of its channels too. Where several may hold a tensor, each row that some
+        of them need is a condition of its own: that one of these is partial.
+        """
+        always: dict[str, Pair] = {}
+        partial: dict[str, list[tuple[int, Pair]]] = {}
+        for k, price in enumerate(prices):
+            if not price.first:
+                continue
+            i = price.first.bit_length() - 1
+            for name, pair in self._inputs(i, found).items():
+                if self._local >> i & 1:
+                    known = always.get(name, (0, 0))
+                    always[name] = max(known[0], pair[0]), max(known[1], pair[1])
+                else:
+                    partial.setdefault(name, []).append((2 * k + 1, pair))
+        need = sum(rows * self._row_bytes(name) for name, (rows, _) in always.items())
+        line = sum(rows * self._row_bytes(name) for name, (_, rows) in always.items())
+        prices[0] = _dearer(prices[0], (need, line), met=True)
+        shared: dict[tuple[int, ...], Pair] = {}
+        for name, holders in partial.items():
+            row, base = self._row_bytes(name), always.get(name, (0, 0))
+            for side in (0, 1):
+                holders.sort(key=lambda holder: -holder[1][side])
+                rows = [max(pair[side], base[side]) for _, pair in holders] + [base[side]]
+                for n in range(len(holders)):
+                    more = (rows[n] - rows[n + 1]) * row
+                    if more:
+                        sources = tuple(sorted(literal for literal, _ in holders[: n + 1]))
+                        a, b = shared.get(sources, (0, 0))
+                        shared[sources] = (a, b + more) if side else (a + more, b)
+        for sources, pair in shared.items():
+            if len(sources) == 1:
+                k = sources[0] >> 1
+                prices[k] = _dearer(prices[k], pair, met=False)
             else:
-                need_a += some
-                line_a += further_some
-            if partial & low:
-                need_b += whole
-                line_b += further
-            else:
-                need_b += some
-                line_b += further_some
-        # A local operator that is first streams its input, a partial convolution needs all of it.
-        for name, (count, further) in self._inputs(makeup.first & self._local, found).items():
-            need_a += count * self._row_bytes(name)
-            line_a += further * self._row_bytes(name)
-        for name, (count, further) in self._inputs(makeup.first, found).items():
-            need_b += count * self._row_bytes(name)
-            line_b += further * self._row_bytes(name)
-        return _Start(need_a, line_a), _Start(need_b, line_b)
+                prices.append(Price(sources, 0, pair, (0, 0)))
 
     def _row_bytes(self, name: str) -> int:
         source = self.graph.tensors[name]
         return source.elements // source.rows * self.activation_bytes
 
-    def _inputs(self, holders: int, found: Rows) -> dict[str, tuple[int, int]]:
-        """Rows held of the outside inputs of some first operators, and per further tile line."""
-        inputs: dict[str, tuple[int, int]] = {}
-        for i in bits(holders):
-            count, rate = found.rows[i], found.rates[i]
-            for operand in self._demand.operands[i]:
-                name = operand.read.tensor
-                further = math.ceil(rate)
-                if operand.read.window.kind is WindowKind.REDUCE:
-                    held = 1
-                elif self._local >> i & 1:
-                    held = count
-                else:
-                    held = self._demand.input_rows(operand, count)
-                    further = math.ceil(rate * (operand.stride or 1))
-                known = inputs.get(name, (0, 0))
-                inputs[name] = max(known[0], held), max(known[1], further)
+    def _inputs(self, i: int, found: Rows) -> dict[str, Pair]:
+        """Rows held of what a first operator reads, and per further tile line."""
+        count, rate = found.rows[i], found.rates[i]
+        inputs: dict[str, Pair] = {}
+        for operand in self._demand.operands[i]:
+            if operand.read.window.kind is WindowKind.REDUCE:
+                held, further = 1, math.ceil(rate)
+            else:
+                held = self._demand.input_rows(operand, count)
+                further = math.ceil(rate * (operand.stride or 1))
+            known = inputs.get(operand.read.tensor, (0, 0))
+            inputs[operand.read.tensor] = max(known[0], held), max(known[1], further)
         return inputs
+
+    # -- an operator alone ----------------------------------------------------------------
+
+    def _kept_slices(self, mask: int, passes: int, buffer_bytes: int) -> _Slices | None:
+        """The slices of an operator alone, if they move less than so many passes."""
+        if passes <= 1:
+            return None
+        slices = self._slices(mask, buffer_bytes)
+        if slices is None or slices.reread >= self._makeup(mask).weights * (passes - 1):
+            return None
+        return slices
+
+    def _slices(self, mask: int, buffer_bytes: int) -> _Slices | None:
+        """The fewest slices that fit; ``None`` for several operators, or if none fit."""
+        first = mask & -mask
+        if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
+            return None
+        i = first.bit_length() - 1
+        inputs = self._input_rows(first)
+        held = self._row_full[i] + sum(n * self._row_bytes(name) for name, n in inputs.items())
+        room = buffer_bytes - held - 1
+        if room < 1:
+            return None
+        count = -(-self.weights[i] // room)
+        tensors = self.graph.tensors
+        return _Slices(
+            count,
+            held,
+            -(-self.weights[i] // count),
+            sum(tensors[name].elements for name in inputs) * self.activation_bytes,
+        )
+
+    def _input_rows(self, first: int) -> dict[str, int]:
+        """Rows of what an operator reads that one row of its output needs."""
+        i = first.bit_length() - 1
+        alone = Rows({i: 1}, {i: 0}, {}, 0)
+        return {name: rows for name, (rows, _) in self._inputs(i, alone).items()}
+
+
+def _dearer(price: Price, pair: Pair, met: bool) -> Price:
+    """A price with more to hold in one of the two cases."""
+    if met:
+        return price._replace(met=(price.met[0] + pair[0], price.met[1] + pair[1]))
+    return price._replace(unmet=(price.unmet[0] + pair[0], price.unmet[1] + pair[1]))
 
 
 def _channels(tensor: Tensor) -> int:

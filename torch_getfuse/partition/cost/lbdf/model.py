@@ -47,7 +47,6 @@ class Lbdf:
 
     name = "lbdf"
     additive = True
-    merges_in_place = True
 
     def __init__(
         self,
@@ -219,13 +218,17 @@ class Lbdf:
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
 
-    def passes(self, mask: int, buffer_bytes: int = 0, least: bool = False) -> int:
-        """1: weights stay on chip."""
-        return 1
+    def merges_in_place(self, operator: int) -> bool:
+        """Always: the two share a storage (docs/exact-search.md, section 1)."""
+        return True
 
-    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
-        """1."""
-        return 1
+    def reread(self, mask: int, buffer_bytes: int = 0) -> int:
+        """0: everything is read once."""
+        return 0
+
+    def least_reread(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """0."""
+        return 0
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
         """``F_D``; the buffer's size plays no part once a group is valid."""
