@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
+from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import (
     Neighbours,
     ancestors,
@@ -66,6 +66,8 @@ class FusionProblem:
     Attributes:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
         blocks: masks of what is moved as one, in topological order.
+        tight, leading: larger blocks, and mask of what a group may start with of them, while the
+            rest of the block is in another group (:attr:`FusionScheme.starts_in_place`).
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
@@ -74,11 +76,13 @@ class FusionProblem:
         self.unfusable = evaluator.unfusable()
         everything = (1 << len(self.graph)) - 1
         self.fusable = everything & ~self.unfusable
-        self.blocks: tuple[int, ...] = (
-            merge_in_place(evaluator.scheme, self.unfusable)
-            if merge
-            else tuple(1 << i for i in bits(self.fusable))
-        )
+        scheme = evaluator.scheme
+        merge = merge and scheme.merges_in_place
+        loose = beside_others(self.graph) if merge and scheme.starts_in_place else 0
+        single = tuple(1 << i for i in bits(self.fusable))
+        self.blocks = merge_in_place(self.graph, self.unfusable, loose) if merge else single
+        self.tight = merge_in_place(self.graph, self.unfusable) if loose else self.blocks
+        self.leading = loose & ~mask_of((b & -b).bit_length() - 1 for b in self.tight)
 
     @cached_property
     def near(self) -> Neighbours:
@@ -255,24 +259,26 @@ class Repair(Protocol):
         ...
 
 
-def merge_in_place(scheme: FusionScheme, unfusable: int) -> tuple[int, ...]:
+def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
-    at most one consumer, both are fusable, only tensors order either before others, or ``e``
-    after others, and the cost model says that it can (:meth:`FusionScheme.merges_in_place`).
-    Lossless under LBDF: in a plan that separates
+    at most one consumer, both are fusable, and only tensors order either before others, or ``e``
+    after others. Lossless under LBDF: in a plan that separates
     them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of
     ``p``'s, which has the same size and shares its storage, so its buffer and traffic stay. The
     group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
     ``e`` touched it through its only consumer alone; a group of ``e`` alone disappears. No new
     dependence between groups arises. (With two consumers ``e`` may be what connects its group:
     not lossless.) For BRR see docs/exact-search.md, section 1.
+
+    Args:
+        graph, unfusable: of a problem.
+        apart: operators that stay blocks of their own.
     """
-    graph = scheme.graph
     leader = list(range(len(graph)))
     waited_for = zip(graph.successors, graph.readers, strict=True)
-    apart = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
+    ordered = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
     for i, op in enumerate(graph.ops):
         before = graph.makers[i]
         if (
@@ -281,8 +287,8 @@ def merge_in_place(scheme: FusionScheme, unfusable: int) -> tuple[int, ...]:
             and not op.weight_elements
             and not op.after
             and graph.readers[i].bit_count() <= 1
-            and not (before | 1 << i) & apart
-            and scheme.merges_in_place(i)
+            and not (before | 1 << i) & ordered
+            and not apart >> i & 1
         ):
             leader[i] = leader[before.bit_length() - 1]
     blocks: dict[int, int] = {}
@@ -290,3 +296,17 @@ def merge_in_place(scheme: FusionScheme, unfusable: int) -> tuple[int, ...]:
         if not unfusable >> i & 1:
             blocks[first] = blocks.get(first, 0) | 1 << i
     return tuple(blocks.values())
+
+
+def beside_others(graph: OpGraph) -> int:
+    """Mask of the operators that work in place and have a reader of other tensors as well."""
+    return mask_of(
+        i
+        for i, op in enumerate(graph.ops)
+        if graph.overwrites[i]
+        and any(
+            read.tensor != op.writes
+            for reader in bits(graph.readers[i])
+            for read in graph.ops[reader].reads
+        )
+    )

@@ -85,6 +85,20 @@ class FusionScheme(Protocol):
         ...
 
     @property
+    def merges_in_place(self) -> bool:
+        """Whether some optimum keeps an operator that writes over its input with its producer."""
+        ...
+
+    @property
+    def starts_in_place(self) -> bool:
+        """Whether it may not where the operator's reader reads other tensors as well.
+
+        A group that starts with the operator can then be cheaper than without it, its producer's
+        group is so neither with it nor without, and one such operator for each reader is enough.
+        """
+        ...
+
+    @property
     def graph(self) -> OpGraph:
         """The graph whose groups it prices."""
         ...
@@ -102,13 +116,6 @@ class FusionScheme(Protocol):
     @property
     def weights(self) -> Sequence[int]:
         """Bytes of the weights of each operator (:func:`weights_of`)."""
-        ...
-
-    def merges_in_place(self, operator: int) -> bool:
-        """Whether some optimum keeps ``operator``, which writes over its input, with its producer.
-
-        It has no weights and at most one reader. Whatever the buffer, and whatever else is merged.
-        """
         ...
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:

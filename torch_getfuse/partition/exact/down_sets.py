@@ -215,13 +215,15 @@ class _Grown(NamedTuple):
     """A set on its way to a group, priced by what joined it last.
 
     Attributes:
-        mask: its operators.
+        mask: its operators, without those that it takes along.
+        before: operators that it reads from, where it may start with one of them; members too.
         after: operators that must run after some of it, members among them.
         moved: bytes that it would move as a group, if it read everything once.
         rest: a lower bound in bytes of what is left once it has run.
     """
 
     mask: int
+    before: int
     after: int
     moved: int
     rest: int
@@ -265,8 +267,9 @@ class _Search:
         # An ideal is connected, unless more than tensors orders its operators.
         self.near = problem.near if graph.ordered else None
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
+        self.leading = problem.leading
         self.block = [1 << i for i in range(len(graph))]
-        for block in problem.blocks:
+        for block in problem.tight:
             for i in bits(block):
                 self.block[i] = block
         # The ideal of an operator: its block, all that the block depends on, and their blocks.
@@ -317,7 +320,7 @@ class _Search:
             at = best[at].before
         cost = best[self.everything].cost
         return SearchResult(
-            groups=tuple(groups[::-1]),
+            groups=self._taken_along(groups),
             dram_bytes=cost,
             plans=self.evaluator.evaluated,
             seconds=time.perf_counter() - self.started,
@@ -331,7 +334,7 @@ class _Search:
         after = self.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
-        nothing = _Grown(0, 0, 0, state.rest)
+        nothing = _Grown(0, 0, 0, 0, state.rest)
         front = [
             (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
@@ -346,10 +349,15 @@ class _Search:
             if added & self.unfusable:
                 self._count()
                 continue
-            if self._given_up(state, part, group):
+            before = part.before
+            if self.leading:
+                for i in bits(added):
+                    before |= self.makers[i]
+            ways = [w for w in self._ways(group, before) if not self._given_up(state, part, w)]
+            if not ways:
                 continue
-            grown = self._grow(done, part, added)
-            self._reach(done, state, grown)
+            grown = self._grow(done, part, added, before)
+            self._reach(done, state, grown, ways)
             for i in bits(grown.after & ~group):
                 if not self.makers[i] & group:
                     continue  # runs later, but is joined by no tensor
@@ -361,49 +369,74 @@ class _Search:
     def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
         """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
         self._count()
+        known = group & (part.mask | part.before)
         if self.ceiling is not None:
             # However it goes on, what it holds already is read so often.
-            again = self.evaluator.least_reread(group, part.mask)
+            again = self.evaluator.least_reread(group, known)
             if again and self._too_dear(state.cost + again, state.rest):
                 return True
-        return self.evaluator.hopeless(group, part.mask)
+        return self.evaluator.hopeless(group, known)
 
-    def _reach(self, done: int, state: _State, grown: _Grown) -> None:
+    def _ways(self, group: int, before: int) -> list[int]:
+        """A group as it is, and with operators in place that it may start with.
+
+        One for each reader: further ones would hold more and change nothing.
+        """
+        ways = [group]
+        offered = before & self.leading & ~group
+        while offered:
+            reader = self.successors[(offered & -offered).bit_length() - 1]
+            some = offered & self.makers[reader.bit_length() - 1]
+            offered ^= some
+            ways += [way | 1 << i for way in ways for i in bits(some)]
+        return ways
+
+    def _taken_along(self, groups: list[int]) -> tuple[int, ...]:
+        """The groups of a plan, last one first, in order; what one starts with is no other's."""
+        found = []
+        taken = 0
+        for group in groups:
+            found.append(group & ~taken)
+            taken |= group
+        return tuple(found[::-1])
+
+    def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
         """Take a group for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
         """
-        group, least = grown.mask, state.cost + grown.moved
+        least = state.cost + grown.moved
         if self._too_dear(least, grown.rest):
             return
-        reached = self._absorb(done | group, grown.after)
-        old = self.best.get(reached)
-        if old is not None and old.cost <= least:
-            return
-        if self.near is not None and not is_connected(group, self.near):
-            return
-        if not self.evaluator.valid(group):
-            return
-        cost = least + self.evaluator.reread(group)
-        if self._too_dear(cost, grown.rest):
-            return
-        if old is None:
-            open_ = self._open(reached, state.open | reached & ~done)
-            self.waiting[reached.bit_count()].append(reached)
-        elif cost < old.cost:
-            open_ = old.open
-        else:
-            return
-        self.best[reached] = _State(cost, grown.rest, open_, done, group)
+        reached = self._absorb(done | grown.mask, grown.after)
+        for group in ways:
+            old = self.best.get(reached)
+            if old is not None and old.cost <= least:
+                return
+            if self.near is not None and not is_connected(group, self.near):
+                return
+            if not self.evaluator.valid(group):
+                continue
+            cost = least + self.evaluator.reread(group)
+            if self._too_dear(cost, grown.rest):
+                continue
+            if old is None:
+                open_ = self._open(reached, state.open | reached & ~done)
+                self.waiting[reached.bit_count()].append(reached)
+            elif cost < old.cost:
+                open_ = old.open
+            else:
+                continue
+            self.best[reached] = _State(cost, grown.rest, open_, done, group)
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
 
-    def _grow(self, done: int, part: _Grown, added: int) -> _Grown:
+    def _grow(self, done: int, part: _Grown, added: int, before: int) -> _Grown:
         """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
         old, new = part.mask, part.mask | added
         left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
-        _, after, moved, rest = part
+        _, _, after, moved, rest = part
         for i in bits(added):
             after |= self.successors[i]
             moved += self.weights[i]
@@ -413,7 +446,7 @@ class _Search:
                 if touching & -touching == 1 << i:  # else counted at the first that touches it
                     moved += crossing.moved(new) - crossing.moved(old)
                     rest += crossing.owed(still_left) - crossing.owed(left)
-        return _Grown(new, after, moved, rest)
+        return _Grown(new, before, after, moved, rest)
 
     def _absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.

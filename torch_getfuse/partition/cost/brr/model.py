@@ -133,6 +133,9 @@ class Brr:
 
     name = "brr"
     additive = True
+    merges_in_place = True
+    # It can be full for the sake of what reads it, and lets that stream its other inputs.
+    starts_in_place = True
 
     def __init__(
         self,
@@ -178,18 +181,6 @@ class Brr:
         )
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
-
-    def merges_in_place(self, operator: int) -> bool:
-        """Whether its reader, if it has one, reads nothing else (docs/exact-search.md, section 1).
-
-        A first operator can be full for the reader's sake, or stream its input where a reader of
-        two tensors that is first itself would have to hold both.
-        """
-        return all(
-            read.tensor == self.graph.ops[operator].writes
-            for reader in bits(self.graph.readers[operator])
-            for read in self.graph.ops[reader].reads
-        )
 
     # -- the two figures ------------------------------------------------------------------
 

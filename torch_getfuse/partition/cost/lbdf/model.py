@@ -47,6 +47,8 @@ class Lbdf:
 
     name = "lbdf"
     additive = True
+    merges_in_place = True
+    starts_in_place = False
 
     def __init__(
         self,
@@ -217,10 +219,6 @@ class Lbdf:
             demanded = self._edges[tensor, first].needed(counts[first])
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
-
-    def merges_in_place(self, operator: int) -> bool:
-        """Always: the two share a storage (docs/exact-search.md, section 1)."""
-        return True
 
     def reread(self, mask: int, buffer_bytes: int = 0) -> int:
         """0: everything is read once."""
