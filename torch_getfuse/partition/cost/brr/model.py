@@ -26,7 +26,7 @@ How this differs from Optimus: docs/method.md, section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
@@ -35,9 +35,9 @@ from torch_getfuse.partition.cost.brr.starts import (
     NO_OPERATORS,
     Choice,
     Condition,
-    Pair,
     Price,
     Starts,
+    fewest_rows,
     met_members,
     pareto_front,
     whole_maps,
@@ -66,7 +66,7 @@ class _Tiles(NamedTuple):
         """The choice that is kept and its passes; the one with the least need where none fits."""
         found, fewest = self.choices[0], 0
         for choice in self.choices:
-            if choice.need < buffer_bytes:
+            if choice[0] < buffer_bytes:
                 passes = self._passes(choice, buffer_bytes)
                 if not fewest or passes < fewest:
                     found, fewest = choice, passes
@@ -74,10 +74,11 @@ class _Tiles(NamedTuple):
 
     def _passes(self, choice: Choice, buffer_bytes: int) -> int:
         """How often the weights are read by a choice that fits."""
-        room = buffer_bytes - choice.need
+        need, line, _ = choice
+        room = buffer_bytes - need
         if self.weights <= room:
             return 1
-        further = room // choice.line if choice.line else self.lines
+        further = room // line if line else self.lines
         return -(-self.lines // min(self.lines, further + 1))
 
 
@@ -148,10 +149,14 @@ class Brr:
         self.activation_bytes = activation_bytes
         self.weight_bytes = weight_bytes
         self.weights = weights_of(graph, weight_bytes)
+        self._row_bytes = {
+            name: tensor.elements // tensor.rows * activation_bytes
+            for name, tensor in graph.tensors.items()
+        }
         self._out = [graph.tensors[op.writes] for op in graph.ops]
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
-        self._row_full = [out.elements // out.rows * activation_bytes for out in self._out]
+        self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
         self._row_some = [
             b * min(kappa, _channels(t)) // _channels(t)
             for b, t in zip(self._row_full, self._out, strict=True)
@@ -163,7 +168,7 @@ class Brr:
         heights = [out.rows for out in self._out]
         full, some = (
             [
-                (needed * row, -short * row, height * row)
+                (needed * row, short * row, height * row)
                 for needed, short, height, row in zip(
                     demand.in_all, demand.short, heights, rows, strict=True
                 )
@@ -171,7 +176,7 @@ class Brr:
             for rows in (self._row_full, self._row_some)
         )
         inputs = [
-            sum(self._row_bytes(r.tensor) * graph.tensors[r.tensor].rows for r in op.reads)
+            sum(self._row_bytes[r.tensor] * graph.tensors[r.tensor].rows for r in op.reads)
             for op in graph.ops
         ]
         self._starts = Starts(graph, self._local, full, some, inputs)
@@ -189,9 +194,9 @@ class Brr:
         tiles = self._tiles(mask)
         if tiles is None:
             return None
-        choice, passes = tiles.best(buffer_bytes)
+        (need, _, _), passes = tiles.best(buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
-        return choice.need if slices is None else slices.held + slices.weights
+        return need if slices is None else slices.held + slices.weights
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
         """Whether the floor alone needs the buffer; it does not where the whole maps fit."""
@@ -214,8 +219,8 @@ class Brr:
             return _HOPELESS
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
         if tiles is not None:
-            return tiles.choices[0].need
-        return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0].need
+            return tiles.choices[0][0]
+        return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0][0]
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
         """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
@@ -231,10 +236,8 @@ class Brr:
         makeup = self._makeup(mask, part)
         if makeup.weights <= buffer_bytes:
             return 0
-        prices = [
-            Price(c.sources, 0, c.met[:2], c.unmet[:2]) for c in makeup.conditions
-        ]
-        passes = min(-(-maps // (buffer_bytes - short)) for maps, short, _ in pareto_front(prices))
+        needed, short = fewest_rows(makeup.conditions)
+        passes = -(-needed // (buffer_bytes + short))
         if passes <= 1:
             return 0
         found = (passes - 1) * makeup.weights
@@ -263,7 +266,7 @@ class Brr:
         found = self._demand.of(mask, makeup.sinks)
         if tiles is None or found is None:
             return ()
-        choice, passes = tiles.best(buffer_bytes)
+        (_, _, starts), passes = tiles.best(buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
         if slices is not None:
             op = self.graph.ops[makeup.first.bit_length() - 1]
@@ -273,18 +276,18 @@ class Brr:
                 *self._input_terms(self._input_rows(makeup.first)),
             )
         terms = []
-        full = met_members(makeup.conditions, choice.full)
+        full = met_members(makeup.conditions, starts)
         for i in bits(mask & ~self._local):
             kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
             terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
         inputs: dict[str, int] = {}
-        for i in bits(makeup.first & (self._local | ~choice.full)):
-            for name, (count, _) in self._inputs(i, found).items():
+        for i in bits(makeup.first & (self._local | ~starts)):
+            for name, count, _ in self._inputs(i, found):
                 inputs[name] = max(inputs.get(name, 0), count)
         return (*terms, *self._input_terms(inputs))
 
     def _input_terms(self, rows: Mapping[str, int]) -> list[CostTerm]:
-        return [CostTerm("input", name, n, self._row_bytes(name)) for name, n in rows.items()]
+        return [CostTerm("input", name, n, self._row_bytes[name]) for name, n in rows.items()]
 
     # -- tiles ----------------------------------------------------------------------------
 
@@ -332,8 +335,8 @@ class Brr:
     def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
         """What the choices of starts hold."""
         held, stored = found.held, ~self._local
-        prices = []
-        for k, condition in enumerate(makeup.conditions):
+        sources, firsts, prices = [], [], []
+        for condition in makeup.conditions:
             need = line = other_need = other_line = 0  # if it is met, and if it is not
             left = condition.same & stored
             while left:
@@ -353,74 +356,79 @@ class Brr:
                 line += further_some
                 other_need += whole
                 other_line += further
-            prices.append(
-                Price(
-                    condition.sources,
-                    condition.first if k and not condition.sources else 0,
-                    (need, line),
-                    (other_need, other_line),
-                )
-            )
-        self._add_inputs(prices, found)
-        return pareto_front(prices)
+            sources.append(condition.sources)
+            firsts.append(condition.first)
+            prices.append([need, line, other_need, other_line])
+        for shared, price in self._add_inputs(firsts, prices, found).items():
+            sources.append(shared)
+            firsts.append(0)
+            prices.append(price)
+        return pareto_front(sources, firsts, prices)
 
-    def _add_inputs(self, prices: list[Price], found: Rows) -> None:
+    def _add_inputs(
+        self, firsts: Sequence[int], prices: list[Price], found: Rows
+    ) -> dict[tuple[int, ...], Price]:
         """Add what first operators hold of tensors from outside, of one that several read once.
 
         A local operator streams its input and holds its window's rows, a convolution that is
-        partial needs all of its channels too. Where several may hold a tensor, each row that some
-        of them need is a condition of its own: that one of these is partial.
+        partial needs all of its channels too.
+
+        Returns:
+            Further conditions, by their sources, with their prices: that one of several
+            convolutions is partial.
         """
-        always: dict[str, Pair] = {}
-        partial: dict[str, list[tuple[int, Pair]]] = {}
-        for k, price in enumerate(prices):
-            if not price.first:
+        holders: dict[str, list[tuple[int, int, int]]] = {}  # condition, rows, further rows
+        for k, first in enumerate(firsts):
+            if first:
+                for name, rows, further in self._inputs(first.bit_length() - 1, found):
+                    holders.setdefault(name, []).append((k, rows, further))
+        shared: dict[tuple[int, ...], Price] = {}
+        for name, some in holders.items():
+            row = self._row_bytes[name]
+            if len(some) == 1:
+                k, rows, further = some[0]
+                # What is held in any case counts with condition 0.
+                price, at = (prices[0], 0) if firsts[k] & self._local else (prices[k], 2)
+                price[at] += rows * row
+                price[at + 1] += further * row
                 continue
-            i = price.first.bit_length() - 1
-            for name, pair in self._inputs(i, found).items():
-                if self._local >> i & 1:
-                    known = always.get(name, (0, 0))
-                    always[name] = max(known[0], pair[0]), max(known[1], pair[1])
-                else:
-                    partial.setdefault(name, []).append((2 * k + 1, pair))
-        need = sum(rows * self._row_bytes(name) for name, (rows, _) in always.items())
-        line = sum(rows * self._row_bytes(name) for name, (_, rows) in always.items())
-        prices[0] = _dearer(prices[0], (need, line), met=True)
-        shared: dict[tuple[int, ...], Pair] = {}
-        for name, holders in partial.items():
-            row, base = self._row_bytes(name), always.get(name, (0, 0))
+            local = [pair for k, *pair in some if firsts[k] & self._local]
+            partial = [(2 * k + 1, pair) for k, *pair in some if not firsts[k] & self._local]
             for side in (0, 1):
-                holders.sort(key=lambda holder: -holder[1][side])
-                rows = [max(pair[side], base[side]) for _, pair in holders] + [base[side]]
-                for n in range(len(holders)):
-                    more = (rows[n] - rows[n + 1]) * row
-                    if more:
-                        sources = tuple(sorted(literal for literal, _ in holders[: n + 1]))
-                        a, b = shared.get(sources, (0, 0))
-                        shared[sources] = (a, b + more) if side else (a + more, b)
-        for sources, pair in shared.items():
-            if len(sources) == 1:
-                k = sources[0] >> 1
-                prices[k] = _dearer(prices[k], pair, met=False)
-            else:
-                prices.append(Price(sources, 0, pair, (0, 0)))
+                always = max((pair[side] for pair in local), default=0)
+                prices[0][side] += always * row
+                partial.sort(key=lambda holder: -holder[1][side])
+                steps = [max(pair[side], always) for _, pair in partial] + [always]
+                # Each row that some of them need is held if one of these is partial.
+                for n in range(len(partial)):
+                    more = (steps[n] - steps[n + 1]) * row
+                    sources = tuple(sorted(literal for literal, _ in partial[: n + 1]))
+                    if more and n:
+                        shared.setdefault(sources, [0, 0, 0, 0])[side] += more
+                    elif more:
+                        prices[sources[0] >> 1][2 + side] += more
+        return shared
 
-    def _row_bytes(self, name: str) -> int:
-        source = self.graph.tensors[name]
-        return source.elements // source.rows * self.activation_bytes
-
-    def _inputs(self, i: int, found: Rows) -> dict[str, Pair]:
-        """Rows held of what a first operator reads, and per further tile line."""
+    def _inputs(self, i: int, found: Rows) -> list[tuple[str, int, int]]:
+        """Rows held of each tensor that a first operator reads, and per further tile line."""
         count, rate = found.rows[i], found.rates[i]
-        inputs: dict[str, Pair] = {}
+        inputs = []
         for operand in self._demand.operands[i]:
             if operand.read.window.kind is WindowKind.REDUCE:
                 held, further = 1, math.ceil(rate)
             else:
                 held = self._demand.input_rows(operand, count)
                 further = math.ceil(rate * (operand.stride or 1))
-            known = inputs.get(operand.read.tensor, (0, 0))
-            inputs[operand.read.tensor] = max(known[0], held), max(known[1], further)
+            inputs.append((operand.read.tensor, held, further))
+        if len(inputs) > 1 and len({name for name, _, _ in inputs}) < len(inputs):
+            return [
+                (
+                    name,
+                    max(rows for other, rows, _ in inputs if other == name),
+                    max(further for other, _, further in inputs if other == name),
+                )
+                for name in dict.fromkeys(name for name, _, _ in inputs)
+            ]
         return inputs
 
     # -- an operator alone ----------------------------------------------------------------
@@ -441,7 +449,7 @@ class Brr:
             return None
         i = first.bit_length() - 1
         inputs = self._input_rows(first)
-        held = self._row_full[i] + sum(n * self._row_bytes(name) for name, n in inputs.items())
+        held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
         room = buffer_bytes - held - 1
         if room < 1:
             return None
@@ -458,14 +466,7 @@ class Brr:
         """Rows of what an operator reads that one row of its output needs."""
         i = first.bit_length() - 1
         alone = Rows({i: 1}, {i: 0}, {}, 0)
-        return {name: rows for name, (rows, _) in self._inputs(i, alone).items()}
-
-
-def _dearer(price: Price, pair: Pair, met: bool) -> Price:
-    """A price with more to hold in one of the two cases."""
-    if met:
-        return price._replace(met=(price.met[0] + pair[0], price.met[1] + pair[1]))
-    return price._replace(unmet=(price.unmet[0] + pair[0], price.unmet[1] + pair[1]))
+        return {name: rows for name, rows, _ in self._inputs(i, alone)}
 
 
 def _channels(tensor: Tensor) -> int:

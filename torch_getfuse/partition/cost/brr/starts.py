@@ -22,12 +22,9 @@ from typing import NamedTuple
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import bits
 
-Pair = tuple[int, int]
-"""Bytes held at least, and per further tile line."""
-
 Sums = tuple[int, int, int]
-"""Sums over convolutions (docs/exact-search.md, "Passes"): bytes of the rows that the sinks need in
-the end; less those by which a tile may hold less than its share; and of all rows."""
+"""Bytes of convolutions' rows (docs/exact-search.md, "Passes"): those that the sinks need in the
+end; those by which a tile may hold less than its share; and all of them."""
 
 NOTHING: Sums = (0, 0, 0)
 ALWAYS, NEVER = 0, 1
@@ -39,7 +36,8 @@ class Condition(NamedTuple):
     """Something that is met or not, as the starts are chosen.
 
     Attributes:
-        sources: literals of which one must hold; none: a first operator is full.
+        sources: literals of which one must hold; none: a first operator is full. Condition 0 is
+            its own.
         same, other: masks of the members that are full if it is met, and if it is not.
         met, unmet: what these hold in either case.
     """
@@ -52,39 +50,20 @@ class Condition(NamedTuple):
 
     @property
     def first(self) -> int:
-        """Mask of the first operator that it is about."""
-        return self.same & -self.same
+        """Mask of the first operator that it is about; 0 for others."""
+        return 0 if self.sources else self.same & -self.same
 
 
-NO_OPERATORS = (Condition((), 0, 0, NOTHING, NOTHING),)
+NO_OPERATORS = (Condition((ALWAYS,), 0, 0, NOTHING, NOTHING),)
 
 
-class Price(NamedTuple):
-    """What a condition costs.
+Price = list[int]
+"""What a condition costs: bytes held at least and per further tile line, if it is met; the same if
+it is not."""
 
-    Attributes:
-        sources: as :attr:`Condition.sources`.
-        first: mask of the first operator, for a condition without sources.
-        met, unmet: bytes in either case.
-    """
-
-    sources: tuple[int, ...]
-    first: int
-    met: Pair
-    unmet: Pair
-
-
-class Choice(NamedTuple):
-    """One choice of starts.
-
-    Attributes:
-        need, line: bytes held at least (``F_min``), and per further tile line (``F_line``).
-        full: mask of the first operators that are full.
-    """
-
-    need: int
-    line: int
-    full: int
+Choice = tuple[int, int, int]
+"""One choice of starts: bytes held at least (``F_min``) and per further tile line (``F_line``), and
+the mask of the first operators that are full."""
 
 
 class Starts:
@@ -145,6 +124,12 @@ def _followed(conditions: list[Condition], before: int) -> int:
 
     Without operators: that the operator at hand, which is first, is full.
     """
+    if before and not before & (before - 1):
+        for k, (_, same, other, _, _) in enumerate(conditions):
+            if same & before:
+                return 2 * k
+            if other & before:
+                return 2 * k + 1
     literals = set()
     for k, condition in enumerate(conditions):
         if condition.same & before:
@@ -168,14 +153,14 @@ def _followed(conditions: list[Condition], before: int) -> int:
 
 def met_members(conditions: Sequence[Condition], full: int) -> int:
     """Mask of the members that are full if the first operators ``full`` are, and no others."""
-    met: list[bool] = []
-    found = 0
-    for k, condition in enumerate(conditions):
+    met = [True]
+    found = conditions[0].same
+    for condition in conditions[1:]:
         if condition.sources:
             met.append(any(met[literal >> 1] != literal & 1 for literal in condition.sources))
         else:
-            met.append(not k or bool(condition.first & full))
-        found |= condition.same if met[k] else condition.other
+            met.append(bool(condition.first & full))
+        found |= condition.same if met[-1] else condition.other
     return found
 
 
@@ -190,40 +175,63 @@ def whole_maps(conditions: Sequence[Condition], full: bool) -> int:
     return total
 
 
-def pareto_front(prices: Sequence[Price]) -> list[Choice]:
+def fewest_rows(conditions: Sequence[Condition]) -> tuple[int, int]:
+    """The first of the :data:`Sums` at least, and the second at most, however starts are chosen."""
+    needed = short = 0
+    for condition in conditions:
+        (a, b, _), (c, d, _) = condition.met, condition.unmet
+        needed += a if a < c else c
+        short += b if b > d else d
+    return needed, short
+
+
+def pareto_front(
+    sources: Sequence[tuple[int, ...]], firsts: Sequence[int], prices: Sequence[Price]
+) -> list[Choice]:
     """The choices than which none needs less and no more per line, or no more and less per line.
 
     Args:
-        prices: of the conditions, each after those that it depends on; the first one is always
-            met.
+        sources: of each condition, as :attr:`Condition.sources`; condition 0 is always met, and
+            the others come after those that they depend on.
+        firsts: mask of the first operator of each condition that has one, else 0.
+        prices: of each condition.
 
     Returns:
-        By rising ``need`` and falling ``line``. Of choices that hold equally much, the one whose
+        By rising need and falling bytes per line. Of choices that hold equally much, the one whose
         mask of full operators is the least number.
     """
-    matters = [False] * len(prices)
-    for k in range(len(prices) - 1, 0, -1):
-        price = prices[k]
-        if matters[k] or price.met != price.unmet:
-            matters[k] = True
-            for literal in price.sources:
+    count = len(prices)
+    need, line = prices[0][:2]
+    joined = []
+    if count > 2:
+        matters = [False] * count
+        for k in range(count - 1, 0, -1):
+            a, b, c, d = prices[k]
+            if not matters[k] and a == c and b == d and sources[k]:
+                need, line = need + a, line + b
+                continue
+            for literal in sources[k]:
                 matters[literal >> 1] = True
-    joined = [k for k, price in enumerate(prices) if price.sources and matters[k]]
-    need, line = prices[0].met
-    for k, price in enumerate(prices):
-        if price.sources and not matters[k]:
-            need, line = need + price.met[0], line + price.met[1]
-    start = Choice(need, line, 0)
-    if not joined:
-        front = [start]
-        for price in prices[1:]:
-            if not price.sources:
-                front = _best(_moved(front, price, True) + _moved(front, price, False))
-        return front
-    return _decide(prices, joined, start)
+            if sources[k]:
+                joined.append(k)
+    front = [(need, line, 0)]
+    if joined:
+        return _decide(sources, firsts, prices, joined, front)
+    for k in range(1, count):
+        if not sources[k]:
+            front = _best(
+                _moved(front, prices[k], True, firsts[k]) + _moved(front, prices[k], False)
+            )
+    return front
 
 
-def _decide(prices: Sequence[Price], joined: Sequence[int], start: Choice) -> list[Choice]:
+def _decide(
+    sources: Sequence[tuple[int, ...]],
+    firsts: Sequence[int],
+    prices: Sequence[Price],
+    joined: Sequence[int],
+    start: list[Choice],
+) -> list[Choice]:
     """:func:`pareto_front` where the conditions ``joined`` depend on others.
 
     A state is the mask of those among them of whose sources one is known to hold.
@@ -231,13 +239,13 @@ def _decide(prices: Sequence[Price], joined: Sequence[int], start: Choice) -> li
     feeds: dict[int, list[tuple[int, int]]] = {}
     waiting = {}
     for k in joined:
-        waiting[k] = len(prices[k].sources)
-        for literal in prices[k].sources:
+        waiting[k] = len(sources[k])
+        for literal in sources[k]:
             feeds.setdefault(literal >> 1, []).append((k, literal & 1))
     # A condition is decided as soon as its sources are, so that few are half known.
     order = []
-    for free in (k for k in range(1, len(prices)) if not prices[k].sources):
-        ready = [free]
+    for free in range(1, len(prices)):
+        ready = [] if sources[free] else [free]
         while ready:
             k = ready.pop()
             order.append(k)
@@ -245,26 +253,31 @@ def _decide(prices: Sequence[Price], joined: Sequence[int], start: Choice) -> li
                 waiting[fed] -= 1
                 if not waiting[fed]:
                     ready.append(fed)
-    states: dict[int, list[Choice]] = {0: [start]}
+    states = {0: start}
     for k in order:
-        price = prices[k]
-        targets = [
-            sum(1 << fed for fed, opposite in feeds.get(k, ()) if opposite != met)
-            for met in (False, True)
-        ]
+        known = 1 << k
+        if_met = if_unmet = 0  # what is known of others then
+        for fed, opposite in feeds.get(k, ()):
+            if opposite:
+                if_unmet |= 1 << fed
+            else:
+                if_met |= 1 << fed
         grown: dict[int, list[Choice]] = {}
         for state, choices in states.items():
-            for met in (bool(state >> k & 1),) if price.sources else (True, False):
-                target = state & ~(1 << k) | targets[met]
-                grown.setdefault(target, []).extend(_moved(choices, price, met))
+            if state & known or not sources[k]:
+                grown.setdefault(state & ~known | if_met, []).extend(
+                    _moved(choices, prices[k], True, firsts[k])
+                )
+            if not state & known:
+                grown.setdefault(state | if_unmet, []).extend(_moved(choices, prices[k], False))
         states = {state: _best(choices) for state, choices in grown.items()}
     return states[0]
 
 
-def _moved(choices: list[Choice], price: Price, met: bool) -> list[Choice]:
+def _moved(choices: list[Choice], price: Price, met: bool, first: int = 0) -> list[Choice]:
     """Choices with one more condition decided."""
-    (need, line), full = (price.met, price.first) if met else (price.unmet, 0)
-    return [Choice(a + need, b + line, c | full) for a, b, c in choices]
+    need, line = price[:2] if met else price[2:]
+    return [(a + need, b + line, c | first) for a, b, c in choices]
 
 
 def _best(choices: list[Choice]) -> list[Choice]:
@@ -272,9 +285,11 @@ def _best(choices: list[Choice]) -> list[Choice]:
     if len(choices) > 1:
         choices.sort()
         found = [choices[0]]
+        least = found[0][1]
         for choice in choices:
-            if choice.line < found[-1].line:
+            if choice[1] < least:
                 found.append(choice)
+                least = choice[1]
         return found
     return choices
 
