@@ -443,7 +443,7 @@ class Brr:
         return slices
 
     def _slices(self, mask: int, buffer_bytes: int) -> _Slices | None:
-        """The fewest slices that fit; ``None`` for several operators, or if none fit."""
+        """The fewest slices that fit; ``None`` for several operators, or if none is of use."""
         first = mask & -mask
         if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
             return None
@@ -451,7 +451,7 @@ class Brr:
         inputs = self._input_rows(first)
         held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
         room = buffer_bytes - held - 1
-        if room < 1:
+        if room < 1 or not self.weights[i]:
             return None
         count = -(-self.weights[i] // room)
         tensors = self.graph.tensors
