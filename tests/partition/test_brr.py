@@ -332,7 +332,7 @@ def test_merging_in_place_loses_nothing() -> None:
         if number % 10 < 2:
             assert found.dram_bytes == brute_force(evaluator)[0]
         several += found.dram_bytes > problem.unavoidable
-    assert several > 60
+    assert several > 40
 
 
 def test_a_group_may_start_in_place_beside_another_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +454,7 @@ def test_starts_are_chosen_as_by_enumeration(seed: int) -> None:
                 assert brr.reread(mask, size) == weights * (wanted[0] - 1)
                 compared += 1
                 several += sum(not graph.makers[i] & mask for i in bits(mask)) > 1
-    assert several > 60
+    assert several > 40
     assert compared > 400
 
 

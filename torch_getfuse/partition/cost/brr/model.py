@@ -86,13 +86,13 @@ class _Slices(NamedTuple):
     """An operator alone whose weights stay in slices, each while the whole input is read.
 
     Attributes:
-        count: slices.
+        number: of slices.
         held: bytes beside a slice: the input rows of one output row, and that.
         weights: bytes of a slice.
         input: bytes of the input, read once.
     """
 
-    count: int
+    number: int
     held: int
     weights: int
     input: int
@@ -100,7 +100,7 @@ class _Slices(NamedTuple):
     @property
     def reread(self) -> int:
         """Bytes of the input that are read again."""
-        return (self.count - 1) * self.input
+        return (self.number - 1) * self.input
 
 
 class _Makeup(NamedTuple):
@@ -255,7 +255,7 @@ class Brr:
         slices = self._kept_slices(mask, passes, buffer_bytes)
         if slices is None:
             return Dram(read, write, weights * passes)
-        return Dram(read * slices.count, write, weights)
+        return Dram(read * slices.number, write, weights)
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``.
