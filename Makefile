@@ -17,7 +17,7 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz opinfo matrix paper paper-quick lint format clean
+.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick lint format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -28,8 +28,19 @@ help: ## show this list
 demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
 	@$(BIN)/python examples/quickstart.py $(ARGS)
 
-test: $(VENV)/.dev ## run the tests
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+test: $(VENV)/.dev ## run the tests, but for those that are slow
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not opinfo" $(ARGS)
+
+test-quick: $(VENV)/.dev ## run the tests that take a second at most
+	@$(BIN)/python -m pytest -n $(JOBS) -m "quick and not opinfo" $(ARGS)
+
+test-rest: $(VENV)/.dev ## run what make test leaves out: whole networks, random programs, torch's samples
+	@$(BIN)/python -m pytest -n $(JOBS) -m "slow or opinfo" $(ARGS)
+
+test-all: test test-rest ## run everything that CI runs
+
+durations: $(VENV)/.dev ## run everything, and record how long each test takes
+	@$(BIN)/python -m pytest -n $(JOBS) -m "" --store-durations $(ARGS)
 
 fuzz: $(VENV)/.dev ## hold 100,000 random programs against eager (many hours; goes on where it stopped)
 	@$(BIN)/python -m tests.fuzz $(ARGS)

@@ -108,11 +108,11 @@ def survey(spec: str, path: Path) -> None:
     line: dict[str, Any] = {"network": spec, "failed": {}, "fingerprints": {}}
     try:
         model, x = build(spec)
-    except Exception as error:  # a library's own: the network is not there, or needs a download
-        line["failed"]["build"] = f"{type(error).__name__}: {str(error)[:200]}"
-    else:
         with torch.no_grad():
             model(x)  # some keep tensors from their first call on
+    except Exception as error:  # a library's own: it is not there, or takes other inputs
+        line["failed"]["build"] = f"{type(error).__name__}: {str(error)[:200]}"
+    else:
         for way, capture in captures(model, x):
             try:
                 line["fingerprints"][way] = [one[:12] for one in capture()]

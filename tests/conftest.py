@@ -1,7 +1,10 @@
 """Settings of the whole test run."""
 
+import json
 import os
 import tempfile
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +29,40 @@ def fx_nodes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         compiler, "fast_program", lambda *_: (None, "inner auto: runs by FX nodes in tests")
     )
+
+
+# -- tiers: what was measured says which tests are quick -------------------------------------------
+
+DURATIONS = Path(__file__).with_name("durations.json")
+"""Test -> seconds, of the tests that took at least :data:`LEAST` (``make durations``)."""
+LEAST, QUICK, SLOW = 0.5, 1.0, 5.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--store-durations", action="store_true", help=f"write {DURATIONS.name} after the run"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the seconds that they were recorded with; a new test is quick."""
+    seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
+    for item in items:
+        took = seconds.get(item.nodeid.removeprefix("tests/"), 0.0)
+        if took > SLOW:
+            item.add_marker("slow")
+        if took <= QUICK and not item.get_closest_marker("slow"):
+            item.add_marker("quick")
+
+
+_took: Counter[str] = Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _took[report.nodeid.removeprefix("tests/")] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--store-durations") and not hasattr(session.config, "workerinput"):
+        known = {name: round(took, 1) for name, took in _took.items() if took >= LEAST}
+        DURATIONS.write_text(json.dumps(known, indent=0, sort_keys=True) + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors",),
-    ("json_fields", "atomic_files", "accelerator"),
+    ("json_fields", "atomic_files", "ordering", "accelerator"),
     ("ir", "options"),
     ("partition.node_set", "partition.work"),
     ("partition.cost.scheme",),
@@ -48,12 +48,21 @@ UPWARD = {
 }
 """The imports within functions that point up on purpose."""
 
-NO_TORCH = ("errors", "json_fields", "atomic_files", "ir", "accelerator", "options", "partition")
+NO_TORCH = (
+    "errors",
+    "json_fields",
+    "atomic_files",
+    "ordering",
+    "ir",
+    "accelerator",
+    "options",
+    "partition",
+)
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 
 
 def module_name(file: Path) -> str:
-    """``partition.cost`` for ``torch_getfuse/partition/cost/scheme.py``; ``""`` for the package."""
+    """``ir.graph`` for ``torch_getfuse/ir/graph.py``; ``""`` for the package."""
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -11,7 +11,13 @@ from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
-from torch_getfuse.partition.node_set import bits, components, mask_of, topological_order
+from torch_getfuse.partition.node_set import (
+    bits,
+    components,
+    convex_hull,
+    mask_of,
+    topological_order,
+)
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.edge_cuts import Edge
 from torch_getfuse.partition.search.random_split import RandomSplit
@@ -66,7 +72,7 @@ def explain_graph(
             "no operator fits the buffer alone; name one in operators= to see why, or raise "
             f"buffer={least}"
         )
-    group = asked if operators is None else _hull(problem, asked)
+    group = asked if operators is None else _group_of(problem, asked)
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
     return _Asked(problem, options, group, group & ~asked).explain(explainers)
@@ -307,17 +313,13 @@ def _named(graph: OpGraph, operators: Sequence[str]) -> int:
     return mask
 
 
-def _hull(problem: FusionProblem, mask: int) -> int:
+def _group_of(problem: FusionProblem, mask: int) -> int:
     """A set with everything on paths between its members.
 
     Raises:
         OptionError: where even that is not connected.
     """
-    up = down = 0
-    for i in bits(mask):
-        up |= problem.above[i]
-        down |= problem.below[i]
-    mask |= up & down
+    mask = convex_hull(mask, problem.above, problem.below)
     pieces = components(mask, problem.near)
     if len(pieces) > 1:
         names = [problem.graph.ops[(piece & -piece).bit_length() - 1].name for piece in pieces[:2]]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 import torch_getfuse
@@ -150,7 +151,7 @@ def test_what_cannot_have_aliases_says_why(
         assert torch.equal(ours, theirs)
 
 
-def test_a_weight_with_three_readers_is_left_to_aotautograd() -> None:
+def test_a_weight_with_three_readers_has_no_aliases() -> None:
     weight = nn.Parameter(torch.randn(1000))
 
     def work(x: torch.Tensor) -> torch.Tensor:
@@ -160,6 +161,63 @@ def test_a_weight_with_three_readers_is_left_to_aotautograd() -> None:
     groups = children(gm, ["atan2", "hypot", "maximum"])
     _, why = split_in_gradient_order(gm, groups)
     assert why.endswith("autocast may keep one copy of it for all")
+
+
+def without_gradient(x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    z, y = x.sin(), other.exp()
+    return z + y.tanh(), y.sigmoid(), y.cos()
+
+
+def unused(x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x.exp()
+    y.tanh().square()
+    return y.sigmoid() * other, y.sin()
+
+
+@pytest.mark.parametrize("work", [without_gradient, unused])
+def test_what_no_gradient_comes_from_may_move(work: Callable[..., Any]) -> None:
+    x, other = make(), torch.ones(1000)
+    gm = captured(work, x, other)
+    groups = children(gm, ["exp", "sin", "sigmoid", "tanh"])
+    assert "sigmoid" in gm.code.partition("tanh")[2], "the groups turn them round"
+    split, why = split_in_gradient_order(gm, groups)
+    assert (moved_sums(gm, split), why) == ([], "")
+    got, expected = (gradient(lambda x, f=f: f(x, other), x) for f in (split, work))
+    assert torch.equal(got, expected)
+
+
+class Kept(nn.Module):
+    """What AOTAutograd differentiates in other steps, and random numbers that nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = F.conv2d(x, self.weight)
+        mixed = torch.lerp(y, y.transpose(0, 3), 0.25)
+        F.dropout(y, 0.5)
+        return mixed, y, y.flatten(1), F.interpolate(y, scale_factor=2.0, mode="bilinear")
+
+
+def test_gradients_that_cannot_move_are_eager_s_and_so_is_the_generator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = compiler.split_in_gradient_order
+    monkeypatch.setattr(
+        compiler, "split_in_gradient_order", lambda *args: (original(*args)[0], "they moved")
+    )
+    torch.manual_seed(0)
+    model, x = Kept(), torch.randn(1, 4, 8, 8)
+    compiled = torch.compile(model, backend="getfuse", options={"strict": True, "cache": False})
+    results = []
+    for run in (model, compiled):
+        model.zero_grad()
+        torch.manual_seed(1)
+        sum(value.abs().double().square().mean() for value in run(x)).backward()
+        results.append((model.weight.grad.clone(), torch.get_rng_state()))
+    assert all(map(torch.equal, *results))
+    assert "runs in the order of the model, not by groups" in str(torch_getfuse.report(compiled))
 
 
 def test_readers_that_give_no_gradient_are_left_out() -> None:
@@ -191,7 +249,7 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize("also", [False, True])
 def test_through_torch_compile(also: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With aliases autograd is enough; where they cannot be, AOTAutograd keeps the order."""
+    """With aliases groups may run in any order; where they cannot be, the model's order stays."""
     seen = []
     original = compiler.split_in_gradient_order
 
@@ -217,7 +275,7 @@ def test_through_torch_compile(also: bool, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(map(torch.equal, *results))
     assert bool(seen[0][1]) == also
     notes = [note for s in torch_getfuse.report(compiled).sections for note in s.notes]
-    assert any("differentiated by AOTAutograd: the gradients of" in n for n in notes) == also
+    assert any("not by groups, in which the gradients of" in n for n in notes) == also
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -18,8 +18,10 @@ from torch import nn
 
 import torch_getfuse
 from tests.backend.test_depth_first import check, distance, notes, plan_of
+from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.backend.rowwise import kernels as row_kernels
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
+from torch_getfuse.backend.rowwise.depth_first import split_depth_first
 from torch_getfuse.errors import NoOperatorError, OptionError
 
 Maps = list[torch.Tensor]
@@ -313,6 +315,57 @@ def test_runs_by_rows(name: str) -> None:
     check(model, x)
     got, _ = torch_getfuse.run_counted(model, tuple(x), plan_of(model, x))
     assert got.stride() == model(*x).stride()
+
+
+def test_a_scalar_beside_a_batch_has_no_axis_of_samples() -> None:
+    model = Function(lambda x, y: (F.normalize(x, dim=0), F.relu(y) * 2))
+    x, y = torch.tensor(3.0), torch.randn(2, 8, 4)
+    got, _ = torch_getfuse.run_counted(model, (x, y), plan_of(model, (x, y)))
+    same(got, model(x, y))
+
+
+def test_results_lie_as_those_of_the_fx_nodes_whatever_the_trace_says_of_strides() -> None:
+    """The traced sum has other strides along its axes of size one than the one at run time."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        part = x.diagonal()
+        total = torch.add(y, part, alpha=3)
+        y.zero_()
+        return torch.where(part > 0, part, total)
+
+    model = Function(function)
+
+    def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.tensor([3, 0, 1, 2], dtype=torch.uint8).view(1, 4, 1, 1)
+        return x, x[..., :1]
+
+    plan = plan_of(model, inputs(), buffer=1024)
+    got, ledger = torch_getfuse.run_counted(model, inputs(), plan)
+    expected = model(*inputs())
+    assert torch.equal(got, expected)
+    assert got.stride() == expected.stride()
+    assert [bool(group.fallback) for group in ledger.groups] == [True, True, False]
+
+
+def test_inputs_of_other_strides_than_in_the_trace_are_tried_in_the_call() -> None:
+    model, x = Function(lambda x: F.relu(torch.tanh(x * 2)) + 1), torch.randn(1, 3, 6, 6)
+    split, ledger = split_depth_first(capture_model(model, (x,)), plan_of(model, (x,)))
+    (entry,), runner = ledger.groups, split.fusion_group_0
+    turned = x.contiguous(memory_format=torch.channels_last)
+    for given in (x, turned, x):
+        got, expected = runner(given), model(given)
+        same(got, expected)
+        assert got.stride() == expected.stride()
+    assert not entry.fallback
+    assert len(runner.layouts) == 2  # each tried once
+
+    def fails(*_: object) -> None:
+        raise NoRowKernel("tanh has no rows in this layout")
+
+    runner.trial = fails
+    wide = torch.randn(1, 3, 6, 12)[..., ::2]
+    assert torch.equal(runner(wide), model(wide))
+    assert entry.fallback == "in a call, tanh has no rows in this layout"
 
 
 FALLS_BACK: dict[str, tuple[Callable[..., object], tuple[int, ...], str]] = {

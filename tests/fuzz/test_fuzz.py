@@ -9,23 +9,18 @@ from fuzz.generate import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 
-PROGRAMS, BLOCK = 450, 50
-OTHER_FINGERPRINTS = 3
-"""Programs of a block whose exported form may have another fingerprint: ``torch.export`` records
-some writes by index and by ``out=`` otherwise than Dynamo. Such a plan is refused, not wrong."""
+PROGRAMS, BLOCK = 2000, 50
 
 
 @pytest.mark.parametrize("start", range(0, PROGRAMS, BLOCK))
 def test_programs_hold(start: int) -> None:
-    failures, refused, skipped, planned = [], [], 0, 0
+    failures, skipped, planned = [], 0, 0
     with quietly():
         for program, verdict in check_block(map(generate, range(start, start + BLOCK))):
             for failure in verdict.failures:
-                kind = refused if "another fingerprint" in failure.message else failures
-                kind.append(f"seed {program.seed}: {failure.mode}: {failure.message}")
+                failures.append(f"seed {program.seed}: {failure.mode}: {failure.message}")
             skipped += bool(verdict.skipped)
             planned += "plan" in verdict.checked
     assert not failures, "\n".join(["python -m tests.fuzz shrinks these:", *failures])
-    assert len(refused) <= OTHER_FINGERPRINTS, "\n".join(refused)
     assert skipped <= BLOCK // 3, "torch itself compiles too few of the programs"
     assert planned >= BLOCK // 2, "too few of the programs have anything to plan"

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fuzz.check import CHANGES, MODES, Failure, check, quietly, weight_change
 from fuzz.generate import generate
+from fuzz.observe import Observation, difference, observe
 from fuzz.program import Program, Statement, runs
 from fuzz.reproduce import reproducer
 from fuzz.shrink import shrink
@@ -164,3 +165,14 @@ def test_a_program_is_a_function_of_its_seed(seed: int) -> None:
     assert generate(seed) == first
     assert runs(first)
     compile(first.source, "program", "exec")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex32, torch.complex64, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_value_that_differs_is_seen(dtype: torch.dtype, exact: bool) -> None:
+    def seen(last: float) -> Observation:
+        value = torch.tensor([1.0, float(last > 0), last]).to(dtype)
+        return observe(lambda: value, nn.Module(), ())
+
+    assert not difference(seen(2.0), seen(2.0), exact=exact)
+    assert "3" in difference(seen(2.0), seen(3.0), exact=exact)

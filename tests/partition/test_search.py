@@ -184,7 +184,8 @@ def test_one_seed_gives_one_result(search: Search) -> None:
 def test_no_dependence_on_hashes() -> None:
     code = (
         "from random import Random; from tests.legal import random_problem;"
-        "from torch_getfuse.partition.search.local import *;"
+        "from torch_getfuse.partition.search.local import local_search;"
+        "from torch_getfuse.partition.search.random import random_search;"
         "p = random_problem(Random(2), 30);"
         "print([(r.groups, r.history) for r in (f(p, 80, 3) for f in"
         " (local_search, random_search))])"

@@ -14,6 +14,7 @@ from torch._dynamo.exc import RestartAnalysis
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.capture.view_changes import changing_inputs
 from torch_getfuse.backend.compiled_models import CompiledGraph, remember
 from torch_getfuse.backend.fx_nodes.autocast import cast_apart
 from torch_getfuse.backend.fx_nodes.effects import changes_mode
@@ -35,7 +36,6 @@ from torch_getfuse.backend.training import (
     has_checkpoint,
     needs_gradients,
     plans_backward,
-    rounds_otherwise,
 )
 from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
 from torch_getfuse.options import Options
@@ -92,6 +92,7 @@ def getfuse(
             capture.check(given)
         plan = _planned(capture, chosen)
         compiled = _compile(capture, plan, chosen, record, example_inputs)
+        compiled = changing_inputs(gm, compiled)
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
@@ -188,12 +189,10 @@ def _compile(
                 [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
             )
         split, moved = split_in_gradient_order(gm, children)
-        if not moved:
-            return split.forward
-        if options.backward is False or rounds_otherwise(gm):
-            record.add_notes([f"gradients may differ from eager's in the last bit: {moved}"])
-            return split.forward
-        joint = moved
+        if moved:
+            record.add_notes([f"runs in the order of the model, not by groups, in which {moved}"])
+            return gm.forward
+        return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:

@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _MARK = "getfuse_child"
 _PRIMAL = "primals_"
-_RESIZES = (torch.nn.functional.interpolate, torch.nn.functional.upsample)
 
 Children = Mapping[str, Sequence[fx.Node]]
 """Name of a child -> its nodes."""
@@ -63,11 +62,6 @@ def has_checkpoint(gm: fx.GraphModule) -> bool:
     refuses batch norms.
     """
     return any(node.target is tag_activation_checkpoint for node in gm.graph.nodes)
-
-
-def rounds_otherwise(gm: fx.GraphModule) -> bool:
-    """Whether AOTAutograd computes something in other steps than eager: it takes resizing apart."""
-    return any(node.target in _RESIZES for node in gm.graph.nodes)
 
 
 class JointCompiler:

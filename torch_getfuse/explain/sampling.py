@@ -20,7 +20,14 @@ import numpy as np
 from torch_getfuse.explain.features import FeatureTable
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.scheme import FusionScheme
-from torch_getfuse.partition.node_set import ancestors, bits, components, descendants, neighbours
+from torch_getfuse.partition.node_set import (
+    ancestors,
+    bits,
+    components,
+    convex_hull,
+    descendants,
+    neighbours,
+)
 
 SAMPLER_VERSION = 1
 
@@ -103,16 +110,9 @@ class GroupSampler:
             front &= ~mask
             if not front:
                 break
-            mask = self._hull(mask | 1 << self.rng.choice(list(bits(front))))
+            grown = mask | 1 << self.rng.choice(list(bits(front)))
+            mask = convex_hull(grown, self._above, self._below)
         return mask
-
-    def _hull(self, mask: int) -> int:
-        """The group with everything on paths between its members: the least convex one."""
-        up = down = mask
-        for i in bits(mask):
-            up |= self._above[i]
-            down |= self._below[i]
-        return up & down
 
     def _interval(self, enough: Callable[[int], bool]) -> int:
         first = self.rng.randrange(len(self.graph))

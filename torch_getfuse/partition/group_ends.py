@@ -73,17 +73,17 @@ class Border:
         if self.reason is Reason.BRANCH:
             return f"branch: {name} also needs {self.other}"
         if self.reason is Reason.REST:
-            return f"next {name} fits, but what it leaves behind would not"
+            return f"next {name} fits, but the rest of its group would not"
         if self.reason is Reason.CHEAPER:
             if self.merged_bytes is None:
-                return f"cheaper so: {name} adds {size} of DRAM access"
+                return f"adding {name} would cost {size} more DRAM access"
             return (
-                f"cheaper so: {name} alone adds {size} of DRAM access, its whole group is "
+                f"adding {name} alone would cost {size} more DRAM access; its whole group would be "
                 f"{format_size(self.merged_bytes)} over the buffer"
             )
         if self.reason is Reason.EQUAL:
-            return f"no gain: {name} adds and saves nothing"
-        return f"not tried: {name} would save {size} of DRAM access"
+            return f"adding {name} would change nothing"
+        return f"not tried: adding {name} would save {size} of DRAM access"
 
 
 def why_ends(evaluator: Evaluator, groups: Sequence[int], unfusable: int) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from torch_getfuse import ordering
 from torch_getfuse.ir import OpGraph
 
 
@@ -127,8 +128,8 @@ def components(mask: int, near: Neighbours) -> list[int]:
     return found
 
 
-def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
-    """Whether no path leaves the mask and comes back (through any operator, fusable or not).
+def convex_hull(mask: int, above: Sequence[int], below: Sequence[int]) -> int:
+    """A mask with everything on paths between its members: the least convex one.
 
     ``above`` and ``below`` are :func:`ancestors` and :func:`descendants`.
     """
@@ -136,7 +137,12 @@ def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
     for i in bits(mask):
         up |= above[i]
         down |= below[i]
-    return not up & down & ~mask
+    return mask | up & down
+
+
+def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
+    """Whether no path leaves the mask and comes back (through any operator, fusable or not)."""
+    return convex_hull(mask, above, below) == mask
 
 
 def topological_order(blocks: Sequence[int], graph: OpGraph) -> list[int] | None:
@@ -146,22 +152,8 @@ def topological_order(blocks: Sequence[int], graph: OpGraph) -> list[int] | None
     operators' own order is taken.
     """
     home = {i: k for k, block in enumerate(blocks) for i in bits(block)}
-    waiting: list[set[int]] = [set() for _ in blocks]
-    feeds: list[set[int]] = [set() for _ in blocks]
+    waits: list[set[int]] = [set() for _ in blocks]
     covered = mask_of(home)
     for i, block in home.items():
-        for j in bits(graph.predecessors[i] & covered):
-            if block != home[j]:
-                waiting[block].add(home[j])
-                feeds[home[j]].add(block)
-    ready = sorted((b & -b, k) for k, b in enumerate(blocks) if not waiting[k])
-    order = []
-    while ready:
-        _, block = ready.pop(0)
-        order.append(block)
-        for follower in feeds[block]:
-            waiting[follower].discard(block)
-            if not waiting[follower]:
-                ready.append((blocks[follower] & -blocks[follower], follower))
-        ready.sort()
-    return order if len(order) == len(blocks) else None
+        waits[block].update(home[j] for j in bits(graph.predecessors[i] & covered))
+    return ordering.topological_order(waits, lambda k: blocks[k] & -blocks[k])

@@ -13,7 +13,7 @@ import logging
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,18 +30,22 @@ from torch_getfuse.backend.capture.decompose import expand_composites
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.graph_builder import GraphBuilder
 from torch_getfuse.backend.capture.graph_inputs import batch_size, is_weight_argument
-from torch_getfuse.backend.capture.graph_values import CoreCall, Draft, Feature, Role, View
+from torch_getfuse.backend.capture.graph_values import CoreCall, Feature, Role, View
+from torch_getfuse.backend.capture.idle_casts import without_idle_casts
 from torch_getfuse.backend.capture.op_order import OperatorOrder
-from torch_getfuse.backend.capture.view_changes import without_view_changes
+from torch_getfuse.backend.capture.operators import fold_batch_norms, names_of, operator_of, unique
+from torch_getfuse.backend.capture.view_changes import (
+    changing_inputs,
+    exported_without_view_changes,
+    without_view_changes,
+)
 from torch_getfuse.backend.fx_nodes.values import (
     has_value,
     is_dynamo_weight,
     traced_value,
 )
-from torch_getfuse.backend.rules.rule import Stored
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
-from torch_getfuse.ir import Op, OpGraph, Read
-from torch_getfuse.json_fields import escaped
+from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.plan import PartitionPlan
 
 log = logging.getLogger(__name__)
@@ -57,7 +61,8 @@ class Capture:
     Attributes:
         graph: the operator graph, sizes per sample.
         graph_module: the FX graph whose nodes are named below: the one given, or a copy in
-            which composite functions (attention, local response norm) are taken apart.
+            which composite functions (attention, local response norm) are taken apart, changes
+            of shape in place are views, and casts that do nothing are left out.
         nodes: operator name -> its FX nodes in order: a convolution with its folded batch norm,
             and the views, ``getitem`` and dropout that alias what it wrote. Aliases of graph
             inputs, those that must wait for more than their operator does, and nodes that compute
@@ -139,7 +144,8 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     Args:
         gm: parameters and buffers are placeholders (or attributes); shapes come from the nodes'
             metadata.
-        example_inputs: needed only where the metadata is missing.
+        example_inputs: needed only where the metadata is missing, or an input changes its shape
+            in place.
 
     Raises:
         CaptureError: without metadata and inputs, or without any tensor operator.
@@ -155,7 +161,7 @@ def capture_fx(gm: fx.GraphModule, example_inputs: Sequence[object] | None = Non
     def role(node: fx.Node) -> Role:
         return Role.WEIGHT if is_dynamo_weight(node) else Role.INPUT
 
-    return _capture(expand_composites(without_view_changes(gm)), role)
+    return _capture(expand_composites(without_view_changes(gm, example_inputs)), role)
 
 
 def capture_exported(program: ExportedProgram) -> Capture:
@@ -185,7 +191,7 @@ def capture_exported(program: ExportedProgram) -> Capture:
         if output.kind is OutputKind.USER_OUTPUT
     }
     return _capture(
-        inline_regions(program.graph_module),
+        exported_without_view_changes(inline_regions(program.graph_module)),
         lambda node: kinds.get(node.name, Role.NEITHER),
         outputs=kept,
     )
@@ -198,7 +204,10 @@ class _Recorded(Exception):
     """Leaves a traced call before anything is computed."""
 
 
-_RECORDER: contextvars.ContextVar[list[fx.GraphModule] | None] = contextvars.ContextVar(
+_Graphs = list[tuple[fx.GraphModule, Sequence[Any]]]
+"""Graphs and the inputs that each was compiled for."""
+
+_RECORDER: contextvars.ContextVar[_Graphs | None] = contextvars.ContextVar(
     "torch_getfuse_recorder", default=None
 )
 
@@ -207,7 +216,7 @@ def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Cal
     """A torch.compile backend, one for all captures: torch keeps each it has seen for ever."""
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder.append(gm)
+        recorder.append((gm, example_inputs))
 
     def stop(*args: Any) -> Any:
         raise _Recorded
@@ -218,7 +227,7 @@ def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Cal
 def _counting_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder.append(gm)
+        recorder.append((gm, example_inputs))
     return gm.forward
 
 
@@ -240,7 +249,7 @@ def capture_model(
         with _tracing() as graphs:
             _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
     except _Recorded:
-        return capture_fx(graphs[0])
+        return capture_fx(*graphs[0])
     except torch._dynamo.exc.Unsupported as error:
         if _raised(error):
             raise does_not_run(model, args, error) from error
@@ -287,9 +296,9 @@ def _raised(error: BaseException) -> str:
 
 
 @contextmanager
-def _tracing() -> Iterator[list[fx.GraphModule]]:
+def _tracing() -> Iterator[_Graphs]:
     """Collects graphs; attention takes the path that it would take in the caller's grad mode."""
-    graphs: list[fx.GraphModule] = []
+    graphs: _Graphs = []
     token = _RECORDER.set(graphs)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast and not torch.is_grad_enabled())
@@ -332,7 +341,9 @@ _RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] 
 def _running_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A torch.compile backend, one for all runs, like :func:`_recording_backend`."""
     make = _RUNNER.get()
-    return gm.forward if make is None else make(capture_fx(gm, example_inputs))
+    if make is None:
+        return gm.forward
+    return changing_inputs(gm, make(capture_fx(gm, example_inputs)))
 
 
 def run_captured(
@@ -386,45 +397,43 @@ def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _capture(
     gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
 ) -> Capture:
+    gm = without_idle_casts(gm)
+
     @functools.cache
     def role(node: fx.Node) -> Role:
         own = recorded(node)
         return Role.WEIGHT if own is Role.INPUT and is_weight_argument(node) else own
 
-    placeholders = [n for n in gm.graph.nodes if n.op == "placeholder" and role(n) is Role.INPUT]
-    # Dynamo drops the inputs that nothing computes with, torch.export keeps them.
-    used = [n for n in placeholders if any(user.op != "output" for user in n.users)]
-    inputs = [n for n in used if isinstance(traced_value(n), torch.Tensor)]
-    builder = GraphBuilder(batch_size(inputs), role, gm, kept_outputs=outputs)
-    for node in gm.graph.nodes:
-        builder.add(node)
-    live = _live(builder)
+    builder = GraphBuilder(batch_size(_given(gm, role)), role, gm, kept_outputs=outputs).build()
+    # What only operators read that nothing comes of does not say what the batch is.
+    read = builder.read_inputs()
+    if read and (batch := batch_size(list(read))) != builder.batch:
+        builder = GraphBuilder(batch, role, gm, kept_outputs=outputs).build()
+        read = builder.read_inputs()
+    live = builder.live()
     order = OperatorOrder(gm, live)
-    drafts = _fold_batch_norms(live, builder, order)
+    drafts = fold_batch_norms(live, builder.outputs, order)
     if not drafts:
         raise NoOperatorError("the graph has no tensor operator on the way to what it returns")
-    names = _names(drafts)
+    names = names_of(drafts)
     tensors = {draft.writes: name for draft, name in zip(drafts, names, strict=True)}
-    # In the order of their first use, which is the same in every trace of a program.
-    read = dict.fromkeys(base for draft in drafts for base, _ in draft.reads)
-    sources = [base for base in read if base in set(builder.inputs.values())]
     taken = set(names)
-    for base in sources:
-        tensors[base] = _unique("input", taken)
+    for base in read.values():
+        tensors[base] = unique("input", taken)
     ops = tuple(
-        _op(draft, name, tensors, tuple(names[k] for k in after))
+        operator_of(draft, name, tensors, tuple(names[k] for k in after))
         for draft, name, after in zip(drafts, names, order.after(drafts), strict=True)
     )
     # An input that is returned as it is crosses no operator; Dynamo does not even record it.
     returned = [draft.writes for draft in drafts if draft.writes in builder.outputs]
     graph = OpGraph(
-        inputs=tuple(tensors[base] for base in sources),
+        inputs=tuple(tensors[base] for base in read.values()),
         outputs=tuple(tensors[base] for base in returned),
         ops=ops,
         tensors={
             name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
         },
-        activation_bytes=_input_width(inputs),
+        activation_bytes=_input_width(read),
     )
     nodes = {
         name: tuple(node for node in draft.nodes if order.joins(node, draft))
@@ -435,7 +444,7 @@ def _capture(
         log.info("no rule for %s (%d operators): whole inputs", target, times)
 
     def view(feature: Feature, name: str = "") -> View:
-        batch = builder.find_batch(feature)
+        batch = builder.bases.find_batch(feature)
         # What a convolution writes before its folded batch norm goes by the operator's name.
         tensor = tensors.get(feature.base, name)
         return View(tensor, feature.layout, batch[0] if batch else None)
@@ -457,98 +466,16 @@ def _capture(
     return Capture(graph, gm, nodes, dict(unsupported), calls, views, batch_axes, builder.batch)
 
 
-def _input_width(inputs: Sequence[fx.Node]) -> int:
+def _given(gm: fx.GraphModule, role: Callable[[fx.Node], Role]) -> list[fx.Node]:
+    """The tensors among a graph's inputs that something is computed with."""
+    inputs = [n for n in gm.graph.find_nodes(op="placeholder") if role(n) is Role.INPUT]
+    # Dynamo drops the inputs that nothing computes with, torch.export keeps them.
+    used = [n for n in inputs if any(user.op != "output" for user in n.users)]
+    return [n for n in used if isinstance(traced_value(n), torch.Tensor)]
+
+
+def _input_width(inputs: Iterable[fx.Node]) -> int:
     for node in inputs:
         if (dtype := traced_value(node).dtype).is_floating_point:
             return int(dtype.itemsize)
     return _DEFAULT_WIDTH
-
-
-def _live(builder: GraphBuilder) -> list[Draft]:
-    """The operators that something returned depends on."""
-    needed = set(builder.outputs)
-    live = []
-    for draft in reversed(builder.drafts):
-        if draft.writes in needed:
-            needed.update(base for base, _ in draft.reads)
-            live.append(draft)
-    return live[::-1]
-
-
-def _fold_batch_norms(
-    drafts: list[Draft], builder: GraphBuilder, order: OperatorOrder
-) -> list[Draft]:
-    """A convolution and the eval batch norm that alone reads it are one operator.
-
-    Not where something else must run between them. The two vectors of the batch norm become the
-    bias.
-    """
-    readers = Counter(base for draft in drafts for base, _ in draft.reads)
-    writers = {draft.writes: draft for draft in drafts}
-    kept = []
-    for draft in drafts:
-        conv = writers.get(draft.reads[0][0]) if draft.reads else None
-        if (
-            draft.kind == "batch_norm"
-            and draft.in_place
-            and draft.direct
-            and conv is not None
-            and conv.spec.bias is not None
-            and readers[conv.writes] == 1
-            and conv.writes not in builder.outputs
-            and order.joins(draft.nodes[0], conv)
-        ):
-            order.fold(draft, conv)
-            vector = Stored(draft.weights.elements // 2, draft.weights.bytes // 2)
-            conv.weights += vector - conv.spec.bias
-            conv.nodes += draft.nodes
-            conv.calls += draft.calls
-            conv.writes = draft.writes
-        else:
-            kept.append(draft)
-    return kept
-
-
-def _names(drafts: Sequence[Draft]) -> list[str]:
-    """Module path, and the kind where the path alone does not say which operator it is."""
-    kinds: dict[str, set[str]] = {}
-    inside: set[str] = set()
-    for draft in drafts:
-        path = escaped(draft.module)
-        kinds.setdefault(path, set()).add(draft.kind)
-        parts = path.split(".")
-        inside.update(".".join(parts[:n]) for n in range(len(parts)))
-    taken: set[str] = set()
-    names = []
-    for draft in drafts:
-        path, kind = escaped(draft.module), draft.kind
-        leaf = path and path not in inside and len(kinds[path]) == 1
-        names.append(_unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
-    return names
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """``name``, or with the first free of the suffixes ``_1``, ``_2``, ..."""
-    count, found = 0, name
-    while found in taken:
-        count += 1
-        found = f"{name}_{count}"
-    taken.add(found)
-    return found
-
-
-def _op(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, ...]) -> Op:
-    return Op(
-        name=name,
-        kind=draft.kind,
-        reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
-        writes=name,
-        module=escaped(draft.module),
-        weight_elements=draft.weights.elements,
-        weight_bytes=draft.weights.bytes,
-        in_place=draft.in_place,
-        mixes_channels=draft.spec.mixes_channels,
-        groups=draft.spec.groups,
-        reason=draft.reason,
-        after=after,
-    )

@@ -8,7 +8,6 @@ what somebody else has put in the graph (``allow_in_graph``) is run as it is.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,12 +15,17 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import tracing
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.fx_nodes.effects import storage_of
 from torch_getfuse.backend.fx_nodes.normalize import is_torchs, normalise
-from torch_getfuse.backend.fx_nodes.values import STANDS_FOR, flat_tensors, traced_value
+from torch_getfuse.backend.fx_nodes.values import (
+    STANDS_FOR,
+    copy_node,
+    fake_mode_of,
+    flat_tensors,
+    traced_value,
+)
 from torch_getfuse.backend.rules.registry import BY_TARGET, FACTORIES, positional
 
 log = logging.getLogger(__name__)
@@ -35,10 +39,9 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     if not found:
         return gm
     graph = fx.Graph()
-    output = graph.graph_copy(gm.graph, {}, return_output_node=True)
-    if isinstance(output, tuple):
-        value, old_output = output
-        graph.output(value).meta = dict(old_output.meta)
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        placed[node] = copy_node(graph, node, placed)
     copy = fx.GraphModule(gm, graph)
     copy.meta = dict(gm.meta)
     for node in list(graph.nodes):
@@ -77,7 +80,7 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
 
     try:
         # Inside a backend Dynamo's context holds another fake mode than the one of the trace.
-        with tracing(None), _fake_mode(fakes[0]):
+        with tracing(None), fake_mode_of(fakes):
             traced = make_fx(run, pre_dispatch=True)(*fakes)
     except Exception as error:
         # Tracing a stranger's function can raise anything; the node then stays as it is, one
@@ -98,10 +101,6 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
         if nested or not all(_picks(user) for user in node.users):
             return None
     return traced
-
-
-def _fake_mode(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    return tensor.fake_mode if isinstance(tensor, FakeTensor) else contextlib.nullcontext()
 
 
 def _picks(user: fx.Node) -> bool:

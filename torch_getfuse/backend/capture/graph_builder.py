@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx
 from torch._library.fake_class_registry import FakeScriptObject
 
+from torch_getfuse.backend.capture.bases import Bases
 from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
     Base,
@@ -25,6 +26,7 @@ from torch_getfuse.backend.capture.graph_values import (
     input_stream,
     only_pick,
 )
+from torch_getfuse.backend.capture.memory import Memory, place_of
 from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, full_name, normalise
 from torch_getfuse.backend.fx_nodes.values import (
@@ -37,7 +39,6 @@ from torch_getfuse.backend.fx_nodes.values import (
 )
 from torch_getfuse.backend.rules.registry import FACTORIES, apply_rule, positional
 from torch_getfuse.backend.rules.rule import (
-    NOTHING,
     Alias,
     Call,
     Operand,
@@ -45,8 +46,10 @@ from torch_getfuse.backend.rules.rule import (
     Spec,
     Stored,
     TensorInfo,
+    operands_in,
+    whole,
 )
-from torch_getfuse.backend.rules.view_windows import Along, Layout, read_window
+from torch_getfuse.backend.rules.view_windows import Layout, read_window
 from torch_getfuse.ir import Tensor, Window, WindowKind
 
 log = logging.getLogger(__name__)
@@ -73,15 +76,40 @@ class GraphBuilder:
     kept_outputs: set[int] | None = None
     values: dict[fx.Node, Value] = field(default_factory=dict)
     drafts: list[Draft] = field(default_factory=list)
-    bases: list[Base] = field(default_factory=list)
+    bases: Bases = field(init=False)
     inputs: dict[fx.Node, int] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
-    _latest: dict[int, int] = field(default_factory=dict)
-    _filled: dict[fx.Node, int] = field(default_factory=dict)
-    _joined: dict[fx.Node, dict[fx.Node, Stored]] = field(default_factory=dict)
+    _memory: Memory = field(default_factory=Memory)
 
-    def add(self, node: fx.Node) -> None:
-        """Takes in one node."""
+    def __post_init__(self) -> None:
+        self.bases = Bases(self.batch)
+
+    def build(self) -> GraphBuilder:
+        """Takes in all nodes of the graph."""
+        for node in self.owner.graph.nodes:
+            self._add(node)
+        return self
+
+    def live(self) -> list[Draft]:
+        """The operators that something returned depends on."""
+        needed = set(self.outputs)
+        live = []
+        for draft in reversed(self.drafts):
+            if draft.writes in needed:
+                needed.update(base for base, _ in draft.reads)
+                live.append(draft)
+        return live[::-1]
+
+    def read_inputs(self) -> dict[fx.Node, int]:
+        """The inputs that live operators read, and their bases.
+
+        In the order in which they are first read, which is the same in every trace of a program.
+        """
+        nodes = {base: node for node, base in self.inputs.items()}
+        read = dict.fromkeys(base for draft in self.live() for base, _ in draft.reads)
+        return {nodes[base]: base for base in read if base in nodes}
+
+    def _add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
             self._placeholder(node)
         elif node.op == "get_attr":
@@ -100,22 +128,22 @@ class GraphBuilder:
         info = tensor_info(value)
         # An empty tensor moves nothing: what eval batch norm saves for its backward.
         if role is Role.CONSTANT or 0 in info.shape:
-            self.values[node] = Weight({}, node)
+            self.values[node] = Weight.of(node, info, {})
             return
         if role is Role.WEIGHT:
-            self.values[node] = Weight({node: stored(value)}, node)
+            self.values[node] = Weight.of(node, info, {node: stored(value)})
             return
         lead = info.shape[0] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
         batch = None if shared else (0, lead // self.batch)
-        base = self._base(info, batch, input_stream(node, info), None)
+        base = self.bases.add(info, batch, input_stream(node, info), None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))
 
     def _attribute(self, node: fx.Node) -> None:
         value = attribute(self.owner, str(node.target))
         if isinstance(value, torch.Tensor):
-            self.values[node] = Weight({node: stored(value)}, node)
+            self.values[node] = Weight.of(node, tensor_info(value), {node: stored(value)})
 
     def _output(self, node: fx.Node) -> None:
         returned = node.args[0]
@@ -126,7 +154,7 @@ class GraphBuilder:
         # What is written over an input or a buffer is seen outside, whether it is returned or not.
         for leaf, value in self.values.items():
             if leaf.op in ("placeholder", "get_attr") and not isinstance(value, tuple):
-                written = self._current(value)
+                written = self._memory.current(value)
                 if isinstance(written, Feature) and written != value:
                     found.append(written.base)
         self.outputs = list(dict.fromkeys(found))
@@ -134,7 +162,7 @@ class GraphBuilder:
     def _bases_of(self, value: Value | None) -> list[int]:
         if isinstance(value, tuple):
             return [base for item in value for base in self._bases_of(item)]
-        current = self._current(value) if value is not None else None
+        current = self._memory.current(value) if value is not None else None
         return [current.base] if isinstance(current, Feature) else []
 
     # -- calls ------------------------------------------------------------------------------
@@ -151,21 +179,24 @@ class GraphBuilder:
                     self.values[node] = part
                     self._belongs(node, part)
                 return
-        outputs = tuple(tensor_info(t) for t in flat_tensors(traced_value(node)))
+        outputs = [tensor_info(t) for t in flat_tensors(traced_value(node))]
         args = {name: self._argument(value) for name, value in invocation.args.items()}
         out = args.pop("out", None)  # where the result goes; no operand
+        written = operands_in([out, *(args.get(name) for name in invocation.writes)])
+        targets = [target for target in written if 0 not in target.shape]
+        if invocation.fresh or not outputs:
+            outputs += [target.info for target in targets]
         hidden = self._hidden(node) if outputs else ""
-        call = Call(invocation.name, args, outputs, invocation.overload, hidden)
-        if invocation.name == "setitem" or (invocation.mutates and call.name in ("copy", "fill")):
+        call = Call(invocation.name, args, tuple(outputs), invocation.overload, hidden)
+        if _overwrites(invocation):
             self._overwrite(node, call)
         elif outputs:
-            into = out if isinstance(out, Operand) else None
-            self._operator(node, call, invocation.mutates, into)
+            self._operator(node, call, targets, in_place=out is None)
 
     def _invocation(self, node: fx.Node) -> Invocation:
         if node.op == "call_module":
             name = full_name(type(self.owner.get_submodule(str(node.target))))
-            return Invocation(name, {"input": node.args}, mutates=False, overload=False)
+            return Invocation(name, {"input": node.args})
         return normalise(node, positional)
 
     def _hidden(self, node: fx.Node) -> str:
@@ -204,98 +235,86 @@ class GraphBuilder:
             pairs = zip(value, traced, strict=True)
             return tuple(None if v is None else self._operand(node, v, t) for v, t in pairs)
         info = tensor_info(traced)
-        current = self._current(value)
+        current = self._memory.current(value)
         if 0 in info.shape:
-            current = Weight({}, node)
+            current = Weight.of(node, info, {})
         if isinstance(current, Weight):
             return Operand(node, info, True, Stored.sum(current.parts.values()), value=current)
-        found = self.find_batch(current)
+        found = self.bases.find_batch(current)
         return Operand(node, info, batch=found[0] if found else None, value=current)
 
-    def _current(self, value: Feature | Weight) -> Feature | Weight:
-        """What a value is after the in-place operators so far."""
-        if isinstance(value, Weight) and value.root in self._filled:
-            base = self._filled[value.root]
-            shape = self.bases[base].info.shape
-            value = Feature(base, Layout.opaque(shape))
-        elif isinstance(value, Weight) and value.root in self._joined:
-            value = replace(value, parts={**value.parts, **self._joined[value.root]})
-        if isinstance(value, Feature):
-            base = value.base
-            while base in self._latest:
-                base = self._latest[base]
-            return replace(value, base=base)
-        return value
-
     def _operator(
-        self, node: fx.Node, call: Call, mutates: bool, into: Operand | None = None
+        self, node: fx.Node, call: Call, targets: Sequence[Operand], *, in_place: bool
     ) -> None:
         """An operator, a view or a constant.
 
         Args:
-            mutates: it writes over its first operand.
-            into: the operand that ``out=`` names.
+            targets: the operands that it writes.
+            in_place: they are its own; else those that ``out=`` names.
         """
-        if call.name in FACTORIES or not call.activations:
-            self.values[node] = self._constant(node, call, mutates)
+        written = any(isinstance(target.value, Feature) for target in targets)
+        if call.name in FACTORIES or not (call.activations or written):
+            self._constant(node, call, targets)
             return
         if all(0 in output.shape for output in call.outputs):
             # Nothing crosses DRAM for a tensor without elements, and nothing has to be made.
-            self.values[node] = _mirror(traced_value(node), [Weight({}, node)] * len(call.outputs))
+            self._give(node, [Weight.of(node, output, {}) for output in call.outputs])
             return
         result = apply_rule(call)
-        first = call.operands[0]
+        if isinstance(result, Alias) and not in_place and targets:
+            result = whole(call, call.name)  # torch.positive(x, out=y) copies
         if isinstance(result, Alias):
             value = self._alias(result, node)
             self.values[node] = value
-            if mutates and first.node is not node:
+            if targets and targets[0].node is not node:
                 # squeeze_ and its like change the view, not the elements.
-                self.values[first.node] = value
+                self.values[targets[0].node] = value
+            return
+        if not (call.activations and self._are_tensors(targets)):
+            self._anew(node, targets, call.activations, result.kind, _weights(call, result))
             return
         results = len(call.outputs)
-        picked = only_pick(node) if results > 1 else None
+        picked = only_pick(node) if results > 1 and not targets else None
         if picked is not None:
             picked = _position(node, picked)
             call = replace(call, outputs=(call.outputs[picked],))
             result = apply_rule(call)
             assert isinstance(result, Spec)
-        target = into if into is not None else first if mutates else None
-        written = None if target is None else target.value
-        if isinstance(written, Feature) and not covers(
-            written.layout, self.bases[written.base].info.shape
-        ):
-            # One operator, which makes the whole tensor anew: a call belongs to one alone.
-            sources = [operand.value.base for operand in call.activations]
-            weights = _weights(call, result)
-            whole = self._partial_write(node, written.base, sources, result.kind, weights)
-            self.values[node] = Feature(whole, written.layout)
-            return
-        base, draft = self._draft(node, call, result)
+        base = self._draft(node, call, result)
         parts: list[Value | None] = [None] * results
         if len(call.outputs) > 1:
             parts = [Feature(base, Layout.opaque(output.shape)) for output in call.outputs]
         else:
             parts[picked or 0] = Feature(base, Layout.of(call.shape))
-        self.values[node] = _mirror(traced_value(node), parts)
-        if target is not None:
-            self._mutate(target, base, draft, node)
+        self._give(node, parts)
+        for target in targets:
+            itself = target.value.layout == Layout.of(self._info(target.value).shape)
+            alone = len(call.outputs) == 1
+            self._memory.write(target.value, base, whole=itself, alone=alone)
 
-    def _constant(self, node: fx.Node, call: Call, mutates: bool) -> Value:
+    def _give(self, node: fx.Node, parts: Sequence[Value | None]) -> None:
+        """``parts`` are the tensors that a node gives, and others that it only writes."""
+        traced = traced_value(node)
+        if flat_tensors(traced):
+            self.values[node] = _mirror(traced, parts)
+
+    def _constant(self, node: fx.Node, call: Call, targets: Sequence[Operand]) -> None:
         """The result of a call that no feature map goes into."""
         parts: dict[fx.Node, Stored] = {}
-        root = node
         if call.name not in FACTORIES:
             for operand in call.operands:
                 parts.update(operand.value.parts)
-            views = call.operands and isinstance(apply_rule(call), Alias)
-            root = call.operands[0].value.root if views or mutates else node
-            if mutates:
-                self._join(root, parts)
-        return _mirror(traced_value(node), [Weight(parts, root)] * len(call.outputs))
-
-    def _join(self, root: fx.Node, parts: Mapping[fx.Node, Stored]) -> None:
-        """Weights that are written into a constant are behind it from now on."""
-        self._joined.setdefault(root, {}).update(parts)
+        made = [Weight.of(node, info, parts, k) for k, info in enumerate(call.outputs)]
+        result = apply_rule(call) if call.operands and call.name not in FACTORIES else None
+        if isinstance(result, Alias):
+            value = result.operand.value
+            views = zip(result.changes, call.outputs, strict=True)
+            made = [value.view(change, parts, info.shape) for change, info in views]
+        elif len(targets) == len(call.outputs):
+            made = [replace(target.value, parts=parts) for target in targets]
+        for target in targets:
+            self._memory.join(target.value, parts)
+        self._give(node, made)
 
     def _alias(self, alias: Alias, node: fx.Node) -> Value:
         value = alias.operand.value
@@ -310,23 +329,20 @@ class GraphBuilder:
 
     def _belongs(self, node: fx.Node, value: Value) -> None:
         """An alias is listed with the operator that wrote its base tensor."""
-        current = value if isinstance(value, tuple) else self._current(value)
+        current = value if isinstance(value, tuple) else self._memory.current(value)
         if isinstance(current, Feature) and (op := self.bases[current.base].op) is not None:
             self.drafts[op].nodes.append(node)
 
     # -- operators --------------------------------------------------------------------------
 
-    def _draft(self, node: fx.Node, call: Call, spec: Spec) -> tuple[int, Draft]:
+    def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
         if len(call.outputs) == 1:
             info = call.outputs[0]
         else:
-            # Several results are one tensor of all their elements.
-            total = sum(math.prod(output.shape) for output in call.outputs)
-            whole = -(-total // self.batch) * self.batch
-            info = TensorInfo((self.batch, whole // self.batch), call.outputs[0].dtype)
-        batch = self._batch_of(spec, info)
-        stream = self._stream_of(spec, info) if len(call.outputs) == 1 else None
-        base = self._base(info, batch, stream, len(self.drafts))
+            info = self._joint(call.outputs)
+        batch = self.bases.batch_of(spec, info)
+        stream = self.bases.stream_of(spec, info) if len(call.outputs) == 1 else None
+        base = self.bases.add(info, batch, stream, len(self.drafts))
         reads, reason = self._reads(spec, self.bases[base].tensor)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
@@ -347,7 +363,13 @@ class GraphBuilder:
             calls=[(node, [(o.node, o.value) for o in call.activations])],
         )
         self.drafts.append(draft)
-        return base, draft
+        return base
+
+    def _joint(self, infos: Sequence[TensorInfo]) -> TensorInfo:
+        """Several tensors that one call makes are one tensor of all their elements."""
+        total = sum(math.prod(info.shape) for info in infos)
+        whole = -(-total // self.batch) * self.batch
+        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype)
 
     def _reads(self, spec: Spec, target: Tensor) -> tuple[list[tuple[int, Window]], str]:
         reads: dict[int, Window] = {}
@@ -386,170 +408,110 @@ class GraphBuilder:
             and (source.tensor.rows == target.tensor.rows)
         )
 
-    def _mutate(self, operand: Operand, base: int, draft: Draft, node: fx.Node) -> None:
-        """Later reads of the operand's storage see what an in-place operator wrote."""
-        value = operand.value
-        if isinstance(value, Weight):
-            self._filled[value.root] = base
-            return
-        old = self.bases[value.base]
-        if value.layout == Layout.of(old.info.shape):
-            self._latest[value.base] = base
-        else:
-            for other, held in self.values.items():
-                if isinstance(held, Feature) and self._current(held) == replace(
-                    held, base=value.base
-                ):
-                    same = held.layout == value.layout
-                    shape = held.layout.shape
-                    self.values[other] = Feature(
-                        base, Layout.of(shape) if same else Layout.opaque(shape)
-                    )
+    # -- writes -----------------------------------------------------------------------------
+
+    def _info(self, value: Feature | Weight) -> TensorInfo:
+        """The tensor that a value is a view of."""
+        return self.bases[value.base].info if isinstance(value, Feature) else value.info
+
+    def _are_tensors(self, targets: Sequence[Operand]) -> bool:
+        """Whether all that a call writes are tensors, each of them another, and no parts of any."""
+        places = {place_of(target.value) for target in targets}
+        return len(places) == len(targets) and all(
+            covers(target.value.layout, self._info(target.value).shape) for target in targets
+        )
 
     def _overwrite(self, node: fx.Node, call: Call) -> None:
         """``x[index] = value``, ``fill_`` and ``copy_``: new elements in an existing tensor."""
         operands = call.operands
         if not operands:
             return
-        target, sources = operands[0].value, [o.value for o in operands[1:]]
-        bases = [s.base for s in sources if isinstance(s, Feature)]
-        if isinstance(target, Feature) and [_part(call, target)] == sources:
+        target, *sources = operands
+        value = target.value
+        part = _part(call, value.layout)
+        if 0 in (value.layout if part is None else part).shape:
+            self._give(node, [value])  # nothing is written
+        elif isinstance(value, Feature) and [s.value for s in sources] == [
+            part and replace(value, layout=part)
+        ]:
             # ``x[index] += value`` ends with a copy of the part to where it is.
-            self.values[node] = target
-            self._belongs(node, target)
-        elif isinstance(target, Feature):
-            whole = self._partial_write(node, target.base, bases)
-            self.values[node] = Feature(whole, target.layout)
-        elif not bases:
-            for source in operands[1:]:
-                self._join(target.root, source.value.parts)
-            self.values[node] = target
+            self._give(node, [value])
+            self._belongs(node, value)
+        elif isinstance(value, Weight) and all(source.weight for source in sources):
+            for source in sources:
+                self._memory.join(value, source.value.parts)
+            self._give(node, [value])
         else:
             # A constant that is filled with feature maps becomes one.
-            info = tensor_info(traced_value(target.root))
-            written = self._copy(node, info, bases)
-            self._filled[target.root] = written
-            self.values[node] = Feature(written, Layout.opaque(operands[0].shape))
+            parts: dict[fx.Node, Stored] = {}
+            for operand in operands:
+                parts.update(operand.value.parts if operand.weight else {})
+            if isinstance(value, Weight):
+                parts.pop(value.root[0], None)  # what it overwrites it does not read
+            features = [source for source in sources if not source.weight]
+            self._anew(node, [target], features, "copy", Stored.sum(parts.values()))
 
-    def _partial_write(
+    def _anew(
         self,
         node: fx.Node,
-        base: int,
-        sources: list[int],
-        kind: str = "copy",
-        weights: Stored = NOTHING,
-    ) -> int:
-        written = self._copy(node, self.bases[base].info, [base, *sources], kind, weights)
-        self._latest[base] = written
-        return written
+        targets: Sequence[Operand],
+        sources: Sequence[Operand],
+        kind: str,
+        weights: Stored,
+    ) -> None:
+        """Makes the tensors, parts of which a call writes, by one operator: a call has one."""
+        written = {place_of(target.value): target.value for target in targets}
+        infos = [self._info(value) for value in written.values()]
+        info = infos[0] if len(infos) == 1 else self._joint(infos)
+        old = [value for value in written.values() if isinstance(value, Feature)]
+        features = [*old, *(source.value for source in sources)]
+        base = self._copy(node, info, [feature.base for feature in features], kind, weights)
+        for value in written.values():
+            self._memory.write(value, base, whole=True, alone=len(written) == 1)
+        results = flat_tensors(traced_value(node))
+        parts: list[Value | None] = [self._memory.current(target.value) for target in targets]
+        if len(parts) != len(results):
+            parts = [Feature(base, Layout.opaque(tensor_info(r).shape)) for r in results]
+        self._give(node, parts)
 
     def _copy(
-        self,
-        node: fx.Node,
-        info: TensorInfo,
-        sources: list[int],
-        kind: str = "copy",
-        weights: Stored = NOTHING,
+        self, node: fx.Node, info: TensorInfo, sources: list[int], kind: str, weights: Stored
     ) -> int:
         reason = "writes into a part of a tensor in place: it reads its whole inputs"
         spec = Spec(kind, (), reason=reason)
         like = self.bases[sources[0]]
         same = like.info.shape == info.shape
-        batch = like.batch if same else self._guess_batch(info)
-        base = self._base(info, batch, like.tensor.stream_axis if same else None, len(self.drafts))
+        batch = like.batch if same else self.bases.guess_batch(info)
+        base = self.bases.add(
+            info, batch, like.tensor.stream_axis if same else None, len(self.drafts)
+        )
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(
             Draft(kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason)
         )
         return base
 
-    # -- batch and rows ---------------------------------------------------------------------
 
-    def _base(
-        self, info: TensorInfo, batch: tuple[int, int] | None, stream: int | None, op: int | None
-    ) -> int:
-        shape = list(info.shape)
-        if batch is not None:
-            shape[batch[0]] //= self.batch
-        if stream is None:
-            stream = Tensor.default_axis(shape)
-        elif not 0 < stream < len(shape) or (len(shape) == 4 and stream == 3):
-            stream = None
-        self.bases.append(Base(info, batch, Tensor("", tuple(shape), stream), op))
-        return len(self.bases) - 1
+def _overwrites(invocation: Invocation) -> bool:
+    """Whether a call does nothing but put values into a tensor.
 
-    def find_batch(self, feature: Feature) -> tuple[int, int] | None:
-        """Axis of a view that the batch is in, and the product of the sizes inside of it."""
-        batch = self.bases[feature.base].batch
-        if batch is None:
-            return None
-        axis, inner = batch
-        for place, atoms in enumerate(feature.layout.axes):
-            inside = 1
-            for atom in reversed(atoms):
-                holds = atom.stride <= inner and inner * self.batch <= atom.stride * atom.size
-                if atom.axis == axis and holds and atom.start == 0:
-                    return place, inside * (inner // atom.stride)
-                inside *= atom.size
-        return None
-
-    def _batch_of(self, spec: Spec, info: TensorInfo) -> tuple[int, int] | None:
-        """The batch of the output lies along the axis that runs along the operand's batch."""
-        for reading in spec.reads:
-            found = self.find_batch(reading.operand.value)
-            if found is None:
-                continue
-            place, inner = found
-            if reading.accesses is None:
-                shape = reading.operand.shape
-                if len(shape) == len(info.shape) and shape[place] == info.shape[place]:
-                    return place, inner
-                continue
-            access = reading.accesses[place]
-            if isinstance(access, Along):
-                if info.shape[access.axis] == reading.operand.shape[place]:
-                    return access.axis, inner
-            elif access.reduce:
-                return None
-        return self._guess_batch(info)
-
-    def _guess_batch(self, info: TensorInfo) -> tuple[int, int] | None:
-        if info.shape and info.shape[0] % self.batch == 0:
-            return 0, info.shape[0] // self.batch
-        return (info.shape.index(self.batch), 1) if self.batch in info.shape else None
-
-    def _stream_of(self, spec: Spec, info: TensorInfo) -> int | None:
-        """The axis of the output that runs along the rows of an operand."""
-        if spec.stream_axis is not None:
-            return spec.stream_axis
-        rank = len(info.shape)
-        rows = {id(r): self.bases[r.operand.value.base].tensor.rows for r in spec.reads}
-        for reading in sorted(spec.reads, key=lambda r: -rows[id(r)]):
-            feature: Feature = reading.operand.value
-            source = self.bases[feature.base].tensor
-            hits = [] if source.stream_axis is None else feature.layout.find(source.stream_axis)
-            if len(hits) != 1:
-                continue
-            axis: int | None = hits[0][0]
-            if reading.accesses is not None:
-                access = reading.accesses[hits[0][0]]
-                axis = access.axis if isinstance(access, Along) else None
-            elif reading.operand.shape != info.shape:
-                axis = None
-            if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
-                return axis
-        return None
+    ``torch.export`` records ``x[mask] = value`` as ``index_put_``, and with views alone in the
+    index as ``copy_`` or ``fill_``.
+    """
+    if invocation.name == "index_put":
+        return invocation.mutates and not invocation.args.get("accumulate")
+    return invocation.name == "setitem" or (
+        invocation.mutates and invocation.name in ("copy", "fill")
+    )
 
 
-def _part(call: Call, target: Feature) -> Feature | None:
-    """What ``setitem``, ``copy_`` or ``fill_`` writes; ``None`` where an index is no view."""
+def _part(call: Call, target: Layout) -> Layout | None:
+    """What an overwriting call writes of its target; ``None`` where an index is no view."""
     if call.name != "setitem":
-        return target
+        return None if call.name == "index_put" else target
     index, _ = call.args["*"]
     view = apply_rule(Call("getitem", {"input": call.args["input"], "index": index}, ()))
-    return (
-        replace(target, layout=view.changes[0](target.layout)) if isinstance(view, Alias) else None
-    )
+    return view.changes[0](target) if isinstance(view, Alias) else None
 
 
 def _position(node: fx.Node, index: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,11 +44,32 @@ class Weight:
     Attributes:
         parts: each parameter and buffer behind it, as it is stored; a constant that the program
             makes itself has none.
-        root: the node whose storage it is, for writes through a view.
+        root: whose storage it is, for writes through a view: a node, and which of its tensors.
+        info: of the root.
+        layout: of this view over the root.
     """
 
     parts: Mapping[fx.Node, Stored]
-    root: fx.Node
+    root: tuple[fx.Node, int]
+    info: TensorInfo
+    layout: Layout
+
+    @classmethod
+    def of(
+        cls, node: fx.Node, info: TensorInfo, parts: Mapping[fx.Node, Stored], place: int = 0
+    ) -> Weight:
+        """A tensor of a node's own."""
+        return cls(parts, (node, place), info, Layout.of(info.shape))
+
+    def view(
+        self,
+        change: Callable[[Layout], Layout],
+        parts: Mapping[fx.Node, Stored],
+        shape: Sequence[int],
+    ) -> Weight:
+        """A view of it, which has ``shape``."""
+        layout = Layout.opaque(shape) if 0 in self.layout.shape else change(self.layout)
+        return replace(self, parts=parts, layout=layout)
 
 
 Value = Feature | Weight | tuple["Value | None", ...]

@@ -3,44 +3,69 @@
 After ``y.squeeze_(0)`` every name of ``y`` is another view of the same memory, and the traced value
 of ``y``, one object for all its nodes, has the last shape from the start. So in a copy of the graph
 ``y.squeeze_(0)`` becomes ``y.squeeze(0)``, which all that comes later reads in the place of ``y``,
-and every node has the shape that it gives. Dynamo lets no input of a graph be changed so.
+and every node has the shape that it gives.
+
+Dynamo lets no input of a graph be changed so by its own name, but by another one (``x.mul_(2)``
+returns ``x``) it does. What is left of that for the caller is done after the graph
+(:func:`changing_inputs`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._guards import tracing
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from torch_getfuse.backend.fx_nodes.effects import returns_input
 from torch_getfuse.backend.fx_nodes.targets import target_of
-from torch_getfuse.backend.fx_nodes.values import traced_value
+from torch_getfuse.backend.fx_nodes.values import fake_mode_of, traced_value
+from torch_getfuse.errors import CaptureError
 
 _VIEWS = frozenset(
     {"as_strided_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
 )
 
 
-def without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
-    """``gm`` itself, or a copy of a Dynamo graph in which no value changes its shape in place."""
-    changed = {id(traced_value(node)) for node in gm.graph.nodes if _changes_view(node)}
-    if not changed:
+def without_view_changes(
+    gm: fx.GraphModule, example_inputs: Sequence[object] | None = None
+) -> fx.GraphModule:
+    """``gm`` itself, or a copy of a Dynamo graph in which no value changes its shape in place.
+
+    Args:
+        gm: the graph; it is not changed.
+        example_inputs: one value per placeholder, with the shapes of a call; needed only where
+            an input changes its shape.
+
+    Raises:
+        CaptureError: where it is needed and missing.
+    """
+    if not any(map(_changes_view, gm.graph.nodes)):
         return gm
+    objects = _objects(gm.graph)
+    changed = {objects[node] for node in gm.graph.nodes if _changes_view(node)}
+    examples = iter(example_inputs or ())
     graph = fx.Graph()
     graph.set_codegen(gm.graph._codegen)
     placed: dict[fx.Node, fx.Node] = {}
     latest: dict[int, fx.Node] = {}  # by object: the node that shows it as it is by now
+    untold: set[fx.Node] = set()  # what Dynamo saw in another shape than it has
 
     def now(node: fx.Node) -> fx.Node:
-        return latest.get(id(traced_value(node)), placed[node])
+        return latest.get(objects[node], placed[node])
 
     for node in gm.graph.nodes:
-        value = traced_value(node)
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], now)).meta = dict(node.meta)
             break
+        value, ours = traced_value(node), objects[node] in changed
+        example = next(examples, None) if node.op == "placeholder" else None
+        if (ours and returns_input(node)) or any(s in untold for s in node.all_input_nodes):
+            untold.add(node)
         if _changes_view(node):
             args, kwargs = fx.map_arg((node.args, node.kwargs), now)
             name = str(target_of(node).name)[:-1]
@@ -48,15 +73,92 @@ def without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
             new.meta = {**node.meta, "example_value": _run(new)}
         else:
             new = graph.node_copy(node, now)
-            if any(id(leaf) in changed for leaf in pytree.tree_leaves(value)):
-                known = latest.get(id(value))
-                shown = _first_shown(new, value) if known is None else traced_value(known)
-                new.meta["example_value"] = shown
+            if ours and objects[node] in latest:
+                new.meta["example_value"] = traced_value(latest[objects[node]])
+            elif ours and node.op == "placeholder":
+                new.meta["example_value"] = _as_given(node, example)
+            elif node in untold:
+                new.meta["example_value"] = _run(new)
+            elif any(id(leaf) in changed for leaf in pytree.tree_leaves(value)):
+                new.meta["example_value"] = _first_shown(new, value)
         placed[node] = new
-        if id(value) in changed:
-            latest[id(value)] = new
+        if ours:
+            latest[objects[node]] = new
         if hasattr(node, "_dynamo_source"):
             new._dynamo_source = node._dynamo_source
+    copied = fx.GraphModule(gm, graph)
+    copied.meta.update(gm.meta)
+    return copied
+
+
+def changing_inputs(gm: fx.GraphModule, planned: Callable[..., Any]) -> Callable[..., Any]:
+    """``planned``, which runs :func:`without_view_changes`, or a callable that ends as ``gm`` does.
+
+    Each input that ``gm`` gives another shape in place has that shape after a call.
+
+    Raises:
+        CaptureError: where the shape depends on a size that is known at run time only.
+    """
+    nodes = [node for node in gm.graph.nodes if _changes_view(node)]
+    objects = _objects(gm.graph) if nodes else {}
+    inputs = {objects.get(n): i for i, n in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    changes: list[tuple[int, str, tuple[Any, ...], dict[str, Any]]] = []
+    for node in nodes:
+        if objects[node] in inputs:
+            if len(node.all_input_nodes) > 1:
+                raise CaptureError(
+                    f"{node.name} changes the shape of an input in place, by sizes that are "
+                    "known at run time only"
+                )
+            name = str(target_of(node).name)
+            changes.append((inputs[objects[node]], name, node.args[1:], dict(node.kwargs)))
+    if not changes:
+        return planned
+
+    def run(*args: Any) -> Any:
+        results = planned(*args)
+        for position, name, rest, named in changes:
+            getattr(args[position], name)(*rest, **named)
+        return results
+
+    return run
+
+
+def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
+    """A number for each node; equal where two give one tensor, under two names."""
+    same: dict[int, int] = {}
+    found: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        value = id(traced_value(node))
+        if returns_input(node):  # the traced value is a copy
+            same[value] = found[node.all_input_nodes[0]]
+        found[node] = same.get(value, value)
+    return found
+
+
+def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
+    """``gm`` itself, or a copy of an exported graph in which no value changes its shape in place.
+
+    All that comes later reads the node of the change there, whose traced value is its own, and no
+    input is changed so: ``torch.export`` refuses that.
+    """
+
+    def changes(node: fx.Node) -> bool:
+        return isinstance(node.target, OpOverload) and target_of(node).name in _VIEWS
+
+    if not any(map(changes, gm.graph.nodes)):
+        return gm
+    graph = fx.Graph()
+    graph.set_codegen(gm.graph._codegen)
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        if changes(node):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), placed.__getitem__)
+            name = target_of(node).name[:-1]
+            placed[node] = graph.create_node("call_method", name, args, kwargs, name=node.name)
+            placed[node].meta = dict(node.meta)
+        else:
+            placed[node] = graph.node_copy(node, placed.__getitem__)
     copied = fx.GraphModule(gm, graph)
     copied.meta.update(gm.meta)
     return copied
@@ -69,10 +171,26 @@ def _changes_view(node: fx.Node) -> bool:
     return isinstance(source, fx.Node) and traced_value(source) is traced_value(node)
 
 
+def _as_given(node: fx.Node, example: object) -> torch.Tensor:
+    """What an input is before the graph, in the storage of its traced value."""
+    if not isinstance(example, torch.Tensor):
+        raise CaptureError(
+            f"the graph changes the shape of its input {node.name} in place: give capture_fx the "
+            "example inputs as well"
+        )
+    return _in_storage(traced_value(node), example)
+
+
+def _in_storage(old: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A view of the storage of ``old`` with the sizes and strides of ``like``."""
+    with tracing(None), torch.no_grad():
+        return old.as_strided(like.size(), like.stride(), like.storage_offset())
+
+
 def _run(node: fx.Node) -> Any:
     """What a node gives by the traced values of its operands."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), traced_value)
-    with tracing(None), torch.no_grad():
+    with tracing(None), torch.no_grad(), fake_mode_of(pytree.tree_leaves((args, kwargs))):
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -83,9 +201,6 @@ def _first_shown(node: fx.Node, traced: Any) -> Any:
     """What a node gives, in the storages that its traced value has by now."""
 
     def like(found: Any, old: Any) -> Any:
-        if not isinstance(found, torch.Tensor):
-            return found
-        with torch.no_grad():
-            return old.as_strided(found.size(), found.stride(), found.storage_offset())
+        return _in_storage(old, found) if isinstance(found, torch.Tensor) else found
 
     return pytree.tree_map(like, _run(node), traced)

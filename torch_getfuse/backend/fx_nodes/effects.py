@@ -253,7 +253,7 @@ class _Storages:
                 yield ("attribute", storage_of(value))
         if not known:
             yield _UNKNOWN
-        if _returns_input(node):
+        if returns_input(node):
             yield from self._of(node.all_input_nodes[0])
 
     def written(self, node: fx.Node) -> frozenset[Hashable]:
@@ -395,7 +395,7 @@ def _is_random(node: fx.Node) -> bool:
     return _in_training(arguments)
 
 
-def _returns_input(node: fx.Node) -> bool:
+def returns_input(node: fx.Node) -> bool:
     """Whether a dropout that drops nothing gives the very tensor it was given: fakes are copies."""
     if node.op not in ("call_function", "call_method"):
         return False

@@ -118,14 +118,21 @@ class Invocation:
             what is not torch's own, or torch's but no operator.
         args: arguments by name; those that have none (methods with a variable number of
             arguments, functions without a known signature) are under ``"*"`` in order.
-        mutates: writes over its first argument.
+        writes: names of the arguments that it writes over, beside ``"out"``.
         overload: True for a call of an ATen overload, which is never taken apart any more.
+        fresh: what it returns is none of what it writes.
     """
 
     name: str
     args: Mapping[str, Any]
-    mutates: bool
-    overload: bool
+    writes: tuple[str, ...] = ()
+    overload: bool = False
+    fresh: bool = False
+
+    @property
+    def mutates(self) -> bool:
+        """Whether it works in place."""
+        return bool(self.writes)
 
 
 def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> Invocation:
@@ -144,28 +151,35 @@ def normalise(node: fx.Node, positional: Callable[[str], tuple[str, ...]]) -> In
         raw = str(target)
         name, mutates = _plain(raw)
         args = _by_position(node, positional(name))
-        return Invocation(name, _in_order(raw, name, args), mutates, overload=False)
+        return Invocation(name, _in_order(raw, name, args), _first(args, mutates))
     if not callable(target):
-        return Invocation(str(target), {"*": node.args}, mutates=False, overload=False)
+        return Invocation(str(target), {"*": node.args})
     if target in _DISPATCHED:
         name, twin = _DISPATCHED[target]
-        return Invocation(name, _by_signature(node, twin), mutates=False, overload=False)
+        return Invocation(name, _by_signature(node, twin))
     own = _own_name(target)
     if own is None:
         full, args = full_name(target), _by_signature(node, target) or {"*": node.args}
         if "*" in args:
             args.update(node.kwargs)
-        return Invocation(full, args, full.endswith("_"), overload=False)
+        return Invocation(full, args, _first(args, full.endswith("_")))
     if own in _IN_PLACE_OPERATORS and getattr(operator, own, None) is target:
         name = _IN_PLACE_OPERATORS[own]
-        return Invocation(name, _by_position(node, positional(name)), mutates=True, overload=False)
+        args = _by_position(node, positional(name))
+        return Invocation(name, args, _first(args, True))
     if getattr(operator, own, None) is target:
         name = _OPERATORS.get(own, own)
-        return Invocation(name, _by_position(node, positional(name)), mutates=False, overload=False)
+        args = _by_position(node, positional(name))
+        return Invocation(name, args, _first(args, name == "setitem"))
     name, mutates = _plain(own)
     args = _by_signature(node, target) or _by_position(node, positional(name))
-    mutates = mutates or args.get("inplace") is True
-    return Invocation(name, _in_order(own, name, args), mutates, overload=False)
+    writes = _first(args, mutates or args.get("inplace") is True)
+    return Invocation(name, _in_order(own, name, args), writes)
+
+
+def _first(args: Mapping[str, Any], mutates: bool) -> tuple[str, ...]:
+    """What a call writes that works in place: its first argument."""
+    return tuple(args)[:1] if mutates else ()
 
 
 def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
@@ -181,11 +195,18 @@ def _overload(node: fx.Node, target: torch._ops.OpOverload) -> Invocation:
     }
     space, _, raw = schema.name.partition("::")
     if space != "aten":
-        first = schema.arguments[0].alias_info if schema.arguments else None
-        return Invocation(schema.name, args, first is not None and first.is_write, overload=True)
+        aliases = {name: a.alias_info for name, a in zip(names, schema.arguments, strict=True)}
+        writes = tuple(name for name, alias in aliases.items() if alias and alias.is_write)
+        fresh = all(value.alias_info is None for value in schema.returns)
+        return Invocation(schema.name, args, writes, overload=True, fresh=fresh)
+    # sort(x, values=v, indices=i) is sort(x, out=(v, i)) to Python.
+    outs = [name for name, argument in zip(names, schema.arguments) if argument.is_out]
+    if outs:
+        results = [args.pop(name) for name in outs]
+        args["out"] = results[0] if len(results) == 1 else results
     name, mutates = _plain(raw)
-    args = _in_order(raw, name, args)
-    return Invocation(name, args, mutates and schema.is_mutable, overload=True)
+    writes = _first(args, mutates and schema.is_mutable and not outs)
+    return Invocation(name, _in_order(raw, name, args), writes, overload=True)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -67,8 +67,13 @@ def _module(target: Any) -> str:
 
 
 def _aten(name: str) -> tuple[OpOverload, ...]:
+    """The operators that a method or function of torch's of that name calls.
+
+    TorchScript alone knows others: ``sort``, ``copy`` and ``append`` of lists, which write them.
+    """
     found = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
-    return _overloads(found) if isinstance(found, OpOverloadPacket) else ()
+    overloads = _overloads(found) if isinstance(found, OpOverloadPacket) else ()
+    return tuple(one for one in overloads if torch._C._dispatch_has_kernel(one.name()))
 
 
 def _overloads(packet: OpOverloadPacket) -> tuple[OpOverload, ...]:

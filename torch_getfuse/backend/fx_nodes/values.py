@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,6 +47,18 @@ def has_value(node: fx.Node) -> bool:
     return "example_value" in node.meta or "val" in node.meta
 
 
+def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """A copy of a node at the end of ``graph``, with what Dynamo knows of it.
+
+    Args:
+        placed: where the nodes are that it reads.
+    """
+    new = graph.node_copy(node, placed.__getitem__)
+    if hasattr(node, "_dynamo_source"):
+        new._dynamo_source = node._dynamo_source
+    return new
+
+
 def size_hint(size: int | torch.SymInt) -> int:
     """A size as a number, without specialising the graph to it."""
     hint = optimization_hint(size, fallback=_UNKNOWN_SIZE)
@@ -83,6 +97,13 @@ def flat_tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in flat_tensors(item)]
     return []
+
+
+def fake_mode_of(values: Iterable[Any]) -> contextlib.AbstractContextManager[Any]:
+    """The mode that traced values were made in: operators on them make constants within it."""
+    fakes = (value for value in values if isinstance(value, FakeTensor))
+    fake = next(fakes, None)
+    return contextlib.nullcontext() if fake is None else fake.fake_mode
 
 
 def module_path(node: fx.Node) -> str:

@@ -95,7 +95,7 @@ def split_depth_first(
                 if node.op != "placeholder" and node.name in effects:
                     raise NoRowKernel(effects[node.name])
             runner = DepthFirstGroup(
-                child, capture, mask, rings, entry, plan.activation_bytes, tell
+                child, capture, mask, rings, entry, plan.activation_bytes, tell, try_rows
             )
             try_rows(runner)
         except (NoRowKernel, PlanError) as error:

@@ -34,6 +34,10 @@ Tap = Callable[[str, int, int, torch.Tensor], None]
 """Is shown each row that is computed: tensor, sample, row, block."""
 
 
+Layouts = Mapping[str, tuple[list[int], list[int]]]
+"""Tensor -> sizes and strides, whole batch."""
+
+
 class RowError(RuntimeError):
     """A row that could not be computed, by tensor or operator, and what it raised."""
 
@@ -53,6 +57,13 @@ class DepthFirstGroup(nn.Module):
         entry: takes in what each run counts.
         activation_bytes: width of an element in ``entry``.
         tell: is given a sentence when the group falls back to its FX nodes in a call.
+        trial: finds out about inputs of other strides than in the trace, in a call that has
+            them: enters :attr:`layouts`, or raises.
+
+    Attributes:
+        layouts: for each tuple of strides of the inputs that was tried, how the results lie: as
+            those of the FX nodes do. A fake tensor does not always have the strides of the real
+            one, along axes of size one or where a kernel chooses them.
 
     Raises:
         NoRowKernel: names the operator that cannot be run by rows, and why.
@@ -68,12 +79,15 @@ class DepthFirstGroup(nn.Module):
         entry: GroupLedger | None = None,
         activation_bytes: int = 1,
         tell: Callable[[Sequence[str]], None] | None = None,
+        trial: Callable[[DepthFirstGroup, Sequence[Any]], None] | None = None,
     ) -> None:
         super().__init__()
         self.child = child
         self.entry = entry
         self.activation_bytes = activation_bytes
         self.tell = tell
+        self.trial = trial
+        self.layouts: dict[tuple[Any, ...], Layouts] = {}
         self.by_rows = True
         by_name = {node.name: node for node in child.graph.nodes}
         found = {
@@ -101,10 +115,6 @@ class DepthFirstGroup(nn.Module):
             if tensor.device.type != "cpu":
                 raise NoRowKernel(f"{name!r} is on {tensor.device}; rows run on the CPU")
         self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
-        self.layouts = {
-            name: ([int(n) for n in tensor.shape], [int(n) for n in tensor.stride()])
-            for name, tensor in traced.items()
-        }
         self._check_batch(capture)
         self._before, self._after = self._around()
 
@@ -152,6 +162,8 @@ class DepthFirstGroup(nn.Module):
         """
         if self.by_rows:
             try:
+                if self.trial is not None and strides_of(args) not in self.layouts:
+                    self.trial(self, args)
                 results, counts = self.run_rows(args)
             except Exception as error:
                 with torch.no_grad():
@@ -176,6 +188,10 @@ class DepthFirstGroup(nn.Module):
     def run_rows(self, args: Sequence[Any], tap: Tap | None = None) -> tuple[Any, Counts]:
         """The child's results, computed by rows, and what was counted.
 
+        Args:
+            args: of the strides that :attr:`layouts` has.
+            tap: is shown the rows.
+
         Raises:
             RowError: where a row cannot be computed.
         """
@@ -187,8 +203,9 @@ class DepthFirstGroup(nn.Module):
         given = iter(args)
         for node in self._before:
             values[node] = next(given) if node.op == "placeholder" else self._value(node, values)
+        layouts = self.layouts[strides_of(args)]
         for name in self.schedule.writes:
-            size, stride = self.layouts[name]
+            size, stride = layouts[name]
             values[self.nodes[name]] = torch.empty_strided(
                 size, stride, dtype=self.dtypes[name], device="cpu"
             )
@@ -328,6 +345,11 @@ class _Run:
             return full
         lead = self.group.tensors[name].shape[0]
         return full.narrow(0, sample * lead, lead)
+
+
+def strides_of(args: Sequence[Any]) -> tuple[Any, ...]:
+    """The strides of each tensor; ``None`` for other values."""
+    return tuple(arg.stride() if isinstance(arg, torch.Tensor) else None for arg in args)
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def _refuse_mixing(site: Site, name: str) -> None:
     views = [view for _, view in site.core.operands]
     dims = reduction_kernels.axes_of(normalise(site.core.node, positional).args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
-        if isinstance(dim, int) and views[0].batch == dim % len(views[0].layout.axes):
+        rank = len(views[0].layout.axes)  # a scalar takes 0 and -1 for the axis that it lacks
+        if isinstance(dim, int) and rank and views[0].batch == dim % rank:
             raise NoRowKernel(f"{what} runs along the batch")
     if name in _PRODUCTS:
         alone = len(views) == 1 or all(v.batch == 0 and len(v.layout.axes) > 2 for v in views)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
-from torch_getfuse.backend.rowwise.group import DepthFirstGroup
+from torch_getfuse.backend.rowwise.group import DepthFirstGroup, strides_of
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference, relative to the largest value, that rounding explains; else 1e-3."""
@@ -26,17 +26,21 @@ _FLIPS = 10_000
 """One element in so many may differ more: a threshold or a maximum may turn with the last bit."""
 
 
-def try_rows(group: DepthFirstGroup) -> None:
+def try_rows(group: DepthFirstGroup, like: Sequence[Any] = ()) -> None:
     """Run a group that has no effects by rows and by its FX nodes, and compare.
 
     Nothing that exists is written to, and no random numbers are drawn from torch's generator.
+
+    Args:
+        group: its ``layouts`` take in how the results of the FX nodes lie in memory.
+        like: inputs of a call, whose strides are tried; if empty, those of the trace.
 
     Raises:
         NoRowKernel: where they differ, where a row cannot be computed, or where the FX nodes do
             not run on random values either.
     """
     with torch.inference_mode(False), torch.no_grad(), unset_fake_temporarily():
-        inputs, kept, expected = _reference(group)
+        inputs, kept, expected = _reference(group, like)
         given = [_copy(value) for value in inputs]
         try:
             got, _ = group.run_rows(given)
@@ -49,7 +53,7 @@ def try_rows(group: DepthFirstGroup) -> None:
             raise NoRowKernel("its results share memory with each other or with an input")
 
 
-def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
+def _reference(group: DepthFirstGroup, like: Sequence[Any]) -> tuple[list[Any], list[Any], Any]:
     """Random inputs, these as the FX nodes had them, and the results: if possible, finite numbers.
 
     ``None`` for an input that was written over, whose memory rows never share.
@@ -62,7 +66,7 @@ def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
     failure: Exception | None = None
     found: tuple[list[Any], list[Any], Any] | None = None
     for positive in (False, True):
-        inputs = _inputs(group, positive)
+        inputs = _inputs(group, like, positive)
         given = [_copy(value) for value in inputs]
         try:
             expected = _Watched(group, note).run(*given)
@@ -79,8 +83,9 @@ def _reference(group: DepthFirstGroup) -> tuple[list[Any], list[Any], Any]:
     if found is None:
         reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
         raise NoRowKernel(f"it cannot be tried on random values: {reason}") from failure
-    # A fake tensor does not always have the strides of the real one along axes of size one.
-    group.layouts.update((n, layouts[node]) for n, node in group.nodes.items() if node in layouts)
+    group.layouts[strides_of(inputs)] = {
+        name: layouts[node] for name, node in group.nodes.items() if node in layouts
+    }
     return found
 
 
@@ -101,7 +106,7 @@ class _Watched(fx.Interpreter):
         return result
 
 
-def _inputs(group: DepthFirstGroup, positive: bool) -> list[Any]:
+def _inputs(group: DepthFirstGroup, given: Sequence[Any], positive: bool) -> list[Any]:
     """One value per input of the group.
 
     Maps are normal, or positive (for roots and logarithms). Weights keep maps of that size: vectors
@@ -111,8 +116,9 @@ def _inputs(group: DepthFirstGroup, positive: bool) -> list[Any]:
     generator = torch.Generator("cpu").manual_seed(0)
     maps = {group.nodes[name] for name in group.schedule.loads}
     found = []
-    for node in group.child.graph.find_nodes(op="placeholder"):
-        like = traced_value(node)
+    placeholders = group.child.graph.find_nodes(op="placeholder")
+    likes = given or [traced_value(node) for node in placeholders]
+    for node, like in zip(placeholders, likes, strict=True):
         if not isinstance(like, torch.Tensor):
             found.append(size_hint(like) if isinstance(like, torch.SymInt) else like)
             continue

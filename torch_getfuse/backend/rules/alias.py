@@ -49,6 +49,16 @@ def _reshape(call: Call) -> Alias | Spec:
     return Alias(operand, (lambda layout: layout.reshape(shape),))
 
 
+def _component(call: Call) -> Alias:
+    """``real`` and ``imag``: half of each complex number, which no layout says.
+
+    Dynamo keeps no ``x.real`` of an input that is only returned: a view, like ``x.mT``.
+    """
+    operand, shape = call.operands[0], call.shape
+    same = call.outputs[0].dtype == operand.info.dtype
+    return Alias(operand, (lambda layout: layout if same else Layout.opaque(shape),))
+
+
 def _expand(call: Call) -> Alias:
     shape = call.shape
     return Alias(call.operands[0], (lambda layout: layout.expand(shape),))
@@ -203,6 +213,12 @@ RULES: tuple[OpRule, ...] = (
         _reshape,
         _sample(_shuffle),
         ("input", "*shape"),
+    ),
+    OpRule(
+        "component",
+        ("real", "imag"),
+        _component,
+        _sample(lambda x: torch.complex(x, x.relu()).imag.sigmoid()),
     ),
     OpRule(
         "expand",

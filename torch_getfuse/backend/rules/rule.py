@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ class Call:
     @property
     def operands(self) -> list[Operand]:
         """All tensor arguments in order."""
-        return list(_operands(tuple(self.args.values())))
+        return operands_in(tuple(self.args.values()))
 
     @property
     def activations(self) -> list[Operand]:
@@ -120,14 +120,13 @@ class Call:
         return tuple(int(axis) % rank for axis in axes)
 
 
-def _operands(value: Any) -> Iterator[Operand]:
-    if isinstance(value, Operand):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _operands(item)
-    elif isinstance(value, dict):
-        yield from _operands(tuple(value.values()))
+def operands_in(value: Any) -> list[Operand]:
+    """The tensors in an argument, in order."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, (list, tuple)):
+        return [operand for item in value for operand in operands_in(item)]
+    return [value] if isinstance(value, Operand) else []
 
 
 @dataclass(frozen=True)

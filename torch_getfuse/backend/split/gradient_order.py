@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from torch_getfuse.backend.fx_nodes.effects import writers
+from torch_getfuse.backend.fx_nodes.effects import writers, written_at
 from torch_getfuse.backend.fx_nodes.targets import target_of
-from torch_getfuse.backend.fx_nodes.values import is_dynamo_weight, traced_value
+from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_dynamo_weight, traced_value
 from torch_getfuse.backend.split.submodules import split_graph_module
 
 # Each may return the very tensor that it was given, whose readers are then its own.
@@ -76,24 +76,45 @@ def moved_sums(gm: fx.GraphModule, split: fx.GraphModule) -> list[fx.Node]:
     Two gradients can be swapped; the sum of three cannot, to the last bit.
     """
     position = {name: i for i, name in enumerate(_executed(split))}
+    learned, used = _learned(gm.graph), _used(gm)
     found = []
     for node in gm.graph.nodes:
-        if not _has_gradient(node):
+        if node not in learned:
             continue
-        readers = [reader for reader in _all_readers(node) if reader.op != "output"]
-        edges = sum(_times_read(node, reader) for reader in _all_readers(node))
+        everywhere = [reader for reader in _all_readers(node) if reader in used]
+        readers = [reader for reader in everywhere if reader.op != "output"]
+        edges = sum(_times_read(node, reader) for reader in everywhere)
         at = [position[reader.name] for reader in readers]
         if edges > 2 and at != sorted(at):
             found.append(node)
     return found
 
 
-def _has_gradient(node: fx.Node) -> bool:
-    value = traced_value(node)
-    if not isinstance(value, torch.Tensor):
-        return False
-    learned = node.op != "placeholder" or value.requires_grad
-    return learned and (value.is_floating_point() or value.is_complex())
+def _learned(graph: fx.Graph) -> set[fx.Node]:
+    """The values that may have a gradient: parameters, and what is computed from them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        own = any(tensor.requires_grad for tensor in flat_tensors(traced_value(node)))
+        if own or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return {node for node in found if _is_differentiable(traced_value(node))}
+
+
+def _is_differentiable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _used(gm: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that a result depends on, or something that is written: others have no gradient."""
+    nodes = list(gm.graph.nodes)
+    pending = [nodes[-1], *(nodes[i] for i in set().union(*written_at(gm).values()))]
+    found: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:

@@ -10,15 +10,15 @@ child next to them, and the children are built in executed order.
 from __future__ import annotations
 
 import copy
-import heapq
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from torch_getfuse import ordering
 from torch_getfuse.backend.fx_nodes.autocast import OUTSIDE, Mode, Switches, is_switch, modes_of
 from torch_getfuse.backend.fx_nodes.effects import attribute, is_barrier, order_edges
 from torch_getfuse.backend.fx_nodes.values import traced_value
@@ -122,10 +122,13 @@ def _place(
     block = [k if k >= 0 else count + i for i, k in enumerate(owner)]
     _absorb(nodes, before, block, names)
 
-    waits: dict[int, set[int]] = {b: set() for b in block}
+    waits: list[set[int]] = [set() for _ in range(count + len(nodes))]
     for i, earlier in enumerate(before):
         waits[block[i]].update(block[j] for j in earlier)
-    position = {b: p for p, b in enumerate(_sorted_blocks(waits, count))}
+    # Single nodes as soon as they can run, groups as numbered.
+    order = ordering.topological_order(waits, lambda b: (b < count, b))
+    assert order is not None, "_absorb leaves no cycle"
+    position = {b: p for p, b in enumerate(order)}
     after: list[list[int]] = [[] for _ in nodes]
     for i, earlier in enumerate(before):
         for j in earlier:
@@ -158,8 +161,7 @@ def _place(
     members: dict[int, list[fx.Node]] = {}
     for i, node in enumerate(nodes):
         members.setdefault(block[i], []).append(node)
-    order = sorted(members, key=position.__getitem__)
-    return [_Block(b if b < count else -1, members[b]) for b in order]
+    return [_Block(b if b < count else -1, members[b]) for b in order if b in members]
 
 
 def _stays(node: fx.Node) -> bool:
@@ -173,26 +175,6 @@ def _stays(node: fx.Node) -> bool:
     return is_barrier(node) or node.op == "call_module" or is_size
 
 
-def _sorted_blocks(waits: Mapping[int, set[int]], count: int) -> list[int]:
-    """Blocks in topological order: single nodes as soon as they can run, groups as numbered."""
-    left = {b: len(earlier - {b}) for b, earlier in waits.items()}
-    unlocks: dict[int, list[int]] = {}
-    for b, earlier in waits.items():
-        for a in earlier - {b}:
-            unlocks.setdefault(a, []).append(b)
-    ready = [(b < count, b) for b, n in left.items() if n == 0]
-    heapq.heapify(ready)
-    order = []
-    while ready:
-        _, b = heapq.heappop(ready)
-        order.append(b)
-        for c in unlocks.get(b, ()):
-            left[c] -= 1
-            if left[c] == 0:
-                heapq.heappush(ready, (c < count, c))
-    return order
-
-
 def _absorb(
     nodes: Sequence[fx.Node], before: Sequence[set[int]], block: list[int], names: Sequence[str]
 ) -> None:
@@ -201,23 +183,23 @@ def _absorb(
     Raises:
         PlanError: where such a path runs through another group.
     """
-    edges: dict[int, dict[int, tuple[int, int]]] = {b: {} for b in block}
+    edges: list[dict[int, tuple[int, int]]] = [{} for _ in range(len(names) + len(nodes))]
     for i, earlier in enumerate(before):
         for j in earlier:
             if block[i] != block[j]:
                 edges[block[j]].setdefault(block[i], (j, i))
     home: dict[int, int] = {}
-    for component in _components(edges):
+    for component in ordering.cycles(edges):
         held = [b for b in component if b < len(names)]
         if len(held) > 1:
             raise PlanError(_describe_cycle(nodes, edges, set(component), held, names))
-        home.update(dict.fromkeys(component, held[0] if held else component[0]))
-    block[:] = [home[b] for b in block]
+        home.update(dict.fromkeys(component, component[0]))
+    block[:] = [home.get(b, b) for b in block]
 
 
 def _describe_cycle(
     nodes: Sequence[fx.Node],
-    edges: Mapping[int, Mapping[int, tuple[int, int]]],
+    edges: Sequence[Mapping[int, tuple[int, int]]],
     component: set[int],
     held: Sequence[int],
     names: Sequence[str],
@@ -251,42 +233,6 @@ def _describe_cycle(
         f"{names[first]} and {names[other]} need each other: {words(there)}, and later "
         f"{words(back)}; put these nodes in one group or cut {names[first]} between them"
     )
-
-
-def _components(edges: Mapping[int, Mapping[int, object]]) -> Iterator[list[int]]:
-    """Strongly connected components (Tarjan's algorithm, without recursion)."""
-    number: dict[int, int] = {}
-    lowest: dict[int, int] = {}
-    pending: list[int] = []
-    on_stack: set[int] = set()
-    for start in edges:
-        if start in number:
-            continue
-        number[start] = lowest[start] = len(number)
-        pending.append(start)
-        on_stack.add(start)
-        work = [(start, iter(edges[start]))]
-        while work:
-            b, rest = work[-1]
-            c = next(rest, None)
-            if c is None:
-                work.pop()
-                if work:
-                    parent = work[-1][0]
-                    lowest[parent] = min(lowest[parent], lowest[b])
-                if lowest[b] == number[b]:
-                    component = [pending.pop()]
-                    while component[-1] != b:
-                        component.append(pending.pop())
-                    on_stack.difference_update(component)
-                    yield component
-            elif c not in number:
-                number[c] = lowest[c] = len(number)
-                pending.append(c)
-                on_stack.add(c)
-                work.append((c, iter(edges[c])))
-            elif c in on_stack:
-                lowest[b] = min(lowest[b], number[c])
 
 
 def _build(gm: fx.GraphModule, blocks: Sequence[_Block], names: Sequence[str]) -> fx.GraphModule:

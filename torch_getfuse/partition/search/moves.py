@@ -22,7 +22,7 @@ Plan = tuple[int, ...]
 MOVE, MERGE = 0.4, 0.4  # shares of the edits; the rest are cuts
 REDRAWS = 16  # edits drawn until one gives a plan not met before
 
-_HULL, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps that they count
+_MERGE, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps that they count
 
 
 class PlanSpace:
@@ -87,9 +87,9 @@ class PlanSpace:
             waiting = later
         return found
 
-    def _hull(self, plan: Plan, mask: int) -> int:
+    def _merged(self, plan: Plan, mask: int) -> int:
         """``mask`` and the groups on paths from it back to it; 0 if one is unfusable."""
-        self._count(_HULL * (len(plan) + len(self._unfusable)))
+        self._count(_MERGE * (len(plan) + len(self._unfusable)))
         others = [g for g in (*plan, *self._unfusable) if not g & mask]
         below = _reach(others, self.feeds(mask), self.feeds)
         above = _reach(others, self.needs(mask), self.needs)
@@ -240,7 +240,7 @@ class PlanSpace:
     def _merge(self, plan: Plan, rng: Random) -> tuple[int, list[int]] | None:
         """Merge two neighbours, and the groups that would be on a cycle with them."""
         pair = self._pair(plan, rng)
-        merged = self._hull(plan, pair[0] | pair[1]) if pair else 0
+        merged = self._merged(plan, pair[0] | pair[1]) if pair else 0
         if not merged or not is_connected(merged, self.problem.near):
             return None
         return merged, [merged]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix, vstack
 
+from torch_getfuse import ordering
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search.random_split import RandomSplit
@@ -167,7 +168,7 @@ def find_cycles(problem: FusionProblem, groups: Sequence[int]) -> list[Cycle]:
             if home[i] != home[j]:
                 after[home[j]].setdefault(home[i], (j, i))
     found: dict[tuple[int, ...], Cycle] = {}
-    for start in _tangled(after):
+    for start in sorted(k for component in ordering.cycles(after) for k in component):
         came: dict[int, int] = {}
         front = [start]
         while front and start not in came:
@@ -190,24 +191,6 @@ def find_cycles(problem: FusionProblem, groups: Sequence[int]) -> list[Cycle]:
                 cycle.append((groups[node], entered, left))
         found.setdefault(tuple(sorted(group for group, _, _ in cycle)), cycle)
     return list(found.values())
-
-
-def _tangled(after: Sequence[dict[int, tuple[int, int]]]) -> list[int]:
-    """The nodes that lie on a cycle, in ascending order."""
-    reach = [0] * len(after)
-    for k, others in enumerate(after):
-        for other in others:
-            reach[k] |= 1 << other
-    changed = True
-    while changed:
-        changed = False
-        for k in reversed(range(len(after))):
-            wider = reach[k]
-            for other in bits(reach[k]):
-                wider |= reach[other]
-            if wider != reach[k]:
-                reach[k], changed = wider, True
-    return [k for k, mask in enumerate(reach) if mask >> k & 1]
 
 
 def split_cycles(problem: FusionProblem, groups: Sequence[int]) -> tuple[int, ...]:

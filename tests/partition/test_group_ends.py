@@ -108,28 +108,28 @@ def test_a_plan_that_is_cheaper_without_the_next_operator() -> None:
     # Cut after conv1: its 256 B map crosses twice instead of conv0's 64 B.
     assert border == Border(Reason.CHEAPER, "conv1", excess_bytes=384, merged_bytes=200)
     assert str(border) == (
-        "cheaper so: conv1 alone adds 384 B of DRAM access, its whole group is 200 B over the "
-        "buffer"
+        "adding conv1 alone would cost 384 B more DRAM access; its whole group would be 200 B over "
+        "the buffer"
     )
 
 
 def test_cheaper_even_though_the_groups_would_fit_together() -> None:
     border, _ = find_borders(Evaluator(Told(chain(4, 16, 4), {}), 500), [0b001, 0b110], 0)
-    assert str(border) == "cheaper so: conv1 adds 384 B of DRAM access"
+    assert str(border) == "adding conv1 would cost 384 B more DRAM access"
 
 
 @pytest.mark.parametrize(
     ("groups", "needs", "expected", "text"),
     [
-        ([0b001, 0b110], {}, Border(Reason.EQUAL, "conv1"), "no gain: conv1"),
+        ([0b001, 0b110], {}, Border(Reason.EQUAL, "conv1"), "adding conv1 would change nothing"),
         (
             [0b001, 0b010, 0b100],
             {},
             Border(Reason.UNTRIED, "conv1", excess_bytes=128),
-            "not tried: conv1 would save 128 B of DRAM access",
+            "not tried: adding conv1 would save 128 B of DRAM access",
         ),
         ([0b001, 0b110], {0b011: None}, Border(Reason.UNDEFINED, "conv1"), "no schedule"),
-        ([0b001, 0b110], {0b100: 999}, Border(Reason.REST, "conv1"), "leaves behind"),
+        ([0b001, 0b110], {0b100: 999}, Border(Reason.REST, "conv1"), "rest of its group would not"),
     ],
 )
 def test_the_remaining_reasons(

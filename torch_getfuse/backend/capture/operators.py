@@ -1,0 +1,95 @@
+"""From what capture found in an FX graph to operators: batch norms folded, and names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence
+
+from torch_getfuse.backend.capture.graph_values import Draft
+from torch_getfuse.backend.capture.op_order import OperatorOrder
+from torch_getfuse.backend.rules.rule import Stored
+from torch_getfuse.ir import Op, Read
+from torch_getfuse.json_fields import escaped
+
+
+def fold_batch_norms(
+    drafts: Sequence[Draft], outputs: Container[int], order: OperatorOrder
+) -> list[Draft]:
+    """A convolution and the eval batch norm that alone reads it are one operator.
+
+    Not where something else must run between them. The two vectors of the batch norm become the
+    bias.
+
+    Args:
+        outputs: the tensors that are returned.
+    """
+    readers = Counter(base for draft in drafts for base, _ in draft.reads)
+    writers = {draft.writes: draft for draft in drafts}
+    kept = []
+    for draft in drafts:
+        conv = writers.get(draft.reads[0][0]) if draft.reads else None
+        if (
+            draft.kind == "batch_norm"
+            and draft.in_place
+            and draft.direct
+            and conv is not None
+            and conv.spec.bias is not None
+            and readers[conv.writes] == 1
+            and conv.writes not in outputs
+            and order.joins(draft.nodes[0], conv)
+        ):
+            order.fold(draft, conv)
+            vector = Stored(draft.weights.elements // 2, draft.weights.bytes // 2)
+            conv.weights += vector - conv.spec.bias
+            conv.nodes += draft.nodes
+            conv.calls += draft.calls
+            conv.writes = draft.writes
+        else:
+            kept.append(draft)
+    return kept
+
+
+def names_of(drafts: Sequence[Draft]) -> list[str]:
+    """Module path, and the kind where the path alone does not say which operator it is."""
+    kinds: dict[str, set[str]] = {}
+    inside: set[str] = set()
+    for draft in drafts:
+        path = escaped(draft.module)
+        kinds.setdefault(path, set()).add(draft.kind)
+        parts = path.split(".")
+        inside.update(".".join(parts[:n]) for n in range(len(parts)))
+    taken: set[str] = set()
+    names = []
+    for draft in drafts:
+        path, kind = escaped(draft.module), draft.kind
+        leaf = path and path not in inside and len(kinds[path]) == 1
+        names.append(unique(path if leaf else f"{path}.{kind}" if path else kind, taken))
+    return names
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """``name``, or with the first free of the suffixes ``_1``, ``_2``, ..."""
+    count, found = 0, name
+    while found in taken:
+        count += 1
+        found = f"{name}_{count}"
+    taken.add(found)
+    return found
+
+
+def operator_of(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, ...]) -> Op:
+    """The operator of a draft, whose tensors have names by now."""
+    return Op(
+        name=name,
+        kind=draft.kind,
+        reads=tuple(Read(tensors[base], window) for base, window in draft.reads),
+        writes=name,
+        module=escaped(draft.module),
+        weight_elements=draft.weights.elements,
+        weight_bytes=draft.weights.bytes,
+        in_place=draft.in_place,
+        mixes_channels=draft.spec.mixes_channels,
+        groups=draft.spec.groups,
+        reason=draft.reason,
+        after=after,
+    )
