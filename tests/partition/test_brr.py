@@ -332,7 +332,7 @@ def test_merging_in_place_loses_nothing() -> None:
         if number % 10 < 2:
             assert found.dram_bytes == brute_force(evaluator)[0]
         several += found.dram_bytes > problem.unavoidable
-    assert several > 40
+    assert several > 100
 
 
 def test_a_group_may_start_in_place_beside_another_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
