@@ -233,13 +233,13 @@ class Lbdf(FusionScheme):
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
 
-    def passes(self, mask: int, buffer_bytes: int = 0, least: bool = False) -> int:
-        """1: weights stay on chip."""
-        return 1
+    def reread(self, mask: int, buffer_bytes: int = 0) -> int:
+        """0: everything is read once."""
+        return 0
 
-    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
-        """1."""
-        return 1
+    def least_reread(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """0."""
+        return 0
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
         """``F_D``; independent of the buffer size for a valid group."""
