@@ -1,5 +1,5 @@
-"""BRR: buffer requirement reduction, after Optimus (docs/method.md, section 4).
+"""BRR, after Optimus: rows of convolutions full and partial in turn, weights once per tile.
 
-``model.py`` prices a group: open it first. ``rows.py`` has the rows that the sinks of a group ask
-of the operators above them.
+``model.py`` is the scheme, ``rows.py`` how many rows a tile needs and ``starts.py`` which of its
+convolutions are full.
 """
