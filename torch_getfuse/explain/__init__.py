@@ -3,5 +3,5 @@
 In pipeline order: ``features.py`` (a group as tensors), ``validity.py`` (the GNN),
 ``explainers.py`` (from a group to its solution edges: open it first), ``rg_explainer.py``,
 ``metrics.py``, ``trained_weights.py``. ``sampling.py`` and ``dataset.py`` are groups as training
-meets them; ``training/`` makes the weights.
+meets them; ``training/`` makes the weights. ``geometric.py`` is PyTorch Geometric, an extra.
 """

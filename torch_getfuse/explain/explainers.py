@@ -23,13 +23,17 @@ from random import Random
 from typing import Any, ClassVar
 
 import torch
-from torch_geometric.explain import Explainer, GNNExplainer, PGExplainer
-from torch_geometric.explain.config import ModelConfig
-from torch_geometric.utils import get_embeddings
 
 from torch_getfuse import plugins
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.explain.features import FeatureTable, GroupTensors, directed_scores
+from torch_getfuse.explain.geometric import (
+    Explainer,
+    GNNExplainer,
+    ModelConfig,
+    PGExplainer,
+    get_embeddings,
+)
 from torch_getfuse.explain.rg_explainer import RGExplainer
 from torch_getfuse.explain.trained_weights import load_weights, save_weights, weights_path
 from torch_getfuse.explain.validity import ValidityModel, load_model, model_fingerprint

@@ -25,10 +25,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch_geometric.explain import ExplainerAlgorithm, Explanation
-from torch_geometric.explain.config import ExplanationType, ModelMode, ModelTaskLevel
 from tqdm import tqdm
 
+from torch_getfuse.explain.geometric import (
+    ExplainerAlgorithm,
+    Explanation,
+    ExplanationType,
+    ModelMode,
+    ModelTaskLevel,
+)
 from torch_getfuse.explain.validity import HIDDEN, ValidityModel
 
 

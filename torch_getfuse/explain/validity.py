@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch_geometric.nn import GraphConv, global_add_pool
 from tqdm import tqdm
 
 from torch_getfuse.explain.dataset import PackedGroups
 from torch_getfuse.explain.features import FEATURES, FEATURES_ID, Ints
+from torch_getfuse.explain.geometric import GraphConv, global_add_pool
 from torch_getfuse.explain.trained_weights import (
     fingerprint,
     load_weights,

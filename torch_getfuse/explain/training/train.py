@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch_geometric.utils import get_embeddings
 from tqdm import tqdm
 
 from torch_getfuse import plugins
@@ -27,6 +26,7 @@ from torch_getfuse.explain import rg_explainer
 from torch_getfuse.explain.dataset import Batch, PackedGroups
 from torch_getfuse.explain.explainers import INVALID, make_explainer, make_pg, save_explainer
 from torch_getfuse.explain.features import Ints
+from torch_getfuse.explain.geometric import get_embeddings
 from torch_getfuse.explain.rg_explainer import RGExplainer
 from torch_getfuse.explain.trained_weights import WEIGHTS, weights_path
 from torch_getfuse.explain.training.data import GROUPS, SYNTHETIC, build
