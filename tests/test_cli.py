@@ -289,7 +289,7 @@ def test_a_plan_of_another_graph(capsys: pytest.CaptureFixture[str], saved: Path
         (["report", *MODEL, "--accelerator", "edge-tpus"], "did you mean 'edge-tpu'"),
         (["report", *MODEL, "--plan", ""], "plan=''"),
         (["report", *MODEL, "-o", "report.xlsx"], ".html"),
-        (["explain", *MODEL, "--operators", "7"], "'7' is no operator"),
+        (["explain", *MODEL, "--operators", "7"], "'7' is neither an operator"),
         (["explain", *MODEL, "--explainers", "salency"], "did you mean 'saliency'"),
         (["explain", *MODEL, "-o", "why.pgn"], "did you mean '.png'"),
         (["plan", *MODEL, "-o", "no/such/folder/plan.json"], "cannot write"),

@@ -154,7 +154,7 @@ def test_the_predictor_is_called_wrong_only_where_it_is(mobile: Explanation) -> 
     ).endswith(": right")
     assert told(probability=0.9, demand_bytes=None, untrained="").endswith(": wrong")
     far = told(probability=0.9, demand_bytes=buffer, untrained="buffers of 128 KB to 2 MB")
-    assert far.endswith(": not so, but it was trained for buffers of 128 KB to 2 MB only")
+    assert far.endswith(": wrong, but it was trained for buffers of 128 KB to 2 MB only")
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ def test_operators_that_no_edge_joins() -> None:
         explain(build.graph(), ["conv0", "conv1"])
     pieces = explain(build.graph())
     assert not pieces.valid
-    assert pieces.obstacles == ("it is 2 pieces that no edge joins",)
+    assert pieces.obstacles == ("it consists of 2 pieces that no edge connects",)
     assert "no group" in str(pieces)
 
 
 @pytest.mark.parametrize(
     ("operators", "explainers", "told"),
     [
-        (["conv3"], CONTROLS, "'conv3' is no operator.*did you mean 'conv"),
+        (["conv3"], CONTROLS, "'conv3' is neither an operator.*did you mean 'conv"),
         ([], CONTROLS, "operators is empty"),
         (None, ["salency"], "did you mean 'saliency'"),
     ],

@@ -135,7 +135,7 @@ def test_spellings_of_a_buffer(text: str) -> None:
 
 
 def test_explain_names_what_there_is(net: nn.Module) -> None:
-    with pytest.raises(OptionError, match=r"'9' is no operator .*; there are layer1, .*fc"):
+    with pytest.raises(OptionError, match=r"'9' is neither an operator .*; there are layer1, .*fc"):
         torch_getfuse.explain(net, (X,), operators=["9"])
     with pytest.raises(OptionError, match=r"raise buffer= \(fc fits from 65 B up\)"):
         torch_getfuse.explain(net, (X,), buffer=8)

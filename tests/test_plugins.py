@@ -232,7 +232,7 @@ def test_a_cost_model_without_promises_has_safe_answers() -> None:
     assert len(flags) == 7
     assert not any(flags.values())
     assert not scheme.hopeless(0b1111, 100)
-    assert (scheme.passes(0b1, 100), scheme.fewest_passes(0b1, 100)) == (1, 1)
+    assert (scheme.reread(0b1, 100), scheme.least_reread(0b1, 100)) == (0, 0)
     assert sum(term.bytes for term in scheme.terms(0b11, 500)) == scheme.buffer(0b11, 500) == 400
     assert scheme.dram(0b11, 500) == (2 * 576, 2 * 576, 2 * (4 * 4 * 9 + 4))
     plan = plan_graph(graph(), options(scheme=Bare, buffer=500))

@@ -265,7 +265,7 @@ def test_maps_that_are_held_whole() -> None:
     assert list(section.held_whole) == ["conv1d0", "conv1d1"]
     text = " ".join(str(Report([section])).split())
     assert "Note: priced as holding whole maps: conv1d conv1d0, conv1d1" in text
-    assert "all fit alone even so" in text
+    assert "all of them still fit alone" in text
     assert "not of the chip" in text
     assert [h["name"] for h in section.to_dict()["held_whole"]] == ["conv1d0", "conv1d1"]
     small = plan_graph(plan.graph, Options(buffer=100, activation_bytes=1, weight_bytes=1))

@@ -440,7 +440,7 @@ def test_train_hands_on_what_is_given(
 def test_a_file_that_is_not_a_sweeps_stays_as_it_is(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.jsonl"
     path.write_bytes(content)
-    with pytest.raises(GetfuseError, match=r"line 1 of .* is no point of a sweep"):
+    with pytest.raises(GetfuseError, match=r"line 1 of .* is not a point of a sweep"):
         run(path=path)
     assert path.read_bytes() == content
 
@@ -455,5 +455,5 @@ def test_a_first_point_that_is_cut_off_is_planned_again(tmp_path: Path) -> None:
 
 def test_a_folder_or_a_device_for_a_sweep(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
-        with pytest.raises(GetfuseError, match="is no regular file"):
+        with pytest.raises(GetfuseError, match="is not a regular file"):
             run(path=path)

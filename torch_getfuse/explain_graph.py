@@ -35,7 +35,7 @@ from torch_getfuse.reporting.explanation import Explanation
 _NAMED = 6  # operators and modules that an error names
 
 DEFAULT = ("saliency", "rgexplainer", "pgexplainer", "gnnexplainer")
-"""All that ask the GNN: on the whole of MobileNetV2 the last takes 0.2 s, the others 10 ms."""
+"""All that explain the GNN: on the whole MobileNetV2 the last takes 0.2 s, the others 10 ms."""
 
 
 def explain_graph(
@@ -44,12 +44,12 @@ def explain_graph(
     operators: Sequence[str] | None = None,
     explainers: Sequence[ExplainerLike] | None = None,
 ) -> Explanation:
-    """Why operators of a graph do not fit the buffer together, or how much room they leave.
+    """Why operators of a graph do not fit into the buffer together, or how much room they leave.
 
     Args:
         graph: the operator graph.
-        options: buffer, cost model and widths; ``explainer`` names whose edges are cut,
-            ``split_rule`` which cut is taken, ``seed`` what is drawn.
+        options: buffer, cost model and widths; ``explainer`` selects whose edges are cut,
+            ``split_rule`` which cut is taken, ``seed`` the random choices.
         operators: names of operators, or module paths that select all operators below them;
             ``None`` for everything that fits alone.
         explainers: those to ask, by name or as objects; ``None`` for :data:`DEFAULT`, or for the
@@ -62,12 +62,12 @@ def explain_graph(
     """
     scheme = scheme_of(graph, options)
     if explainers is None:
-        own = () if options.explainer is None else (options.explainer,)
-        explainers = DEFAULT if scheme.has_predictor else own
+        default = () if options.explainer is None else (options.explainer,)
+        explainers = DEFAULT if scheme.has_predictor else default
     check_explainers(explainers)
     problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
-    asked = problem.fusable if operators is None else _named(graph, operators)
-    if not asked:
+    requested = problem.fusable if operators is None else _named(graph, operators)
+    if not requested:
         size, index = options.buffer_bytes, range(len(graph))
         needs = [smallest_buffer(scheme, 1 << i, size) for i in index]
         known = [(size, graph.ops[i].name) for i, size in enumerate(needs) if size is not None]
@@ -76,10 +76,10 @@ def explain_graph(
             "no operator fits the buffer alone; name one in operators= to see why, or raise "
             f"buffer={least}"
         )
-    group = asked if operators is None else _group_of(problem, asked)
+    group = requested if operators is None else _group_of(problem, requested)
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
-    return _Asked(problem, options, group, group & ~asked).explain(explainers)
+    return _Question(problem, options, group, group & ~requested).explain(explainers)
 
 
 def check_explainers(explainers: Sequence[ExplainerLike]) -> None:
@@ -90,8 +90,8 @@ def check_explainers(explainers: Sequence[ExplainerLike]) -> None:
         plugins.EXPLAINERS.check(explainer)
 
 
-class _Asked:
-    """One question: a set of operators under one buffer."""
+class _Question:
+    """One set of operators under one buffer, to be explained."""
 
     def __init__(self, problem: FusionProblem, options: Options, group: int, added: int) -> None:
         self.problem = problem
@@ -110,7 +110,7 @@ class _Asked:
         obstacles = self._obstacles()
         valid = evaluator.valid(self.group) and not obstacles
         terms = scheme.terms(self.group, buffer_bytes)
-        # Explain and cut what is no group, if there is an edge to blame.
+        # Explain and cut an invalid set if it has an edge.
         ask = not valid and bool(self.positions)
         asks = any(
             plugins.fact(plugins.EXPLAINERS.load(each), "asks_predictor", False)
@@ -142,31 +142,31 @@ class _Asked:
         return tuple(self.graph.ops[i].name for i in bits(mask))
 
     def _obstacles(self) -> tuple[str, ...]:
-        """What keeps the set from being a group, whatever it needs together."""
+        """Why the set cannot be a group, apart from its buffer demand."""
         problem, graph, group = self.problem, self.graph, self.group
-        found = []
+        obstacles = []
         for i in bits(problem.unfusable):
             name = graph.ops[i].name
             need = self.evaluator.buffer(1 << i)
             size = "has no schedule" if need is None else f"needs {format_size(need)}"
             if group >> i & 1:
-                found.append(f"{name} alone {size}: unfusable")
+                obstacles.append(f"{name} alone {size}: unfusable")
             elif problem.above[i] & group and problem.below[i] & group:
-                found.append(
+                obstacles.append(
                     f"a path leaves the group and comes back through {name}, which alone {size}"
                 )
         pieces = components(group, problem.near)
         if len(pieces) > 1:
-            found.append(f"it is {len(pieces)} pieces that no edge joins")
-        return tuple(found)
+            obstacles.append(f"it consists of {len(pieces)} pieces that no edge connects")
+        return tuple(obstacles)
 
     def _edges(self, terms: Sequence[CostTerm]) -> tuple[GroupEdge, ...]:
         graph, scheme = self.graph, self.evaluator.scheme
         held = {term.name: term.bytes for term in terms if term.kind != "weights"}
-        found = []
+        edges = []
         for i, j in self.positions:
             tensor = graph.tensors[graph.ops[i].writes]
-            found.append(
+            edges.append(
                 GroupEdge(
                     producer=graph.ops[i].name,
                     consumer=graph.ops[j].name,
@@ -176,7 +176,7 @@ class _Asked:
                     held_bytes=held.get(tensor.name, 0),
                 )
             )
-        return tuple(found)
+        return tuple(edges)
 
     # -- explainers -----------------------------------------------------------------------
 
@@ -196,7 +196,7 @@ class _Asked:
         )
 
     def _probability(self) -> float:
-        """What the validity predictor says of the group."""
+        """The validity predictor's probability for the group."""
         from torch_getfuse.explain.explainers import one_thread
         from torch_getfuse.explain.features import FeatureTable
         from torch_getfuse.explain.validity import load_model
@@ -211,27 +211,27 @@ class _Asked:
             return float(model(tensors.x, tensors.edge_index).sigmoid())
 
     def _untrained(self) -> str:
-        """What of the question lies outside the validity predictor's training data."""
+        """The ranges of the validity predictor's training data that the question is outside of."""
         from torch_getfuse.explain.sampling import BUFFERS, WIDTHS
 
         scheme, buffer_bytes = self.evaluator.scheme, self.evaluator.buffer_bytes
-        found = []
+        limits = []
         if not BUFFERS[0] <= buffer_bytes <= BUFFERS[-1]:
-            found.append(f"buffers of {format_size(BUFFERS[0])} to {format_size(BUFFERS[-1])}")
+            limits.append(f"buffers of {format_size(BUFFERS[0])} to {format_size(BUFFERS[-1])}")
         if (scheme.activation_bytes, scheme.weight_bytes) not in WIDTHS:
             pairs = (f"{one}/{other}" for one, other in sorted(set(WIDTHS)))
-            found.append(f"{', '.join(pairs)} B per activation/weight")
-        return " and ".join(found)
+            limits.append(f"{', '.join(pairs)} B per activation/weight")
+        return " and ".join(limits)
 
     # -- the cut --------------------------------------------------------------------------
 
     def _split(self, ranker: EdgeRanker) -> list[int] | None:
-        """The group cut by a ranker's edges: valid parts, and unfusable operators alone."""
+        """Cut the group at a ranker's edges into valid parts and single unfusable operators."""
         split = RecursiveSplit(self.problem, ranker, self.options.split_rule)
         alone = [1 << i for i in bits(self.group & self.problem.unfusable)]
         rest = self.group & self.problem.fusable
-        found = split(rest, Random(self.options.seed)) if rest else []
-        return None if found is None else [*found, *alone]
+        groups = split(rest, Random(self.options.seed)) if rest else []
+        return None if groups is None else [*groups, *alone]
 
     def _cut(self) -> Cut:
         explainer = self.options.explainer
@@ -269,20 +269,20 @@ class _Asked:
 
     def _split_at_random(self) -> list[int]:
         repair, rng = RandomSplit(self.problem), Random(self.options.seed)
-        found = [1 << i for i in bits(self.group & self.problem.unfusable)]
+        parts = [1 << i for i in bits(self.group & self.problem.unfusable)]
         for part in convex_parts(self.problem, self.group & self.problem.fusable):
-            found += [part] if self.evaluator.valid(part) else repair(part, rng)
-        return found
+            parts += [part] if self.evaluator.valid(part) else repair(part, rng)
+        return parts
 
     def _dram(self, part: int) -> Dram:
-        """``F_D`` of a valid part; of an unfusable operator the least that any method moves."""
+        """``F_D`` of a valid part; for an unfusable operator, the least of any method."""
         if part & self.problem.unfusable:
             return once(self.evaluator.scheme, part)
         return self.evaluator.scheme.dram(part, self.evaluator.buffer_bytes)
 
 
 def _only(known: int, ranked: list[tuple[Edge, float]]) -> EdgeRanker:
-    """A ranker that knows the explanation of one group: no part of it is explained anew."""
+    """A ranker with the explanation of one group: its parts are not explained again."""
 
     def rank(group: int) -> list[tuple[Edge, float]]:
         return ranked if group == known else []
@@ -291,19 +291,19 @@ def _only(known: int, ranked: list[tuple[Edge, float]]) -> EdgeRanker:
 
 
 def _named(graph: OpGraph, operators: Sequence[str]) -> int:
-    """The operators that names and module paths select."""
+    """Mask of the operators selected by names and module paths."""
     if isinstance(operators, str):
         operators = (operators,)
     if not operators:
         raise OptionError("operators is empty: name operators or modules, or leave it out for all")
     mask = 0
     for name in operators:
-        found = mask_of(
+        selected = mask_of(
             i
             for i, op in enumerate(graph.ops)
             if name in (op.name, op.module) or f"{op.module}.".startswith(f"{name}.")
         )
-        if not found:
+        if not selected:
             known = dict.fromkeys(op.name for op in graph.ops)
             for op in graph.ops:
                 path = op.module.split(".")
@@ -312,10 +312,10 @@ def _named(graph: OpGraph, operators: Sequence[str]) -> int:
             more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
             hint = nearest(str(name), known) or f"; there are {', '.join(first)}{more}"
             raise OptionError(
-                f"{name!r} is no operator and no module that holds one{hint} "
-                "(batch norm is part of its convolution; views and dropout are no operators)"
+                f"{name!r} is neither an operator nor a module that contains one{hint} "
+                "(batch norm is part of its convolution; views and dropout are not operators)"
             )
-        mask |= found
+        mask |= selected
     return mask
 
 
@@ -323,7 +323,7 @@ def _group_of(problem: FusionProblem, mask: int) -> int:
     """A set with everything on paths between its members.
 
     Raises:
-        OptionError: where even that is not connected.
+        OptionError: if the result is not connected.
     """
     mask = convex_hull(mask, problem.above, problem.below)
     pieces = components(mask, problem.near)
@@ -337,7 +337,7 @@ def _group_of(problem: FusionProblem, mask: int) -> int:
 
 
 def _joint(problem: FusionProblem, first: int, second: int) -> str:
-    """The operator nearest to two unconnected sets that depends on both, or that both need."""
+    """Hint: the nearest operator that depends on two unconnected sets, or that both depend on."""
     reach = [(problem.below, min), (problem.above, max)]
     for beyond, closest in reach:
         sets = []

@@ -1,8 +1,8 @@
-"""Models by name, with random weights and nothing downloaded: what MODEL means on the command line.
+"""Models by name, with random weights and no download: the MODEL argument of the command line.
 
-A model is named by a library and its name there (``torchvision:mobilenet_v2``), by a callable
+A model is given by a library and its name there (``torchvision:mobilenet_v2``), by a callable
 (``package.module:callable``) or by a file of ``torch.export`` (``model.pt2``). Every mistake in
-a name is a :class:`ModelError` of one line that says what to type instead.
+a name raises a one-line :class:`ModelError` that suggests what to type instead.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ _DEEPLAB_SIDE = 513
 
 
 class ModelError(GetfuseError):
-    """A model, or a shape of its input, that cannot be found, built or read."""
+    """A model, or its input shape, cannot be found, built or parsed."""
 
 
 # -- torchvision ------------------------------------------------------------------------------
 
-_declared: list[torch.library.Library] = []  # dropping a Library takes its schemas away again
+_declared: list[torch.library.Library] = []  # deleting a Library removes its schemas
 _declaring = threading.Lock()
 
 
 def import_torchvision() -> ModuleType:
-    """``torchvision``, also beside a torch build that its compiled part does not fit.
+    """``torchvision``, even with a torch build that its compiled operators do not match.
 
-    torchvision's wheel holds operators compiled for one build of torch. Beside another (the CPU
+    torchvision's wheel contains operators compiled for one build of torch. With another (the CPU
     build) they do not load, and importing torchvision then fails while it registers shapes for
-    ``torchvision::nms``. Classification and segmentation models need none of these operators,
-    so only the schemas of two of them are declared here; calling them still raises. Where the
-    compiled part loads, or torchvision is imported already, nothing is declared.
+    ``torchvision::nms``. Classification and segmentation models do not need these operators, so
+    only the schemas of two of them are declared here; calling them still raises. If the compiled
+    operators load, or torchvision is imported already, nothing is declared.
 
     Raises:
-        ModelError: where torchvision is not installed, or cannot be imported even so.
+        ModelError: if torchvision is not installed, or still cannot be imported.
     """
     with _declaring:
         if "torchvision" not in sys.modules:
@@ -76,13 +76,13 @@ def import_torchvision() -> ModuleType:
 
 
 def _has_operators(locations: Any) -> bool:
-    """Whether ``torchvision::nms`` is there, loading it from the installed package if need be."""
+    """Whether ``torchvision::nms`` exists, after trying to load it from the installed package."""
     if hasattr(torch.ops.torchvision, "nms"):
         return True
     files = [file for location in locations for file in sorted(Path(location).glob("_C*"))]
     for file in files:
         if file.suffix in (".so", ".pyd", ".dylib"):
-            # A library for another torch misses symbols; nothing of it stays loaded.
+            # A library for another torch has missing symbols; no part of it stays loaded.
             with contextlib.suppress(OSError):
                 torch.ops.load_library(str(file))
                 return True
@@ -112,16 +112,16 @@ def calibrate_batch_norm(model: nn.Module, x: torch.Tensor) -> nn.Module:
     """Set the running statistics of every batch norm to those of ``x``; returns ``model``.
 
     With random weights and the initial statistics, activations of a deep network vanish or
-    explode, so that two results agree or differ for no reason. After this pass they do not.
-    Only batch norms run in training mode: dropout and stochastic depth stay off, so the result
-    depends on nothing but weights and ``x``. Modes and momentum are left as they were.
+    explode, so that comparing two results is meaningless. After this pass they do not. Only batch
+    norms run in training mode: dropout and stochastic depth stay off, so the result depends only
+    on the weights and ``x``. Modes and momentum are restored.
 
     Args:
         model: changed in place (running statistics only).
-        x: an input, ``(N, C, H, W)`` for most; N of at least 2 where a map shrinks to 1x1.
+        x: an input, mostly ``(N, C, H, W)``; N must be at least 2 if a map shrinks to 1x1.
 
     Raises:
-        ModelError: where a batch norm sees a single value per channel.
+        ModelError: if a batch norm gets a single value per channel.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = [m for m, _ in modes if isinstance(m, BatchNormBase) and m.track_running_stats]
@@ -130,7 +130,7 @@ def calibrate_batch_norm(model: nn.Module, x: torch.Tensor) -> nn.Module:
         model.eval()
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # the average over all batches so far: of this one
+            norm.momentum = None  # a cumulative average, here over this single batch
             norm.train()
         with torch.no_grad():
             model(x)
@@ -153,11 +153,11 @@ def calibrate_batch_norm(model: nn.Module, x: torch.Tensor) -> nn.Module:
 
 
 def load_model(spec: str, *, seed: int = 0) -> nn.Module | ExportedProgram:
-    """The model that ``spec`` names, in eval mode, with random weights drawn from ``seed``.
+    """The model given by ``spec``, in eval mode, with random weights drawn from ``seed``.
 
-    Nothing is downloaded, and torch's own generator is left as it was. A ``transformers`` model
-    is built from the default configuration of the model type in its name, and wrapped so that
-    it takes the image batch alone and returns the logits.
+    Nothing is downloaded, and the state of torch's generator is preserved. A ``transformers``
+    model is built from the default configuration of the model type in its name, and wrapped so
+    that it takes only the image batch and returns the logits.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, ``transformers:NAME``,
@@ -166,7 +166,7 @@ def load_model(spec: str, *, seed: int = 0) -> nn.Module | ExportedProgram:
         seed: seed of the random weights.
 
     Raises:
-        ModelError: where there is no such library, model, file or callable, or building raises.
+        ModelError: if there is no such library, model, file or callable, or building it raises.
     """
     if spec.endswith(".pt2"):
         return _load_exported(spec)
@@ -178,13 +178,13 @@ def load_model(spec: str, *, seed: int = 0) -> nn.Module | ExportedProgram:
 
 
 def default_input(spec: str) -> tuple[int, ...]:
-    """The input shape, batch first, that people run the model of ``spec`` at.
+    """The usual input shape, batch first, of the model given by ``spec``.
 
-    1x3x224x224, unless the model is known for another: 300 for ``efficientnet_b3``, 513 for
-    ``deeplabv3``, what timm's and transformers' configurations say, a ``.pt2`` file's own.
+    1x3x224x224, except for models with another usual size: 300 for ``efficientnet_b3``, 513 for
+    ``deeplabv3``, the size in timm's and transformers' configurations, that of a ``.pt2`` file.
 
     Raises:
-        ModelError: as :func:`load_model`, where the library has to be asked; and for a file
+        ModelError: as :func:`load_model`, if the library is needed for the size; and for a file
             whose program does not take exactly one tensor.
     """
     if spec.endswith(".pt2"):
@@ -210,7 +210,7 @@ def parse_input(text: str) -> tuple[int, ...]:
     """``"1x3x224x224"`` -> ``(1, 3, 224, 224)``.
 
     Raises:
-        ModelError: for anything but positive whole numbers with ``x`` between them.
+        ModelError: for anything but positive integers separated by ``x``.
     """
     if re.fullmatch(r"[0-9]+(x[0-9]+)*", text):
         shape = tuple(map(int, text.split("x")))
@@ -232,7 +232,7 @@ def _parse_spec(spec: str) -> tuple[str, str]:
     hint = nearest(f"torchvision:{spec.strip(':')}", _known_specs())
     if not colon and os.path.exists(spec):
         hint = "; a file must be a program saved by torch.export.save, with the suffix .pt2"
-    raise ModelError(f"{spec!r} is no model: expected {FORMS}{hint}")
+    raise ModelError(f"{spec!r} is not a model: expected {FORMS}{hint}")
 
 
 def _known_specs() -> list[str]:
@@ -256,7 +256,7 @@ def _torchvision_model(name: str) -> nn.Module:
     # Segmentation and detection models would download a backbone by default.
     options: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in parameters else {}
     if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = True  # the default, which warns where it is not said
+        options["init_weights"] = True  # the default, which warns unless it is passed explicitly
     model: nn.Module = _built(
         f"torchvision:{name}", lambda: models.get_model(name, weights=None, **options)
     )
@@ -291,7 +291,7 @@ class _Logits(nn.Module):
 
 
 def _transformers_config(name: str) -> Any:
-    """The default configuration of the model type that ``name`` begins with or holds."""
+    """The default configuration of the model type that ``name`` contains."""
     if importlib.util.find_spec("transformers") is None:
         raise _not_installed("transformers")
     if importlib.util.find_spec("torchvision") is not None:
@@ -326,7 +326,7 @@ _LIBRARIES: dict[str, Callable[[str], nn.Module]] = {
 
 
 def _call(module_name: str, path: str) -> nn.Module | ExportedProgram:
-    """The result of the callable at ``path`` of a module of the user's."""
+    """The result of the callable at ``path`` in a module of the user's."""
     spec = f"{module_name}:{path}"
     with _current_directory():
         try:
@@ -341,20 +341,20 @@ def _call(module_name: str, path: str) -> nn.Module | ExportedProgram:
         except Exception as error:
             raise _raised(f"importing {module_name}", error) from error
         try:
-            found = functools.reduce(getattr, path.split("."), module)
+            target = functools.reduce(getattr, path.split("."), module)
         except AttributeError as error:
             public = [name for name in vars(module) if not name.startswith("_")]
             raise ModelError(
                 f"{spec!r}: module {module_name} has no {path!r}"
                 + (nearest(path, public) or "; name a callable that returns the model")
             ) from error
-        if isinstance(found, nn.Module | ExportedProgram):
-            return found  # a model is callable too, but it is not what makes one
-        if not callable(found):
+        if isinstance(target, nn.Module | ExportedProgram):
+            return target  # a model is callable too, but calling it does not return a model
+        if not callable(target):
             raise ModelError(
-                f"{spec!r} is a {type(found).__name__}; name a callable that returns the model"
+                f"{spec!r} is a {type(target).__name__}; name a callable that returns the model"
             )
-        model = _built(spec, found)
+        model = _built(spec, target)
     if not isinstance(model, nn.Module | ExportedProgram):
         raise ModelError(
             f"{spec!r} returned a {type(model).__name__}; it must return a torch.nn.Module or "
@@ -365,19 +365,19 @@ def _call(module_name: str, path: str) -> nn.Module | ExportedProgram:
 
 @contextlib.contextmanager
 def _current_directory() -> Iterator[None]:
-    """Modules of the current directory importable, as with ``python -m``."""
+    """Make modules of the current directory importable, as with ``python -m``."""
     here = os.getcwd()
     sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # the user's code may have taken it out
+        with contextlib.suppress(ValueError):  # the user's code may have removed it
             sys.path.remove(here)
 
 
 def _built(spec: str, build: Callable[[], Any]) -> Any:
-    """``build()``, with whatever it raises as an error about ``spec``."""
+    """``build()``, with any exception turned into a :class:`ModelError` about ``spec``."""
     try:
         return build()
     except Exception as error:
@@ -385,7 +385,9 @@ def _built(spec: str, build: Callable[[], Any]) -> Any:
 
 
 def _raised(doing: str, error: Exception) -> ModelError:
-    return ModelError(f"{doing} raised {_in_a_line(error)}; try it in Python for the whole story")
+    return ModelError(
+        f"{doing} raised {_in_a_line(error)}; try it in Python for the full traceback"
+    )
 
 
 def _in_a_line(error: Exception) -> str:

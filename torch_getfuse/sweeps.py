@@ -1,8 +1,8 @@
-"""Sweeps: the same models planned for many buffers, schemes and methods, by many processes.
+"""Sweeps: the same models planned for many buffers, schemes and methods, in many processes.
 
-Each model is captured once, in the calling process; workers are sent operator graphs and import
-no torch unless an explainer needs it. joblib runs them: local processes by default, Ray or Dask
-inside joblib's own ``parallel_config(backend=...)`` (docs/sweep.md).
+Each model is captured once, in the calling process; workers receive operator graphs and do not
+import torch unless an explainer needs it. joblib runs them: local processes by default, Ray or
+Dask inside joblib's ``parallel_config(backend=...)`` (docs/sweep.md).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SWEPT = {
     "granularities": "line,pixel",
     "methods": "auto,local",
 }
-"""What a sweep takes several of, with an example of the command line each."""
+"""Arguments of which a sweep takes several values, each with an example of the command line."""
 _SINGLE = dict(zip(("buffer", "scheme", "granularity", "method"), SWEPT, strict=True))
 _REFUSED = {
     "plan": "a sweep makes its plans",
@@ -50,7 +50,7 @@ _REFUSED = {
     "strict": "a sweep runs no model",
 }
 NOT_SWEPT = (*_SINGLE, *_REFUSED)
-"""Options that are not the same for all points, or that a sweep has no use for."""
+"""Options that differ between points, or that do not apply to a sweep."""
 
 
 def sweep(
@@ -71,18 +71,18 @@ def sweep(
     Args:
         model: a module (with ``args``), an ExportedProgram, or a name as on the command line
             (``"torchvision:resnet18"``); or a list of these, or of pairs ``(model, args)``; or a
-            mapping from names of your own to these.
-        args: example inputs of a single module; a name without inputs takes the model's usual.
+            mapping from names that you choose to these.
+        args: example inputs of a single module; by default those usual for a model given by name.
         buffers: on-chip buffers, bytes or text like ``"256KB"``; by default the one of
             ``accelerator``, or 256 KB.
         schemes, granularities, methods: cost models and searches, by name or as objects (which
             worker processes must be able to unpickle). BRR has no granularity and is planned once.
-        n_jobs: worker processes; -1 for one per core, 1 for none but this, ``None`` for what
-            ``joblib.parallel_config`` says.
+        n_jobs: worker processes; -1 for one per core, 1 for this process only, ``None`` for the
+            setting of ``joblib.parallel_config``.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
             holds already are not planned again, unless an object was given for them. One sweep at
             a time may write to it.
-        progress: a bar over the points: ``True``, ``False``, or ``"auto"``: on a terminal.
+        progress: show a progress bar: ``True``, ``False``, or ``"auto"`` (only on a terminal).
         options: the other options of :class:`~torch_getfuse.options.Options`, for all points.
 
     Returns:
@@ -91,9 +91,9 @@ def sweep(
 
     Raises:
         OptionError: for an unknown option or value, before anything is planned.
-        CaptureError: where not one model can be captured.
-        GetfuseError: where ``path`` holds something else than a sweep.
-        OSError: where ``path`` cannot be read or written.
+        CaptureError: if none of the models can be captured.
+        GetfuseError: if ``path`` contains something other than a sweep.
+        OSError: if ``path`` cannot be read or written.
         Interrupted: for a ``KeyboardInterrupt``; its ``sweep`` holds the finished points.
     """
     chosen = _choices(buffers, schemes, granularities, methods, options)
@@ -103,23 +103,23 @@ def sweep(
     kept = Journal(path) if path is not None else None
     with interrupts():
         graphs, failures = _captured(wanted)
-    # Two models may have one graph: it is planned once.
+    # Two models may have the same graph, which is planned once.
     points: dict[tuple[Any, ...], tuple[OpGraph, Options, Record]] = {}
     for name, graph in graphs.items():
         for point in chosen:
-            record = _asked(graph, point, name)
+            record = _request(graph, point, name)
             points.setdefault(identity(record), (graph, point, record))
-    found = dict(kept.records) if kept is not None else {}
+    finished = dict(kept.records) if kept is not None else {}
     for key, (_, point, _) in points.items():
         if point.objects:
-            found.pop(key, None)  # nobody can tell whether an object is still what it was
-    done = set(found)
+            finished.pop(key, None)  # an object may have changed since it was planned
+    done = set(finished)
     open_ = [work for key, work in points.items() if key not in done]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
     interrupted: KeyboardInterrupt | None = None
     try:
-        for record in _shown(_results(open_, n_jobs), len(open_), progress):
-            found[identity(record)] = record
+        for record in _with_bar(_results(open_, n_jobs), len(open_), progress):
+            finished[identity(record)] = record
             if kept is not None:
                 kept.append(record)
     except KeyboardInterrupt as error:
@@ -131,9 +131,9 @@ def sweep(
     for name in wanted:
         for point in chosen:
             if name in failures:
-                records.append(_blank(name, point) | {"error": failures[name]})
-            elif (key := identity(_asked(graphs[name], point, name))) in found:
-                records.append(found[key] | {"model": name})
+                records.append(_empty_record(name, point) | {"error": failures[name]})
+            elif (key := identity(_request(graphs[name], point, name))) in finished:
+                records.append(finished[key] | {"model": name})
     result = Sweep(tuple(records), sum(identity(record) in done for record in records))
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
@@ -142,7 +142,7 @@ def sweep(
     return result
 
 
-# -- what is asked for --------------------------------------------------------------------
+# -- points to plan -----------------------------------------------------------------------
 
 
 def _choices(
@@ -152,25 +152,25 @@ def _choices(
     methods: Iterable[str | Callable[..., Any]],
     options: Mapping[str, Any],
 ) -> list[Options]:
-    """The product of the four, every point once, as checked options."""
+    """The product of the four as validated options, without duplicates."""
     for name, several in _SINGLE.items():
         if name in options:
             raise OptionError(f"a sweep takes {several}=[...], not {name}=")
     for name, reason in _REFUSED.items():
         if name in options:
             raise OptionError(f"sweep() does not take {name}=: {reason}")
-    given: dict[str, Sequence[Any]] = {
+    axes: dict[str, Sequence[Any]] = {
         "buffers": [Options.of(options).buffer_bytes] if buffers is None else _listed(buffers),
         "schemes": _listed(schemes),
         "granularities": _listed(granularities),
         "methods": _listed(methods),
     }
-    for name, values in given.items():
+    for name, values in axes.items():
         if not values:
             raise OptionError(f"{name}=[] leaves nothing to plan")
-    found: dict[tuple[Any, ...], Options] = {}
+    points: dict[tuple[Any, ...], Options] = {}
     for scheme, granularity, method, buffer in itertools.product(
-        given["schemes"], given["granularities"], given["methods"], given["buffers"]
+        axes["schemes"], axes["granularities"], axes["methods"], axes["buffers"]
     ):
         chosen = Options.of(
             {
@@ -184,7 +184,7 @@ def _choices(
         )
         unit = effective_granularity(scheme, granularity)
         key = name_of(scheme), unit, name_of(method), chosen.buffer_bytes
-        same = found.setdefault(key, chosen)
+        same = points.setdefault(key, chosen)
         for name in ("scheme", "method"):
             one, other = getattr(same, name), getattr(chosen, name)
             if one is not other and one != other:
@@ -192,65 +192,65 @@ def _choices(
                     f"two {_SINGLE[name]} are called {name_of(other)!r}; records tell them apart "
                     "by their names: give each its own"
                 )
-    return list(found.values())
+    return list(points.values())
 
 
 def _listed(values: Any) -> list[Any]:
-    """``values`` as a list; a single one is meant as a list of one."""
+    """``values`` as a list; a single value becomes a list of one."""
     return [values] if isinstance(values, str | int) or callable(values) else list(values)
 
 
 def _models(model: Any, args: tuple[Any, ...]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """Name -> (model or its name, inputs), each model under a name of its own."""
+    """Name -> (model or its name, inputs), with a unique name per model."""
     if isinstance(model, Mapping):
-        given = list(model.items())
+        pairs = list(model.items())
     elif isinstance(model, list):
-        given = [("", one) for one in model]
+        pairs = [("", entry) for entry in model]
     else:
-        given = [("", (model, args))]
+        pairs = [("", (model, args))]
         args = ()
     if args:
         raise OptionError("several models bring their own inputs: sweep([(model, (x,)), ...])")
-    if not given:
+    if not pairs:
         raise OptionError("there is no model to plan")
-    found: dict[str, tuple[Any, tuple[Any, ...]]] = {}
-    for name, one in given:
-        what, inputs = one if isinstance(one, tuple) and len(one) == 2 else (one, ())
+    models: dict[str, tuple[Any, tuple[Any, ...]]] = {}
+    for name, entry in pairs:
+        what, inputs = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, ())
         if not isinstance(inputs, tuple):
             raise OptionError(
                 f"inputs must be a tuple, like (model, (x,)), not {type(inputs).__name__}"
             )
         name = str(name) or (what if isinstance(what, str) else type(what).__name__)
-        found[_unused(name, found)] = (what, inputs)
-    return found
+        models[_unique_name(name, models)] = (what, inputs)
+    return models
 
 
-def _unused(name: str, taken: Mapping[str, Any]) -> str:
+def _unique_name(name: str, taken: Mapping[str, Any]) -> str:
     tries = itertools.chain([name], (f"{name} ({k})" for k in itertools.count(2)))
-    return next(each for each in tries if each not in taken)
+    return next(candidate for candidate in tries if candidate not in taken)
 
 
 def _captured(
     wanted: Mapping[str, tuple[Any, tuple[Any, ...]]],
 ) -> tuple[dict[str, OpGraph], dict[str, str]]:
-    """Graphs of the models, and the errors of those that have none.
+    """Graphs of the models, and the errors of those that cannot be captured.
 
-    One model is in memory at a time if it is given by name.
+    Of models given by name, only one is in memory at a time.
 
     Raises:
-        OptionError: for something that is no model, or a module without inputs.
-        ModelError: for a name that stands for none.
-        CaptureError: where there is not one graph.
+        OptionError: for something that is not a model, or a module without inputs.
+        ModelError: for a name that names no model.
+        CaptureError: if none of the models can be captured.
     """
     graphs: dict[str, OpGraph] = {}
     failures: dict[str, str] = {}
     for name, (model, inputs) in wanted.items():
         try:
             graphs[name] = _capture(model, inputs)
-        except Exception as error:  # a model fails in its own code, by whatever it raises
+        except Exception as error:  # a model's own code may raise anything
             if isinstance(error, GetfuseError) and not isinstance(error, CaptureError):
                 raise
-            failures[name] = _told(error)
+            failures[name] = _error_text(error)
             if len(failures) == len(wanted):
                 raise CaptureError(f"{name} cannot be captured: {failures[name]}") from error
     return graphs, failures
@@ -279,8 +279,8 @@ def _capture(model: Any, inputs: tuple[Any, ...]) -> OpGraph:
     return capture_model(model, inputs).graph
 
 
-def _blank(name: str, options: Options) -> Record:
-    """A record of a point of which nothing is known but what was asked for."""
+def _empty_record(name: str, options: Options) -> Record:
+    """The record of a point that is not planned yet: its settings only."""
     return {
         "model": name,
         "schema_version": SCHEMA_VERSION,
@@ -301,8 +301,8 @@ def _blank(name: str, options: Options) -> Record:
     }
 
 
-def _asked(graph: OpGraph, options: Options, name: str) -> Record:
-    return _blank(name, options) | {
+def _request(graph: OpGraph, options: Options, name: str) -> Record:
+    return _empty_record(name, options) | {
         "fingerprint": graph.fingerprint,
         "activation_bytes": options.activation_bytes or graph.activation_bytes,
         "weight_bytes": options.weight_bytes or graph.weight_width,
@@ -313,7 +313,7 @@ def _asked(graph: OpGraph, options: Options, name: str) -> Record:
 
 
 def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
-    """Plan one point, in a worker; an error becomes part of the record."""
+    """Plan one point, in a worker; an error is stored in the record."""
     started = time.perf_counter()
     try:
         plan = plan_graph(graph, options)
@@ -333,9 +333,9 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
             "stopped": ", ".join(stopped),
             "seconds": time.perf_counter() - started,
         }
-    except Exception as error:  # one point must not cost the others
+    except Exception as error:  # the failure of one point must not affect the others
         log.debug("%s failed", title(record), exc_info=True)
-        return {**record, "error": _told(error)}
+        return {**record, "error": _error_text(error)}
     return {**record, **figures}
 
 
@@ -349,20 +349,20 @@ def _results(
     from joblib.parallel import get_active_backend
 
     jobs = [delayed(_plan)(*point) for point in points]
-    # One point per message: a point takes longer than sending it, and a finished one is saved.
+    # One point per message: planning takes longer than sending, and each result is saved at once.
     if get_active_backend()[0].supports_return_generator:
         yield from Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1)(jobs)
         return
-    # Ray's backend gives results all at once, so it gets a few rounds of points at a time.
+    # Ray's backend returns all results at once, so points are submitted in batches.
     most = 4 * effective_n_jobs(n_jobs)
     for first in range(0, len(jobs), most):
         yield from Parallel(n_jobs=n_jobs, batch_size=1)(jobs[first : first + most])
 
 
-def _shown(records: Iterable[Record], total: int, progress: bool | str) -> Iterable[Record]:
+def _with_bar(records: Iterable[Record], total: int, progress: bool | str) -> Iterable[Record]:
     from tqdm import tqdm
 
-    # disable=None: tqdm looks whether there is a terminal.
+    # disable=None: tqdm checks for a terminal.
     hidden = None if progress == "auto" else not progress
     bar: Iterable[Record] = tqdm(
         records, total=total, desc="sweep", unit="plan", leave=False, disable=hidden
@@ -370,6 +370,6 @@ def _shown(records: Iterable[Record], total: int, progress: bool | str) -> Itera
     return bar
 
 
-def _told(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, GetfuseError) and text else f"{type(error).__name__}: {text}"

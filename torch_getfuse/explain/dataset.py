@@ -18,12 +18,12 @@ PARTS = ("train", "validation", "test")
 
 
 class Batch(NamedTuple):
-    """Several groups as one graph of their disjoint union.
+    """Several groups as one graph, their disjoint union.
 
     Attributes:
         x: ``(n, FEATURES)`` float32.
         edge_index: ``(2, 2 * E)``: all directed edges, then their reverses.
-        batch: ``(n,)`` which sample each operator belongs to.
+        batch: ``(n,)`` sample of each operator.
         y: ``(samples,)`` float32, 1 for valid.
     """
 
@@ -33,21 +33,21 @@ class Batch(NamedTuple):
     y: torch.Tensor
 
     def adjacency(self) -> torch.Tensor:
-        """``(n, n)`` sparse: how many edges join two operators, in either direction."""
+        """``(n, n)`` sparse: number of edges between two operators, in either direction."""
         count, edges = len(self.x), self.edge_index
-        found = torch.sparse_coo_tensor(
+        matrix = torch.sparse_coo_tensor(
             edges, torch.ones(edges.shape[1]), (count, count), check_invariants=False
         )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-            return found.to_sparse_csr()
+            return matrix.to_sparse_csr()
 
 
 def part_of(key: str) -> str:
-    """``"train"``, ``"validation"`` or ``"test"``: 80/10/10, decided by the group alone.
+    """``"train"``, ``"validation"`` or ``"test"``: 80/10/10, determined by the group alone.
 
-    Every sample of a group, under all buffers and widths and of all its isomorphic copies,
-    falls into the same part, however many samples there are.
+    All samples of a group, with any buffer and widths, and those of its isomorphic copies, are in
+    the same part, whatever the number of samples.
     """
     digit = int(key, 16) % 10
     return PARTS[0] if digit < 8 else PARTS[digit - 7]
@@ -70,7 +70,7 @@ class PackedGroups:
     def of(
         cls, graphs: Iterable[tuple[OpGraph, Sequence[Sample]]], granularity: str
     ) -> PackedGroups:
-        """Pack the samples of several graphs; features are computed here."""
+        """Pack the samples of several graphs and compute their features."""
         plain, sizes, edges, valid, alone = [], [], [], [], []
         packed = cls()
         for graph, samples in graphs:
@@ -102,7 +102,7 @@ class PackedGroups:
 
     @property
     def operators(self) -> int:
-        """Operators of all groups together."""
+        """Number of operators of all groups together."""
         return len(self._plain)
 
     @property
@@ -111,17 +111,17 @@ class PackedGroups:
         return self._valid.reshape(-1)
 
     def fits_alone(self, weights: bool) -> npt.NDArray[np.bool_]:
-        """``(samples,)``: whether each operator of the group fits the buffer alone.
+        """``(samples,)``: whether each operator of the group fits into the buffer alone.
 
-        Searches ask of no other groups: an operator that alone does not fit is taken out before.
+        Searches evaluate only such groups: operators that do not fit alone are excluded before.
 
         Args:
-            weights: whether weights are on chip (LBDF) or not (BRR).
+            weights: whether weights are held on chip (LBDF) or not (BRR).
         """
         return (self._alone[:, int(weights), None] < np.array(BUFFERS)).reshape(-1)
 
     def group_sizes(self) -> Ints:
-        """``(samples,)``: operators of each sample's group."""
+        """``(samples,)``: number of operators of each sample's group."""
         return np.repeat(np.diff(self._nodes_at), len(BUFFERS))
 
     def part(self, name: str) -> Ints:
@@ -152,7 +152,7 @@ class PackedGroups:
     def batches(
         self, samples: Ints, size: int, rng: np.random.Generator | None = None
     ) -> Iterator[Batch]:
-        """All given samples, ``size`` at a time, shuffled if ``rng`` is given."""
+        """The samples, ``size`` at a time, shuffled if ``rng`` is given."""
         order = samples if rng is None else rng.permutation(samples)
         for start in range(0, len(order), size):
             yield self.batch(order[start : start + size])

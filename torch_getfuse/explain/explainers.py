@@ -1,15 +1,15 @@
-"""Which edges of an invalid fusion group are to blame: six explainers behind one interface.
+"""Which edges make a fusion group invalid: six explainers behind one interface.
 
-:func:`make_ranker` gives a function from a group to its *solution edges*, best first. Four ask the
-validity predictor: GNNExplainer and PGExplainer of torch_geometric, our RG-Explainer, and saliency;
-``"random"`` and ``"all"`` are the controls of
-:mod:`torch_getfuse.partition.search.recursive_split`. All explain the same question, "why is this
-group invalid?": the target is class 0, for a group is only ever explained once the cost model has
+:func:`make_ranker` returns a function from a group to its *solution edges*, best first. Four
+explain the validity predictor: GNNExplainer and PGExplainer of torch_geometric, our RG-Explainer,
+and saliency; ``"random"`` and ``"all"`` are the baselines of
+:mod:`torch_getfuse.partition.search.recursive_split`. All answer the same question, "why is this
+group invalid?": the target is class 0, because a group is explained only after the cost model has
 found it invalid.
 
-Scores are per directed edge, the sum over both directions of message passing. Solution edges are
-those over a threshold (docs/method.md, section 6). Explainers differ in where their scores lie, so
-a group's scores are first brought to 0 for its least and 1 for its best edge.
+Scores are per directed edge, summed over both directions of message passing. Solution edges are
+those above a threshold (docs/method.md, section 6). The ranges of scores differ between explainers,
+so the scores of a group are first scaled to 0 for its least and 1 for its best edge.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ THRESHOLDS: Mapping[str, float] = {
     "pgexplainer": 0.15,
     "saliency": 0.05,
 }
-"""Least score of a solution edge, between its group's least (0) and best (1) edge.
+"""Threshold of solution edges, between the least (0) and the best (1) edge of the group.
 
-Chosen on the networks of the training data, ``benchmarks/explainers.py thresholds``: the largest
+Chosen on the networks of the training data by ``benchmarks/explainers.py thresholds``: the largest
 value at which the rectify rate meets the project's target (RG 95, GNNE 90, PG 85 %; saliency as
 GNNE) over all of them and on MobileNetV2 alone, under both searches.
 """
 
 GNN_EPOCHS = 10
-_GNN_RATE = 0.2  # few epochs, so large steps; PyG's 0.01 needs hundreds
+_GNN_RATE = 0.2  # few epochs need large steps; with PyG's 0.01 it takes hundreds of epochs
 
 EdgeScorer = Callable[[GroupTensors, int], torch.Tensor]
 """Scores ``(E,)`` of a group's directed edges from its tensors and a seed."""
@@ -70,8 +70,8 @@ EdgeScorer = Callable[[GroupTensors, int], torch.Tensor]
 def one_thread() -> Iterator[None]:
     """Run torch on one thread.
 
-    A group is a tensor of a few hundred rows at most. On two busy cores, threads that wait for
-    each other took GNNExplainer 39 s instead of 0.1 s.
+    A group is a tensor of a few hundred rows at most. On two busy cores, synchronisation of
+    threads made GNNExplainer take 39 s instead of 0.1 s.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,15 +82,15 @@ def one_thread() -> Iterator[None]:
 
 
 class ExplanationRanker:
-    """An explainer as the recursive split wants it: group -> solution edges, best first.
+    """An explainer as an :class:`EdgeRanker`: group -> solution edges, best first.
 
     Args:
-        name: of the explainer, for reports.
+        name: name of the explainer, for reports.
         table: features of the graph's operators.
         buffer_bytes: the on-chip buffer.
         scorer: the explainer itself.
-        threshold: least score of a solution edge, 0 for a group's least and 1 for its best edge.
-        seed: explanations depend on it and on the group only, not on what was asked before.
+        threshold: of solution edges, between 0 for the least and 1 for the best edge of a group.
+        seed: explanations depend only on it and on the group, not on earlier calls.
     """
 
     def __init__(
@@ -110,22 +110,22 @@ class ExplanationRanker:
         self._seed = seed
 
     def scores(self, group: int) -> dict[Edge, float]:
-        """Every directed edge of a group, as (producer position, consumer position), scored.
+        """Scores of all directed edges of a group, as (producer position, consumer position).
 
-        Between 0 for the least and 1 for the best; all 1 where they are equal.
+        Between 0 for the least and 1 for the best; all 1 if they are equal.
         """
         tensors = self._table.group(group, self._buffer_bytes)
         if not tensors.edges:
             return {}
         with one_thread():
-            found = self._scorer(tensors, Random(f"{self._seed}-{group}").getrandbits(62))
-        span = found.max() - found.min()
-        scaled = (found - found.min()) / span if span > 0 else torch.ones_like(found)
+            raw = self._scorer(tensors, Random(f"{self._seed}-{group}").getrandbits(62))
+        span = raw.max() - raw.min()
+        scaled = (raw - raw.min()) / span if span > 0 else torch.ones_like(raw)
         return dict(zip(tensors.edges, scaled.tolist(), strict=True))
 
     def __call__(self, group: int) -> list[tuple[Edge, float]]:
-        """Solution edges with their scores, best first; at least one where there is an edge."""
-        # Ties by position, so that the order does not hang on how scores were rounded.
+        """Solution edges with their scores, best first; at least one if the group has an edge."""
+        # Ties go by position, so that the order of equal scores is deterministic.
         ranked = sorted(self.scores(group).items(), key=lambda item: (-item[1], item[0]))
         kept = [item for item in ranked if item[1] > self._threshold]
         return kept or ranked[:1]
@@ -150,17 +150,18 @@ def make_ranker(
     Args:
         name: one of :data:`EXPLAINERS`.
         graph: the operator graph.
-        scheme, granularity: the cost model that the explained predictor mimics.
+        scheme, granularity: the cost model that the explained predictor was trained on.
         buffer_bytes: the on-chip buffer.
         activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
-        threshold: of solution edges; ``None`` for the explainer's own. The controls have none.
-        seed: same seed and group, same edges.
+        threshold: of solution edges; ``None`` for the explainer's default. The baselines have
+            none.
+        seed: the same seed and group give the same edges.
         model: the validity model; ``None`` for the one in the package.
-        folder: where the weights lie; ``None`` for the package.
+        folder: folder of the weights; ``None`` for the package's.
 
     Raises:
         OptionError: for an unknown name.
-        WeightsError: where an explainer's weights are missing or made for another model.
+        WeightsError: if an explainer's weights are missing or made for another model.
     """
     if name not in EXPLAINERS:
         raise OptionError(
@@ -191,7 +192,7 @@ def _make_scorer(
         return AlgorithmScorer(model, GNNExplainer(epochs=GNN_EPOCHS, lr=_GNN_RATE))
     if name == "pgexplainer":
         state = _explainer_weights("pg", model, scheme, granularity, folder)
-        # Trained already: with 0 epochs PyG asks for no training before it explains.
+        # Already trained: with 0 epochs PyG does not demand training before it explains.
         pg = make_pg(epochs=0)
         pg.mlp.load_state_dict(state)
         return PGScorer(model, pg)
@@ -204,18 +205,18 @@ def _make_scorer(
 @lru_cache(maxsize=8)
 def _shipped(scheme: str, granularity: str, folder: Path | None) -> ValidityModel:
     path = weights_path("validity", scheme, granularity, folder)
-    # Explanations differentiate by masks; gradients of the weights would only cost time.
+    # Explanations need gradients of masks only; gradients of the weights would only cost time.
     return load_model(scheme, granularity, path).requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class LearntExplainer:
-    """What ``explainer=`` stands for: makes the ranker of a problem.
+    """Value of ``explainer=``: a factory of the ranker of a problem.
 
     Attributes:
-        name: what people type.
-        steps: what an explanation counts as work, beside what counts by size.
-        asks_predictor: it asks the validity predictor, which not every scheme has.
+        name: name of the explainer in options.
+        steps: work counted per explanation, in addition to that by the size of the group.
+        asks_predictor: whether it needs the validity predictor, which not every scheme has.
     """
 
     name: str
@@ -226,8 +227,8 @@ class LearntExplainer:
         """The ranker of a problem.
 
         Raises:
-            OptionError: where the scheme has no validity predictor.
-            WeightsError: where weights are missing or made for another model.
+            OptionError: if the scheme has no validity predictor.
+            WeightsError: if weights are missing or made for another model.
         """
         scheme = problem.evaluator.scheme
         if not scheme.has_predictor:
@@ -254,10 +255,10 @@ GNN = LearntExplainer("gnnexplainer", 500_000)
 
 
 class SaliencyScorer:
-    """How much the invalidity of a group hangs on each edge, by one backward pass.
+    """How sensitive the validity of a group is to each edge, by one backward pass.
 
-    The score of an edge is the absolute gradient of the validity logit with respect to a weight
-    of one on its messages, ``|d logit / d w_ij| + |d logit / d w_ji|``.
+    The score of an edge is the absolute gradient of the validity logit with respect to the weight
+    of its messages, at one: ``|d logit / d w_ij| + |d logit / d w_ji|``.
     """
 
     def __init__(self, model: ValidityModel) -> None:
@@ -267,7 +268,7 @@ class SaliencyScorer:
         return directed_scores(self.gradient(tensors).abs())
 
     def gradient(self, tensors: GroupTensors) -> torch.Tensor:
-        """``(2 * E,)`` derivative of the validity logit by each edge weight, at one."""
+        """``(2 * E,)`` derivatives of the validity logit by the edge weights, at one."""
         weights = torch.ones(tensors.edge_index.shape[1], requires_grad=True)
         logit = self._model(tensors.x, tensors.edge_index, edge_weight=weights)
         (gradient,) = torch.autograd.grad(logit.sum(), weights)
@@ -291,10 +292,10 @@ class AlgorithmScorer:
 
 
 class PGScorer:
-    """PGExplainer by the logits of its mask.
+    """PGExplainer, scored by the logits of its mask.
 
-    The mask itself is the sigmoid of what its MLP says of an edge's two ends, and most of it is
-    1.0 to the last bit: the logits rank edges that the mask cannot tell apart.
+    The mask is the sigmoid of its MLP on the embeddings of an edge's two ends, and most of it
+    saturates at exactly 1.0; the logits still rank such edges.
     """
 
     def __init__(self, model: ValidityModel, algorithm: PGExplainer) -> None:
@@ -310,7 +311,7 @@ class PGScorer:
 
 
 def make_explainer(model: ValidityModel, algorithm: Any) -> Any:
-    """torch_geometric's ``Explainer`` around a validity model: why is this graph of that class?"""
+    """torch_geometric's ``Explainer`` of a validity model: why does this graph have that class?"""
     return Explainer(
         model=model,
         algorithm=algorithm,
@@ -323,7 +324,7 @@ def make_explainer(model: ValidityModel, algorithm: Any) -> Any:
 
 
 def make_pg(epochs: int, rate: float = 0.003, **coefficients: float) -> Any:
-    """A PGExplainer whose coefficients are its own: PyG's are shared by all instances."""
+    """A PGExplainer with coefficients per instance: PyG shares them between all instances."""
     algorithm = PGExplainer(epochs=epochs, lr=rate)
     algorithm.coeffs = {**PGExplainer.coeffs, **coefficients}
     return algorithm
@@ -337,7 +338,7 @@ def save_explainer(
     granularity: str,
     folder: Path | None = None,
 ) -> Path:
-    """Write the weights of a trained explainer (``"pg"``, ``"rg"``) beside those of its model."""
+    """Write the weights of a trained explainer (``"pg"``, ``"rg"``) next to those of its model."""
     path = weights_path(kind, scheme, granularity, folder)
     save_weights(path, state, {"model": kind, "validity": model_fingerprint(model)})
     return path

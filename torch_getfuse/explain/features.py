@@ -1,12 +1,12 @@
-"""A fusion group as tensors: what the validity predictor reads (docs/method.md, section 5).
+"""A fusion group as tensors: the input of the validity predictor (docs/method.md, section 5).
 
 One :class:`FeatureTable` per graph holds a row per operator, computed once; a group is a slice
-of it plus the few columns that depend on what else is in the group. Every size in bytes is
-divided by the buffer, so buffer size and element widths are inputs, and one model serves all.
+of it plus the few columns that depend on the rest of the group. Every size in bytes is divided by
+the buffer size, so buffer size and element widths are inputs, and one model serves all.
 
-The edge order is owned here and nowhere else: ``edge_index`` holds the group's directed edges,
-producer to consumer, and then the same edges reversed in the same order, so that
-:func:`directed_scores` maps a mask over both back to the directed edges.
+Only this module defines the edge order: ``edge_index`` holds the group's directed edges, producer
+to consumer, and then the same edges reversed in the same order, so that :func:`directed_scores`
+maps a mask over both back to the directed edges.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ FEATURES = len(FEATURE_NAMES)
 FEATURES_ID = hashlib.sha256(f"{FEATURE_VERSION}:{','.join(FEATURE_NAMES)}".encode()).hexdigest()[
     :16
 ]
-"""Changes with the features; a model trained on others is refused."""
+"""Changes with the features; a model trained on other features is rejected."""
 
-_PARTIAL_CHANNELS = 32  # what BRR's partial convolutions hold; see partition/cost/brr/model.py
-_LOG_FLOOR = 2.0**-16  # sizes below this share of the buffer look alike
+_PARTIAL_CHANNELS = 32  # held by BRR's partial convolutions; see partition/cost/brr/model.py
+_LOG_FLOOR = 2.0**-16  # sizes below this share of the buffer are not distinguished
 _RATIO_CEILING = 4.0  # an operator that needs four buffers is as invalid as one that needs ten
 
 Floats = npt.NDArray[np.float32]
@@ -73,7 +73,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class GroupTensors:
-    """One fusion group as the validity predictor reads it.
+    """One fusion group as the input of the validity predictor.
 
     Attributes:
         x: ``(operators, FEATURES)`` float32, operators in topological order.
@@ -89,7 +89,7 @@ class GroupTensors:
 
 
 def directed_scores(mask: torch.Tensor) -> torch.Tensor:
-    """``(2 * E,)`` scores over both directions to ``(E,)``: the sum of an edge's two entries."""
+    """``(2 * E,)`` scores of both directions to ``(E,)``: the sum of the two entries of an edge."""
     half = mask.shape[0] // 2
     return mask[:half] + mask[half:]
 
@@ -119,8 +119,8 @@ class FeatureTable:
         activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
 
     Attributes:
-        alone: ``(operators, 2)`` bytes that each needs as a group of its own: what it holds of
-            its operands and its output, without and with its weights.
+        alone: ``(operators, 2)`` bytes that each needs as a single-operator group: the units held
+            of its operands and its output, without and with its weights.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class FeatureTable:
                 held.append(0.0 if graph.overwrites[i] else units * unit_bytes)
         self._static = static
         self._sizes = sizes.astype(np.float32)
-        # One entry per operand, by reader and thus with a tensor's first reader first.
+        # One entry per operand, ordered by reader: the first reader of a tensor comes first.
         self._tensors: Ints = np.array(tensors, np.int64)
         self._readers: Ints = np.array(readers, np.int64)
         self._held = np.array(held, np.float64)
@@ -170,7 +170,7 @@ class FeatureTable:
         self._returned = np.array([op.writes in graph.outputs for op in graph.ops])
 
     def parts(self, mask: int) -> tuple[Floats, Floats, Ints, Ints]:
-        """What :func:`assemble` needs, and the edges, for a group given as a bit mask.
+        """The inputs of :func:`assemble`, and the edges, of a group given as a bit mask.
 
         Returns:
             ``(n, PLAIN)`` columns, ``(n, BYTES)`` sizes in bytes, ``(2, E)`` directed edges
@@ -186,7 +186,7 @@ class FeatureTable:
         edges = np.stack([row[makers[inner]], readers[inner]])
         fed = np.bincount(edges[1], minlength=count)
         feeds = np.bincount(edges[0], minlength=count)
-        # A tensor is held once, for the widest of its readers; the first of them is charged.
+        # A tensor is held once, for its widest reader, and attributed to its first reader.
         _, first, which = np.unique(self._tensors[operands], return_index=True, return_inverse=True)
         widest = np.zeros(len(first))
         np.maximum.at(widest, which, self._held[operands])
@@ -218,7 +218,7 @@ class FeatureTable:
 
 
 def category(graph: OpGraph, position: int) -> str:
-    """Which of :data:`CATEGORIES` an operator is, from how it reads and what it holds."""
+    """The entry of :data:`CATEGORIES` for an operator, from its windows and its properties."""
     op = graph.ops[position]
     kinds = {read.window.kind for read in op.reads}
     if WindowKind.WHOLE in kinds:
@@ -251,13 +251,13 @@ def _channels(graph: OpGraph, name: str) -> int:
 
 
 def _describe(graph: OpGraph, position: int) -> Floats:
-    """The columns of an operator that depend on neither group nor widths."""
+    """The columns of an operator that depend neither on the group nor on element widths."""
     op = graph.ops[position]
     out = graph.tensors[op.writes]
     sources = [graph.tensors[read.tensor] for read in op.reads]
     windows = [read.window for read in op.reads]
     kinds = [float(op_kind == category(graph, position)) for op_kind in CATEGORIES]
-    # Counts in log scale: a concatenation of twenty maps is no stranger than one of three.
+    # Counts on a log scale, so that a concatenation of twenty maps is not an outlier.
     reads = [np.log2(1 + sum(w.kind.value == kind for w in windows)) / 2 for kind in WINDOWS]
     rows_in = max((source.rows for source in sources), default=1)
     cols_in = max((source.cols for source in sources), default=1)

@@ -1,7 +1,7 @@
-"""How good explanations are: fidelity, sparsity, time.
+"""Quality of explanations: fidelity, sparsity, time.
 
-The rectify rate, the share of invalid groups that an explanation's own cuts turn into valid
-ones, is counted where it happens: ``RecursiveSplit.rectified / RecursiveSplit.attempts``.
+The rectify rate, the share of invalid groups that the cuts of their own explanation split into
+valid ones, is counted by the split itself: ``RecursiveSplit.rectified / RecursiveSplit.attempts``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ class ExplanationQuality:
     """Means over invalid groups.
 
     Attributes:
-        groups: how many were explained.
-        fidelity: share of groups of which nothing invalid is left once they are split at every
-            solution edge.
-        sparsity: share of a group's edges that are *not* solution edges.
-        seconds: per explanation.
+        groups: number of groups explained.
+        fidelity: share of groups whose parts are all valid once they are split at every solution
+            edge.
+        sparsity: share of the edges of a group that are *not* solution edges.
+        seconds: time per explanation.
     """
 
     groups: int
@@ -36,7 +36,7 @@ class ExplanationQuality:
 def measure(
     ranker: EdgeRanker, problem: FusionProblem, groups: Sequence[int]
 ) -> ExplanationQuality:
-    """Explain every group and judge the answers; at least one group of two operators.
+    """Explain and evaluate every group of at least two operators.
 
     Args:
         ranker: the explainer.
@@ -44,7 +44,7 @@ def measure(
         groups: masks of connected invalid groups.
 
     Raises:
-        ValueError: where no group has an edge.
+        ValueError: if no group has an edge.
     """
     judged = [group for group in groups if group & (group - 1)]
     if not judged:
@@ -64,9 +64,9 @@ def measure(
 
 
 def split_at(group: int, edges: Sequence[Edge], problem: FusionProblem) -> list[int]:
-    """The connected parts of a group once every given edge is cut.
+    """The connected parts of a group after cutting ``edges``.
 
-    An edge is cut at its producer's topological number, all skips beside it included.
+    An edge is cut at its producer's topological number, together with all skips across it.
     """
     parts = [group]
     for i, j in edges:

@@ -3,17 +3,17 @@
 Shan et al., "Reinforcement Learning Enhanced Explainer for Graph Neural Networks", NeurIPS 2021,
 for graph classification, as one more ``ExplainerAlgorithm`` of torch_geometric:
 
-- a *seed* operator is chosen by an MLP over each node embedding next to the graph's;
+- a *seed* operator is chosen by an MLP over each node embedding concatenated with the graph's;
 - an *agent* then adds one neighbour at a time or stops, so every explanation is connected;
 - both learn by policy gradient from the reward
   ``-CE(f(subgraph), target) - radius_penalty * radius - size_penalty * |subgraph|``,
   with the mean reward of the step's rollouts as baseline.
 
-The embeddings are those of the explained model, which stays as it is. A subgraph is read as
-follows: the operators that alone already make the group what it was predicted to be. A large
-group is too large in several places, though, and one connected subgraph of ten operators names
-but one of them. So the agent starts again from the locator's next best seed outside all subgraphs
-so far, until they cover the group. An edge scores higher the earlier the agent closed it.
+The embeddings are those of the explained model, which is not changed. A subgraph means: these
+operators alone suffice for the predicted class of the group. But a large group is too large in
+several places, and one connected subgraph of ten operators shows only one of them. So the agent
+starts again from the locator's next best seed outside all subgraphs so far, until they cover the
+group. An edge scores higher the earlier the agent closed it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rollout:
 
     Attributes:
         nodes: rows of the group's operators in the order in which they were added, seed first.
-        log_prob: log-probability of all choices made, differentiable.
+        log_prob: log-probability of all choices, differentiable.
         radius: hops from the seed to the farthest node, along edges inside the subgraph.
     """
 
@@ -56,7 +56,7 @@ class RGExplainer(ExplainerAlgorithm):
     """Seed locator and growing agent over the node embeddings of a :class:`ValidityModel`.
 
     Args:
-        most: operators of a subgraph at most.
+        most: maximum number of operators of a subgraph.
         width: hidden width of the agent.
         size_penalty: cost of each operator of a subgraph.
         radius_penalty: cost of each hop of its radius.
@@ -81,7 +81,7 @@ class RGExplainer(ExplainerAlgorithm):
         )
 
     def supports(self) -> bool:
-        """Graph-level binary classification, explained by an edge mask towards a given target."""
+        """Graph-level binary classification, explained by an edge mask for a given target."""
         config: Any = self.explainer_config
         return bool(
             config.explanation_type == ExplanationType.phenomenon
@@ -106,18 +106,18 @@ class RGExplainer(ExplainerAlgorithm):
             model: the model to explain.
             x: ``(n, FEATURES)`` operators of one group.
             edge_index: ``(2, 2 * E)`` in both directions.
-            target: the class to explain; the trained agent needs it no more.
+            target: the class to explain; not used after training.
             index: must be ``None``: there is one graph.
-            kwargs: further arguments of the model; none is used.
+            kwargs: further arguments of the model; not used.
         """
         with torch.no_grad():
             grown = self.cover(model.embed(x, edge_index), edge_index)
         return Explanation(edge_mask=closing_mask(grown, edge_index))
 
     def rollout(self, embeddings: torch.Tensor, edge_index: torch.Tensor, greedy: bool) -> Rollout:
-        """Grow one subgraph from ``(n, HIDDEN)`` embeddings: sampled, or the likeliest choices.
+        """Grow one subgraph from ``(n, HIDDEN)`` embeddings by sampled or most likely choices.
 
-        At least two operators where the group has an edge, so that there is an edge to blame.
+        At least two operators if the group has an edge, so that the subgraph has an edge.
         """
         hidden, whole, seeds = self._read(embeddings)
         near = _adjacency(edge_index, len(embeddings))
@@ -148,24 +148,24 @@ class RGExplainer(ExplainerAlgorithm):
 
     @torch.no_grad()
     def cover(self, embeddings: torch.Tensor, edge_index: torch.Tensor) -> list[tuple[int, ...]]:
-        """Likeliest subgraphs from ``(n, HIDDEN)`` embeddings, until every operator is in one.
+        """Most likely subgraphs from ``(n, HIDDEN)`` embeddings, until every operator is in one.
 
-        Each starts from the likeliest seed outside those before; they may overlap. Operators as
-        rows, in the order in which they were added.
+        Each starts from the most likely seed outside the previous ones; they may overlap.
+        Operators are rows, in the order in which they were added.
         """
         hidden, whole, seeds = self._read(embeddings)
         agent = _GreedyAgent(self, hidden, whole)
         near = _adjacency(edge_index, len(embeddings))
         covered: set[int] = set()
-        found = []
+        subgraphs = []
         for seed in seeds.argsort(descending=True, stable=True).tolist():
             if seed not in covered:
-                found.append(agent.grow(seed, near))
-                covered.update(found[-1])
-        return found
+                subgraphs.append(agent.grow(seed, near))
+                covered.update(subgraphs[-1])
+        return subgraphs
 
     def _read(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(n, width)`` operators and ``(width,)`` group as the agent sees them; seed logits."""
+        """The agent's view: ``(n, width)`` operators, ``(width,)`` group; ``(n,)`` seed logits."""
         hidden = torch.log1p(embeddings)  # sums over many operators: large, and never negative
         hidden = self.project(hidden).relu()
         whole = hidden.mean(dim=0)
@@ -195,7 +195,7 @@ class RGExplainer(ExplainerAlgorithm):
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits, torch.full_like(logits, target), reduction="none"
         )
-        # A loss without bound would drown everything else in the first epochs.
+        # An unbounded loss would dominate everything else in the first epochs.
         loss = loss.clamp(max=5.0)
         radius = torch.tensor([float(r.radius) for r in rollouts])
         size = torch.tensor([float(len(r.nodes)) for r in rollouts])
@@ -203,10 +203,10 @@ class RGExplainer(ExplainerAlgorithm):
 
 
 class _GreedyAgent:
-    """The likeliest choices of a trained agent, without gradients.
+    """The most likely choices of a trained agent, without gradients.
 
-    What the heads say of a choice is a sum over parts of their input, most of which stay the same
-    while a subgraph grows; worked out once, a step costs a fifth.
+    The first layer of a head is a sum over parts of its input, most of which do not change while
+    a subgraph grows; computing these once reduces a step to a fifth.
     """
 
     def __init__(self, agent: RGExplainer, hidden: torch.Tensor, whole: torch.Tensor) -> None:
@@ -226,7 +226,7 @@ class _GreedyAgent:
         self._stopped, self._stopped_bias = stopped.weight[0].numpy(), float(stopped.bias)
 
     def grow(self, seed: int, near: Sequence[Sequence[int]]) -> tuple[int, ...]:
-        """One subgraph from a given seed: what ``rollout`` grows from it if it is greedy."""
+        """One subgraph from ``seed``: the same as a greedy ``rollout`` from it."""
         nodes = {seed: None}
         front = dict.fromkeys(near[seed])
         total = self._hidden[seed].copy()
@@ -264,13 +264,13 @@ def pretrain(
 
     Args:
         algorithm: changed in place.
-        model: the model to explain, left as it is.
+        model: the model to explain; not changed.
         groups: ``(x, edge_index)`` of invalid groups of at least two operators.
         epochs: passes over the groups.
         batch: groups per step.
         rollouts: subgraphs grown per group and step; their mean reward is the baseline.
         rate: learning rate.
-        seed: of the order and of the agent's choices.
+        seed: seed of the order and of the agent's choices.
         progress: show a progress bar.
     """
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=rate)
@@ -287,7 +287,7 @@ def pretrain(
                     algorithm.rollout(embeddings[k], groups[k][1], greedy=False) for k in picked
                 ]
                 rewards = algorithm.reward(model, [groups[k] for k in picked], grown, target=0.0)
-                # One baseline per group tells good choices from easy groups.
+                # A baseline per group separates good choices from easy groups.
                 table = rewards.view(-1, rollouts)
                 advantage = (table - table.mean(dim=1, keepdim=True)).view(-1)
                 log_probs = torch.stack([rollout.log_prob for rollout in grown])
@@ -303,9 +303,9 @@ def pretrain(
 def closing_mask(subgraphs: Sequence[Sequence[int]], edge_index: torch.Tensor) -> torch.Tensor:
     """``(2 * E,)`` scores: 1 for the first edge that the agent closed, falling to 0.
 
-    An edge is closed when the later of its ends joins a subgraph; one that lies in several
-    counts the first, and one that lies in none scores 0. All additions are spaced evenly, so
-    that the share of edges above a threshold does not hang on the size of the group.
+    An edge is closed when the later of its ends joins a subgraph; an edge in several subgraphs
+    counts in the first, and one in none scores 0. All additions are spaced evenly, so that the
+    share of edges above a threshold does not depend on the size of the group.
     """
     closed: dict[tuple[int, int], int] = {}
     edges = [(a, b) for a, b in edge_index.t().tolist()]

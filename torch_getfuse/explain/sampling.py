@@ -1,10 +1,10 @@
-"""Fusion groups as a random search meets them, drawn from one operator graph.
+"""Fusion groups like those of a random search, drawn from one operator graph.
 
-All are legal: weakly connected and convex. Three ways to draw make up the mixture: growth by
-random neighbours until the group needs a buffer drawn log-uniformly (so that, over the buffers
-of the data, valid and invalid groups balance), an interval of the topological order stopped the
-same way (what cuts of a whole network leave), and growth to a size drawn log-uniformly from one
-operator to the whole graph.
+All are legal: weakly connected and convex. The mixture has three distributions: growth by random
+neighbours until the group needs a buffer drawn log-uniformly (so that, over the buffers of the
+data, valid and invalid groups balance); an interval of the topological order that ends the same
+way (as left by cuts of a whole network); and growth to a size drawn log-uniformly between one
+operator and the whole graph.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ WIDTHS = ((1, 1),) * 7 + ((2, 2), (4, 4), (2, 1))
 """Element widths (activations, weights) in bytes, drawn uniformly: mostly one byte."""
 
 _LEAST_LOG, _MOST_LOG = 13.5, 22.0  # 12 KB to 4 MB around the buffers
-_MOST_OPERATORS = 64  # of the first two ways; whole networks come of the third
+_MOST_OPERATORS = 64  # in the first two distributions; whole networks come from the third
 _GROWN, _INTERVAL = 0.65, 0.95  # cumulative shares of the mixture
-_PATIENCE = 400  # draws in a row that bring nothing new: the graph has no more to give
+_PATIENCE = 400  # draws without a new group after which the graph counts as exhausted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Sample:
         mask: the group.
         activation_bytes, weight_bytes: element widths.
         valid: per buffer of :data:`BUFFERS`, whether ``F_b < B``.
-        key: equal for groups that have the same tensors, wherever they stand in a network.
+        key: equal for groups with the same tensors, at any position in any network.
     """
 
     mask: int
@@ -77,26 +77,26 @@ class GroupSampler:
         self._below = descendants(graph)
 
     def draw(self, scheme: FusionScheme) -> int:
-        """One group; ``scheme`` says when a growing group needs the buffer it was meant to."""
+        """One group; ``scheme`` decides when a growing group has reached its target demand."""
         target = 2 ** self.rng.uniform(_LEAST_LOG, _MOST_LOG)
-        asked = 0
+        last_size = 0
 
         def enough(mask: int) -> bool:
-            nonlocal asked
+            nonlocal last_size
             size = mask.bit_count()
             if size >= _MOST_OPERATORS:
                 return True
-            # A cost is dear, so a large group is asked for only once it has grown by a fifth.
-            if size < 1.2 * asked:
+            # Costs are expensive: evaluate a large group only after it has grown by a fifth.
+            if size < 1.2 * last_size:
                 return False
-            asked = size
+            last_size = size
             need = scheme.buffer(mask, BUFFERS[-1])
             return need is None or need >= target
 
-        way = self.rng.random()
-        if way < _GROWN:
+        draw = self.rng.random()
+        if draw < _GROWN:
             return self._grow(enough)
-        if way < _INTERVAL:
+        if draw < _INTERVAL:
             return self._interval(enough)
         size = math.exp(self.rng.uniform(0, math.log(len(self.graph))))
         return self._grow(lambda mask: mask.bit_count() >= size)
@@ -136,9 +136,9 @@ def sample_groups(
     Args:
         graph: the operator graph.
         make_scheme: the cost model for element widths (activations, weights) in bytes.
-        granularity: of the features.
-        count: groups wanted; fewer come where the graph has no more.
-        seed: same seed, same groups.
+        granularity: granularity of the features.
+        count: number of groups; fewer if the graph has no more.
+        seed: the same seed gives the same groups.
     """
     rng = Random(seed)
     sampler = GroupSampler(graph, rng)
@@ -162,7 +162,7 @@ def sample_groups(
 
 
 def group_key(table: FeatureTable, mask: int) -> str:
-    """A digest of a group's tensors: isomorphic copies of a block share it."""
+    """A digest of the tensors of a group; equal for isomorphic copies of a block."""
     plain, sizes, edges, _ = table.parts(mask)
     digest = hashlib.blake2b(digest_size=8)
     for part in (plain, sizes, edges):

@@ -1,4 +1,4 @@
-"""Trained weights as safetensors files that say what they belong to."""
+"""Trained weights as safetensors files with metadata on what they were trained for."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 class WeightsError(GetfuseError):
-    """Weights that are missing, damaged, or made for something else than what asks for them."""
+    """Weights are missing, damaged, or made for something else."""
 
 
 def weights_path(model: str, scheme: str, granularity: str, folder: Path | None = None) -> Path:
-    """Where the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) of a scheme are kept."""
+    """Path of the weights of ``model`` (``"validity"``, ``"pg"``, ``"rg"``) for a scheme."""
     make = plugins.SCHEMES.load(scheme)
     form = f"{scheme}_{granularity}" if plugins.fact(make, "granularities", ()) else scheme
     return (WEIGHTS if folder is None else folder) / f"{form}_{model}.safetensors"
 
 
 def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
-    """A digest of weights, to tell which model an explainer was trained for."""
+    """A digest of weights, to identify the model that an explainer was trained for."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
@@ -40,22 +40,22 @@ def fingerprint(state: Mapping[str, torch.Tensor]) -> str:
 def save_weights(
     path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write weights and metadata in one step."""
+    """Write weights and metadata atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}")
     tensors = {name: value.detach().contiguous() for name, value in state.items()}
     save_file(tensors, part, metadata=dict(metadata))
-    part.chmod(0o644)  # safetensors makes files that only their owner can read
+    part.chmod(0o644)  # safetensors creates files that only their owner can read
     part.replace(path)
 
 
 def load_weights(
     path: Path, expected: Mapping[str, str]
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Weights and metadata of a file whose metadata holds every entry of ``expected``.
+    """Weights and metadata of a file whose metadata contains every entry of ``expected``.
 
     Raises:
-        WeightsError: where the file is missing, damaged, or an entry differs.
+        WeightsError: if the file is missing or damaged, or an entry differs.
     """
     retrain = "train them again: torch-getfuse train"
     try:

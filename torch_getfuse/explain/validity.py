@@ -1,8 +1,8 @@
 """The validity predictor: a GNN that mimics ``F_b(group) < B`` (docs/method.md, section 5).
 
 Four GraphConv layers (Morris et al., AAAI 2019) with hidden width 128, ReLU and sum aggregation
-over both directions of the edges, a sum over the operators, a linear head. It is here to be
-explained, not to decide: whether a group is valid is always asked of the cost model itself.
+over both directions of the edges, a sum over the operators, a linear head. It is only the subject
+of explanations: whether a group is valid is always decided by the cost model.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAYERS = 4
 
 
 class _SymmetricProduct(torch.autograd.Function):
-    """``A @ x`` for a sparse symmetric ``A`` without gradient: backwards it is ``A`` again."""
+    """``A @ x`` for a sparse symmetric ``A`` without gradient: the backward is ``A @ grad``."""
 
     @staticmethod
     def forward(ctx: Any, adjacency: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -54,17 +54,17 @@ class _SymmetricProduct(torch.autograd.Function):
 
 
 class _Conv(GraphConv):
-    """GraphConv that takes a symmetric sparse adjacency in place of edges, which is faster."""
+    """GraphConv that takes a symmetric sparse adjacency instead of edges, which is faster."""
 
     def message_and_aggregate(
         self, edge_index: torch.Tensor, x: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
-        found: torch.Tensor = _SymmetricProduct.apply(edge_index, x[0])  # type: ignore[no-untyped-call]
-        return found
+        product: torch.Tensor = _SymmetricProduct.apply(edge_index, x[0])  # type: ignore[no-untyped-call]
+        return product
 
 
 class ValidityModel(nn.Module):
-    """Logit that a fusion group fits the buffer.
+    """Predicts whether a fusion group fits into the buffer.
 
     Args:
         hidden: width of the node embeddings.
@@ -104,7 +104,7 @@ class ValidityModel(nn.Module):
             edge_index: ``(2, 2 * E)`` edges in both directions, or the symmetric ``(n, n)``
                 sparse matrix of their counts.
             batch: ``(n,)`` group of each operator; ``None`` for a single group.
-            edge_weight: ``(2 * E,)`` factors on the messages; ``None`` for ones.
+            edge_weight: ``(2 * E,)`` factors of the messages; ``None`` for ones.
         """
         size = None if batch is not None else 1
         pooled = global_add_pool(self.embed(x, edge_index, edge_weight), batch, size)
@@ -114,14 +114,14 @@ class ValidityModel(nn.Module):
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a model tells valid groups from invalid ones.
+    """How well a model separates valid groups from invalid ones.
 
     Attributes:
-        samples: groups x buffers judged.
-        accuracy: share judged right.
+        samples: groups x buffers evaluated.
+        accuracy: share predicted correctly.
         f1: F1 of the valid class.
         f1_invalid: F1 of the invalid class.
-        majority: accuracy of always saying the more frequent class.
+        majority: accuracy of always predicting the more frequent class.
     """
 
     samples: int
@@ -132,7 +132,7 @@ class Scores:
 
 
 def scores(predicted: torch.Tensor, actual: torch.Tensor) -> Scores:
-    """Scores of boolean predictions against boolean labels; both must have an entry."""
+    """Scores of boolean predictions against boolean labels; neither may be empty."""
     right = int((predicted & actual).sum())
     rejected = int((~predicted & ~actual).sum())
     wrong = len(actual) - right - rejected
@@ -148,7 +148,7 @@ def scores(predicted: torch.Tensor, actual: torch.Tensor) -> Scores:
 
 @torch.no_grad()
 def evaluate(model: ValidityModel, data: PackedGroups, samples: Ints) -> Scores:
-    """Scores of a model on the given samples."""
+    """Scores of a model on ``samples``."""
     model.eval()
     predicted, actual = [], []
     for batch in data.batches(samples, 1024):
@@ -162,11 +162,11 @@ class FitOptions:
     """How to train the predictor.
 
     Attributes:
-        epochs: passes over the training part at most.
+        epochs: maximum number of passes over the training part.
         batch: samples per step.
         rate: peak of the learning rate, which rises for a tenth of the steps and then falls.
         patience: epochs without a better validation accuracy after which training ends.
-        seed: of initialisation and order.
+        seed: seed of initialisation and order.
     """
 
     epochs: int = 50
@@ -182,13 +182,13 @@ def fit(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> ValidityModel:
-    """Train on the training part; the weights with the best validation accuracy are returned.
+    """Train on the training part; returns the weights with the best validation accuracy.
 
     Args:
         data: the samples.
         options: epochs, rate, seed.
-        checkpoint: a file that holds the state after each epoch; a run that finds one of the
-            same options and data goes on from it, to the same result.
+        checkpoint: a file for the state after each epoch; a run with the same options and data
+            resumes from it, with the same result.
         progress: show a progress bar.
     """
     options = options or FitOptions()
@@ -215,11 +215,11 @@ def fit(
     bar = tqdm(total=options.epochs, initial=state.epoch, disable=not progress, unit="epoch")
     while state.epoch < options.epochs and state.epoch - state.best_epoch < options.patience:
         model.train()
-        # A generator per epoch: going on after an interruption repeats the same order.
+        # A generator per epoch: a resumed run has the same order.
         rng = np.random.default_rng((options.seed, state.epoch))
         for batch in data.batches(train, options.batch, rng):
             optimizer.zero_grad()
-            # Products in bfloat16 halve the time; weights, sums and gradients stay in float32.
+            # Products in bfloat16 halve the time; weights, sums and gradients remain float32.
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(batch.x, batch.adjacency(), batch.batch)
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), batch.y)
@@ -228,13 +228,13 @@ def fit(
             optimizer.step()
             schedule.step()
         state.epoch += 1
-        found = evaluate(model, data, validation)
-        if found.accuracy > state.best:
-            state.best, state.best_epoch = found.accuracy, state.epoch
+        validated = evaluate(model, data, validation)
+        if validated.accuracy > state.best:
+            state.best, state.best_epoch = validated.accuracy, state.epoch
             state.weights = _copy(model)
-        log.info("epoch %d: validation accuracy %.4f", state.epoch, found.accuracy)
+        log.info("epoch %d: validation accuracy %.4f", state.epoch, validated.accuracy)
         bar.update()
-        bar.set_postfix(accuracy=f"{found.accuracy:.4f}", best=f"{state.best:.4f}")
+        bar.set_postfix(accuracy=f"{validated.accuracy:.4f}", best=f"{state.best:.4f}")
         if checkpoint is not None:
             _save_checkpoint(checkpoint, run, model, optimizer, schedule, state)
     bar.close()
@@ -289,13 +289,13 @@ def save_model(
     data_fingerprint: str,
     test: Scores | None = None,
 ) -> None:
-    """Write a model with what it was made for and from.
+    """Write a model with metadata on its scheme, features and data.
 
     Args:
         model: the trained model.
         path: a ``.safetensors`` file.
         scheme, granularity: the cost model that it mimics.
-        data_fingerprint: of the data that it was trained on.
+        data_fingerprint: fingerprint of the data that it was trained on.
         test: its scores on the test part.
     """
     save_weights(
@@ -318,8 +318,8 @@ def load_model(
     """The model of a scheme, from ``path`` or from the package.
 
     Raises:
-        WeightsError: where the file is missing, or was made for another scheme, granularity or
-            set of features, or from other data than ``data_fingerprint``.
+        WeightsError: if the file is missing, or was made for another scheme, granularity or set
+            of features, or from other data than ``data_fingerprint``.
     """
     expected = _expected(scheme, granularity)
     if data_fingerprint is not None:
@@ -331,7 +331,7 @@ def load_model(
 
 
 def model_fingerprint(model: ValidityModel) -> str:
-    """Tells trained models apart; explainers trained for one are refused by another."""
+    """Identifies a trained model; explainers trained for another one are rejected."""
     return fingerprint(model.state_dict())
 
 

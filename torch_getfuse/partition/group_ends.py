@@ -1,9 +1,9 @@
-"""Why a fusion group ends where it does: one reason with its numbers per group of a plan.
+"""Why each fusion group of a plan ends: one reason with its numbers per group.
 
-A group ends at the operators that read its tensors from outside. The first of them in
-topological order is the *next operator*, and the reason is what stands against taking it in.
-Being the first, it can be taken in alone: an operator on a path from the group to it would have
-an earlier consumer of the group before it, so the grown group stays convex.
+A group ends at the operators outside it that read its tensors. The first of them in topological
+order is the *next operator*, and the reason says why it is not in the group. As it is the first,
+it can be added alone: any path from the group to it through another operator would contain an
+earlier consumer of the group, so the grown group stays convex.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch_getfuse.partition.node_set import bits, components, neighbours
 
 
 class Reason(str, enum.Enum):
-    """Why a group ends; closed on purpose, in the order in which they are looked for."""
+    """Why a group ends; a closed set, in the order in which the reasons are checked."""
 
     OUTPUT = "output"
     UNFUSABLE = "unfusable"
@@ -36,17 +36,17 @@ class Border:
     """The end of one fusion group.
 
     Attributes:
-        reason: what stands against the next operator.
+        reason: why the next operator is not in the group.
         operator: name of the next operator; empty for ``OUTPUT``.
         other: the operator that has not run yet (``BRANCH``), else empty.
-        excess_bytes: ``BUFFER``: demand with the next operator, less the buffer (0: the buffer
-            would be full to the last byte, and a group must stay below it). ``CHEAPER`` and
+        excess_bytes: ``BUFFER``: demand with the next operator, minus the buffer size (0: exactly
+            full, while the demand of a group must stay below the buffer). ``CHEAPER`` and
             ``UNTRIED``: by how much the plan's DRAM access would rise or fall.
-        weight_bytes: ``BUFFER``: weights of the next operator, where the scheme holds weights.
-        merged_bytes: ``CHEAPER``: demand of the two groups as one, less the buffer, where that
-            is not below zero; else ``None``.
-        over: mask of the group with what lies over the border, where the buffer is too small for
-            both: the next operator, under ``CHEAPER`` its whole group; else 0.
+        weight_bytes: ``BUFFER``: weights of the next operator, if the scheme holds weights.
+        merged_bytes: ``CHEAPER``: demand of the two groups merged, minus the buffer size, if that
+            is not negative; else ``None``.
+        over: mask of the group together with the next operator (``CHEAPER``: with the next
+            operator's whole group) if these do not fit into the buffer or it is unfusable; else 0.
     """
 
     reason: Reason
@@ -87,12 +87,12 @@ class Border:
 
 
 def why_ends(evaluator: Evaluator, groups: Sequence[int], unfusable: int) -> list[str]:
-    """The reason of each group as one short text (``FusionGroup.ends``).
+    """The reason for each group as one short text (``FusionGroup.ends``).
 
     Args:
         evaluator: cost model and buffer of the plan.
-        groups: masks of a legal plan's groups, in an order in which they can run.
-        unfusable: mask of the operators that stand in no group.
+        groups: masks of a legal plan's groups, in an executable order.
+        unfusable: mask of the operators in no group.
     """
     return [str(border) for border in find_borders(evaluator, groups, unfusable)]
 
@@ -114,18 +114,18 @@ class _Borders:
         self.near = neighbours(self.graph)
 
     def find(self) -> list[Border]:
-        found = []
+        borders = []
         done = 0
         for group in self.groups:
             done |= group
             for i in bits(self.unfusable & ~done):
                 if not self.graph.predecessors[i] & ~done:
                     done |= 1 << i
-            found.append(self._border(group, done))
-        return found
+            borders.append(self._border(group, done))
+        return borders
 
     def _border(self, group: int, done: int) -> Border:
-        """``done``: what can have run once this group has."""
+        """The border of ``group``; ``done`` is the mask of what can have run after it."""
         after = 0
         for i in bits(group):
             after |= self.graph.readers[i]
@@ -155,9 +155,10 @@ class _Borders:
         return self._compare(group, grown, name)
 
     def _compare(self, group: int, grown: int, name: str) -> Border:
-        """What the plan would cost with ``grown`` in place of ``group``.
+        """Compare the plan's cost with ``grown`` in place of ``group``.
 
-        All that the next operator reads has run, so the changed plan can run in the same order.
+        Everything that the next operator reads has run, so the changed plan runs in the same
+        order.
         """
         other = self.home[(grown ^ group).bit_length() - 1]
         blocks = [grown, *components(other & ~grown, self.near)]
@@ -180,6 +181,6 @@ class _Borders:
         return Border(Reason.UNTRIED if rise else Reason.EQUAL, name, excess_bytes=-rise)
 
     def _weights(self, grown: int, name: str) -> int:
-        """Weights of the operator ``name`` in the demand of ``grown``, in bytes."""
+        """Bytes of the weights of operator ``name`` in the buffer demand of ``grown``."""
         terms = self.evaluator.scheme.terms(grown, self.evaluator.buffer_bytes)
         return sum(t.bytes for t in terms if t.kind == "weights" and t.name == name)

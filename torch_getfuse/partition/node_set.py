@@ -1,8 +1,8 @@
 """Fusion groups as bit masks: connectivity and convexity.
 
-Groups are connected through tensors; the order that they run in obeys ``Op.after`` as well. A set
-of operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators stand in topological
-order, so a mask's lowest bit is its first operator.
+Groups are connected through tensors; their execution order also respects ``Op.after``. A set of
+operators is an ``int`` whose bit *i* stands for ``graph.ops[i]``; operators are in topological
+order, so the lowest bit of a mask is its first operator.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ def mask_of(positions: Iterable[int]) -> int:
 
 def ancestors(graph: OpGraph) -> tuple[int, ...]:
     """Per operator, the mask of all operators that must run before it (itself excluded)."""
-    found: list[int] = []
+    above: list[int] = []
     for mask in graph.predecessors:
         total = mask
         for i in bits(mask):
-            total |= found[i]
-        found.append(total)
-    return tuple(found)
+            total |= above[i]
+        above.append(total)
+    return tuple(above)
 
 
 def descendants(graph: OpGraph, data: bool = False) -> tuple[int, ...]:
     """Per operator, the mask of all operators that must run after it (itself excluded).
 
-    ``data``: only of those that what it writes goes into.
+    ``data``: only those that its output flows into, directly or through others.
     """
-    found = [0] * len(graph)
+    below = [0] * len(graph)
     after = graph.readers if data else graph.successors
     for position in reversed(range(len(graph))):
         total = after[position]
         for i in bits(total):
-            total |= found[i]
-        found[position] = total
-    return tuple(found)
+            total |= below[i]
+        below[position] = total
+    return tuple(below)
 
 
 class Neighbours(tuple[int, ...]):
     """Per operator, the mask of its producers and consumers.
 
-    Most operators read the one before them, so what is asked of connectivity goes by *runs*:
-    operators of a mask with consecutive positions, each a neighbour of the one before. A long
-    chain is one step of big-integer arithmetic, and only edges that are not such a step, those of
-    skips and branches, are followed one by one.
+    Most operators read the one before them, so connectivity is computed on *runs*: operators of a
+    mask with consecutive positions, each a neighbour of the one before. A long chain is a single
+    step of big-integer arithmetic; only the other edges, those of skips and branches, are followed
+    one by one.
     """
 
     _next: int  # operators that are neighbours of the one after them
@@ -76,19 +76,19 @@ class Neighbours(tuple[int, ...]):
         return self
 
     def runs(self, mask: int) -> list[int]:
-        """The runs of a mask, each of which is connected, by their first operator."""
-        inner = mask & mask >> 1 & self._next  # members of a run but its last
+        """The runs of a mask, each of them connected, in the order of their first operators."""
+        inner = mask & mask >> 1 & self._next  # members of a run except its last
         starts = mask & ~(inner << 1)
-        found = []
+        runs = []
         while starts:
             low = starts & -starts
             starts ^= low
             # The sum carries through the run: it clears the inner members and sets the last.
-            found.append(inner + low ^ inner)
-        return found
+            runs.append(inner + low ^ inner)
+        return runs
 
     def component(self, runs: list[int]) -> tuple[int, list[int]]:
-        """The component of the first of some runs, and the runs that it leaves over."""
+        """The component that contains the first run, and the runs outside it."""
         reached = front = runs[0]
         left = runs[1:]
         while left:
@@ -119,17 +119,17 @@ def is_connected(mask: int, near: Neighbours) -> bool:
 
 
 def components(mask: int, near: Neighbours) -> list[int]:
-    """The weakly connected components of a mask, by their first operator."""
+    """The weakly connected components of a mask, in the order of their first operators."""
     runs = near.runs(mask)
-    found = []
+    parts = []
     while runs:
         reached, runs = near.component(runs)
-        found.append(reached)
-    return found
+        parts.append(reached)
+    return parts
 
 
 def convex_hull(mask: int, above: Sequence[int], below: Sequence[int]) -> int:
-    """A mask with everything on paths between its members: the least convex one.
+    """A mask with everything on paths between its members: the smallest convex superset.
 
     ``above`` and ``below`` are :func:`ancestors` and :func:`descendants`.
     """
@@ -141,15 +141,15 @@ def convex_hull(mask: int, above: Sequence[int], below: Sequence[int]) -> int:
 
 
 def is_convex(mask: int, above: Sequence[int], below: Sequence[int]) -> bool:
-    """Whether no path leaves the mask and comes back (through any operator, fusable or not)."""
+    """Whether no path leaves the mask and re-enters it (through any operator, fusable or not)."""
     return convex_hull(mask, above, below) == mask
 
 
 def topological_order(blocks: Sequence[int], graph: OpGraph) -> list[int] | None:
     """Order in which disjoint ``blocks`` can run, or ``None`` for a cycle.
 
-    Operators of no block are taken to have run. Of several orders, the one that follows the
-    operators' own order is taken.
+    Operators outside all blocks count as already run. Ties are broken by the blocks' first
+    operators.
     """
     home = {i: k for k, block in enumerate(blocks) for i in bits(block)}
     waits: list[set[int]] = [set() for _ in blocks]

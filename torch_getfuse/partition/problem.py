@@ -60,15 +60,14 @@ class FusionProblem:
 
     Args:
         evaluator: cost model and buffer.
-        merge: search over blocks of operators that some optimum keeps together, where the cost
-            model has such (see :func:`merge_in_place`); ``False`` for single operators, the
-            paper's protocol.
+        merge: search over blocks of operators that some optimum keeps together (see
+            :func:`merge_in_place`); ``False`` for single operators, the paper's protocol.
 
     Attributes:
         unfusable: mask of the operators that alone do not fit; they stand outside every group.
         blocks: masks of what is moved as one, in topological order.
-        lends: whether operators that cannot be merged may be, if groups can borrow them
-            (:mod:`lending`).
+        tight, leading: larger blocks, and mask of what a group may start with of them, while the
+            rest of the block is in another group (:attr:`FusionScheme.starts_in_place`).
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
@@ -77,12 +76,13 @@ class FusionProblem:
         self.unfusable = evaluator.unfusable()
         everything = (1 << len(self.graph)) - 1
         self.fusable = everything & ~self.unfusable
-        self.lends = merge and evaluator.scheme.lends_in_place
-        self.blocks: tuple[int, ...] = (
-            merge_in_place(self.graph, self.unfusable)
-            if merge and evaluator.scheme.merges_in_place
-            else tuple(1 << i for i in bits(self.fusable))
-        )
+        scheme = evaluator.scheme
+        merge = merge and scheme.merges_in_place
+        loose = beside_others(self.graph) if merge and scheme.starts_in_place else 0
+        single = tuple(1 << i for i in bits(self.fusable))
+        self.blocks = merge_in_place(self.graph, self.unfusable, loose) if merge else single
+        self.tight = merge_in_place(self.graph, self.unfusable) if loose else self.blocks
+        self.leading = loose & ~mask_of((b & -b).bit_length() - 1 for b in self.tight)
 
     @cached_property
     def near(self) -> Neighbours:
@@ -179,14 +179,14 @@ class FusionProblem:
 
     def added_up(self, group: int) -> int:
         """``F_D`` of a valid group in bytes, as the exact searches believe it to be."""
-        weights = moved = 0
+        moved = self.evaluator.reread(group)
         for i in bits(group):
-            weights += self.evaluator.scheme.weights[i]
+            moved += self.evaluator.scheme.weights[i]
             for crossing in self.crossings_of[i]:
                 inside = crossing.touched & group
                 if inside & -inside == 1 << i:  # else counted at the first that touches it
                     moved += crossing.moved(group)
-        return moved + weights * self.evaluator.passes(group)
+        return moved
 
     def check_additive(self, groups: Sequence[int]) -> None:
         """Compare what the exact searches believe of valid groups with what the scheme says.
@@ -292,7 +292,7 @@ class Search(Protocol):
         ...
 
 
-def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
+def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
@@ -303,12 +303,15 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
     group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
     ``e`` touched it through its only consumer alone; a group of ``e`` alone disappears. No new
     dependence between groups arises. (With two consumers ``e`` may be what connects its group:
-    not lossless. Nor is it under BRR, where a group that starts with ``e`` may alternate in
-    another way.)
+    not lossless.) For BRR see docs/exact-search.md, section 1.
+
+    Args:
+        graph, unfusable: of a problem.
+        apart: operators that stay blocks of their own.
     """
     leader = list(range(len(graph)))
     waited_for = zip(graph.successors, graph.readers, strict=True)
-    apart = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
+    ordered = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
     for i, op in enumerate(graph.ops):
         before = graph.makers[i]
         if (
@@ -317,7 +320,8 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
             and not op.weight_elements
             and not op.after
             and graph.readers[i].bit_count() <= 1
-            and not (before | 1 << i) & apart
+            and not (before | 1 << i) & ordered
+            and not apart >> i & 1
         ):
             leader[i] = leader[before.bit_length() - 1]
     blocks: dict[int, int] = {}
@@ -325,3 +329,17 @@ def merge_in_place(graph: OpGraph, unfusable: int) -> tuple[int, ...]:
         if not unfusable >> i & 1:
             blocks[first] = blocks.get(first, 0) | 1 << i
     return tuple(blocks.values())
+
+
+def beside_others(graph: OpGraph) -> int:
+    """Mask of the operators that work in place and have a reader of other tensors as well."""
+    return mask_of(
+        i
+        for i, op in enumerate(graph.ops)
+        if graph.overwrites[i]
+        and any(
+            read.tensor != op.writes
+            for reader in bits(graph.readers[i])
+            for read in graph.ops[reader].reads
+        )
+    )

@@ -1,11 +1,11 @@
-"""When a search must end: counted steps first, so that a busy machine gives the same plan.
+"""When a search must end: by counted steps first, so that a busy machine gives the same plan.
 
-Whatever takes time counts *steps* as it goes: so many for a group that is priced, for an edit of a
-plan, for an iteration of a linear program. A time limit stands for :data:`STEPS_PER_SECOND` steps
-each second. Steps are counted generously (docs/exact-search.md has what was measured): on an
-ordinary machine they end the search well before the clock does, and always at the same place. The
-clock ends it on a machine that is much slower or busier; then, and only then, the plan depends on
-the machine, and ``"time limit"`` is what is told.
+Everything that takes time counts *steps*: evaluating the cost of a group, editing a plan, an
+iteration of a linear program. A time limit allows :data:`STEPS_PER_SECOND` steps per second. The
+count is generous (docs/exact-search.md has the measurements): on an ordinary machine it ends the
+search well before the clock does, and always at the same point. The clock ends it on a machine
+that is much slower or busier; then, and only then, the plan depends on the machine, and the reason
+reported is ``"time limit"``.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from typing import NoReturn
 STEPS_PER_SECOND = 1_200_000
 
 TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
-"""Why a search ended early, where that is the doing of the machine or its user."""
+"""Why a search ended early, if the cause is the machine or its user."""
 
-_SLACK = 2  # times its seconds, by the clock, an inner limit may take
+_SLACK = 2  # clock time allowed to an inner limit, as a multiple of its seconds
 
-_LOOK = 5_000  # steps between looks at the clock
+_LOOK = 5_000  # steps between two readings of the clock
 
 clock = time.perf_counter
 """Seconds; replaced by tests."""
 
 
 def by_machine(stopped: str) -> bool:
-    """Whether a search that was stopped for this reason may end elsewhere the next time."""
+    """Whether a search stopped for this reason may end at another point the next time."""
     return stopped.endswith((TIME_LIMIT, INTERRUPTED))
 
 
 class OutOfWork(Exception):
-    """A limit on work is reached; says which."""
+    """A limit on work is reached; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """Count of steps and moment of :func:`clock` at which work ends, and how to tell it."""
+    """Count of steps and time of :func:`clock` at which work ends, and the message for it."""
 
     steps: float = math.inf
     ended: float = math.inf
-    told: str = ""
+    message: str = ""
 
 
 class Work:
@@ -54,7 +54,7 @@ class Work:
     Limits nest: an inner one ends with the outer one at the latest.
 
     Attributes:
-        steps: counted so far.
+        steps: steps counted so far.
     """
 
     def __init__(self) -> None:
@@ -62,33 +62,33 @@ class Work:
         self._started = clock()
         self._limit = _Limit()
         self._seconds = math.inf  # of the outermost limit: the one that a user set
-        self._next: float = math.inf  # count at which limits are looked at
+        self._next: float = math.inf  # count at which limits are checked next
 
     def add(self, steps: int) -> None:
         """Count steps.
 
         Raises:
-            OutOfWork: where a limit is reached.
+            OutOfWork: if a limit is reached.
         """
         self.steps += steps
         if self.steps >= self._next:
             self.check()
 
     def check(self) -> None:
-        """Look at the limits, the clock's as well.
+        """Check all limits, including the clock.
 
         Raises:
-            OutOfWork: where one is reached.
+            OutOfWork: if one is reached.
         """
         limit = self._limit
         if self.steps >= limit.steps:
-            raise OutOfWork(limit.told)
+            raise OutOfWork(limit.message)
         if limit.ended < math.inf and clock() >= limit.ended:
             raise OutOfWork(TIME_LIMIT)
         self._next = min(limit.steps, self.steps + _LOOK)
 
     def give_up(self) -> NoReturn:
-        """End at the innermost limit, which what comes next, or a solver, cannot do with.
+        """End at the innermost limit: what is left of it is too little for the next step.
 
         Raises:
             OutOfWork: always.
@@ -97,54 +97,54 @@ class Work:
         if limit.ended < math.inf and clock() >= limit.ended:
             raise OutOfWork(TIME_LIMIT)
         self.steps = max(self.steps, math.ceil(min(limit.steps, 1 << 62)))
-        raise OutOfWork(limit.told)
+        raise OutOfWork(limit.message)
 
     @property
     def steps_left(self) -> float:
-        """Up to the innermost limit."""
+        """Steps left up to the innermost limit."""
         return max(0, self._limit.steps - self.steps)
 
     @property
     def left(self) -> float:
-        """The same in seconds as they are counted, whatever the clock says."""
+        """:attr:`steps_left` in seconds of counted work, independent of the clock."""
         return self.steps_left / STEPS_PER_SECOND
 
     @property
     def clock_left(self) -> float:
-        """Seconds of the clock up to the innermost limit."""
+        """Clock seconds left up to the innermost limit."""
         return max(0.0, self._limit.ended - clock()) if self._limit.ended < math.inf else math.inf
 
     @contextmanager
     def within(self, seconds: float | None, whole: bool = False) -> Iterator[None]:
-        """Limit what is done inside to so many seconds, ``None`` or infinite: to nothing more.
+        """Limit the work inside the context to ``seconds``; ``None`` or infinite adds no limit.
 
-        ``whole``: all that was done since this was made is among them.
+        ``whole``: count from the creation of this object, not from now.
 
-        The :class:`OutOfWork` of a limit is for the caller to catch.
+        The caller catches :class:`OutOfWork`.
         """
-        outer, asked = self._limit, self._seconds
+        outer, outer_seconds = self._limit, self._seconds
         if seconds is not None and seconds < math.inf:
-            self._seconds = seconds if asked == math.inf else asked
+            self._seconds = seconds if outer_seconds == math.inf else outer_seconds
             steps = math.ceil(max(0.0, seconds) * STEPS_PER_SECOND)
-            told = f"work limit of {steps:,} steps for time_limit={self._seconds:g} s"
+            message = f"work limit of {steps:,} steps for time_limit={self._seconds:g} s"
             if whole:
-                inner = _Limit(steps, self._started + seconds, told)
+                inner = _Limit(steps, self._started + seconds, message)
             else:
-                # A part of what is limited already may take its time from other parts.
+                # Nested in an outer limit, this part may use clock time of the other parts.
                 slack = _SLACK if outer.ended < math.inf else 1
-                inner = _Limit(self.steps + steps, clock() + slack * seconds, told)
+                inner = _Limit(self.steps + steps, clock() + slack * seconds, message)
             if outer.steps < inner.steps:
-                inner = _Limit(outer.steps, inner.ended, outer.told)
-            self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.told)
-        with self._restored(outer, asked):
+                inner = _Limit(outer.steps, inner.ended, outer.message)
+            self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.message)
+        with self._restored(outer, outer_seconds):
             yield
 
     @contextmanager
     def finishing(self) -> Iterator[None]:
-        """No limit inside: for what is quick and has to be done however little is left."""
-        outer, asked = self._limit, self._seconds
+        """Lift all limits inside the context: for quick work that must be done in any case."""
+        outer, outer_seconds = self._limit, self._seconds
         self._limit = _Limit()
-        with self._restored(outer, asked):
+        with self._restored(outer, outer_seconds):
             yield
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What an explanation is made of: edges, blame, parts, the cut. Edges are named by position."""
+"""The components of an explanation: edges, blame, parts, the cut. Edges are given by position."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch_getfuse.partition.cost.scheme import Dram
 
 @dataclass(frozen=True, slots=True)
 class GroupEdge:
-    """An edge inside the group, and what it carries.
+    """An edge inside the group, and its tensor.
 
     Attributes:
         producer, consumer: names of operators.
-        tensor: what the producer writes and the consumer reads.
-        shape: of the tensor, without the batch axis.
-        tensor_bytes: the whole tensor: what a cut here writes to DRAM and reads again.
-        held_bytes: what the group keeps of it on chip; 0 where it takes no room of its own.
+        tensor: the tensor that the producer writes and the consumer reads.
+        shape: shape of the tensor, without the batch axis.
+        tensor_bytes: size of the whole tensor, which a cut here writes to DRAM and reads again.
+        held_bytes: part of it that the group holds on chip; 0 if it has no buffer of its own.
     """
 
     producer: str
@@ -45,16 +45,16 @@ class GroupEdge:
 
 @dataclass(frozen=True, slots=True)
 class Blame:
-    """What one explainer says.
+    """The result of one explainer.
 
     Attributes:
         explainer: its name.
-        edges: (position in ``Explanation.edges``, score), best first; the explainer's best edge
-            of the group scores 1, its least would score 0.
-        seconds: for the explanation, without loading the explainer.
-        parts: groups that the cuts of these edges alone make; ``None`` where they leave an
-            invalid one.
-        dram_bytes: ``F_D`` sum of these parts, ``None`` with them.
+        edges: (position in ``Explanation.edges``, score), best first; the best edge of the group
+            scores 1, the least would score 0.
+        seconds: time of the explanation, without loading the explainer.
+        parts: number of groups after cutting at these edges alone; ``None`` if one of them is
+            invalid.
+        dram_bytes: ``F_D`` sum of these groups; ``None`` if ``parts`` is.
     """
 
     explainer: str
@@ -80,9 +80,9 @@ class Part:
 
     Attributes:
         operators: names, in topological order.
-        buffer_bytes: its ``F_b``; ``None`` where the scheme has no schedule for it.
+        buffer_bytes: its ``F_b``; ``None`` if the scheme has no schedule for it.
         fits: whether it is a valid group; ``False`` only for an unfusable operator.
-        dram: what it moves, in bytes per sample.
+        dram: its DRAM access, in bytes per sample.
     """
 
     operators: tuple[str, ...]
@@ -102,13 +102,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where the recursive split takes the group apart.
+    """Where the recursive split cuts the group.
 
     Attributes:
-        by: explainer that named the edges, or ``"random"`` where none of them leads to a cut.
-        parts: in an order in which they can run.
-        edges: positions in ``Explanation.edges`` of those between two parts.
-        crossing: the tensors of these edges with their bytes, each once.
+        by: explainer that gave the edges, or ``"random"`` if none of them leads to a cut.
+        parts: the parts, in an executable order.
+        edges: positions in ``Explanation.edges`` of the edges between two parts.
+        crossing: the tensors of these edges and their sizes in bytes, each once.
     """
 
     by: str
@@ -118,7 +118,7 @@ class Cut:
 
     @property
     def dram(self) -> Dram:
-        """What the parts move together, in bytes per sample."""
+        """DRAM access of all parts together, in bytes per sample."""
         return Dram(*(sum(column) for column in zip(*(p.dram for p in self.parts), strict=True)))
 
     def to_dict(self, edges: Sequence[GroupEdge]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class Cut:
 
 
 def dram_dict(dram: Dram) -> dict[str, int]:
-    """DRAM access under the names of the data forms, in bytes."""
+    """DRAM access in bytes, under the keys of the data formats."""
     return {
         "dram_read_bytes": dram.read,
         "dram_write_bytes": dram.write,

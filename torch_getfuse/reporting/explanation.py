@@ -1,7 +1,7 @@
 """Why operators do not fit together, as an object that prints and exports.
 
-Text forms use human sizes (1024-based), data forms integer bytes. How the answer is found is in
-:mod:`torch_getfuse.explain_graph`.
+Text formats use human-readable sizes (1024-based), data formats integer bytes.
+:mod:`torch_getfuse.explain_graph` computes the explanation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 
 CONTROLS = ("random", "all")
 
-_TERMS = 12  # rows of the tables; the data forms hold everything
+_TERMS = 12  # rows of the tables; the data formats contain everything
 _EDGES = 16
 _CROSSING = 6
 
@@ -35,22 +35,22 @@ class Explanation:
 
     Attributes:
         operators: names of the group's operators, in topological order.
-        added: those of them that were not asked for; they lie on a path between others.
-        unfusable: those of them that do not even fit alone.
-        obstacles: what else stands against the group, a sentence each.
+        added: those of them that were not requested; they are on a path between others.
+        unfusable: those of them that do not fit even alone.
+        obstacles: other reasons why this is not a group, one sentence each.
         scheme, granularity: the cost model; granularity is ``None`` for BRR, which has none.
         activation_bytes, weight_bytes: element widths; ``None``: weights as stored.
         buffer_bytes: the on-chip buffer ``B``.
-        demand_bytes: ``F_b``; ``None`` where the scheme has no schedule for the group.
+        demand_bytes: ``F_b``; ``None`` if the scheme has no schedule for the group.
         valid: ``F_b < B``, and nothing in ``unfusable`` or ``obstacles``.
-        probability: of ``F_b < B``, by the GNN; ``None`` where no explainer asks it.
-        untrained: what the GNN was trained for, where the question lies outside of it; else empty.
-        terms: what adds up to the demand, largest first.
-        dram: what the group would move if it fitted, its weights once, in bytes per sample.
+        probability: probability of ``F_b < B`` by the GNN; ``None`` if no explainer uses it.
+        untrained: the range that the GNN was trained for, if the question is outside; else empty.
+        terms: the terms that sum to the demand, largest first.
+        dram: DRAM access of the group if it fitted, its weights once, in bytes per sample.
         edges: every edge inside the group.
-        blames: one per explainer; empty where the group is valid, or has no edge.
-        cut: ``None`` where the group is valid, or a single operator.
-        fingerprint: of the operator graph.
+        blames: one per explainer; empty if the group is valid or has no edge.
+        cut: ``None`` if the group is valid or a single operator.
+        fingerprint: fingerprint of the operator graph.
     """
 
     operators: tuple[str, ...]
@@ -75,12 +75,12 @@ class Explanation:
 
     @property
     def gap_bytes(self) -> int | None:
-        """Demand less buffer: from 0 up it does not fit; below, so much room is left."""
+        """Demand minus buffer size; the group fits only if this is negative."""
         return None if self.demand_bytes is None else self.demand_bytes - self.buffer_bytes
 
     @property
     def added_dram_bytes(self) -> int:
-        """Features that the cut moves to DRAM and back, beside what the group would move."""
+        """Feature bytes that the cut moves to and from DRAM, minus those of the whole group."""
         if self.cut is None:
             return 0
         return _features(self.cut.dram) - _features(self.dram)
@@ -99,23 +99,23 @@ class Explanation:
         return to_dot(self.drawing())
 
     def drawing(self) -> Drawing:
-        """The group's operator graph and its terms, ready to be drawn.
+        """The group's operator graph and its terms, for drawing.
 
-        An edge's score is its mean over the explainers, controls left out if there are others, as
-        a share of the most blamed edge's.
+        The score of an edge is its mean over the explainers (without the baselines if there are
+        others), as a share of the highest one.
         """
         parts = [part.operators for part in self.cut.parts] if self.cut else [self.operators]
         order = {name: k for k, name in enumerate(name for part in parts for name in part)}
-        asked = [b for b in self.blames if b.explainer not in CONTROLS] or self.blames
+        shown = [b for b in self.blames if b.explainer not in CONTROLS] or self.blames
         scores = [0.0] * len(self.edges)
-        for blame in asked:
+        for blame in shown:
             for edge, score in blame.edges:
                 scores[edge] += score
         most = max(scores, default=0.0) or 1.0
         cut = set(self.cut.edges) if self.cut else set()
         return Drawing(
             title=f"{_title(self)}: {_verdict(self)}",
-            legend=f"edges: blamed by {', '.join(b.explainer for b in asked)}" if asked else "",
+            legend=f"edges: blamed by {', '.join(b.explainer for b in shown)}" if shown else "",
             boxes=tuple(Box(name, k) for k, part in enumerate(parts) for name in part),
             arrows=tuple(
                 Arrow(order[edge.producer], order[edge.consumer], score / most, k in cut)
@@ -170,11 +170,11 @@ class Explanation:
         return json.dumps(self.to_dict(), indent=1)
 
     def save(self, path: str | Path) -> None:
-        """Write a form chosen by suffix: .txt, .json, .md, .dot, .svg or .png.
+        """Write the format given by the suffix: .txt, .json, .md, .dot, .svg or .png.
 
         Raises:
             OptionError: for another suffix, or a picture without matplotlib.
-            OSError: where the file cannot be written.
+            OSError: if the file cannot be written.
         """
         suffix = known_suffix(path, "an explanation", _SUFFIXES)
         if suffix in _PICTURES:
@@ -184,7 +184,7 @@ class Explanation:
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
-        """Raises :class:`OptionError` for a path that :meth:`save` would not take."""
+        """Raise :class:`OptionError` for a path whose suffix :meth:`save` does not support."""
         known_suffix(path, "an explanation", _SUFFIXES)
 
 
@@ -237,7 +237,7 @@ def _facts(why: Explanation) -> list[list[str]]:
     first, last = why.operators[0], why.operators[-1]
     rows = [["operators", first if first == last else f"{first} .. {last}"]]
     if why.added:
-        rows.append(["added", f"{', '.join(why.added)}: on a path between the operators asked for"])
+        rows.append(["added", f"{', '.join(why.added)}: on a path between the requested operators"])
     if why.demand_bytes is None:
         demand = f"none: {why.scheme} has no schedule for this group"
     else:
@@ -248,8 +248,8 @@ def _facts(why: Explanation) -> list[list[str]]:
     rows.append(["demand", demand])
     rows += [["obstacle", obstacle] for obstacle in why.obstacles]
     if why.probability is not None:
-        told = f"valid with probability {why.probability:.3f}: {_judged(why, why.probability)}"
-        rows.append(["GNN", told])
+        verdict = f"valid with probability {why.probability:.3f}: {_judged(why, why.probability)}"
+        rows.append(["GNN", verdict])
     unit = f", granularity {why.granularity}" if why.granularity else ""
     rows.append(
         [
@@ -262,12 +262,12 @@ def _facts(why: Explanation) -> list[list[str]]:
 
 
 def _judged(why: Explanation, probability: float) -> str:
-    """Whether the predictor is right; it knows demand and buffer, and nothing of obstacles."""
+    """Whether the predictor is right; it predicts ``F_b < B`` only, not obstacles."""
     gap = why.gap_bytes
     if (probability > 0.5) == (gap is not None and gap < 0):
         return "right"
     if why.untrained:
-        return f"not so, but it was trained for {why.untrained} only"
+        return f"wrong, but it was trained for {why.untrained} only"
     return "wrong"
 
 
@@ -325,7 +325,7 @@ def _blame_table(why: Explanation, style: Style) -> str:
         [
             blame.explainer,
             f"{blame.seconds * 1000:.1f} ms",
-            "leave a part too big"
+            "leave an invalid part"
             if blame.parts is None or blame.dram_bytes is None
             else f"{_count(blame.parts, 'part')}, {format_size(blame.dram_bytes)} of DRAM access",
         ]

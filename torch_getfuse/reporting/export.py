@@ -1,4 +1,4 @@
-"""What results share that write themselves: tables, suffixes, CSV, pandas, pictures."""
+"""Output shared by all results: tables, file suffixes, CSV, pandas, pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Style:
-    """One text form: how to write a heading, a paragraph and a table."""
+    """One text format: how to write a heading, a paragraph and a table."""
 
     table_format: str
     heading: Callable[[str], str]
@@ -42,14 +42,14 @@ class Style:
         """A table of text.
 
         Args:
-            rows: of cells.
+            rows: rows of cells.
             headers: names of the columns, or none.
             align: a letter per column, ``l`` or ``r``.
-            widths: column -> characters at most, in the plain form; words stay whole.
+            widths: column -> maximum number of characters, for plain text; words are not broken.
         """
         bounds = (widths or {}) if self.wrap else {}
         if self.table_format == "pipe" and not headers:
-            headers = [""] * len(align)  # Markdown has no table without a line of headers
+            headers = [""] * len(align)  # a Markdown table needs a header line
         cells = [
             [_fit(self.cell(value), bounds.get(k)) for k, value in enumerate(row)] for row in rows
         ]
@@ -65,7 +65,7 @@ class Style:
 
 
 def _fit(text: str, width: int | None) -> str:
-    """Break a cell between words; a name stays whole, whatever its length."""
+    """Wrap a cell between words; names are never broken."""
     if width is None:
         return text
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
@@ -86,7 +86,7 @@ HTML = Style(
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it is: names such as ``<x>`` or ``$y$`` are no markup."""
+    """Escape text for Markdown: names such as ``<x>`` or ``$y$`` are not markup."""
     return _MARKUP.sub(r"\\\g<0>", text)
 
 
@@ -94,22 +94,22 @@ _MARKUP = re.compile(r"[\\`*\[\]<>|~$#]|(?<!\w)_|_(?!\w)")
 
 
 def compact(ops: Sequence[str]) -> str:
-    """First, last and how many; names are module paths, with the kind where a path has several."""
+    """First and last operator and their number, as in ``conv1 .. fc (21 ops)``."""
     if len(ops) == 1:
         return ops[0]
     return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
 
 
 def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:
-    """The suffix of ``path`` in small letters, with its dot.
+    """The suffix of ``path`` in lower case, with its dot.
 
     Args:
         path: where ``what`` is to be saved.
         what: what it is, with its article.
-        known: the suffixes that it has a form for.
+        known: the supported suffixes.
 
     Raises:
-        OptionError: for another suffix; names the known ones.
+        OptionError: for another suffix; lists the supported ones.
     """
     known, suffix = list(known), Path(path).suffix.lower()
     if suffix not in known:
@@ -121,7 +121,7 @@ def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """A line of names, then a line per record."""
+    """A header line, then a line per record."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -130,7 +130,7 @@ def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> st
 
 
 def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """Put an apostrophe in front of text that a spreadsheet would evaluate as a formula."""
     return f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
 
 
@@ -141,7 +141,7 @@ def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> 
     """A row per record.
 
     Raises:
-        GetfuseError: where pandas is not installed.
+        GetfuseError: if pandas is not installed.
     """
     try:
         import pandas
@@ -154,15 +154,15 @@ def save_figure(figure: Figure, path: str | Path, dpi: int) -> None:
     """Write a ``.png`` or ``.svg`` file; the same figure gives the same bytes.
 
     Raises:
-        OSError: where the file cannot be written.
+        OSError: if the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
     svg = Path(path).suffix.lower() == ".svg"
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # names may hold dollars
-    # Without these an SVG holds the date, and random names.
+        text.set_parse_math(False)  # names may contain dollar signs
+    # Without these an SVG contains the date and random identifiers.
     with rc_context({"svg.hashsalt": "torch-getfuse"}):
         metadata = {"Date": None} if svg else None
         replace_file(path, lambda part: figure.savefig(part, dpi=dpi, metadata=metadata))

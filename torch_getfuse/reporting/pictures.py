@@ -1,6 +1,6 @@
-"""Pictures of a group of operators, top to bottom, beside bars of what fills the buffer.
+"""Pictures of a group of operators, top to bottom, next to bars of the terms of its demand.
 
-A :class:`Drawing` says what to show and nothing of what it means; :func:`to_dot` writes it as
+A :class:`Drawing` describes what to show, independent of its meaning; :func:`to_dot` writes it as
 DOT text, :func:`save_picture` draws it with matplotlib, which is imported only then.
 """
 
@@ -16,14 +16,14 @@ from torch_getfuse.accelerator import KB, format_size
 from torch_getfuse.errors import OptionError
 from torch_getfuse.reporting.export import save_figure
 
-_BARS = 12  # more terms than this are drawn as one
-_MARGIN = -2.4  # where the longest skips run; the boxes begin at 0
+_BARS = 12  # further terms are drawn as one bar
+_MARGIN = -2.4  # x of the longest skips; the boxes begin at 0
 _CALM, _BLAMED, _CUT, _BAR = "#9aa0a6", "#c5221f", "#1a56b0", "#5f8fd6"
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An operator: its label, and the part of the cut group that it stands in."""
+    """An operator: its label, and its part of the cut group."""
 
     label: str
     part: int
@@ -34,8 +34,8 @@ class Arrow:
     """An edge between two boxes, by position.
 
     Attributes:
-        score: how much it is blamed, as a share of the most blamed; 0 for one that is not.
-        cut: whether the cut takes it out.
+        score: its score as a share of the highest one; 0 if it has none.
+        cut: whether the cut crosses it.
     """
 
     source: int
@@ -58,8 +58,8 @@ class Drawing:
 
     Attributes:
         title: one line.
-        legend: what the colour of an arrow says.
-        boxes: top to bottom; those of one part stand together.
+        legend: meaning of the colour of an arrow.
+        boxes: top to bottom; the boxes of one part are contiguous.
         arrows: between boxes, downwards.
         bars: largest first.
         buffer_bytes: the on-chip buffer.
@@ -74,7 +74,7 @@ class Drawing:
 
     @property
     def folded_bars(self) -> list[Bar]:
-        """The bars that are drawn: the largest, and the rest as one."""
+        """The bars to draw: the largest ones, and the rest as one."""
         if len(self.bars) <= _BARS:
             return list(self.bars)
         shown, rest = self.bars[: _BARS - 1], self.bars[_BARS - 1 :]
@@ -108,13 +108,13 @@ def to_dot(drawing: Drawing) -> str:
 
 
 def save_picture(drawing: Drawing, path: str | Path) -> None:
-    """Draw to a ``.png`` or ``.svg`` file; the suffix says which.
+    """Draw to a ``.png`` or ``.svg`` file, by the suffix.
 
     The same drawing gives the same bytes.
 
     Raises:
-        OptionError: where matplotlib is not installed.
-        OSError: where the file cannot be written.
+        OptionError: if matplotlib is not installed.
+        OSError: if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -135,11 +135,11 @@ def save_picture(drawing: Drawing, path: str | Path) -> None:
 
 
 def _rows(drawing: Drawing) -> list[float]:
-    """Height of each box from the top; a cut takes some room."""
-    found = [0.0]
+    """Distance of each box from the top; a cut adds some space."""
+    heights = [0.0]
     for before, box in zip(drawing.boxes, drawing.boxes[1:], strict=False):
-        found.append(found[-1] + (1.7 if box.part != before.part else 1.0))
-    return found
+        heights.append(heights[-1] + (1.7 if box.part != before.part else 1.0))
+    return heights
 
 
 def _draw_graph(axes: Any, drawing: Drawing, rows: Sequence[float]) -> None:
@@ -158,7 +158,7 @@ def _draw_graph(axes: Any, drawing: Drawing, rows: Sequence[float]) -> None:
         color, width = _color(arrow.score), 1 + 3 * arrow.score
         head = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
         skips = arrow.target != arrow.source + 1
-        if skips:  # round the left side, the further the longer
+        if skips:  # around the left side; longer skips run further out
             x = max(_MARGIN + 0.5, left - 0.3 - 0.1 * (end - start))
             axes.plot([left, x, x], [start, start, end], color=color, linewidth=width)
             axes.annotate("", xy=(left, end), xytext=(x, end), arrowprops=head)
@@ -166,7 +166,7 @@ def _draw_graph(axes: Any, drawing: Drawing, rows: Sequence[float]) -> None:
         else:
             ends = (middle, start + half), (middle, end - half)
             axes.annotate("", xy=ends[1], xytext=ends[0], arrowprops=head)
-            # Beside the arrow's first half: a cut runs through its middle.
+            # Next to the first half of the arrow: a cut crosses its middle.
             at = middle + 0.15, min((start + end) / 2, start + half + 0.22)
         if arrow.score:
             side = "right" if skips else "left"
@@ -196,7 +196,9 @@ def _draw_bars(axes: Any, drawing: Drawing, bars: Sequence[Bar], depth: float) -
             va="center",
             fontsize=8,
         )
-    bottom = max(depth, len(shown)) + 0.5  # as far as the graph beside it, or bars would be fat
+    bottom = (
+        max(depth, len(shown)) + 0.5
+    )  # as high as the graph next to it, to limit the bars' thickness
     at = buffer / KB
     axes.plot([at, at], [-0.6, bottom], color="black", linestyle="--", linewidth=1.2)
     axes.text(at, -0.7, f"buffer {format_size(buffer)}", fontsize=8, ha="center", va="bottom")

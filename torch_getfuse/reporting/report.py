@@ -1,7 +1,7 @@
 """What a plan costs and saves, as an object that prints and exports.
 
-Text forms use human sizes (1024-based), data forms integer bytes. The figures are those of
-:mod:`torch_getfuse.reporting.section`.
+Text formats use human-readable sizes (1024-based), data formats integer bytes. The figures come
+from :mod:`torch_getfuse.reporting.section`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Report:
     """Plans and what they cost; ``print(report)`` shows tables.
 
     Args:
-        sections: one per planned graph; empty where nothing has been compiled yet.
-        unplanned: a sentence per graph that runs as it is, because planning failed.
-        alternatives: whether some graphs are one piece of code compiled for several inputs or
-            settings, of which a call runs one; they have no sum.
-        empty: what to say where there is neither.
+        sections: one per planned graph; empty if nothing has been compiled yet.
+        unplanned: a sentence per graph that runs unchanged because planning failed.
+        alternatives: whether some graphs are the same code compiled for several inputs or
+            settings, of which a call runs one; then there are no totals.
+        empty: the text if there are neither sections nor unplanned graphs.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Report:
         return self._render(MARKDOWN) + "\n"
 
     def to_html(self) -> str:
-        """A page of its own, without scripts or anything fetched."""
+        """A self-contained page, without scripts or external resources."""
         return (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
             f"<title>torch-getfuse report</title><style>{_CSS}</style></head>\n"
@@ -92,8 +92,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values; sizes are integer bytes per sample.
 
-        ``totals`` are those of all graphs together, whole networks; ``None`` where a call runs
-        only some of them.
+        ``totals`` are those of all graphs together, unfusable operators included; ``None`` if a
+        call runs only some of the graphs.
         """
         unfused, planned = self._totals()
         together = {
@@ -116,41 +116,41 @@ class Report:
         """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat.
 
         One per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
-        the sum of ``dram_bytes`` is the whole network as planned, and that of ``unfused_bytes``
-        the whole network with every operator alone. ``needs_bytes`` is the smallest buffer that
-        would hold an unfusable operator, or a group with what lies over its border; ``None``
-        where no buffer would, or something else ends the group.
+        the sum of ``dram_bytes`` is that of the whole network as planned, and the sum of
+        ``unfused_bytes`` that of the whole network with every operator alone. ``needs_bytes`` is
+        the smallest buffer for an unfusable operator, or for a group with the operators over its
+        border; ``None`` if no buffer suffices, or the group ends for another reason.
         """
         return [record for section in self.sections for record in section.records()]
 
     def to_csv(self) -> str:
-        """A line of names, then a line per row of :meth:`to_records`; operators by spaces."""
+        """A header line, then a line per row of :meth:`to_records`; spaces separate operators."""
         return csv_text(self.to_records(), _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per row of :meth:`to_records`; ``needs_bytes`` is a nullable ``Int64``.
 
         Raises:
-            GetfuseError: where pandas is not installed.
+            GetfuseError: if pandas is not installed.
         """
         return data_frame(self.to_records(), _COLUMNS).astype({"needs_bytes": "Int64"})
 
     def save(self, path: str | Path) -> None:
-        """Write the form that the suffix names: .txt, .json, .csv, .md or .html.
+        """Write the format given by the suffix: .txt, .json, .csv, .md or .html.
 
         Raises:
             OptionError: for another suffix.
-            OSError: where the file cannot be written.
+            OSError: if the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _FORMS)
         replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
-        """Refuse, before any work is done, a path that :meth:`save` could not name a form for.
+        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
 
         Raises:
-            OptionError: names the known suffixes.
+            OptionError: for another suffix; lists the supported ones.
         """
         known_suffix(path, "a report", _FORMS)
 
@@ -230,7 +230,7 @@ def _section_parts(section: Section, style: Style) -> list[str]:
 
 
 _TITLE = "DRAM access per sample"
-_NAMED = 4  # operators that a note names of each kind; the data forms name all
+_NAMED = 4  # operators of each kind that a note names; the data formats name all
 
 
 def _dram_table(section: Section, style: Style) -> str:
@@ -265,7 +265,7 @@ def _row(name: str, unfused: int, planned: int) -> list[str]:
 
 
 def _held_whole(section: Section) -> str:
-    """Which operators are priced as holding whole maps, what they move, and what it means."""
+    """The operators whose cost assumes whole maps, their DRAM access, and what it means."""
     held = section.held_whole
     kinds: dict[str, list[str]] = {}
     for name in held:
@@ -275,14 +275,14 @@ def _held_whole(section: Section) -> str:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         named.append(f"{kind} {', '.join(names[:_NAMED])}{more}")
     apart = [name for name in held if name in section.unfusable]
-    cost = "all fit alone even so"
+    cost = "all of them still fit alone"
     if apart:
         moved = added(section.unfusable[name] for name in apart).total
         cost = f"{len(apart)} of {len(held)} do not fit and move {format_size(moved)} on their own"
     reasons = list(dict.fromkeys(held.values()))
-    told = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
+    why = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
     return (
-        f"priced as holding whole maps: {', '.join(named)} ({told}); {cost}. This is a limit of "
+        f"priced as holding whole maps: {', '.join(named)} ({why}); {cost}. This is a limit of "
         "the cost model, not of the chip: streamed along an axis they could need less"
     )
 
@@ -348,12 +348,12 @@ def _group_table(section: Section, style: Style) -> str:
 
 
 def _stopped(stage: Stage) -> str:
-    """Why a stage ended early; its own set limit is how "direct" always works."""
+    """Why a stage ended early; not for the set limit, by which "direct" always ends."""
     return "" if stage.stopped in ("", SET_LIMIT) else f", {stage.stopped}"
 
 
 def _unfusable(section: Section) -> str:
-    """How many, and the buffers at which the first and the last of them would fit."""
+    """Their number, and the buffers from which the first and the last of them would fit."""
     if not section.unfusable:
         return "none"
     needs = {name: size for name, size in section.needs.items() if size is not None}

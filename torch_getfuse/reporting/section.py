@@ -1,7 +1,7 @@
-"""The figures of one planned graph: what its report shows, before any of it is text.
+"""The figures of one planned graph, as shown by its report.
 
-Totals are of the whole network. The fusion groups hold the *fusable* operators, which is all that
-the paper counts; the *unfusable* ones move what they move beside them, whatever method runs them.
+Totals are of the whole network. The fusion groups contain the *fusable* operators, the only ones
+that the paper counts; the *unfusable* ones add the same DRAM access under any plan.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _UNSTREAMED = "a map that is not streamed along an axis"
 
 @dataclass(frozen=True)
 class Section:
-    """One captured graph: a model has several where torch.compile breaks its graph.
+    """One captured graph: a model has several if torch.compile breaks its graph.
 
     Attributes:
-        plan: the plan of this graph, which carries the graph.
-        name: ``"graph 0"``, ... where there are several; empty for the only one.
-        unsupported: FX target -> number of operators that had no rule.
-        notes: anything else a reader must know, a sentence each.
+        plan: the plan of this graph, which contains the graph.
+        name: ``"graph 0"``, ... if there are several; empty for a single one.
+        unsupported: FX target -> number of operators without a rule.
+        notes: other remarks for the reader, one sentence each.
         gradients: whether it was traced with gradients enabled. ``plan(model, (x,))`` traces
-            without, and a model that looks at the mode gives another graph there.
+            without, and a model that checks the mode gives a different graph there.
     """
 
     plan: PartitionPlan
@@ -49,7 +49,7 @@ class Section:
 
     @cached_property
     def _alone(self) -> dict[str, Dram]:
-        """Fusable operators -> what each moves as a group of its own."""
+        """Fusable operators -> DRAM access of each as a single-operator group."""
         plan, apart = self.plan, set(self.plan.unfusable)
         return {
             op.name: self.scheme.dram(1 << i, plan.buffer_bytes)
@@ -59,7 +59,7 @@ class Section:
 
     @cached_property
     def unfused(self) -> Dram:
-        """DRAM access with every fusable operator as a group of its own, per sample."""
+        """DRAM access with every fusable operator as a single-operator group, per sample."""
         return added(self._alone.values())
 
     @cached_property
@@ -69,36 +69,35 @@ class Section:
 
     @cached_property
     def unfusable(self) -> dict[str, Dram]:
-        """Operators that alone do not fit -> what each moves by itself, at least, per sample.
+        """Operators that do not fit alone -> least DRAM access of each, per sample.
 
-        Every input read once, the output written once, the weights read once, whatever the
-        method that runs it.
+        Every input read once, the output written once and the weights read once, by any method.
         """
         index = self.plan.graph.index
         return {name: once(self.scheme, 1 << index[name]) for name in self.plan.unfusable}
 
     @cached_property
     def outside(self) -> Dram:
-        """What the unfusable operators move together, at least, per sample."""
+        """Least DRAM access of all unfusable operators together, per sample."""
         return added(self.unfusable.values())
 
     @property
     def network_unfused(self) -> Dram:
-        """:attr:`unfused` and :attr:`outside`: the whole network, every operator alone."""
+        """:attr:`unfused` plus :attr:`outside`: the whole network, every operator alone."""
         return added((self.unfused, self.outside))
 
     @property
     def network_planned(self) -> Dram:
-        """:attr:`planned` and :attr:`outside`: the whole network under the plan."""
+        """:attr:`planned` plus :attr:`outside`: the whole network under the plan."""
         return added((self.planned, self.outside))
 
     # -- buffers --------------------------------------------------------------------------
 
     @cached_property
     def needs(self) -> dict[str, int | None]:
-        """Unfusable operators -> the smallest buffer that holds each alone, in bytes.
+        """Unfusable operators -> the smallest buffer into which each fits alone, in bytes.
 
-        ``None`` where the scheme has no schedule for it at any size.
+        ``None`` if the scheme has no schedule for it at any size.
         """
         plan = self.plan
         return {
@@ -108,9 +107,9 @@ class Section:
 
     @cached_property
     def border_needs(self) -> list[int | None]:
-        """Per group, the smallest buffer that also holds what lies over its border, in bytes.
+        """Per group, the smallest buffer for it and the operators over its border, in bytes.
 
-        ``None`` where the buffer is not what ends it, or no size would do.
+        ``None`` if the group does not end because of the buffer, or no size suffices.
         """
         plan = self.plan
         evaluator = Evaluator(self.scheme, plan.buffer_bytes)
@@ -124,25 +123,25 @@ class Section:
 
     @cached_property
     def held_whole(self) -> dict[str, str]:
-        """Operators that are priced as holding whole maps -> why.
+        """Operators whose cost assumes that whole maps are held -> reason.
 
         These are limits of the cost model, not of a chip: a map that is not streamed along an
-        axis (1-D and 3-D ones above all), or an operator without a rule for what it reads when.
+        axis (mostly 1-D and 3-D ones), or an operator without a rule for its windows.
         """
         tensors = self.plan.graph.tensors
-        found = {}
+        held = {}
         for op in self.plan.graph:
             if op.reason:
-                found[op.name] = op.reason
+                held[op.name] = op.reason
             elif any(
                 _is_unstreamed(tensors[name])
                 for name in (*(read.tensor for read in op.reads), op.writes)
             ):
-                found[op.name] = _UNSTREAMED
-        return found
+                held[op.name] = _UNSTREAMED
+        return held
 
     def op(self, name: str) -> Op:
-        """The operator of a name."""
+        """The operator called ``name``."""
         return self.plan.graph.ops[self.plan.graph.index[name]]
 
     @property
@@ -153,11 +152,11 @@ class Section:
     # -- data -----------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, sizes in integer bytes per sample.
+        """Plain Python values; sizes are integer bytes per sample.
 
         ``totals`` are of the whole network; ``totals["fusable"]`` is the paper's figure, of the
-        fusion groups alone, and ``totals["unfusable"]`` the rest. ``saved_bytes`` = unfused -
-        planned, of either.
+        fusion groups alone, and ``totals["unfusable"]`` the rest. ``saved_bytes`` is unfused minus
+        planned.
         """
         plan = self.plan
         return {
@@ -225,8 +224,8 @@ class Section:
     def records(self) -> list[dict[str, Any]]:
         """Flat rows: one per fusion group, then one per unfusable operator.
 
-        The sum of ``dram_bytes`` is the whole network as planned, that of ``unfused_bytes`` the
-        whole network with every operator alone.
+        The sum of ``dram_bytes`` is that of the whole network as planned, the sum of
+        ``unfused_bytes`` that of the whole network with every operator alone.
         """
         groups = [
             {
@@ -264,15 +263,15 @@ class Section:
 
 
 def _is_unstreamed(tensor: Tensor) -> bool:
-    """Whether a tensor is a map of several positions that is one unit all the same."""
+    """Whether a tensor is a map of several positions that is not streamed, but a single unit."""
     return tensor.stream_axis is None and any(size > 1 for size in tensor.shape[2:])
 
 
 def added(drams: Iterable[Dram]) -> Dram:
-    """The sum of what several move."""
+    """The sum of DRAM accesses."""
     return Dram(*map(sum, zip(Dram(0, 0, 0), *drams, strict=True)))
 
 
 def group_dram(group: FusionGroup) -> Dram:
-    """What a group's record says that it moves."""
+    """The DRAM access recorded for a group."""
     return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)

@@ -1,4 +1,4 @@
-"""What a sweep found: its points, their forms, and the file that keeps finished ones."""
+"""The result of a sweep: its points, their formats, and the file of finished points."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ KEY = (
     "seed",
     "time_limit",
 )
-"""Fields of a record that say what was asked for: all that its figures depend on."""
+"""Fields of a record that define the point: everything that its figures depend on."""
 FIGURES = (
     "dram_bytes",
     "feature_bytes",
@@ -62,7 +62,7 @@ FIGURES = (
     "stopped",
     "seconds",
 )
-"""Fields of a record that say what was found."""
+"""Fields of a record with its results."""
 _COLUMNS = ("model", *KEY, *FIGURES, "error")
 
 Record = dict[str, Any]
@@ -70,18 +70,18 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found; ``print(sweep)`` shows a table.
+    """The result of a sweep; ``print(sweep)`` shows a table.
 
     Attributes:
-        records: one dictionary per point: ``model``, what was asked for (:data:`KEY`), what was
-            found (:data:`FIGURES`; ``None`` where the point failed) and ``error`` (``None`` where
-            it did not). Sizes are integer bytes per sample and of the whole network:
-            ``dram_bytes`` as planned (``feature_bytes`` of it features), ``unfused_bytes`` with
-            every operator alone, ``lower_bound_bytes`` of any legal plan; all three hold
-            ``unfusable_bytes``, what the ``unfusable`` operators move at least, and less it they
-            are the paper's figures. ``seconds`` is the planning time, ``stopped`` why a search
-            ended early.
-        kept: how many of the points were finished before and taken from the file.
+        records: one dictionary per point: ``model``, the settings (:data:`KEY`), the results
+            (:data:`FIGURES`; ``None`` if the point failed) and ``error`` (``None`` if it did
+            not). Sizes are integer bytes per sample and of the whole network: ``dram_bytes`` as
+            planned (``feature_bytes`` of it features), ``unfused_bytes`` with every operator
+            alone, ``lower_bound_bytes`` of any legal plan. All three include
+            ``unfusable_bytes``, the least DRAM access of the ``unfusable`` operators; without it
+            they are the paper's figures. ``seconds`` is the planning time, ``stopped`` why a
+            search ended early.
+        kept: number of points that were finished before and taken from the file.
     """
 
     records: tuple[Record, ...]
@@ -96,13 +96,13 @@ class Sweep:
         return self._render(PLAIN)
 
     def __repr__(self) -> str:
-        return f"<Sweep of {self._told()}>"
+        return f"<Sweep of {self._summary()}>"
 
     def _repr_html_(self) -> str:
         return self._render(HTML)
 
-    def _told(self) -> str:
-        """How many points there are, and where they come from."""
+    def _summary(self) -> str:
+        """Number of points planned, kept and failed."""
         total, failed = len(self.records), len(self.errors)
         planned = total - failed - self.kept
         return f"{total} points: {planned} planned, {self.kept} kept from before, {failed} failed"
@@ -113,7 +113,7 @@ class Sweep:
         if rows:
             parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
         parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
-        parts.append(style.paragraph(f"{self._told()}; sizes are of the whole network"))
+        parts.append(style.paragraph(f"{self._summary()}; sizes are of the whole network"))
         return "\n\n".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,18 +128,18 @@ class Sweep:
         return json.dumps(self.to_dict(), indent=1)
 
     def to_jsonl(self) -> str:
-        """One JSON object per line and point: what ``sweep(path=...)`` writes and reads."""
+        """One JSON object per line and point, as ``sweep(path=...)`` writes and reads them."""
         return "".join(json.dumps(record) + "\n" for record in self.records)
 
     def to_csv(self) -> str:
-        """One line per point below a line of names."""
+        """A header line, then one line per point."""
         return csv_text(self.records, _COLUMNS)
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row per point.
 
         Raises:
-            GetfuseError: where pandas is not installed.
+            GetfuseError: if pandas is not installed.
         """
         return data_frame(self.records, _COLUMNS)
 
@@ -149,7 +149,7 @@ class Sweep:
         Points that are not proved optimal are hollow.
 
         Raises:
-            GetfuseError: where matplotlib is not installed.
+            GetfuseError: if matplotlib is not installed.
         """
         try:
             from matplotlib.figure import Figure
@@ -185,27 +185,27 @@ class Sweep:
         return figure
 
     def save(self, path: str | Path) -> None:
-        """Write the form that the suffix names: .txt, .json, .jsonl, .csv, .svg or .png.
+        """Write the format given by the suffix: .txt, .json, .jsonl, .csv, .svg or .png.
 
         Raises:
             OptionError: for another suffix.
-            GetfuseError: for a picture where matplotlib is not installed.
-            OSError: where the file cannot be written.
+            GetfuseError: for a picture if matplotlib is not installed.
+            OSError: if the file cannot be written.
         """
         _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
 
     @staticmethod
     def check_suffix(path: str | Path) -> None:
-        """Refuse, before any work is done, a path that :meth:`save` could not name a form for.
+        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
 
         Raises:
-            OptionError: names the known suffixes.
+            OptionError: for another suffix; lists the supported ones.
         """
         known_suffix(path, "a sweep", _FORMS)
 
 
 def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a point was asked for; points of the same identity have the same figures."""
+    """The settings of a point; points of equal identity have equal figures."""
     return tuple(record[name] for name in KEY)
 
 
@@ -216,19 +216,19 @@ class Journal:
     """A file of JSON lines, one per finished point; later lines replace earlier ones.
 
     Attributes:
-        records: what was finished before, without errors, by what was asked for.
+        records: points finished before without error, by :func:`identity`.
 
     Raises:
-        GetfuseError: where the file holds something else.
-        OSError: where it cannot be read or written.
+        GetfuseError: if the file contains something else.
+        OSError: if it cannot be read or written.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.records: dict[tuple[Any, ...], Record] = {}
         if self.path.exists() and not self.path.is_file():
-            raise GetfuseError(f"{str(self.path)!r} is no regular file; name another one")
-        # Bytes, so that a character cut in two is as good as any other damage.
+            raise GetfuseError(f"{str(self.path)!r} is not a regular file; name another one")
+        # Bytes, so that a truncated character is handled like any other damage.
         data = self.path.read_bytes() if self.path.exists() else b""
         lines = data.splitlines(keepends=True)
         whole = 0
@@ -243,8 +243,8 @@ class Journal:
                 break
             if record is None:
                 raise GetfuseError(
-                    f"line {number} of {str(self.path)!r} is no point of a sweep; the file is left "
-                    "as it is: name another one"
+                    f"line {number} of {str(self.path)!r} is not a point of a sweep; the file is "
+                    "left as it is: name another one"
                 )
             whole += len(line)
             if record["error"] is None:
@@ -256,7 +256,7 @@ class Journal:
             self._file.write(b"\n")
 
     def append(self, record: Record) -> None:
-        """Add a finished point; it is on disk when this returns."""
+        """Append a finished point; it is on disk when this returns."""
         self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -266,7 +266,7 @@ class Journal:
 
 
 def _is_cut_off(line: bytes) -> bool:
-    """Whether an unfinished line can be the beginning of one that :meth:`Journal.append` wrote."""
+    """Whether an unterminated line can be the start of one that :meth:`Journal.append` wrote."""
     start = json.dumps({_COLUMNS[0]: ""}).removesuffix('"}').encode()
     return not line.endswith(b"\n") and (line.startswith(start) or start.startswith(line))
 
@@ -337,7 +337,7 @@ def _label(record: Record) -> str:
 
 
 def title(record: Record) -> str:
-    """A point in words."""
+    """A point as text."""
     return f"{_label(record)}, {format_size(record['buffer_bytes'])}"
 
 

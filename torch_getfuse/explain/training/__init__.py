@@ -1,5 +1,5 @@
-"""From nothing to the shipped weights: networks, samples of their groups, training.
+"""Training of the shipped weights from scratch: networks, samples of their groups, training.
 
-``train.py`` is the command (``python -m torch_getfuse.explain.training.train``): open it first;
-``data.py`` makes the data set; ``synthetic.py`` has random networks beside the paper's.
+``train.py`` is the command (``python -m torch_getfuse.explain.training.train``); start here.
+``data.py`` builds the data set; ``synthetic.py`` adds random networks to the paper's.
 """

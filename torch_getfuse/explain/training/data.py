@@ -1,7 +1,7 @@
-"""The training data: fusion groups of torchvision and random networks, made by one command.
+"""The training data: fusion groups of torchvision and random networks, built by one command.
 
-Nothing of it is committed. A shard holds the groups of one network at one input size; shards are
-made in parallel, each written in one step, and a run that was interrupted goes on where it was.
+None of it is committed. A shard holds the groups of one network at one input size; shards are
+built in parallel, each written atomically, and an interrupted run resumes with the missing ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TABLE_1: Mapping[str, int] = {
     "efficientnet_b0": 1364,
     "efficientnet_b3": 2247,
 }
-"""Fusion groups per network in the paper's Table I; ours are in proportion."""
+"""Fusion groups per network in the paper's Table I; ours are proportional."""
 
 LEFT_OUT = {
     "brr": ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_b3")
@@ -58,17 +58,17 @@ UNSEEN = (
     "mnasnet1_0",
     "regnet_y_400mf",
 )
-"""Networks that no model is trained on."""
+"""Networks that are not used for training."""
 
 GROUPS = 12_500
 SYNTHETIC = 32
-"""Random networks (:mod:`synthetic`) beside the paper's; they give half as many groups again."""
+"""Random networks (:mod:`synthetic`) added to the paper's; they add half as many groups."""
 
 _SYNTHETIC = "synthetic-"
 _SIDE = 224
 _SIDES = {"efficientnet_b3": 300}
-# Half of the groups at the network's own input size; others keep the model from learning sizes
-# by heart, and give a plain chain such as VGG16, with its 666 intervals, enough distinct groups.
+# Half of the groups at the network's usual input size; the others keep the model from memorising
+# sizes, and give a plain chain such as VGG16, with its 666 intervals, enough distinct groups.
 _SHARES = ((1.0, 0.5), (0.75, 0.25), (1.25, 0.25))
 _SYNTHETIC_SIDES = (224, 160, 224, 288)
 
@@ -89,10 +89,10 @@ def capture_network(network: str, side: int | None = None) -> OpGraph:
     if network.startswith(_SYNTHETIC):
         model: torch.nn.Module = synthetic_network(int(network.removeprefix(_SYNTHETIC)))
     else:
-        # googlenet warns of its slow initialisation unless it is told not to.
+        # googlenet warns of its slow initialisation unless init_weights is set.
         extra = {"init_weights": False} if network == "googlenet" else {}
         model = import_torchvision().models.get_model(network, weights=None, **extra)
-    # On the meta device nothing is computed, and the graph is the same.
+    # The meta device computes nothing and gives the same graph.
     model = model.eval().to("meta")
     return capture_model(model, (torch.empty(1, 3, side, side, device="meta"),)).graph
 
@@ -104,8 +104,8 @@ class ShardRequest:
     Attributes:
         scheme, granularity: the cost model that labels the groups.
         network, side: as :func:`capture_network` takes them.
-        groups: distinct groups wanted.
-        seed: of the whole data set.
+        groups: number of distinct groups.
+        seed: seed of the whole data set.
     """
 
     scheme: str
@@ -116,7 +116,7 @@ class ShardRequest:
     seed: int
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that the shard's content depends on."""
+        """Everything that the content of the shard depends on."""
         return {**vars(self), "features": FEATURES_ID, "sampler": SAMPLER_VERSION}
 
 
@@ -127,14 +127,14 @@ def requests(
 
     Args:
         scheme, granularity: the cost model that labels the groups.
-        groups: distinct groups of the paper's networks, about.
-        seed: of the whole data set.
-        synthetic: random networks, which together give half as many groups again.
+        groups: approximate number of distinct groups of the paper's networks.
+        seed: seed of the whole data set.
+        synthetic: random networks, which together add half as many groups.
     """
     apart = LEFT_OUT.get(scheme, ())
     chosen = {name: count for name, count in TABLE_1.items() if name not in apart}
     scale = groups / sum(chosen.values())
-    found = [
+    shards = [
         ShardRequest(
             scheme,
             granularity,
@@ -146,7 +146,7 @@ def requests(
         for name, count in chosen.items()
         for stretch, share in _SHARES
     ]
-    found += [
+    shards += [
         ShardRequest(
             scheme,
             granularity,
@@ -157,7 +157,7 @@ def requests(
         )
         for number in range(synthetic)
     ]
-    return sorted(found, key=lambda request: -request.groups)
+    return sorted(shards, key=lambda request: -request.groups)
 
 
 def build(
@@ -170,28 +170,28 @@ def build(
     progress: bool = True,
     synthetic: int = SYNTHETIC,
 ) -> tuple[PackedGroups, str]:
-    """The data set of a scheme, made where it is missing, and its fingerprint.
+    """The data set of a scheme, with missing shards built, and its fingerprint.
 
     Args:
         scheme, granularity: the cost model that labels the groups.
-        folder: where graphs and shards are kept between runs.
+        folder: folder in which graphs and shards are kept between runs.
         groups: distinct groups of the paper's networks; times five buffers.
-        seed: same seed, same data.
-        jobs: processes.
+        seed: the same seed gives the same data.
+        jobs: number of processes.
         progress: show a progress bar.
-        synthetic: random networks beside the paper's; 0 gives the paper's groups alone, each
-            in the same part of the split.
+        synthetic: random networks in addition to the paper's; 0 gives the paper's groups alone,
+            each in the same part of the split.
     """
-    wanted = requests(scheme, granularity, groups, seed, synthetic)
+    shards = requests(scheme, granularity, groups, seed, synthetic)
     folder.mkdir(parents=True, exist_ok=True)
     work = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(
-        joblib.delayed(_make_shard)(request, folder) for request in wanted
+        joblib.delayed(_make_shard)(request, folder) for request in shards
     )
-    for _ in tqdm(work, total=len(wanted), desc="groups", unit="shard", disable=not progress):
+    for _ in tqdm(work, total=len(shards), desc="groups", unit="shard", disable=not progress):
         pass
     digest = hashlib.sha256()
     loaded = []
-    for request in sorted(wanted, key=lambda r: (r.network, r.side)):
+    for request in sorted(shards, key=lambda r: (r.network, r.side)):
         text = _shard_path(request, folder).read_text(encoding="utf-8")
         digest.update(text.encode())
         loaded.append((load_graph(request.network, request.side, folder), _samples(text)))
@@ -201,12 +201,12 @@ def build(
 
 
 def load_samples(request: ShardRequest, folder: Path) -> list[Sample]:
-    """The samples of a shard of a data set that :func:`build` has made in the folder."""
+    """The samples of a shard that :func:`build` has written to the folder."""
     return _samples(_shard_path(request, folder).read_text(encoding="utf-8"))
 
 
 def load_graph(network: str, side: int, folder: Path) -> OpGraph:
-    """A network's operator graph, captured once and kept under ``folder``."""
+    """The operator graph of a network, captured once and cached under ``folder``."""
     path = folder / "graphs" / f"{network}-{side}.json"
     if not path.exists():
         _write(path, json.dumps(capture_network(network, side).to_dict()))

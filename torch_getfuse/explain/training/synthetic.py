@@ -1,9 +1,9 @@
-"""Random convolutional networks: topologies that the training networks do not have.
+"""Random convolutional networks: topologies that the paper's networks lack.
 
-The paper's nine networks hold no dense concatenation, no channel shuffle and, under BRR, no
-Squeeze-and-Excite, so a predictor trained on them alone guesses there. The networks made here
-stack blocks of the known families with random widths, depths, kernels and strides. They are
-modules, captured like any other model, so that their graphs have the forms that real ones have.
+The paper's nine networks have no dense concatenation, no channel shuffle and, under BRR, no
+Squeeze-and-Excite, so a predictor trained on them alone cannot generalise to these. The networks
+here stack blocks of known families with random widths, depths, kernels and strides. They are
+modules, captured like any other model, so that their graphs have the structure of real ones.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 
 
 def synthetic_network(number: int) -> nn.Sequential:
-    """The random classifier of that number; the same number gives the same network.
+    """The random classifier number ``number``; the same number gives the same network.
 
-    Every fourth network is made of one kind of block, as real networks are; the others mix kinds.
+    Every fourth network uses one kind of block, as real networks do; the others mix kinds.
     """
     rng = Random(f"synthetic network {number}")
     kinds = list(_BLOCKS)
@@ -32,8 +32,8 @@ def synthetic_network(number: int) -> nn.Sequential:
         for block in range(rng.randint(2, 5)):
             stride = 2 if stage and not block else 1
             grown = round(width * rng.uniform(1.4, 2.2) / 8) * 8 if stride == 2 else width
-            made, width = _BLOCKS[kind](rng, width, min(grown, 640), stride)
-            layers.append(made)
+            module, width = _BLOCKS[kind](rng, width, min(grown, 640), stride)
+            layers.append(module)
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000)]
     return nn.Sequential(*layers)
 
@@ -49,7 +49,7 @@ def _conv(
 
 
 class _Excite(nn.Module):
-    """Squeeze-and-Excite: every channel scaled by what the whole map holds."""
+    """Squeeze-and-Excite: scales every channel by a factor computed from the whole map."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class _Residual(nn.Module):
         self.last = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.last(self.skip(x) + self.body(x))
-        return found
+        output: torch.Tensor = self.last(self.skip(x) + self.body(x))
+        return output
 
 
 class _Branches(nn.Module):
-    """Branches side by side over one map, concatenated: Inception, Fire."""
+    """Parallel branches of one map, concatenated: Inception, Fire."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Dense(nn.Module):
 
 
 class _Shuffle(nn.Module):
-    """One half of the channels passes by, or both are halved in size; then they are shuffled."""
+    """The body joined with half of the channels or with a second branch, then shuffled."""
 
     def __init__(self, body: nn.Module, beside: nn.Module | None) -> None:
         super().__init__()
@@ -112,11 +112,11 @@ class _Shuffle(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.beside is None:
             first, second = x.chunk(2, dim=1)
-            found = torch.cat([first, self.body(second)], 1)
+            joined = torch.cat([first, self.body(second)], 1)
         else:
-            found = torch.cat([self.beside(x), self.body(x)], 1)
-        batch, channels, rows, cols = found.shape
-        halves = found.view(batch, 2, channels // 2, rows, cols).transpose(1, 2).contiguous()
+            joined = torch.cat([self.beside(x), self.body(x)], 1)
+        batch, channels, rows, cols = joined.shape
+        halves = joined.view(batch, 2, channels // 2, rows, cols).transpose(1, 2).contiguous()
         return halves.view(batch, channels, rows, cols)
 
 
@@ -184,11 +184,11 @@ def _dense(rng: Random, before: int, after: int, stride: int) -> tuple[nn.Module
     width = before + count * growth
     if stride == 1 and rng.random() < 0.5:
         return _Dense(layers), width
-    made = [_Dense(layers), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    made.append(nn.Conv2d(width, after, 1, bias=False))
+    modules = [_Dense(layers), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    modules.append(nn.Conv2d(width, after, 1, bias=False))
     if stride == 2:
-        made.append(nn.AvgPool2d(2, 2))
-    return nn.Sequential(*made), after
+        modules.append(nn.AvgPool2d(2, 2))
+    return nn.Sequential(*modules), after
 
 
 def _shuffle(rng: Random, before: int, after: int, stride: int) -> tuple[nn.Module, int]:

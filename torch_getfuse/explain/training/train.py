@@ -1,9 +1,9 @@
-"""From nothing to shipped weights: data, validity predictor, PGExplainer, RG-Explainer.
+"""Train the shipped weights from scratch: data, validity predictor, PGExplainer, RG-Explainer.
 
-``python -m torch_getfuse.explain.training.train --scheme lbdf --granularity line`` makes the data
+``python -m torch_getfuse.explain.training.train --scheme lbdf --granularity line`` builds the data
 set, trains the predictor of one scheme and then the two explainers that need training, and writes
-three ``.safetensors`` files. Same seed, same data and the same number of threads give the same
-weights. An interrupted run goes on where it was: data by shard, the predictor by epoch.
+three ``.safetensors`` files. The same seed, data and number of threads give the same weights. An
+interrupted run resumes: the data at the next shard, the predictor at the next epoch.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ log = logging.getLogger(__name__)
 PG_EPOCHS, RG_EPOCHS = 25, 10
 _PG_GROUPS, _RG_GROUPS = 800, 600
 _PG_BATCH = 25
-# At PyG's 0.003 every mask is all zeros or ones after an epoch, and ranks edges no better than
-# chance; slowly, it comes to rank them before it gets there.
+# At PyG's 0.003 every mask saturates at zeros or ones within an epoch, and ranks edges no better
+# than chance; at this rate it learns to rank them before it saturates.
 _PG_RATE = 6e-5
 _LARGEST = 64  # operators of a group that explainers are trained on
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run reached.
+    """Result of a training run.
 
     Attributes:
         scheme, granularity: the cost model.
-        groups, samples: of the data set.
+        groups, samples: size of the data set.
         test: scores on the test part.
         fusable: the same on the samples whose operators all fit alone, as in a search.
         seconds: wall time of this run.
-        files: what was written.
+        files: the files written.
     """
 
     scheme: str
@@ -83,19 +83,19 @@ def train(
     progress: bool = True,
     synthetic: int = SYNTHETIC,
 ) -> TrainResult:
-    """Train everything of one scheme from nothing.
+    """Train all models of one scheme from scratch.
 
     Args:
         scheme, granularity: the cost model to mimic.
         output: folder for the weights; ``None`` for the package's own.
-        seed: of data, initialisation and order.
+        seed: seed of data, initialisation and order.
         data: folder for the data set and the state of an interrupted run.
         groups: distinct fusion groups of the paper's networks; times five buffers.
-        epochs: of the validity predictor, at most.
-        jobs: processes that make the data.
-        threads: of torch; more than one changes the last bits of the result.
+        epochs: maximum number of epochs of the validity predictor.
+        jobs: processes that build the data.
+        threads: threads of torch; more than one changes the last bits of the result.
         progress: show progress bars.
-        synthetic: random networks beside the paper's, with half as many groups again.
+        synthetic: random networks in addition to the paper's; they add half as many groups.
     """
     started = time.perf_counter()
     torch.set_num_threads(threads)
@@ -108,10 +108,10 @@ def train(
     checkpoint = Path(data) / f"{scheme}-{granularity}" / "fit.pt"
     model = fit(packed, options, checkpoint, progress)
     test = packed.part("test")
-    found = evaluate(model, packed, test)
+    test_scores = evaluate(model, packed, test)
     fusable = evaluate(model, packed, test[packed.fits_alone(_holds_weights(scheme))[test]])
     path = weights_path("validity", scheme, granularity, folder)
-    save_validity(model, path, scheme, granularity, fingerprint, found)
+    save_validity(model, path, scheme, granularity, fingerprint, test_scores)
     files = [path]
     model.requires_grad_(False)
     for kind, learn in (("pg", train_pg), ("rg", train_rg)):
@@ -122,7 +122,7 @@ def train(
         granularity=granularity,
         groups=len(packed.keys),
         samples=len(packed),
-        test=found,
+        test=test_scores,
         fusable=fusable,
         seconds=time.perf_counter() - started,
         files=tuple(map(str, files)),
@@ -130,14 +130,14 @@ def train(
 
 
 def explained_samples(data: PackedGroups, scheme: str, count: int, seed: int) -> Ints:
-    """Invalid samples of the training part like those that a search has explained."""
+    """Invalid samples of the training part, like those that a search explains."""
     sizes = data.group_sizes()
     wanted = (
         ~data.labels & data.fits_alone(_holds_weights(scheme)) & (sizes > 2) & (sizes <= _LARGEST)
     )
     train_part = data.part("train")
-    found = train_part[wanted[train_part]]
-    return np.random.default_rng(seed).permutation(found)[:count]
+    candidates = train_part[wanted[train_part]]
+    return np.random.default_rng(seed).permutation(candidates)[:count]
 
 
 def _holds_weights(scheme: str) -> bool:
@@ -157,7 +157,7 @@ def train_pg(
     samples = explained_samples(data, scheme, count, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # PyG adds up the mask over all groups of a batch, but takes the mean of their losses.
+        # PyG sums the mask over all groups of a batch, but averages their losses.
         algorithm = make_pg(epochs, _PG_RATE, edge_size=0.05 / _PG_BATCH)
         make_explainer(model, algorithm)
         _scale_first_layer(algorithm.mlp, model, data.batch(samples[: 4 * _PG_BATCH]))
@@ -180,11 +180,11 @@ def train_pg(
 
 
 def _scale_first_layer(mlp: Any, model: ValidityModel, batch: Batch) -> None:
-    """Start with inputs of about one: sums over neighbours are larger, and the mask would
-    be all zeros or ones from the start.
+    """Scale the inputs to about one: embeddings are sums over neighbours and thus larger, and
+    would saturate the mask from the start.
     """
     embeddings = get_embeddings(model, batch.x, batch.edge_index, batch=batch.batch)[-1]
-    mlp(torch.cat([embeddings[:1]] * 2, dim=1))  # PyG's layer takes its width from its first input
+    mlp(torch.cat([embeddings[:1]] * 2, dim=1))  # PyG's layer infers its width from its first input
     with torch.no_grad():
         mlp[0].weight.div_(embeddings.square().mean().sqrt())
 
@@ -226,27 +226,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--granularity", choices=GRANULARITIES, default="line")
     parser.add_argument("--output", type=Path, help="folder for the weights (the package's own)")
     parser.add_argument("--data", type=Path, default=Path("runs/explain"), help="working folder")
-    parser.add_argument("--groups", type=int, default=GROUPS, help="of the paper's networks")
-    parser.add_argument("--synthetic", type=int, default=SYNTHETIC, help="random networks beside")
+    parser.add_argument("--groups", type=int, default=GROUPS, help="groups of the paper's networks")
+    parser.add_argument("--synthetic", type=int, default=SYNTHETIC, help="further, random networks")
     parser.add_argument("--epochs", type=int, default=FitOptions.epochs)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="processes that make the data")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--jobs", type=int, default=2, help="processes that build the data")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    given = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING if given.quiet else logging.INFO)
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO)
     result = train(
-        given.scheme,
-        given.granularity,
-        given.output,
-        given.seed,
-        data=given.data,
-        groups=given.groups,
-        epochs=given.epochs,
-        jobs=given.jobs,
-        threads=given.threads,
-        progress=not given.quiet,
-        synthetic=given.synthetic,
+        args.scheme,
+        args.granularity,
+        args.output,
+        args.seed,
+        data=args.data,
+        groups=args.groups,
+        epochs=args.epochs,
+        jobs=args.jobs,
+        threads=args.threads,
+        progress=not args.quiet,
+        synthetic=args.synthetic,
     )
     print(json.dumps(asdict(result), indent=1))
     return 0

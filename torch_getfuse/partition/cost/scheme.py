@@ -82,9 +82,9 @@ class FusionScheme(ABC):
     """A buffer-aware cost model of one graph: subclass it for one of your own.
 
     :meth:`buffer` is all that a subclass has to give; :meth:`dram` is right for schemes that move
-    what crosses a group's border once and read its weights :meth:`passes` times. The flags say
-    what the planner may rely on. None is promised at first: what a scheme does not promise is not
-    used, and a stage of the plan says so. ``docs/extending/cost-model.md`` has an example.
+    what crosses a group's border once and read again what :meth:`reread` says. The flags say what
+    the planner may rely on. None is promised at first: what a scheme does not promise is not used,
+    and a stage of the plan says so. ``docs/extending/cost-model.md`` has an example.
 
     A set of operators is a bit mask over ``graph.ops`` (:func:`~torch_getfuse.bits`). All sizes
     are integer bytes per sample. Answers must depend on the arguments alone, for they are
@@ -102,8 +102,8 @@ class FusionScheme(ABC):
         granularities: units in which it can stream, the default first; empty: it has no choice.
         additive: ``F_D`` of a group is a sum over tensors and weights, whatever else it holds: the
             bytes of each distinct tensor that it reads from outside, and of each that it produces
-            and that is needed outside, at :attr:`activation_bytes` an element, and its
-            :attr:`weights`, :meth:`passes` times. The exact searches and every lower bound add
+            and that is needed outside, at :attr:`activation_bytes` an element, its :attr:`weights`,
+            and :meth:`reread`. The exact searches and every lower bound add
             traffic up so and never ask :meth:`dram`; what they believe is compared with it when a
             plan is recorded. Where this is ``False``, plans are searched but nothing is proved of
             them.
@@ -111,7 +111,9 @@ class FusionScheme(ABC):
             fit is given up with all that contain it.
         merges_in_place: some optimum keeps an operator that writes over its input with its
             producer, so that they are moved as one.
-        lends_in_place: it does not, but the group that the operator leaves keeps its cost.
+        starts_in_place: it may not where the operator's reader reads other tensors as well: a group
+            that starts with the operator can then be cheaper than without it, its producer's group
+            is so neither with it nor without, and one such operator for each reader is enough.
         holds_weights: the weights of a group stay on chip.
         has_predictor: weights of a validity predictor and of explainers that ask it come with this
             package.
@@ -129,7 +131,7 @@ class FusionScheme(ABC):
     additive: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
     merges_in_place: ClassVar[bool] = False
-    lends_in_place: ClassVar[bool] = False
+    starts_in_place: ClassVar[bool] = False
     holds_weights: ClassVar[bool] = False
     has_predictor: ClassVar[bool] = False
     has_cover: ClassVar[bool] = False
@@ -182,27 +184,28 @@ class FusionScheme(ABC):
         need = self.buffer(mask, buffer_bytes)
         return need is None or need >= buffer_bytes
 
-    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
-        """How often a valid group reads its weights; once without a subclass's own.
+    def reread(self, mask: int, buffer_bytes: int) -> int:
+        """Bytes of weights or inputs that a valid group reads again, beyond the first time.
 
-        ``least``: the fewest of all ways to run it, not of the one that the scheme chooses.
+        None without a subclass's own.
         """
-        return 1
+        return 0
 
-    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
-        """A lower bound of :meth:`passes` of the groups of which :meth:`hopeless` speaks.
+    def least_reread(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+        """A lower bound of :meth:`reread` of the groups of which :meth:`hopeless` speaks.
 
-        ``part``: as there.
+        ``part``: as there. None is certain without a subclass's own.
         """
-        return 1
+        return 0
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group.
 
-        Without a subclass's own: what crosses its border once, weights :meth:`passes` times.
+        Without a subclass's own: what crosses its border once, the weights once, and what
+        :meth:`reread` says, as weights.
         """
         read, write, weight = once(self, mask)
-        return Dram(read, write, weight * self.passes(mask, buffer_bytes))
+        return Dram(read, write, weight + self.reread(mask, buffer_bytes))
 
 
 def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
@@ -358,13 +361,13 @@ class Evaluator:
         found = self.scheme.hopeless(mask, self.buffer_bytes, part)
         return remember(self._hopeless, mask, found)
 
-    def passes(self, mask: int, least: bool = False) -> int:
-        """How often a valid group reads its weights; see :meth:`FusionScheme.passes`."""
-        return self.scheme.passes(mask, self.buffer_bytes, least)
+    def reread(self, mask: int) -> int:
+        """Bytes that a valid group reads again; see :meth:`FusionScheme.reread`."""
+        return self.scheme.reread(mask, self.buffer_bytes)
 
-    def fewest_passes(self, mask: int, part: int = 0) -> int:
-        """A lower bound of :meth:`passes` of every valid group grown from ``mask`` downstream."""
-        return self.scheme.fewest_passes(mask, self.buffer_bytes, part)
+    def least_reread(self, mask: int, part: int = 0) -> int:
+        """A lower bound of :meth:`reread` of every valid group grown from ``mask`` downstream."""
+        return self.scheme.least_reread(mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""

@@ -1,7 +1,5 @@
 """The exact search: dynamic programming over the down-sets of the graph (``down_sets.py``).
 
-``lending.py`` has what merging in place leaves to choose under BRR.
-
 In: a :class:`~torch_getfuse.partition.problem.FusionProblem`. Out: the optimum, or a lower bound
 and the best plan known where the graph is too wide. The proofs are in docs/exact-search.md.
 """

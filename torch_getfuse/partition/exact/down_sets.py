@@ -32,7 +32,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
-from torch_getfuse.partition.exact.lending import NOTHING, Entry, Lending
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
@@ -118,7 +117,7 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
     not, it saves little.
     """
-    if problem.evaluator.fewest_passes(problem.fusable) > 1:
+    if problem.evaluator.least_reread(problem.fusable):
         for share in _GUESSES:
             guess = problem.unavoidable + int(share * problem.unavoidable)
             if known is None or guess < known:
@@ -216,18 +215,17 @@ class _Grown(NamedTuple):
     """A set on its way to a group, priced by what joined it last.
 
     Attributes:
-        mask: its operators, without borrowed ones.
-        entry: where it begins.
+        mask: its operators, without those that it takes along.
+        before: operators that it reads from, where it may start with one of them; members too.
         after: operators that must run after some of it, members among them.
-        features, weights: bytes that it would move as a group, its weights once.
+        moved: bytes that it would move as a group, if it read everything once.
         rest: a lower bound in bytes of what is left once it has run.
     """
 
     mask: int
-    entry: Entry
+    before: int
     after: int
-    features: int
-    weights: int
+    moved: int
     rest: int
 
 
@@ -269,9 +267,9 @@ class _Search:
         # An ideal is connected, unless more than tensors orders its operators.
         self.near = problem.near if graph.ordered else None
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
-        self.lending = Lending(problem)
+        self.leading = problem.leading
         self.block = [1 << i for i in range(len(graph))]
-        for block in self.lending.blocks:
+        for block in problem.tight:
             for i in bits(block):
                 self.block[i] = block
         # The ideal of an operator: its block, all that the block depends on, and their blocks.
@@ -322,7 +320,7 @@ class _Search:
             at = best[at].before
         cost = best[self.everything].cost
         return SearchResult(
-            groups=self.lending.give_back(groups[::-1]),
+            groups=self._taken_along(groups),
             dram_bytes=cost,
             plans=self.evaluator.evaluated,
             seconds=time.perf_counter() - self.started,
@@ -336,7 +334,7 @@ class _Search:
         after = self.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
-        nothing = _Grown(0, NOTHING, 0, 0, 0, state.rest)
+        nothing = _Grown(0, 0, 0, 0, state.rest)
         front = [
             (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
@@ -351,11 +349,14 @@ class _Search:
             if added & self.unfusable:
                 self._count()
                 continue
-            entry = self.lending.entry(part.entry, added, group)
-            ways = self._ways(state, part, group, entry)
+            before = part.before
+            if self.leading:
+                for i in bits(added):
+                    before |= self.makers[i]
+            ways = [w for w in self._ways(group, before) if not self._given_up(state, part, w)]
             if not ways:
                 continue
-            grown = self._grow(done, part, added, entry)
+            grown = self._grow(done, part, added, before)
             self._reach(done, state, grown, ways)
             for i in bits(grown.after & ~group):
                 if not self.makers[i] & group:
@@ -365,77 +366,87 @@ class _Search:
                     seen.add(larger)
                     front.append((larger, grown))
 
-    def _ways(self, state: _State, part: _Grown, group: int, entry: Entry) -> list[int]:
-        """A group with and without what it can borrow, as far as a larger one may be of use."""
-        if not entry.offered:
-            return [] if self._given_up(state, part, group) else [group]
-        if entry.alike:
-            return [] if self._given_up(state, part, group) else [group, group | entry.offered]
-        ways = self.lending.ways(group, entry.offered)
-        return [way for way in ways if not self._given_up(state, part, way)]
-
     def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
         """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
         self._count()
-        known = group & (part.mask | part.entry.offered)
+        known = group & (part.mask | part.before)
         if self.ceiling is not None:
             # However it goes on, what it holds already is read so often.
-            further = self.evaluator.fewest_passes(group, known) - 1
-            if further:
-                weights = part.weights + sum([self.weights[i] for i in bits(group & ~known)])
-                if self._too_dear(state.cost + weights * further, state.rest):
-                    return True
+            again = self.evaluator.least_reread(group, known)
+            if again and self._too_dear(state.cost + again, state.rest):
+                return True
         return self.evaluator.hopeless(group, known)
+
+    def _ways(self, group: int, before: int) -> list[int]:
+        """A group as it is, and with operators in place that it may start with.
+
+        One for each reader: further ones would hold more and change nothing.
+        """
+        ways = [group]
+        offered = before & self.leading & ~group
+        while offered:
+            reader = self.successors[(offered & -offered).bit_length() - 1]
+            some = offered & self.makers[reader.bit_length() - 1]
+            offered ^= some
+            ways += [way | 1 << i for way in ways for i in bits(some)]
+        return ways
+
+    def _taken_along(self, groups: list[int]) -> tuple[int, ...]:
+        """The groups of a plan, last one first, in order; what one starts with is no other's."""
+        found = []
+        taken = 0
+        for group in groups:
+            found.append(group & ~taken)
+            taken |= group
+        return tuple(found[::-1])
 
     def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
         """Take a group for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
         """
-        least = state.cost + grown.features + grown.weights
+        least = state.cost + grown.moved
         if self._too_dear(least, grown.rest):
             return
         reached = self._absorb(done | grown.mask, grown.after)
         for group in ways:
             old = self.best.get(reached)
             if old is not None and old.cost <= least:
-                continue
+                return
             if self.near is not None and not is_connected(group, self.near):
-                continue
+                return
             if not self.evaluator.valid(group):
                 continue
-            passes = self.evaluator.passes(group)
-            cost = least + grown.weights * (passes - 1)
-            if not self._too_dear(cost, grown.rest) and (old is None or cost < old.cost):
-                if old is None:
-                    open_ = self._open(reached, state.open | reached & ~done)
-                    self.waiting[reached.bit_count()].append(reached)
-                else:
-                    open_ = old.open
-                self.best[reached] = _State(cost, grown.rest, open_, done, group)
-            if passes == 1 or (
-                grown.entry.alike and self.evaluator.passes(group, least=True) == passes
-            ):
-                return
+            cost = least + self.evaluator.reread(group)
+            if self._too_dear(cost, grown.rest):
+                continue
+            if old is None:
+                open_ = self._open(reached, state.open | reached & ~done)
+                self.waiting[reached.bit_count()].append(reached)
+            elif cost < old.cost:
+                open_ = old.open
+            else:
+                continue
+            self.best[reached] = _State(cost, grown.rest, open_, done, group)
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
 
-    def _grow(self, done: int, part: _Grown, added: int, entry: Entry) -> _Grown:
+    def _grow(self, done: int, part: _Grown, added: int, before: int) -> _Grown:
         """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
         old, new = part.mask, part.mask | added
         left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
-        _, _, after, features, weights, rest = part
+        _, _, after, moved, rest = part
         for i in bits(added):
             after |= self.successors[i]
-            weights += self.weights[i]
+            moved += self.weights[i]
             rest -= self.weights[i]
             for crossing in self.crossings[i]:
                 touching = crossing.touched & added
                 if touching & -touching == 1 << i:  # else counted at the first that touches it
-                    features += crossing.moved(new) - crossing.moved(old)
+                    moved += crossing.moved(new) - crossing.moved(old)
                     rest += crossing.owed(still_left) - crossing.owed(left)
-        return _Grown(new, entry, after, features, weights, rest)
+        return _Grown(new, before, after, moved, rest)
 
     def _absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.

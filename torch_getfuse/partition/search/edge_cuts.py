@@ -1,15 +1,15 @@
 """From an edge to the cuts that separate its ends (docs/method.md, section 7).
 
-Taking one edge out of a group seldom separates anything: skip connections run beside it. A cut
-is therefore a bipartition of the group, named by its *upper side*: a set of members that contains
-the edge's producer ``i`` and not its consumer ``j``, and that is closed under the order (it
-contains every member that one of its members depends on). All edges that cross it, the skips that
-span ``(i, j)`` among them, go with it.
+Removing one edge seldom separates a group: skip connections bypass it. A cut is therefore a
+bipartition of the group, represented by its *upper side*: a set of members that contains the
+edge's producer ``i`` but not its consumer ``j``, and that is closed under the order (it contains
+every member that one of its members depends on). It cuts every edge between the two sides,
+including the skips that span ``(i, j)``.
 
-Why the plan stays acyclic: inside the group nothing on the upper side depends on the rest, so the
-two sides can run one after the other. A cycle through both would have to leave the group and come
-back, and then the group was on a cycle already. The same holds for the parts of each side
-(:meth:`~.FusionProblem.parts`).
+Why the plan stays acyclic: no member of the upper side depends on the rest of the group, so the
+two sides can run one after the other. A cycle through both would have to leave the group and
+re-enter it, and then the group itself was already on a cycle. The same holds for the connected
+parts of each side (:meth:`~.FusionProblem.parts`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ Edge = tuple[int, int]
 
 
 def edge_cuts(group: int, edge: Edge, above: Sequence[int], below: Sequence[int]) -> list[int]:
-    """Upper sides of the cuts that take ``edge`` out of a group; each once.
+    """Upper sides of the cuts that cross ``edge`` inside a group, without duplicates.
 
-    - by topological number: the members numbered up to some member from ``i`` to just before
-      ``j``, the one up to ``i`` first. Closed, for everything that an operator depends on has a
+    - by topological number: the members up to some member from ``i`` to just before ``j``, the
+      cut right after ``i`` first. Closed, because every operator that a member depends on has a
       lower number. Parallel branches are cut at the same height.
-    - ``i`` and its ancestors: closed by definition; parallel branches stay below whole.
-    - everything but ``j`` and its descendants: closed, for what a member depends on is no
-      descendant of ``j`` unless the member is one itself; parallel branches stay above whole.
+    - ``i`` and its ancestors: closed by definition; parallel branches stay whole on the lower
+      side.
+    - everything but ``j`` and its descendants: closed, because a member that is not a descendant
+      of ``j`` depends on none either; parallel branches stay whole on the upper side.
 
     Args:
         group: mask of the members.
@@ -39,12 +40,13 @@ def edge_cuts(group: int, edge: Edge, above: Sequence[int], below: Sequence[int]
             :func:`~torch_getfuse.partition.node_set.descendants` of the graph.
 
     Raises:
-        ValueError: where an end is no member, or the consumer does not depend on the producer.
+        ValueError: if an end is not a member, or the consumer does not depend on the producer.
     """
     i, j = edge
     if not (group >> i & group >> j & 1 and above[j] >> i & 1):
         raise ValueError(
-            f"({i}, {j}) is no edge of the group: both must be members, and {j} must depend on {i}"
+            f"({i}, {j}) is not an edge of the group: both must be members, "
+            f"and {j} must depend on {i}"
         )
     between = group & ((1 << j) - 1) & ~((1 << i) - 1)
     by_number = [group & ((2 << k) - 1) for k in bits(between)]

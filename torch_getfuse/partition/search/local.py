@@ -1,7 +1,7 @@
-"""Local search over legal plans, the paper's protocol (docs/method.md, section 9).
+"""Local search over legal plans, with the paper's protocol (docs/method.md, section 9).
 
-Invalid groups are repaired before a plan is evaluated, by a given
-:class:`~torch_getfuse.partition.problem.Repair` or by random splitting.
+Invalid groups are repaired before a plan is evaluated, by a
+:class:`~torch_getfuse.partition.problem.Repair` passed in or by random splitting.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def local_search(
     population: int = 10,
     start: Sequence[Plan] = (),
 ) -> SearchResult:
-    """Local search: one random edit of each plan per step, the best of old and new are kept.
+    """Local search: each step edits every plan once at random and keeps the best of old and new.
 
-    Starts from ``population`` plans, which count: those of ``start`` (legal, with valid groups),
-    and random ones. An edit moves a block (with what the
-    order wants to come along) across a group border, merges two neighbours or cuts a group.
-    Plans met before are not evaluated again as long as others are found. Of equals the newer
-    are kept, so that the search drifts over plateaus.
+    Starts from ``population`` plans, which count towards the budget: those of ``start`` (legal,
+    with valid groups), filled up with random ones. An edit moves a block (and the operators that
+    the order requires to move with it) across a group border, merges two neighbours or cuts a
+    group. Plans seen before are not evaluated again as long as an edit gives a new one. Ties go
+    to the newer plan, so that the search drifts over plateaus.
 
     Other arguments and errors as :func:`~torch_getfuse.partition.search.random.random_search`.
     """
@@ -39,9 +39,9 @@ def local_search(
     plans: list[tuple[int, Plan]] = []
     with Run(problem, budget, time_limit, progress) as run:
         space = PlanSpace(problem, repair)
-        given = [tuple(sorted(plan)) for plan in start]
+        starts = [tuple(sorted(plan)) for plan in start]
         while run.more() and len(plans) < population:
-            plan = given.pop(0) if given else space.random_plan(rng)
+            plan = starts.pop(0) if starts else space.random_plan(rng)
             seen.add(plan)
             plans.append((run.score(plan), plan))
         while run.more():
@@ -49,9 +49,9 @@ def local_search(
             for _, plan in plans:
                 if not run.more():
                     break
-                found = space.edited(plan, rng, seen)
-                seen.add(found)
-                edited.append((run.score(found), found))
+                neighbour = space.edited(plan, rng, seen)
+                seen.add(neighbour)
+                edited.append((run.score(neighbour), neighbour))
             distinct = dict.fromkeys([*edited, *plans])
             plans = sorted(distinct, key=lambda scored: scored[0])[:population]
     return run.result()

@@ -1,10 +1,10 @@
-"""Neighbouring fusion groups put together and split anew, until no two of them gain.
+"""Merges neighbouring fusion groups and splits them again, until no pair gains.
 
-A recursive split decides at each cut with what it knows then: a group that is peeled off early
-keeps its borders, whatever becomes of the rest. So at the end every two groups joined by an edge
-are looked at once more as the one group that they could have been, and get what Algorithm 1 gives
-that group: the whole if it is valid, else the two valid sides of its best cut. The pair that saves
-most is taken, until none saves anything. Nothing is drawn at random and no plan gets worse.
+A recursive split decides each cut with what it knows at that point: a group that is split off
+early keeps its borders, however the rest is split later. So at the end every two groups joined by
+an edge are reconsidered as one merged group, and replaced by what Algorithm 1 makes of that group:
+the whole if it is valid, else the two valid sides of its best cut. The pair that saves most is
+taken, until no pair saves anything. Nothing is random, and the plan never gets worse.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 Resplit = Callable[[int], Sequence[int] | None]
-"""Valid connected parts of a connected set, split along the order; ``None`` for no such split."""
+"""Valid connected parts of a connected set, split along the order; ``None`` if there are none."""
 
 
 def regroup(
     problem: FusionProblem, plan: Sequence[int], resplit: Resplit
 ) -> Iterator[tuple[int, ...]]:
-    """Ever cheaper legal plans, each from the one before by one pair of neighbours.
+    """Yield cheaper and cheaper legal plans; each changes one pair of neighbours of the last.
 
     Args:
-        problem: prices the groups.
+        problem: gives the cost of the groups.
         plan: valid groups of a legal plan.
-        resplit: what to make of the union of two groups; must answer the same whenever asked.
+        resplit: splits the union of two groups; must be deterministic, as its results are cached.
     """
     groups = tuple(plan)
     offers: dict[int, tuple[int, Sequence[int]]] = {}
     while True:
-        found = []
+        gains = []
         problem.evaluator.work.add(2 * len(problem.graph))
         for one, other in _neighbours(problem, groups):
             union = one | other
@@ -40,8 +40,8 @@ def regroup(
                 offers[union] = (0, ()) if parts is None else (problem.cost(parts), parts)
             cost, parts = offers[union]
             if parts and (saved := problem.cost((one, other)) - cost) > 0:
-                found.append((-saved, union, one, other))
-        for _, union, one, other in sorted(found):
+                gains.append((-saved, union, one, other))
+        for _, union, one, other in sorted(gains):
             rest = [group for group in groups if group not in (one, other)]
             problem.evaluator.work.add(4 * len(problem.graph))
             if problem.order([*rest, union]) is not None:

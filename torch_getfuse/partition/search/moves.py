@@ -1,10 +1,9 @@
-"""The space of legal plans: random plans, random edits, crossing over, repair.
+"""The space of legal plans: random plans, random edits, crossover, repair.
 
 A plan is a sorted tuple of group masks over whole blocks of a
 :class:`~torch_getfuse.partition.problem.FusionProblem`. Every function here keeps it legal
-(docs/method.md, section 1): groups are connected, and the graph of groups with the unfusable
-operators as nodes of their own has no cycle. So groups are convex too. Validity is restored by a
-repair.
+(docs/method.md, section 1): groups are connected, and the graph of groups, with each unfusable
+operator as a separate node, has no cycle. So groups are convex too. A repair restores validity.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from torch_getfuse.partition.search.random_split import Closures, RandomSplit
 Plan = tuple[int, ...]
 
 MOVE, MERGE = 0.4, 0.4  # shares of the edits; the rest are cuts
-REDRAWS = 16  # edits drawn until one gives a plan not met before
+REDRAWS = 16  # edits drawn at most until one gives a plan not seen before
 
-_MERGE, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps that they count
+_MERGE, _DRAWN, _GROWN, _EDIT = 3, 10, 10, 30  # steps counted for each
 
 
 class PlanSpace:
@@ -30,7 +29,7 @@ class PlanSpace:
 
     Args:
         problem: the problem.
-        repair: what an invalid group is given to first; random splitting takes what it declines.
+        repair: tried first on each invalid group; random splitting handles what it declines.
     """
 
     def __init__(self, problem: FusionProblem, repair: Repair | None = None) -> None:
@@ -46,32 +45,32 @@ class PlanSpace:
     # -- order ----------------------------------------------------------------------------
 
     def needs(self, mask: int) -> int:
-        """The operators outside a mask that must run before it; remembered."""
+        """The operators outside a mask that must run before it; cached."""
         try:
             return self._needs[mask]
         except KeyError:
-            found = 0
+            before = 0
             for i in bits(mask):
-                found |= self.problem.graph.predecessors[i]
-            self._needs[mask] = found = found & ~mask
-            return found
+                before |= self.problem.graph.predecessors[i]
+            self._needs[mask] = before = before & ~mask
+            return before
 
     def feeds(self, mask: int) -> int:
-        """The operators outside a mask that must run after some of it; remembered."""
+        """The operators outside a mask that must run after some of it; cached."""
         try:
             return self._feeds[mask]
         except KeyError:
-            found = 0
+            after = 0
             for i in bits(mask):
-                found |= self.problem.graph.successors[i]
-            self._feeds[mask] = found = found & ~mask
-            return found
+                after |= self.problem.graph.successors[i]
+            self._feeds[mask] = after = after & ~mask
+            return after
 
     def order(self, groups: Sequence[int]) -> list[int] | None:
-        """Groups and unfusable operators in an order in which they can run; ``None``: a cycle."""
+        """Groups and unfusable operators in an executable order; ``None`` if there is a cycle."""
         waiting = sorted([*groups, *self._unfusable])
         needs = self.needs
-        found: list[int] = []
+        ordered: list[int] = []
         done = 0
         while waiting:
             self._count(len(waiting))
@@ -81,11 +80,11 @@ class PlanSpace:
                     later.append(group)
                 else:
                     done |= group
-                    found.append(group)
+                    ordered.append(group)
             if len(later) == len(waiting):
                 return None
             waiting = later
-        return found
+        return ordered
 
     def _merged(self, plan: Plan, mask: int) -> int:
         """``mask`` and the groups on paths from it back to it; 0 if one is unfusable."""
@@ -105,11 +104,11 @@ class PlanSpace:
     def random_plan(self, rng: Random) -> Plan:
         """A random legal plan with valid groups.
 
-        The groups are drawn in an order in which they can run. Each starts at a random block
-        that can run next and grows to a size between one block and all of them, drawn evenly on
-        a logarithmic scale, by a random consumer of what is there and whatever else that
-        consumer needs. So it is connected and legal by construction, and every legal plan can
-        come out. Unfusable operators run as soon as they can.
+        The groups are drawn in an executable order. Each starts at a random block that can run
+        next and grows to a target size, drawn log-uniformly between one block and all of them,
+        by adding a random consumer of its members and everything else which that consumer needs.
+        So it is connected and legal by construction, and every legal plan is possible. Unfusable
+        operators run as soon as they can.
         """
         closures, unfusable = self._closures, self.problem.unfusable
         most = math.log(len(self.problem.blocks) + 1)
@@ -145,32 +144,32 @@ class PlanSpace:
             ready += self._freed(group, done)
 
     def _sources(self) -> list[int]:
-        """Blocks and unfusable operators that wait for nothing."""
+        """Blocks and unfusable operators without predecessors."""
         before = self.problem.graph.predecessors
         return [self._closures.block[i] for i, mask in enumerate(before) if not mask]
 
     def _freed(self, mask: int, done: int) -> list[int]:
-        """Blocks and unfusable operators that can run once ``mask``, the last of ``done``, has."""
+        """Blocks and unfusable operators that can run after ``mask``, the last part of ``done``."""
         followers = (self._closures.block[i] for i in bits(self.feeds(mask)))
         return [b for b in dict.fromkeys(followers) if not (b & done or self.needs(b) & ~done)]
 
     def repaired(self, groups: Sequence[int], rng: Random) -> Plan:
-        """The plan of ``groups`` with the invalid ones split into valid ones."""
+        """The plan of ``groups`` with invalid groups split into valid ones."""
         valid = self.problem.evaluator.valid
-        found: list[int] = []
+        valid_groups: list[int] = []
         for group in groups:
             if valid(group):
-                found.append(group)
+                valid_groups.append(group)
                 continue
             parts = self._repair(group, rng) if self._repair is not None else None
-            found += self._split(group, rng) if parts is None else parts
-        return tuple(sorted(found))
+            valid_groups += self._split(group, rng) if parts is None else parts
+        return tuple(sorted(valid_groups))
 
     def crossed(self, first: Plan, second: Plan, rng: Random) -> Plan:
-        """The groups of ``first`` up to a random moment of its run, then those of ``second``.
+        """The groups of ``first`` up to a random point of its order, then those of ``second``.
 
-        What has run by that moment is a down-set, so ``second`` cut down to the rest stays legal.
-        Its groups may be invalid: they are not repaired yet.
+        The operators up to that point are a down-set, so ``second`` restricted to the others stays
+        legal. The groups may be invalid: they are not repaired here.
         """
         order = self.order(first)
         assert order is not None, "a legal plan can run"
@@ -188,10 +187,10 @@ class PlanSpace:
     def edited(self, plan: Plan, rng: Random, seen: Collection[Plan] = ()) -> Plan:
         """``plan`` after one random edit and repair.
 
-        Edits that would make a cycle, change nothing, or lead to a plan of ``seen`` are drawn
-        again, up to :data:`REDRAWS` times; then whatever came last is taken.
+        Edits that would make a cycle, change nothing, or give a plan in ``seen`` are drawn
+        again, up to :data:`REDRAWS` times in all; then the last plan is returned.
         """
-        found = plan
+        new_plan = plan
         for _ in range(REDRAWS if plan else 0):
             self._count(_EDIT + len(plan))
             draw = rng.random()
@@ -204,10 +203,10 @@ class PlanSpace:
             if changed is None:
                 continue
             removed, groups = changed
-            found = self._replaced(plan, removed, self.repaired(groups, rng))
-            if found != plan and found not in seen:
+            new_plan = self._replaced(plan, removed, self.repaired(groups, rng))
+            if new_plan != plan and new_plan not in seen:
                 break
-        return found
+        return new_plan
 
     @staticmethod
     def _replaced(plan: Plan, removed: int, groups: Sequence[int]) -> Plan:
@@ -223,7 +222,7 @@ class PlanSpace:
         return group, next(other for other in plan if other >> i & 1), i
 
     def _move(self, plan: Plan, rng: Random) -> tuple[int, list[int]] | None:
-        """Move a block across a border, with what must come along for the order's sake."""
+        """Move a block across a border, with the operators that the order requires to move too."""
         pair = self._pair(plan, rng)
         if pair is None:
             return None
@@ -232,13 +231,13 @@ class PlanSpace:
         follows = self.feeds(group) >> i & 1
         moved = other & (closures.upstream(i) if follows else closures.downstream(i))
         if not is_connected(group | moved, self.problem.near):
-            return None  # only the order, no tensor, joins them
+            return None  # joined by an order constraint only, not by a tensor
         groups = [group | moved, *self.problem.parts(other & ~moved)]
         rest = [g for g in plan if g not in (group, other)]
         return None if self.order([*rest, *groups]) is None else (group | other, groups)
 
     def _merge(self, plan: Plan, rng: Random) -> tuple[int, list[int]] | None:
-        """Merge two neighbours, and the groups that would be on a cycle with them."""
+        """Merge two neighbours, and the groups that would form a cycle with them."""
         pair = self._pair(plan, rng)
         merged = self._merged(plan, pair[0] | pair[1]) if pair else 0
         if not merged or not is_connected(merged, self.problem.near):
@@ -255,15 +254,15 @@ class PlanSpace:
 
 
 def _reach(groups: Sequence[int], front: int, step: Callable[[int], int]) -> int:
-    """``front``, the groups that it touches, and all that they lead to by ``step``."""
-    reached, left = front, list(groups)
+    """``front``, the groups that overlap it, and everything reachable from those by ``step``."""
+    reached, waiting = front, list(groups)
     while True:
         later = []
-        for group in left:
+        for group in waiting:
             if group & reached:
                 reached |= group | step(group)
             else:
                 later.append(group)
-        if len(later) == len(left):
+        if len(later) == len(waiting):
             return reached
-        left = later
+        waiting = later

@@ -2,7 +2,7 @@
 
 The algorithm is pymoo's (Deb et al., 2002); plans are drawn, crossed, edited and repaired by the
 same :class:`~torch_getfuse.partition.search.moves.PlanSpace` as in the local search. pymoo is an
-extra and imported only when the search is called.
+optional dependency, imported only when the search is called.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch_getfuse.partition.search.moves import Plan, PlanSpace
 from torch_getfuse.partition.search.run import Progress, Run
 
 POPULATION = 10
-MATINGS = 10  # rounds of mating without enough new plans after which the search ends early
+MATINGS = 10  # mating rounds per generation; with too few new plans after them the search ends
 
 
 @dataclass(frozen=True)
 class ParetoResult(SearchResult):
-    """A search result with the trade-off that was met on the way.
+    """A search result with the Pareto front of the plans evaluated.
 
     Attributes:
-        front: (``F_D`` sum, maximum buffer usage) in bytes of the plans evaluated that no other
-            one beats in both, by rising ``F_D``.
+        front: (``F_D`` sum, maximum buffer usage) in bytes of the evaluated plans that no other
+            one dominates, by rising ``F_D``.
     """
 
     front: tuple[tuple[int, int], ...] = ()
@@ -41,14 +41,14 @@ def nsga2_search(
     progress: Progress | None = None,
     population: int = POPULATION,
 ) -> ParetoResult:
-    """NSGA-II; the plan with the least DRAM access is returned, and the front beside it.
+    """NSGA-II; returns the plan with the least DRAM access, and the Pareto front.
 
     No plan is evaluated twice, so on a graph with few plans the search ends before its budget.
 
     Arguments as :func:`~torch_getfuse.partition.search.local.random_search`.
 
     Raises:
-        OptionError: for a budget below 1, or where pymoo is not installed.
+        OptionError: for a budget below 1, or if pymoo is not installed.
     """
     rng = Random(seed)
     front = _Front()
@@ -63,21 +63,21 @@ def nsga2_search(
             plans = plans[: budget - run.plans]
             for plan in plans:
                 # pymoo's evaluator marks a plan as evaluated; one at a time, so that the limit
-                # is looked at between any two.
+                # is checked before each.
                 if not run.more():
                     break
                 algorithm.evaluator.eval(task, plan, algorithm=algorithm)
             else:
                 algorithm.tell(infills=plans)
-    found = run.result()
-    if not front.pairs():  # the limit struck in the first generation
+    best = run.result()
+    if not front.pairs():  # the limit was reached in the first generation
         with problem.evaluator.work.finishing():
-            front.add((found.dram_bytes, max_buffer(problem, found.groups)))
-    return ParetoResult(**vars(found), front=front.pairs())
+            front.add((best.dram_bytes, max_buffer(problem, best.groups)))
+    return ParetoResult(**vars(best), front=front.pairs())
 
 
 class _Front:
-    """The pairs that no other pair beats in both figures."""
+    """The pairs that no other pair dominates."""
 
     def __init__(self) -> None:
         self._pairs: list[tuple[int, int]] = []
@@ -134,11 +134,11 @@ def _algorithm(space: PlanSpace, rng: Random, population: int) -> Any:
     seen: set[Plan] = set()
 
     def column(plans: list[Plan]) -> Any:
-        # Filled one by one: numpy would take a list of tuples for a matrix.
-        found = np.empty((len(plans), 1), dtype=object)
+        # Filled one by one: numpy would turn a list of tuples into a matrix.
+        array = np.empty((len(plans), 1), dtype=object)
         for k, plan in enumerate(plans):
-            found[k, 0] = plan
-        return found
+            array[k, 0] = plan
+        return array
 
     class RandomPlans(Sampling):
         def _do(self, problem: Any, n_samples: int, *args: Any, **kwargs: Any) -> Any:
@@ -149,12 +149,12 @@ def _algorithm(space: PlanSpace, rng: Random, population: int) -> Any:
             super().__init__(n_parents=2, n_offsprings=2)
 
         def _do(self, problem: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
-            found = np.empty_like(X)
+            children = np.empty_like(X)
             for k in range(X.shape[1]):
                 first, second = X[0, k, 0], X[1, k, 0]
-                found[0, k, 0] = space.crossed(first, second, rng)
-                found[1, k, 0] = space.crossed(second, first, rng)
-            return found
+                children[0, k, 0] = space.crossed(first, second, rng)
+                children[1, k, 0] = space.crossed(second, first, rng)
+            return children
 
     class Edit(Mutation):
         def _do(self, problem: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
@@ -164,8 +164,8 @@ def _algorithm(space: PlanSpace, rng: Random, population: int) -> Any:
         def _do(self, problem: Any, X: Any, *args: Any, **kwargs: Any) -> Any:
             return column([space.repaired(plan, rng) for plan in X[:, 0]])
 
-    class MetBefore(DuplicateElimination):
-        """Plans met in any generation; asked once per batch, before it is compared with others."""
+    class SeenBefore(DuplicateElimination):
+        """Marks plans seen in any generation, once per batch: when it is compared with itself."""
 
         def _do(self, pop: Any, other: Any, is_duplicate: Any) -> Any:
             if other is None:
@@ -174,7 +174,7 @@ def _algorithm(space: PlanSpace, rng: Random, population: int) -> Any:
                     seen.add(individual.X[0])
             return is_duplicate
 
-    fresh = MetBefore()
+    fresh = SeenBefore()
     mating = Mating(
         TournamentSelection(func_comp=binary_tournament),
         Cross(),

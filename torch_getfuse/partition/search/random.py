@@ -1,7 +1,7 @@
-"""Random search over legal plans, the paper's protocol (docs/method.md, section 9).
+"""Random search over legal plans, with the paper's protocol (docs/method.md, section 9).
 
-Invalid groups are repaired before a plan is evaluated, by a given
-:class:`~torch_getfuse.partition.problem.Repair` or by random splitting.
+Invalid groups are repaired before a plan is evaluated, by a
+:class:`~torch_getfuse.partition.problem.Repair` passed in or by random splitting.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ def random_search(
     time_limit: float | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
-    """The best of ``budget`` random plans, their invalid groups repaired.
+    """The best of ``budget`` random plans, with invalid groups repaired.
 
     Args:
-        problem: over its blocks; ``FusionProblem(..., merge=False)`` for the paper's protocol.
+        problem: the search runs over its blocks; ``FusionProblem(..., merge=False)`` for the
+            paper's protocol.
         budget: plans to evaluate.
-        seed: of everything that is drawn.
-        repair: is given each invalid group first; random splitting takes what it declines.
-        time_limit: seconds, counted as work first, or ``None``.
+        seed: seed of all random choices.
+        repair: tried first on each invalid group; random splitting handles what it declines.
+        time_limit: seconds, converted to counted work (``partition/work.py``), or ``None``.
         progress: called after each plan with (plans evaluated, least ``F_D`` so far).
 
     Raises:

@@ -1,9 +1,9 @@
 """Random splitting: the repair of an invalid group that needs no explanation.
 
-Every cut is a *down-set* of the group (a set with all members that its members depend on) and
-the rest. Nothing in the down-set depends on the rest, so if the group was a group of an acyclic
-plan, the plan with the two sides, or with their connected parts
-(:meth:`~.FusionProblem.parts`), in its place is acyclic as well.
+Every cut separates a *down-set* of the group (a set with all members that its members depend on)
+from the rest. Nothing in the down-set depends on the rest, so if the group belongs to an acyclic
+plan, replacing it with the two sides, or with their connected parts
+(:meth:`~.FusionProblem.parts`), keeps the plan acyclic.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from random import Random
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 
-_CUT = 20  # steps that a cut counts, beside those by size
+_CUT = 20  # steps counted for a cut, in addition to those by size
 
 
 class Closures:
     """Down-sets and up-sets of a problem's blocks.
 
     Args:
-        problem: whose blocks are never taken apart.
+        problem: the problem; its blocks are never split.
 
     Attributes:
-        block: per operator, the mask of its block; an unfusable operator is one of its own.
+        block: per operator, the mask of its block; an unfusable operator is a block by itself.
     """
 
     def __init__(self, problem: FusionProblem) -> None:
@@ -32,7 +32,7 @@ class Closures:
             for i in bits(block):
                 self.block[i] = block
         self._leads = sum(block & -block for block in problem.blocks)
-        # A block is a chain, so what its first operator depends on, all of it depends on.
+        # A block is a chain: all of it depends on whatever its first operator depends on.
         before, after = problem.graph.predecessors, problem.graph.successors
         self._up = list(self.block)
         for i in range(len(self.block)):
@@ -58,28 +58,28 @@ class Closures:
     def prefix(self, group: int, i: int) -> int:
         """The blocks of ``group`` that start at or before operator ``i``: a down-set.
 
-        A block is a chain in which each operator reads its predecessor alone, so all that it
-        depends on starts before it does.
+        A block is a chain in which each operator reads only its predecessor, so every block that
+        it depends on starts before it does.
         """
-        found = 0
+        down_set = 0
         for leader in bits(group & self._leads & ((2 << i) - 1)):
-            found |= self.block[leader]
-        return found
+            down_set |= self.block[leader]
+        return down_set
 
     def random_cut(self, group: int, rng: Random) -> int:
-        """A random down-set of a group of at least two blocks; neither empty nor everything.
+        """A random non-empty proper down-set of a group of at least two blocks.
 
-        One of the three natural sides of a random block: all that comes before it in the
-        operators' order, all that it depends on, or all that does not depend on it. Unlike the
-        first, the other two keep parallel branches apart.
+        One of three sides of a random block: the blocks up to it in the operators' order, the
+        blocks that it depends on, or the blocks that do not depend on it. Unlike the first, the
+        other two keep parallel branches apart.
         """
         leaders = self.leaders(group)
         while True:
             pivot = rng.choice(leaders)
-            way = rng.randrange(3)
-            if way == 0:
+            side = rng.randrange(3)
+            if side == 0:
                 cut = self.prefix(group, pivot)
-            elif way == 1:
+            elif side == 1:
                 cut = self._up[pivot] & group
             else:
                 cut = group & ~self._down[pivot]
@@ -90,8 +90,8 @@ class Closures:
 class RandomSplit:
     """Cuts a group at random until every part is valid (docs/method.md, section 9).
 
-    A part of one block is always valid, for the blocks of a problem fit alone; so this never
-    fails. Implements :class:`~torch_getfuse.partition.problem.Repair`.
+    A single block is always valid (each block of a problem fits by itself), so this never fails.
+    Implements :class:`~torch_getfuse.partition.problem.Repair`.
     """
 
     name = "random"
@@ -105,15 +105,15 @@ class RandomSplit:
 
     def __call__(self, group: int, rng: Random) -> list[int]:
         """Valid connected parts of a connected convex group; the group itself if it is valid."""
-        found = []
+        valid_parts = []
         waiting = [group]
         while waiting:
             part = waiting.pop()
             if part == self._block[(part & -part).bit_length() - 1] or self._valid(part):
-                found.append(part)
+                valid_parts.append(part)
                 continue
             self._count(_CUT + part.bit_count())
             cut = self._closures.random_cut(part, rng)
             waiting += self._parts(cut)
             waiting += self._parts(part & ~cut)
-        return found
+        return valid_parts

@@ -1,17 +1,17 @@
 """Greedy recursive tree split: Algorithm 1 of arXiv 2501.00636 (docs/method.md, section 8).
 
-An invalid group is cut at the edges that an explanation names (:mod:`edge_cuts`), and each cut
+An invalid group is cut at the edges that an explanation returns (:mod:`edge_cuts`), and each cut
 falls into a category: 1 if both sides are valid, 2 if one is, 3 if none is. If there is a cut of
-category 1, the one with the least ``F_D`` sum ends the recursion; else of category 2 one is taken
-by a rule and its invalid side goes on; else cuts of category 3 are tried, the most even first, and
-the one whose parts end with the least ``F_D`` sum is taken.
+category 1, the one with the least ``F_D`` sum ends the recursion; else a rule picks a cut of
+category 2 and the recursion continues on its invalid side; else cuts of category 3 are tried, the
+most even first, and the one whose parts end up with the least ``F_D`` sum is taken.
 
-Trying several cuts of category 3 at every level would be exponential. So a group is solved with a
-*width*, the number of trees that may be grown for it: ``branch ** 2`` at first, shared out evenly
-among the cuts tried. Once it is down to 1, only the most even cut is followed. As the parts of
-one tree are disjoint, at most ``branch ** 2`` times the number of operators are ever explained.
+Trying several cuts of category 3 at every level would take exponential time. So a group is solved
+with a *width*, the number of trees that may be grown for it: initially ``branch ** 2``, divided
+evenly among the cuts tried. Once it is down to 1, only the most even cut is followed. As the parts
+of one tree are disjoint, at most ``branch ** 2`` groups per operator of the graph are explained.
 
-The source of the edges is an :class:`EdgeRanker`; nothing here knows of networks that learn.
+The edges come from an :class:`EdgeRanker`; nothing here depends on a neural network.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ RULES = ("least_traffic", "most_operators")
 class EdgeRanker(Protocol):
     """Explains why a group is invalid, by edges.
 
-    ``explainer=`` takes what makes one, called as ``explainer(problem, seed)``: a class with this
-    method, or a function that returns one. It may have an attribute ``steps``, what an answer
-    counts as work (``partition/work.py``), beside what counts by the size of the group.
+    ``explainer=`` takes a factory, called as ``explainer(problem, seed)``: a class with this
+    method, or a function that returns a ranker. Its optional attribute ``steps`` is the work
+    counted per explanation (``partition/work.py``), in addition to that by the size of the group.
     """
 
     def __call__(self, group: int) -> list[tuple[Edge, float]]:
         """Solution edges inside a group (producer, consumer) with their scores, best first.
 
         ``group`` is a bit mask over ``graph.ops``, and an edge a pair of positions in it. The
-        answer for a group must not depend on what was asked before: it is remembered.
+        answer for a group must not depend on earlier calls: it is cached.
         """
         ...
 
@@ -57,7 +57,7 @@ def group_edges(graph: OpGraph, group: int) -> list[Edge]:
 
 
 def all_edges(graph: OpGraph) -> EdgeRanker:
-    """The exhaustive control: every edge, all with score 1."""
+    """The exhaustive baseline: every edge, all with score 1."""
 
     def rank(group: int) -> list[tuple[Edge, float]]:
         return [(edge, 1.0) for edge in group_edges(graph, group)]
@@ -66,19 +66,18 @@ def all_edges(graph: OpGraph) -> EdgeRanker:
 
 
 SET_LIMIT = "set limit"
-"""Why a direct plan was not finished, where not for a limit on work."""
+"""Why a direct plan was not finished, if not because of a limit on work."""
 
 _EXPLAINED, _CUTS, _SIDES = 10, 10, 20
-"""Steps that are counted: per operator of an explanation, per cut, and per cut whose sides are
-found."""
-_CHAINS, _TENSORS = 4, 4  # blocks or tensors that are looked at for one step
+"""Steps counted per operator of an explanation, per cut, and per cut whose sides are computed."""
+_CHAINS, _TENSORS = 4, 4  # blocks or tensors visited per step counted
 
 RANDOM_SHARE = 0.5
-"""Of a group's edges that the random control blames: about what explainers do."""
+"""Share of a group's edges that the random baseline returns: about as many as explainers do."""
 
 
 def random_edges(graph: OpGraph, share: float = RANDOM_SHARE, seed: int = 0) -> EdgeRanker:
-    """The random control: a share of a group's edges, at least one, the same whenever asked."""
+    """The random baseline: a share of a group's edges, at least one; the same at every call."""
 
     def rank(group: int) -> list[tuple[Edge, float]]:
         edges = group_edges(graph, group)
@@ -101,25 +100,25 @@ def random_ranker(problem: FusionProblem, seed: int) -> EdgeRanker:
 
 
 class RecursiveSplit:
-    """Splits invalid groups where an explanation says; a repair for searches.
+    """Splits invalid groups at the edges of an explanation; a repair for searches.
 
-    A group is first split by the cuts of its own explanation alone. Where these do not suffice,
-    every part that is still invalid is explained anew. Implements
-    :class:`~torch_getfuse.partition.problem.Repair`; answers are remembered by group.
+    A group is first split by the cuts of its own explanation. If these do not suffice,
+    every part that is still invalid is explained again. Implements
+    :class:`~torch_getfuse.partition.problem.Repair`; results are cached by group.
 
     Args:
-        problem: the problem; its blocks are never taken apart (a cut through one is moved to
-            either end of it).
+        problem: the problem; its blocks are never split (a cut through one is moved to either
+            end of it).
         ranker: where solution edges come from.
         rule: which cut of category 2: ``"least_traffic"`` (least added traffic per operator of
             the valid side) or ``"most_operators"`` (the paper's: the largest valid side).
         branch: cuts of category 3 that are tried at most.
-        name: of this repair in reports.
-        ranked: steps that an answer of the ranker counts, beside those by size.
+        name: name of this repair in reports.
+        ranked: steps counted per call of the ranker, in addition to those by size.
 
     Attributes:
-        attempts: distinct invalid groups that were given to it.
-        rectified: of these, those that their own explanation's cuts turned into valid groups.
+        attempts: distinct invalid groups passed to it.
+        rectified: of these, those that the cuts of their own explanation split into valid groups.
         queries: groups that were explained.
 
     Raises:
@@ -158,30 +157,30 @@ class RecursiveSplit:
         return self.rectified / self.attempts if self.attempts else 0.0
 
     def __call__(self, group: int, rng: Random) -> list[int] | None:
-        """Valid groups that cover ``group``, or ``None`` where the explanations give no cut.
+        """Valid groups that cover ``group``, or ``None`` if the explanations give no cut.
 
-        ``rng`` is not used: an explanation of a group is what it is.
+        ``rng`` is not used: explanations are deterministic.
         """
         if group not in self._answers:
             self._answers[group] = self._split(group)
-        found = self._answers[group]
-        return None if found is None else list(found)
+        groups = self._answers[group]
+        return None if groups is None else list(groups)
 
     def direct(
         self, time_limit: float | None = None, polish: bool = True, sets: int | None = None
     ) -> SearchResult:
-        """The plan that comes of taking the whole fusable graph for the first invalid group.
+        """The plan that results from splitting the whole fusable graph as one invalid group.
 
-        A part for which the explanations give no cut, or no time is left, is split at random.
+        A part is split at random if the explanations give no cut for it or no time is left.
 
         Args:
-            time_limit: seconds, counted as work first, or ``None``.
-            polish: split neighbouring groups anew at the end (:mod:`merge_resplit`); ``False`` for
-                Algorithm 1 alone.
-            sets: distinct sets to look at, at most.
+            time_limit: seconds, converted to counted work (``partition/work.py``), or ``None``.
+            polish: merge and resplit neighbouring groups at the end (:mod:`merge_resplit`);
+                ``False`` for Algorithm 1 alone.
+            sets: distinct sets to examine, at most.
 
         Raises:
-            SearchInterrupted: for a ``KeyboardInterrupt`` once all is split.
+            SearchInterrupted: for a ``KeyboardInterrupt`` during the polish.
         """
         started = time.perf_counter()
         problem = self._problem
@@ -189,7 +188,7 @@ class RecursiveSplit:
         stopped = ""
         work = problem.evaluator.work
         self._cutter.sets = sets
-        begun = work.steps
+        first_step = work.steps
         solved: list[tuple[int, list[int] | None]] = []
         with work.within(time_limit):
             for part in convex_parts(problem, problem.fusable):
@@ -198,8 +197,8 @@ class RecursiveSplit:
                 except OutOfWork as limit:
                     solved.append((part, None))
                     stopped = str(limit)
-        for part, found in solved:
-            plan += self._at_random(part) if found is None else found
+        for part, groups in solved:
+            plan += self._at_random(part) if groups is None else groups
         with work.finishing():
             history = [(self._cutter.examined, problem.cost(plan))]
 
@@ -216,7 +215,7 @@ class RecursiveSplit:
 
         try:
             if polish and not stopped:
-                spent = (work.steps - begun) / STEPS_PER_SECOND
+                spent = (work.steps - first_step) / STEPS_PER_SECOND
                 with work.within(None if time_limit is None else time_limit - spent):
                     for better in regroup(problem, plan, self._tree.halve):
                         plan = list(better)
@@ -231,7 +230,7 @@ class RecursiveSplit:
         return result()
 
     def _at_random(self, part: int) -> list[int]:
-        """Valid groups that cover a connected set: split at random, or blocks without time."""
+        """Valid groups that cover a connected set: a random split, or its blocks if time is up."""
         try:
             return RandomSplit(self._problem)(part, Random(0))
         except OutOfWork:
@@ -242,17 +241,17 @@ class RecursiveSplit:
         if parts == [group] and self._cutter.valid(group):
             return (group,)
         self.attempts += 1
-        found = self.cut(group, self._explain(group))
-        if found is not None:
+        groups = self.cut(group, self._explain(group))
+        if groups is not None:
             self.rectified += 1
-            return tuple(found)
-        found = self._tree.solve(parts, self._width)
-        return None if found is None else tuple(found)
+            return tuple(groups)
+        groups = self._tree.solve(parts, self._width)
+        return None if groups is None else tuple(groups)
 
     def cut(self, group: int, edges: Sequence[Edge]) -> list[int] | None:
         """Valid parts of a group by cuts at the given edges alone; ``None`` if they do not suffice.
 
-        No part is explained anew: this is what the rectify rate counts.
+        No part is explained again: this is what the rectify rate counts.
         """
         tree = _Tree(
             self._cutter, lambda part: [e for e in edges if part >> e[0] & part >> e[1] & 1]
@@ -272,7 +271,7 @@ def direct(
 ) -> SearchResult:
     """The direct method of docs/method.md, section 9: :meth:`RecursiveSplit.direct`.
 
-    ``plans`` of the result counts the groups whose validity was looked at.
+    ``plans`` of the result counts the groups whose validity was evaluated.
 
     Raises:
         OptionError: for an unknown rule, or a branch below 1.
@@ -281,31 +280,31 @@ def direct(
 
 
 def convex_parts(problem: FusionProblem, group: int) -> list[int]:
-    """A set of operators cut where a path leaves it and re-enters through an unfusable operator.
+    """Cut a set of operators where a path leaves and re-enters it through an unfusable operator.
 
-    Each such operator cuts at its topological position, the first one first. The parts of the
+    Each such operator cuts at its topological position, in topological order. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    their connected parts, which are returned, form no cycle. A block counts as if it stood
-    where it starts, and is never torn: nothing but its start depends on what stands before it.
+    their connected parts, which are returned, form no cycle. A block counts as if all of it were
+    at its first position, and is never split: only its first operator depends on earlier ones.
     """
-    found = []
+    parts = []
     chains = [block for block in problem.blocks if block & (block - 1)]
     for u in bits(problem.unfusable):
         if problem.above[u] & group and problem.below[u] & group:
-            # Everything before u, not only what u depends on: else parallel branches could
-            # wait for each other through several such operators.
+            # Everything before u, not only what u depends on: otherwise parallel branches could
+            # depend on each other through several such operators.
             before = group & ((1 << u) - 1)
             for chain in chains:
                 if chain & before:
                     before |= chain & group
-            found += problem.parts(before)
+            parts += problem.parts(before)
             group &= ~before
-    return found + problem.parts(group)
+    return parts + problem.parts(group)
 
 
 class _Cutter:
-    """Cuts of groups along blocks, and their categories; shared by all trees of a split."""
+    """Cuts of groups along block borders, and how they rank; shared by all trees of a split."""
 
     def __init__(self, problem: FusionProblem, rule: str, branch: int) -> None:
         self.problem = problem
@@ -329,7 +328,7 @@ class _Cutter:
 
     @property
     def examined(self) -> int:
-        """Distinct sets whose validity was asked."""
+        """Number of distinct sets whose validity was evaluated."""
         return len(self._valid)
 
     def valid(self, mask: int) -> bool:
@@ -343,37 +342,37 @@ class _Cutter:
     def cuts(self, group: int, edges: Sequence[Edge]) -> list[int]:
         """Upper sides of all candidate cuts of a group of whole blocks, each once."""
         above, below = self.problem.above, self.problem.below
-        found: dict[int, None] = {}
-        count = _CUTS + len(self._chains) // _CHAINS
+        uppers: dict[int, None] = {}
+        steps = _CUTS + len(self._chains) // _CHAINS
         for edge in edges:
             for upper in edge_cuts(group, edge, above, below):
-                self._count(count)
-                # A block's operators read nothing but the one before, and nothing else reads
-                # what they write: with or without the whole block, the side stays closed.
+                self._count(steps)
+                # An operator of a block reads only the one before it, and is read only by the one
+                # after it: with or without the whole block, the side stays closed.
                 torn = 0
                 for chain in self._chains:
                     if chain & upper and chain & ~upper:
                         torn |= chain
-                found[upper | torn] = None
-                found[upper & ~torn] = None
-        return [upper for upper in found if upper and upper != group]
+                uppers[upper | torn] = None
+                uppers[upper & ~torn] = None
+        return [upper for upper in uppers if upper and upper != group]
 
     def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:
-        """The connected parts of the upper side and those of the rest."""
+        """The connected parts of the upper side, and those of the lower side."""
         self._count(_SIDES + group.bit_count())
         return self.problem.parts(upper), self.problem.parts(group & ~upper)
 
     def rank(self, group: int, good: int) -> float:
-        """By which the least of the cuts of category 2 is taken; ``good`` is the valid side."""
+        """Rank of a cut of category 2 (the least is taken); ``good`` is the valid side."""
         if self.rule == "most_operators":
             return -good.bit_count()
         added = self.traffic(good) + self.traffic(group & ~good) - self.traffic(group)
         return added / good.bit_count()
 
     def traffic(self, mask: int) -> int:
-        """Feature elements that cross a set's border; unlike ``F_D`` defined for invalid sets.
+        """Feature elements that cross a set's border; unlike ``F_D``, defined for invalid sets.
 
-        Differences of it rank cuts like ``F_D``'s do under LBDF, whose weight term is the same
+        Its differences rank cuts like those of ``F_D`` under LBDF, whose weight term is the same
         for every plan.
         """
         if mask not in self._traffic:
@@ -392,8 +391,8 @@ class _Cutter:
 class _Tree:
     """Algorithm 1 with one source of edges.
 
-    Recursion is as deep as the width can be shared out; all other levels are a loop, for a cut
-    of category 2 may take off a single operator of hundreds.
+    Recursion is only as deep as the width can be divided; all other levels are a loop, because a
+    cut of category 2 may split off a single operator of hundreds.
     """
 
     def __init__(self, cutter: _Cutter, edges: Callable[[int], Sequence[Edge]]) -> None:
@@ -402,13 +401,13 @@ class _Tree:
         self._steps: dict[tuple[int, int], list[int] | None] = {}
 
     def solve(self, groups: Sequence[int], width: int) -> list[int] | None:
-        """The valid parts of connected groups, or ``None`` where one cannot be cut."""
-        found = []
+        """The valid parts of connected groups, or ``None`` if one of them cannot be cut."""
+        valid_parts = []
         waiting = list(reversed(groups))
         while waiting:
             group = waiting.pop()
             if self._cutter.valid(group):
-                found.append(group)
+                valid_parts.append(group)
                 continue
             key = group, width
             if key not in self._steps:
@@ -417,7 +416,7 @@ class _Tree:
             if parts is None:
                 return None
             waiting += reversed(parts)
-        return found
+        return valid_parts
 
     def halve(self, group: int) -> list[int] | None:
         """A valid group as it is, else its best cut of category 1; ``None`` if it has none."""
@@ -435,7 +434,7 @@ class _Tree:
         return None if best is None else best[1]
 
     def _step(self, group: int, width: int) -> list[int] | None:
-        """The parts to go on with in place of an invalid group; ``None`` if nothing cuts it."""
+        """The parts that replace an invalid group; ``None`` if nothing cuts it."""
         cutter = self._cutter
         both: list[tuple[int, list[int]]] = []
         one: list[tuple[float, list[int]]] = []
@@ -453,8 +452,8 @@ class _Tree:
                 good = upper if good_first else group & ~upper
                 one.append((cutter.rank(group, good), parts))
             elif not one:
-                uneven = abs(2 * upper.bit_count() - group.bit_count())
-                none.append((uneven, parts))
+                imbalance = abs(2 * upper.bit_count() - group.bit_count())
+                none.append((imbalance, parts))
         for ranked in (both, one):
             if ranked:
                 return min(ranked, key=lambda entry: entry[0])[1]
@@ -464,9 +463,9 @@ class _Tree:
             return none[0][1] if none else None
         best: tuple[int, list[int]] | None = None
         for _, parts in none[:tried]:
-            found = self.solve(parts, width // tried)
-            if found is not None:
-                cost = cutter.problem.cost(found)
+            solved = self.solve(parts, width // tried)
+            if solved is not None:
+                cost = cutter.problem.cost(solved)
                 if best is None or cost < best[0]:
-                    best = cost, found
+                    best = cost, solved
         return None if best is None else best[1]

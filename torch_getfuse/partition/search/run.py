@@ -1,7 +1,7 @@
 """One run of a search: its budget, its time limit and its best plan so far.
 
 The budget is the number of plans evaluated. The same problem, budget and seed give the same result
-bit for bit, unless time runs out by the clock (``partition/work.py``).
+bit for bit, unless the wall clock ends the search (``partition/work.py``).
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch_getfuse.partition.work import INTERRUPTED, OutOfWork
 
 Progress = Callable[[int, int], None]
 
-_AT_ONCE = 0.5  # seconds for a plan after the time is up, where there is none
+_LAST_RESORT = 0.5  # seconds for a first plan if the time is up before there is one
 
 
 class Run:
-    """Budget, time limit and best plan so far of one search; a context that ends it cleanly.
+    """Budget, time limit and best plan so far of one search; a context manager that ends it.
 
-    Where the limit strikes inside the context, in the middle of an edit or of a repair as well,
-    the search ends there, and its best plan is kept; before the first one, the plan of single
-    blocks is. A ``KeyboardInterrupt`` leaves the context, with the best plan if there is one.
+    If a limit is reached inside the context, even in the middle of an edit or a repair, the search
+    ends there and its best plan is kept; before the first plan, a random plan or the plan of
+    single blocks is taken. A ``KeyboardInterrupt`` propagates, with the best plan if there is one.
 
     Args:
-        problem: what is searched.
+        problem: the problem to search.
         budget: plans to evaluate, at least 1.
-        time_limit: seconds, counted as work first, or ``None``.
+        time_limit: seconds, converted to counted work (``partition/work.py``), or ``None``.
         progress: called after each plan with (plans evaluated, least ``F_D`` so far).
 
     Raises:
@@ -81,14 +81,14 @@ class Run:
         self.stopped = str(error)
         with self.problem.evaluator.work.finishing():
             if self.best is None:
-                self.score(self._at_once())
+                self.score(self._last_resort())
         return True
 
-    def _at_once(self) -> Plan:
-        """A plan where no time was left for the first: drawn without explanations, or blocks."""
+    def _last_resort(self) -> Plan:
+        """A plan when no time was left for the first: a random one, or single blocks."""
         blocks = self.problem.blocks
         try:
-            with self.problem.evaluator.work.within(_AT_ONCE):
+            with self.problem.evaluator.work.within(_LAST_RESORT):
                 drawn = PlanSpace(self.problem).random_plan(Random(0))
                 return min(drawn, blocks, key=self.problem.cost)
         except OutOfWork:
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since the search began."""
+        """Seconds since the search began."""
         return time.perf_counter() - self._started
 
     def more(self) -> bool:
@@ -109,7 +109,7 @@ class Run:
     def score(self, plan: Plan) -> int:
         """Evaluate a plan of valid groups: its ``F_D`` sum in bytes.
 
-        Groups that stood in an earlier plan are not priced again: the evaluator knows them.
+        The cost of groups that were part of an earlier plan comes from the evaluator's cache.
         """
         cost = self.problem.cost(plan)
         self.plans += 1
@@ -121,7 +121,7 @@ class Run:
         return cost
 
     def result(self) -> SearchResult:
-        """The best plan, its groups in an order in which they can run."""
+        """The best plan, with its groups in an executable order."""
         assert self.best is not None, "a search evaluates at least one plan"
         return SearchResult(
             groups=executable(self.problem, self.best),
@@ -134,7 +134,7 @@ class Run:
 
 
 def executable(problem: FusionProblem, plan: Plan) -> tuple[int, ...]:
-    """The groups of a legal plan in an order in which they and the unfusable operators can run."""
+    """The groups of a legal plan, in an order executable together with the unfusable operators."""
     order = problem.order(plan)
     assert order is not None, "the groups of a legal plan form no cycle"
     return order

@@ -1,7 +1,7 @@
 """Bounds and plans of graphs too wide for the dynamic program; only the planner imports it.
 
-``group_cover.py`` is the search: open it first. It prices blocks (``block_prices.py``) so that the
-sum of prices is a lower bound; groups that undercut their blocks come from a list
+``group_cover.py`` is the search; start here. It prices blocks (``block_prices.py``) so that the
+sum of prices is a lower bound; groups with negative reduced cost come from a list
 (``legal_groups.py``) or from an automaton of all sets (``block_order.py``, ``hold_levels.py``,
 ``group_automaton.py``, ``relaxation.py``), as columns (``group_columns.py``) of an integer program
 (``integer_program.py``).

@@ -1,4 +1,4 @@
-"""A fusion problem as blocks and the tensors between them, in an order that keeps few open."""
+"""A fusion problem as blocks and the tensors between them, ordered to keep few tensors open."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from torch_getfuse.partition.wide.hold_levels import Levels
 from torch_getfuse.partition.work import Work
 
 _STREAM, _CHOSEN, _TRIED = 60, 20, 6
-"""Steps that are counted: per stream, per block that is put in order, per block tried for it."""
+"""Steps counted per stream, per block placed in the order, and per block tried for a place."""
 
-MOST_READERS = 8  # of a tensor, for pairs of them to be looked at
+MOST_READERS = 8  # pairs of readers are examined only for tensors with at most so many
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A tensor that at least two blocks touch.
+    """A tensor that at least two blocks read or write.
 
     Attributes:
-        size, unit_bytes: of the tensor and of one unit, in bytes.
+        size, unit_bytes: bytes of the tensor and of one unit.
         maker: the block that writes it; -1 for an input of the graph.
-        blocks: all that touch it.
+        blocks: all blocks that read or write it.
         readers: the blocks that read it and can be in a group.
-        levels: what these make it hold.
-        forced: whether it must be written whoever reads it.
-        overwritten: whether its one reader writes over it, so that only one of the two is held.
+        levels: how much of it these readers hold in the buffer.
+        forced: whether it must be written to DRAM whichever blocks are in the group.
+        overwritten: whether its only reader overwrites it, so that only one of the two is held.
     """
 
     size: int
@@ -49,14 +49,15 @@ class Stream:
 
 @dataclass(frozen=True)
 class Skeleton:
-    """Blocks, then the unfusable operators as blocks that join nothing, and their streams.
+    """Blocks, then the unfusable operators as blocks that join no group, and their streams.
 
     Attributes:
         streams: tensors between blocks.
         touches: per block, the numbers of its streams.
-        room: per fusable block, bytes that it needs whatever its group: weights and inner tensors.
-        traffic: per fusable block, bytes that it moves whatever its group.
-        order: all blocks, so that few streams are open (touched by some, not by all) at a time.
+        room: per fusable block, buffer bytes that it needs in any group: weights and inner tensors.
+        traffic: per fusable block, DRAM bytes that it moves in any group.
+        order: all blocks, ordered so that few streams are open (some of their blocks come before,
+            some after) at a time.
     """
 
     streams: tuple[Stream, ...]
@@ -115,98 +116,100 @@ class Skeleton:
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
     def classes(self, radius: int) -> npt.NDArray[np.int64]:
-        """Per fusable block its class: blocks whose surroundings of that radius look alike.
+        """Per fusable block its class: blocks with equal surroundings up to ``radius`` share one.
 
-        Alike at radius 0: the same room, traffic, and sizes and windows of streams; at each
-        further one, also neighbours that are alike at the one before.
+        Equal at radius 0: the same room, traffic, and sizes and windows of streams; at each
+        larger radius, the neighbours are also equal at the radius before.
         """
         fusable = len(self.room)
-        look: list[object] = []
+        features: list[object] = []
         for block, numbers in enumerate(self.touches):
-            sides = sorted(
+            streams = sorted(
                 (s.size, s.maker == block, int(s.levels.units[s.levels.joined(block)[0]]), s.forced)
                 for s in (self.streams[number] for number in numbers)
             )
-            own = (self.room[block], self.traffic[block]) if block < fusable else ()
-            look.append((own, tuple(sides)))
-        found = _numbered(look)
+            constants = (self.room[block], self.traffic[block]) if block < fusable else ()
+            features.append((constants, tuple(streams)))
+        numbering = _numbered(features)
         for _ in range(radius):
-            look = []
+            features = []
             for block, numbers in enumerate(self.touches):
-                beside = []
+                neighbours = []
                 for stream in (self.streams[number] for number in numbers):
                     if stream.maker == block:
-                        beside += [(1, found[other]) for other in stream.blocks if other != block]
+                        neighbours += [
+                            (1, numbering[other]) for other in stream.blocks if other != block
+                        ]
                     elif stream.maker >= 0:
-                        beside.append((0, found[stream.maker]))
-                look.append((found[block], tuple(sorted(beside))))
-            found = _numbered(look)
-        return np.unique(np.array(found[:fusable], np.int64), return_inverse=True)[1]
+                        neighbours.append((0, numbering[stream.maker]))
+                features.append((numbering[block], tuple(sorted(neighbours))))
+            numbering = _numbered(features)
+        return np.unique(np.array(numbering[:fusable], np.int64), return_inverse=True)[1]
 
 
 def _together(
     scheme: Lbdf, tensor: int, readers: Sequence[int], home: Mapping[int, int], fusable: int
 ) -> dict[frozenset[int], int]:
     """Units of a tensor that two blocks hold because one of them depends on the other."""
-    found: dict[frozenset[int], int] = {}
-    some = sorted(i for i in readers if home[i] < fusable)
-    if len(some) <= MOST_READERS:
-        for first, last in combinations(some, 2):
+    units_together: dict[frozenset[int], int] = {}
+    readers_in_blocks = sorted(i for i in readers if home[i] < fusable)
+    if len(readers_in_blocks) <= MOST_READERS:
+        for first, last in combinations(readers_in_blocks, 2):
             blocks = frozenset((home[first], home[last]))
             _, units = scheme.demanded_ahead(tensor, first, last)
-            found[blocks] = max(units, found.get(blocks, 0))
-    return found
+            units_together[blocks] = max(units, units_together.get(blocks, 0))
+    return units_together
 
 
-def _numbered(look: Sequence[object]) -> list[int]:
-    """Equal objects as equal numbers, by their first place."""
+def _numbered(objects: Sequence[object]) -> list[int]:
+    """Number the objects by first occurrence; equal objects get equal numbers."""
     numbers: dict[object, int] = {}
-    return [numbers.setdefault(one, len(numbers)) for one in look]
+    return [numbers.setdefault(item, len(numbers)) for item in objects]
 
 
 def _narrow_order(
     streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work
 ) -> tuple[int, ...]:
-    """All blocks, each time the one after which least is left undecided; greedy.
+    """Order all blocks greedily: next comes the block that leaves the fewest undecided facts.
 
-    What is undecided is counted as what a set can look like: an open tensor with one block
-    behind it is known with that block, so several of one block count once.
+    These are what a state of the automaton must distinguish: an open tensor of which only one
+    block is ordered yet is determined by that block, so several tensors of one block count once.
     """
-    left = [set(stream.blocks) for stream in streams]
+    undecided_blocks = [set(stream.blocks) for stream in streams]
     behind: list[list[int]] = [[] for _ in streams]
-    looks: Counter[int] = Counter()  # of the open tensors: their one block, or -1 - tensor
+    signatures: Counter[int] = Counter()  # open tensors: their only block, or -1 - tensor
     front: set[int] = set()
     waiting = dict.fromkeys(range(len(touches)))
-    found: list[int] = []
+    order: list[int] = []
 
     def look(tensor: int) -> int:
         return behind[tensor][0] if len(behind[tensor]) == 1 else -1 - tensor
 
     def undecided(block: int) -> int:
-        count, gone = len(looks), Counter[int]()
+        count, closed = len(signatures), Counter[int]()
         new = False
         for t in touches[block]:
             if behind[t]:
-                gone[look(t)] += 1
-                count += len(left[t]) > 1
+                closed[look(t)] += 1
+                count += len(undecided_blocks[t]) > 1
             else:
                 new = True
-        return count + new - sum(looks[one] == times for one, times in gone.items())
+        return count + new - sum(signatures[one] == times for one, times in closed.items())
 
     while waiting:
         block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
         work.add(_CHOSEN + _TRIED * len(front))
-        found.append(block)
+        order.append(block)
         del waiting[block]
         front.discard(block)
         for t in touches[block]:
             if behind[t]:
-                looks[look(t)] -= 1
-                if not looks[look(t)]:
-                    del looks[look(t)]
-            left[t].discard(block)
+                signatures[look(t)] -= 1
+                if not signatures[look(t)]:
+                    del signatures[look(t)]
+            undecided_blocks[t].discard(block)
             behind[t].append(block)
-            if left[t]:
-                looks[look(t)] += 1
-                front |= left[t]
-    return tuple(found)
+            if undecided_blocks[t]:
+                signatures[look(t)] += 1
+                front |= undecided_blocks[t]
+    return tuple(order)

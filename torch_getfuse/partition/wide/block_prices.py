@@ -1,17 +1,17 @@
-"""Prices of blocks that prove a lower bound: cutting planes in a box, coarse prices before fine.
+"""Prices of blocks that prove a lower bound: cutting planes in a box, from coarse to fine prices.
 
 Every legal plan covers each block of operators by exactly one connected, convex, valid group, so
 
     min sum F_D(S) x_S   with   sum over S containing b of x_S = 1 for every block b,   x >= 0
 
-is a relaxation of the planning problem: it drops the rule that the groups must not depend on each
-other in a cycle, and wholeness. The duals of its rows are prices of blocks. An *oracle* finds the
-sets that undercut them; these join the program, until none does.
+is a relaxation of the planning problem: it drops integrality and the rule that the groups must not
+depend on each other in a cycle. The duals of its rows are prices of blocks. An *oracle* finds the
+sets that undercut them (negative reduced cost); these become columns, until there are none.
 
-Left to itself, such a program's prices jump, for it knows too few sets. So prices are sought in a
-box around those that proved most so far; it grows where they hold what the program promised, and
-shrinks where they prove less than the best. Blocks that look alike first share one price; the
-classes are then refined, down to single blocks. The solver is never trusted: whatever prices it
+The prices of such a program oscillate, because it has too few columns. So prices are kept in a box
+around the best so far; the box grows where they prove what the program predicted, and shrinks
+where they prove less than the best. At first blocks with equal surroundings share one price; the
+classes are then refined, down to single blocks. The solver is never trusted: the prices that it
 returns are rounded to integers, and the bound that they prove is computed here
 (``docs/exact-search.md`` section 3).
 """
@@ -35,13 +35,13 @@ from torch_getfuse.partition.work import OutOfWork
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-BOX, FINER, WIDEST = 0.1, 0.03, 1.0  # half its width at first, with finer classes, at most
-NARROWEST = 1e-4  # half width of a box in which no more is looked for
-PROMISE = 0.3  # share of the program's promise that must hold for the box to grow
-CLOSE = 0.0005  # share of what is proved; if less is promised, finer classes take over
-CLOSER = 0.0001  # and at last the box grows
-NO_BETTER = "no better prices found"  # by the solver, or in so many rounds
-COLUMNS = 1_500, 3  # of a program: so many, and so many per row
+BOX, FINER, WIDEST = 0.1, 0.03, 1.0  # half width: initial, with finer classes, maximum
+NARROWEST = 1e-4  # half width below which the box is given up
+PROMISE = 0.3  # share of the predicted gain that must be proved for the box to grow
+CLOSE = 0.0005  # if the predicted gain is a smaller share of the value, finer classes take over
+CLOSER = 0.0001  # the same with single blocks: then the box grows
+NO_BETTER = "no better prices found"  # by the solver, or within the allowed rounds
+COLUMNS = 1_500, 3  # columns of a program: a constant, plus so many per row
 
 
 class Oracle(Protocol):
@@ -49,30 +49,30 @@ class Oracle(Protocol):
 
     @property
     def place(self) -> Ints:
-        """Per block a number; each group is assigned to the one of its blocks with the least."""
+        """A number per block; each group is assigned to its block with the least number."""
         ...
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
-        """Per block ``m <= 0``, in 1/:data:`FINE` bytes, and sets.
+        """Per block ``m <= 0``, in 1/:data:`FINE` bytes, and sets that undercut the prices.
 
         ``F_D - prices`` of each legal group is at least ``m`` of the block it is assigned to.
 
         Raises:
-            OutOfWork: where a limit on work is reached.
+            OutOfWork: if a limit on work is reached.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the ascent reached.
+    """Result of the ascent.
 
     Attributes:
-        bound: no legal plan has less, in bytes.
-        sets: masks met; legal groups among them.
+        bound: lower bound of the DRAM access of any legal plan, in bytes.
+        sets: masks seen; some of them are legal groups.
         prices: per block, in 1/:data:`FINE` bytes; those that prove the bound.
-        stopped: why the ascent ended early, ``""`` where no better prices exist for this oracle, to
-            a whole byte or so.
+        stopped: why the ascent ended early; ``""`` if no better prices exist for this oracle, to
+            about a byte.
     """
 
     bound: int
@@ -90,23 +90,23 @@ def prove(
     rounds: float = math.inf,
     box: float = BOX,
 ) -> Proof:
-    """Raise the lower bound until it meets the linear program, the known plan, or a limit on work.
+    """Raise the lower bound up to the linear program, the known plan, or a limit on work.
 
     Args:
-        columns: of the problem whose blocks are priced.
+        columns: columns of the problem whose blocks are priced.
         oracle: finds sets that undercut the prices.
         known: a legal plan; its groups join the program.
-        classes: per block its class, from coarse to fine; single blocks come after them.
-        start: prices and sets to begin with; without, each block's price is its weights.
-        rounds: prices to try for each kind of classes.
-        box: half the first box's width, as a share of what each block would cost alone.
+        classes: per block its class, from coarse to fine; single blocks follow them.
+        start: initial prices and sets; by default each block's price is the size of its weights.
+        rounds: prices to try per level of classes.
+        box: initial half width of the box, as a share of what each block would cost alone.
     """
     singles = np.arange(len(columns.problem.blocks))
     return _Ascent(columns, oracle, known, start).run([*classes, singles], rounds, box)
 
 
 class _Ascent:
-    """The state of one proof: sets met, best prices, what they prove."""
+    """The state of one proof: sets seen, best prices, the bound that they prove."""
 
     def __init__(
         self,
@@ -123,8 +123,8 @@ class _Ascent:
         self.single = frozenset(problem.blocks)
         self.alone = columns.costs(problem.blocks)
         sets = (*known.groups, *(start.sets if start else ()))
-        self.met = dict.fromkeys(group for group in sets if group not in self.single)
-        self.active: list[int] = []  # sets of the program; single blocks are in it as a limit
+        self.seen = dict.fromkeys(group for group in sets if group not in self.single)
+        self.active: list[int] = []  # columns of the program; single blocks are in it as bounds
         self.base, self.step = int(columns.weights.sum()), _granularity(problem)
         self.bound = problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
@@ -141,10 +141,10 @@ class _Ascent:
                 box = FINER
         except OutOfWork as limit:
             stopped = str(limit)
-        return Proof(self.bound, tuple(self.met), self.prices, stopped)
+        return Proof(self.bound, tuple(self.seen), self.prices, stopped)
 
     def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
-        """Better prices, the same for each class, until no more is to be gained; or proved."""
+        """Improve prices shared within each class; whether the ascent is finished after that."""
         rows = csr_matrix((np.ones(len(home)), (home, np.arange(len(home)))))
         sizes = np.asarray(rows.sum(axis=1)).ravel()
         alone = rows @ self.alone / sizes
@@ -155,20 +155,20 @@ class _Ascent:
             if rounds <= 0:
                 return False
             low = best - box * alone
-            # No price above F_D alone proves more: the block itself would undercut it.
+            # No price above a block's own F_D proves more: the block itself would undercut it.
             high = np.maximum(low, np.minimum(best + box * alone, alone))
-            found = self._program(rows, sizes, low, high)
-            if found is None:
+            solution = self._program(rows, sizes, low, high)
+            if solution is None:
                 return False
-            value, trial, reduced = found
+            value, trial, reduced = solution
             before = self.level
             promised = value - before / FINE
             if promised < (CLOSER if last else CLOSE) * value:
                 if not last:
                     return False
                 slack = 1e-6 * alone
-                held = (trial < low + slack) | (trial > high - slack) & (high < alone)
-                if box < widest and held.any():
+                at_end = (trial < low + slack) | (trial > high - slack) & (high < alone)
+                if box < widest and at_end.any():
                     box = min(widest, 2 * box)
                     continue
                 if promised < 0.5:
@@ -183,7 +183,7 @@ class _Ascent:
             else:
                 box /= 2
             if not self._renew(reduced, undercut, len(sizes)) and gained <= 0:
-                # The oracle's m is a bound of what sets cost; nearer prices make it a better one.
+                # The oracle's m only bounds the cost of sets; the bound is tighter near its prices.
                 box = widest = box / 4
                 if box < NARROWEST:
                     return last
@@ -192,50 +192,50 @@ class _Ascent:
     def _program(
         self, rows: csr_matrix, sizes: Floats, low: Floats, high: Floats
     ) -> tuple[float, Floats, Floats] | None:
-        """The prices in a box that prove most by the active sets alone, in bytes.
+        """The best prices in a box with respect to the active sets alone, in bytes.
 
         Returns:
-            What they would prove, the price of each class, and what each active set costs beside
-            them. ``None`` without a solution.
+            The bound that they would prove, the price of each class, and the reduced cost of each
+            active set; ``None`` without a solution.
         """
         count = len(sizes)
         matrix, costs = self.columns.matrix(self.active), self.columns.costs(self.active)
         covers = (rows @ matrix).tocsc()
-        # At the ends of the box, a class can be covered, or covered once too often, at its price.
+        # Slack columns for the box: a class may be under- or overcovered at the price of an end.
         within = hstack([covers, identity(count), -identity(count)], "csc")
         homes = None
         if self.active:
-            # The m of a block is paid once, however many sets are assigned to the block.
+            # The m of a block counts once, however many sets are assigned to the block.
             places = np.minimum.reduceat(self.oracle.place[matrix.indices], matrix.indptr[:-1])
-            some, number = np.unique(places, return_inverse=True)
+            used_places, number = np.unique(places, return_inverse=True)
             entries = np.ones(len(number)), (number, np.arange(len(number)))
-            homes = csr_matrix(entries, shape=(len(some), within.shape[1]))
-        found = minimum(np.concatenate([costs, high, -low]), within, sizes, self.work, homes)
-        if found is None:
+            homes = csr_matrix(entries, shape=(len(used_places), within.shape[1]))
+        solution = minimum(np.concatenate([costs, high, -low]), within, sizes, self.work, homes)
+        if solution is None:
             return None
-        # Whatever the solver's tolerances make of the box, no price is far out of it.
+        # The solver keeps the box only up to its tolerance: no price may be far outside.
         margin = np.maximum(high - low, 1.0)
-        trial = np.clip(found.eqlin.marginals, low - margin, high + margin)
+        trial = np.clip(solution.eqlin.marginals, low - margin, high + margin)
         if not FINE * float(np.abs(trial * sizes).sum()) < MOST / 2:
             return None
-        return float(found.fun), trial, costs - covers.T @ trial
+        return float(solution.fun), trial, costs - covers.T @ trial
 
     def _try(self, prices: Ints) -> list[int]:
-        """The sets that undercut prices; they are kept if they prove more than the best so far."""
+        """The sets that undercut ``prices``; keeps the prices if they prove more than the best."""
         shortfall, undercut = self.oracle.run(prices)
         undercut = [group for group in undercut if group not in self.single]
-        self.met.update(dict.fromkeys(undercut))
+        self.seen.update(dict.fromkeys(undercut))
         proved = int(prices.sum() + shortfall.sum())
         if proved > self.level:
             self.level, self.prices = proved, prices
-            # Every plan costs the weights and whole multiples of the step.
+            # Every plan costs the weights plus a multiple of the step.
             whole = self.base - (self.base * FINE - proved) // (FINE * self.step) * self.step
             self.bound = max(self.bound, whole)
         return undercut
 
     def _choose(self, rows: csr_matrix) -> None:
-        """The sets met that a new program starts with: those cheapest beside the prices."""
-        sets = tuple(self.met)
+        """Choose the seen sets that a new program starts with: those of least reduced cost."""
+        sets = tuple(self.seen)
         most = COLUMNS[0] + COLUMNS[1] * rows.shape[0]
         if len(sets) > most:
             reduced = self.columns.reduced(sets, self.prices)
@@ -244,18 +244,18 @@ class _Ascent:
         self.active = list(sets)
 
     def _renew(self, reduced: Floats, new: list[int], count: int) -> bool:
-        """Take in new sets, if any; where they become too many, drop those that cost most."""
-        here = set(self.active)
-        fresh = [group for group in dict.fromkeys(new) if group not in here]
+        """Add new sets, dropping those of highest reduced cost if too many; whether any is new."""
+        active = set(self.active)
+        added = [group for group in dict.fromkeys(new) if group not in active]
         most = COLUMNS[0] + COLUMNS[1] * count
-        if len(self.active) + len(fresh) > 2 * most:
+        if len(self.active) + len(added) > 2 * most:
             best = np.sort(np.argsort(reduced, kind="stable")[:most])
             self.active = [self.active[k] for k in best]
-        self.active += fresh
-        return bool(fresh)
+        self.active += added
+        return bool(added)
 
 
 def _granularity(problem: FusionProblem) -> int:
-    """The largest step, in bytes, that all tensors' sizes are multiples of."""
+    """Greatest common divisor of all tensor sizes, in bytes."""
     width = problem.evaluator.scheme.activation_bytes
     return math.gcd(*(tensor.elements * width for tensor in problem.graph.tensors.values()))

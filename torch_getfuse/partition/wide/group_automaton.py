@@ -1,16 +1,16 @@
 """All sets of blocks that may be groups, as paths through a layered automaton.
 
 The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`):
-each joins a set or stays out. A *state* is all that later blocks can notice of a set: which open
-tensors it makes, reads or spills, which of its parts can still meet. From a state, what joining or
-staying out changes of ``F_D`` and of the floor of ``F_b`` is known, whatever the set; so every set
+each joins a set or stays out. A *state* is everything about a set that affects later blocks: which
+open tensors it makes, reads or spills, and which of its parts can still be connected. The state
+alone determines how joining or staying out changes ``F_D`` and the floor of ``F_b``; so every set
 that can become a legal group is a path from the empty state to one of the *ends*, where the last
-block joins and the set is connected. Prices play no part, so the automaton is built once per
-problem.
+block joins and the set is connected. The automaton does not depend on prices, so it is built once
+per problem.
 
-States are built forwards, the one least room of each kept, so that states that no set reaches
-within the buffer are left out; then backwards states that cannot end within the buffer go, and
-states with the same future become one. ``docs/exact-search.md`` section 5 has the proofs.
+A forward pass builds the states and keeps the least room of each, so that states that no set
+reaches within the buffer are omitted; a backward pass removes states that cannot end within the
+buffer and merges states with the same future. ``docs/exact-search.md`` section 5 has the proofs.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
 MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
-"""A tensor seen from a set: its maker is in; some reader is out; its maker is out but depends on
-the set; a reader is out but feeds the set; and, from bit 4 up, the widest reader that is in."""
+"""Flags of a tensor with respect to a set: its maker is in; some reader is out; its maker is out
+but depends on the set; a reader is out but feeds the set; from bit 4 up, the level of the readers
+that are in (:mod:`hold_levels`)."""
 
 MOST_STATES = 1_000_000
 
 NEVER = 1 << 60  # room of a state that cannot end
 
-_BLOCK = 800  # steps that a block counts
-_CELLS, _STATES = 4, 2  # entries of the table of states, and states, that count one more
+_BLOCK = 800  # steps counted per block
+_CELLS, _STATES = 4, 2  # entries of the table of states, and states, per further step
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +48,13 @@ class Layer:
     """One block's decision, per state before it; sizes in bytes.
 
     Attributes:
-        block: position in the problem's blocks; of an unfusable operator, a position after them.
-        leave: state after the block stays out, -1 where it cannot.
-        leave_room: what staying out adds to the floor.
-        join: state after the block joins, -1 where nothing can follow.
+        block: position in the problem's blocks; for an unfusable operator, a position after them.
+        leave: state after the block stays out, -1 if it cannot.
+        leave_room: increase of the floor if it stays out.
+        join: state after the block joins, -1 if nothing can follow.
         ends: whether the set with the block is connected, and may be a group.
-        cost, room: what joining adds to ``F_D`` and to the floor.
-        last_room: what it adds to the floor if no further block joins.
+        cost, room: increase of ``F_D`` and of the floor if it joins.
+        last_room: increase of the floor if it joins and no further block does.
     """
 
     block: int
@@ -71,7 +72,7 @@ class Automaton:
     """The sets of one problem.
 
     Attributes:
-        problem: whose scheme is LBDF.
+        problem: the problem; its scheme is LBDF.
         skeleton: its blocks and tensors.
         layers: the blocks and unfusable operators in the order of their decisions. State 0 of the
             first is the empty set.
@@ -88,11 +89,11 @@ class Automaton:
 
     @classmethod
     def of(cls, problem: FusionProblem) -> Automaton | None:
-        """The automaton of a problem; ``None`` where it has too many states (:data:`MOST_STATES`).
+        """The automaton of a problem; ``None`` if it has too many states (:data:`MOST_STATES`).
 
         Raises:
             OptionError: for a scheme other than LBDF.
-            OutOfWork: where a limit on work is reached.
+            OutOfWork: if a limit on work is reached.
         """
         evaluator = problem.evaluator
         skeleton = Skeleton.of(problem)
@@ -105,14 +106,14 @@ class Automaton:
 
 
 class _Sets:
-    """One set per state, a column each; the first is empty.
+    """One set per state, as columns; the first is the empty set.
 
     Attributes:
         state: per open tensor, the flags above.
         part: per open tensor, the number of the part that can grow through it, from 1 up.
-        parts: how many parts the set has.
+        parts: number of parts of the set.
         cost: change of ``F_D`` by the last decision, in bytes.
-        room: the floor of ``F_b`` in bytes.
+        room: floor of ``F_b`` in bytes.
     """
 
     def __init__(self) -> None:
@@ -138,11 +139,11 @@ class _Sets:
         return joined
 
 
-Views = Sequence[tuple[Stream, int, set[int]]]  # stream, its row, the blocks that are undecided
+Views = Sequence[tuple[Stream, int, set[int]]]  # stream, its row, its undecided blocks
 
 
 class _Builder:
-    """The forward pass: states that sets with room in the buffer reach, and the steps between."""
+    """The forward pass: states that sets reach within the buffer, and the steps between them."""
 
     def __init__(self, skeleton: Skeleton, fusable: int, buffer_bytes: int) -> None:
         self.skeleton = skeleton
@@ -156,7 +157,7 @@ class _Builder:
         left = [set(stream.blocks) for stream in skeleton.streams]
         sets = _Sets()
         states = 0
-        found = []
+        layers = []
         for block in skeleton.order:
             states += len(sets.room)
             if states > MOST_STATES:
@@ -195,13 +196,13 @@ class _Builder:
             leave, join = np.full((2, size), -1, np.int64)
             leave[out], join[in_] = state[: len(out)], state[len(out) :]
             sets = after.take(kept)
-            found.append(Layer(block, leave, leave_room, join, ends, cost, room, last_room))
-        return found
+            layers.append(Layer(block, leave, leave_room, join, ends, cost, room, last_room))
+        return layers
 
     def _overwritten_outside(
         self, sets: _Sets, slots: Mapping[int, int], left: Sequence[set[int]]
     ) -> Ints:
-        """Room of tensors that a reader yet to be decided writes over, if it stays out."""
+        """Room of tensors that an undecided reader would overwrite, if it stays out."""
         room = np.zeros(len(sets.room), np.int64)
         for number, slot in slots.items():
             stream = self.skeleton.streams[number]
@@ -210,7 +211,7 @@ class _Builder:
         return room
 
     def _leave(self, sets: _Sets, block: int, views: Views) -> tuple[_Sets, Ints]:
-        """The sets that go on without ``block``, and where they came from."""
+        """The sets that ``block`` stays out of, and the states they come from."""
         state = sets.state.copy()
         room = sets.room.copy()
         below = np.zeros(len(room), bool)
@@ -235,9 +236,9 @@ class _Builder:
         return changed.take(keep), keep
 
     def _join(self, sets: _Sets, block: int, views: Views) -> tuple[_Sets, Ints]:
-        """The sets that ``block`` joins, and where they came from.
+        """The sets that ``block`` joins, and the states they come from.
 
-        A set's cost is what it would be if no further block joined.
+        The cost of a set assumes that no further block joins.
         """
         skeleton = self.skeleton
         state = sets.state.copy()
@@ -247,7 +248,7 @@ class _Builder:
         for stream, slot, left in views:
             column = sets.state[slot]
             before = (column >> LEVEL).astype(np.int64)
-            made = column & MAKER > 0
+            maker_in = column & MAKER > 0
             after = stream.levels.joined(block)[before]
             units = stream.levels.units
             waiting = bool(left - {stream.maker})
@@ -266,11 +267,11 @@ class _Builder:
                 mark = MAKER
             else:
                 hole |= column & BELOW > 0
-                cost += np.where((before == 0) & ~made, size, 0)
+                cost += np.where((before == 0) & ~maker_in, size, 0)
                 if not stream.forced and not waiting:
-                    cost -= np.where(made & (column & SPILLED == 0), size, 0)
+                    cost -= np.where(maker_in & (column & SPILLED == 0), size, 0)
                 if not stream.overwritten:
-                    held = np.maximum(units[before], made)
+                    held = np.maximum(units[before], maker_in)
                     room += unit * (units[after] - held).clip(0)
                 mark = 0
             state[slot] = (column & 15) | mark | (after << LEVEL).astype(np.uint8)
@@ -287,17 +288,17 @@ def _connect(sets: _Sets, block: int, views: Views) -> None:
     """Merge the parts of each set that ``block``, which has joined, is connected to.
 
     A part is numbered at the tensors through which it can still grow. Readers of a tensor whose
-    maker is still to come count as connected: the maker may join.
+    maker is undecided count as connected: the maker may join.
     """
     part = sets.part
     fresh = np.uint8(255)
     merged = np.zeros(len(sets.cost), np.int64)
     for stream, slot, _ in views:
         if stream.maker >= 0:
-            own = part[slot].copy()
-            has = (own > 0) & (own != fresh)
+            parts = part[slot].copy()
+            has = (parts > 0) & (parts != fresh)
             if has.any():
-                part[(part == own) & has] = fresh
+                part[(part == parts) & has] = fresh
                 merged += has
     for stream, slot, left in views:
         if left and (stream.maker == block or stream.maker in left):
@@ -306,26 +307,26 @@ def _connect(sets: _Sets, block: int, views: Views) -> None:
 
 
 def _normalise(sets: _Sets, stream: Stream, slot: int, left: set[int]) -> None:
-    """Forget what no later block can notice, so that more sets look alike."""
+    """Erase what does not affect later blocks, so that more sets share a state."""
     column = sets.state[slot]
     if not left:
         sets.state[slot] = 0
         sets.part[slot] = 0
         return
-    made = column & MAKER > 0
+    maker_in = column & MAKER > 0
     level = stream.levels.seen(left & (stream.readers | {stream.maker}))[column >> LEVEL]
     flags = column & (MAKER | SPILLED | BELOW | ABOVE)
     if stream.maker not in left:
-        # The maker is decided: only if it is in does it matter who is out.
-        flags = np.where(made, flags & (MAKER | SPILLED), flags & BELOW)
-        sets.part[slot] = np.where(made, sets.part[slot], 0)
+        # The maker is decided: readers that are out matter only if it is in.
+        flags = np.where(maker_in, flags & (MAKER | SPILLED), flags & BELOW)
+        sets.part[slot] = np.where(maker_in, sets.part[slot], 0)
     if stream.forced:
         flags = flags & ~np.uint8(SPILLED)
     sets.state[slot] = flags | (level << LEVEL).astype(np.uint8)
 
 
 def _alive(sets: _Sets) -> Ints:
-    """Sets whose every part can still grow, the empty one first; parts are numbered anew."""
+    """Sets whose parts can all still grow, the empty set first; renumbers the parts."""
     part = sets.part
     touched = part.any(axis=0)
     single = sets.parts <= 1
@@ -349,9 +350,9 @@ def _alive(sets: _Sets) -> Ints:
 
 
 def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
-    """Of the living sets that look alike the one with least room; and each set's state, or -1.
+    """Per distinct state among the alive sets, the set with least room; and each set's state or -1.
 
-    The empty set is state 0: it alone touches nothing, so its key is the least.
+    The empty set is state 0: it alone touches no tensor, so its key is the least.
     """
     rows = np.concatenate([sets.state[:, alive], sets.part[:, alive]])
     rows = rows[rows.any(axis=1)]
@@ -368,24 +369,24 @@ def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
 
 
 def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[Layer]:
-    """The same sets with fewer states: backwards, what cannot end goes and what looks alike merges.
+    """The backward pass: removes states that cannot end, and merges states with the same future.
 
     Two states of one layer with the same steps (same changes, to the same states) have the same
     future; so each set keeps its cost, room and ends.
     """
-    found: list[Layer] = []
-    least = _least_rooms(layers)
-    state = np.zeros(0, np.int64)  # of the layer after: old state -> new, -1 for none
-    need = np.zeros(0, np.int64)  # of the layer after, by old state: least room up to an end
-    for layer, before in zip(reversed(layers), reversed(least), strict=True):
+    merged: list[Layer] = []
+    rooms_before = _least_rooms(layers)
+    state = np.zeros(0, np.int64)  # next layer: old state -> new, -1 for none
+    need = np.zeros(0, np.int64)  # next layer, by old state: least room up to an end
+    for layer, before in zip(reversed(layers), reversed(rooms_before), strict=True):
         work.add(_BLOCK + len(before) // _STATES)
         leave, join = layer.leave.copy(), layer.join.copy()
         if not len(state):
             leave[:], join[:] = -1, -1
-        goes, comes = leave >= 0, join >= 0
+        can_leave, can_join = leave >= 0, join >= 0
         out, in_ = (np.full(len(leave), NEVER) for _ in range(2))
-        out[goes] = need[leave[goes]] + layer.leave_room[goes]
-        in_[comes] = need[join[comes]] + layer.room[comes]
+        out[can_leave] = need[leave[can_leave]] + layer.leave_room[can_leave]
+        in_[can_join] = need[join[can_join]] + layer.room[can_join]
         ends = layer.ends & (before + layer.last_room < buffer_bytes)
         leave = np.where(before + out < buffer_bytes, leave, -1)
         join = np.where(before + in_ < buffer_bytes, join, -1)
@@ -413,19 +414,19 @@ def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[La
         state[order] = np.cumsum(starts) - 1
         kept = rows[:, order[starts]]
         goes_out, room_out, comes_in, at_end, cost, room, last_room = kept
-        found.append(
+        merged.append(
             Layer(layer.block, goes_out, room_out, comes_in, at_end > 0, cost, room, last_room)
         )
-    return found[::-1]
+    return merged[::-1]
 
 
 def _least_rooms(layers: list[Layer]) -> list[Ints]:
-    """Per layer and state, the least room of a set that comes there."""
-    found = [np.zeros(1, np.int64)]
+    """Per layer and state, the least room of the sets that reach it."""
+    least = [np.zeros(1, np.int64)]
     for layer, after in pairwise(layers):
         room = np.full(len(after.leave), NEVER)
         for target, added in ((layer.leave, layer.leave_room), (layer.join, layer.room)):
-            goes = target >= 0
-            np.minimum.at(room, target[goes], found[-1][goes] + added[goes])
-        found.append(room)
-    return found
+            reached = target >= 0
+            np.minimum.at(room, target[reached], least[-1][reached] + added[reached])
+        least.append(room)
+    return least

@@ -1,4 +1,4 @@
-"""Groups as the columns of a linear program: which blocks they have, and what they cost."""
+"""Groups as the columns of a linear program: the blocks that they contain, and their cost."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Ints = npt.NDArray[np.int64]
 
 
 _GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 80
-"""Counted as work: steps of a new group, and of a linear program, each of whose iterations counts
-one for so many entries of its matrix."""
+"""Steps counted for a new group and for a linear program; entries of the matrix for which each of
+its iterations counts one step more."""
 
 
 class Columns:
-    """Turns masks of many groups into columns at once, and remembers them.
+    """Turns masks of many groups into columns at once, and caches them.
 
     Args:
-        problem: whose blocks are the rows.
+        problem: the problem; its blocks are the rows.
 
     Attributes:
-        weights: of each block, in bytes; every plan moves them once.
+        weights: weights of each block, in bytes; every plan moves them once.
     """
 
     def __init__(self, problem: FusionProblem) -> None:
@@ -60,12 +60,12 @@ class Columns:
         self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
         inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
         self.weights = np.array(inside, np.int64)
-        self._number: dict[int, int] = {}  # of a group, among those met
+        self._number: dict[int, int] = {}  # of each group seen, its row in _rows
         self._rows = csr_matrix((0, len(leaders)))
         self._costs = np.zeros(0, np.int64)
 
     def _numbers(self, groups: Sequence[int]) -> Ints:
-        """Numbers of the groups; new ones are worked out."""
+        """Numbers of the groups; rows and costs of new ones are computed."""
         number = self._number
         if fresh := [group for group in dict.fromkeys(groups) if group not in number]:
             self.problem.evaluator.work.add(_GROUP * len(fresh))
@@ -81,7 +81,7 @@ class Columns:
         return np.fromiter((number[group] for group in groups), np.int64, len(groups))
 
     def _members(self, groups: Sequence[int]) -> csr_matrix:
-        """Which group (row) has which operator (column)."""
+        """Incidence of groups (rows) and operators (columns)."""
         raw = b"".join(group.to_bytes(self._bytes, "little") for group in groups)
         flags = np.frombuffer(raw, np.uint8).reshape(len(groups), self._bytes)
         row, column = np.nonzero(np.unpackbits(flags, axis=1, bitorder="little"))
@@ -92,17 +92,17 @@ class Columns:
     def _priced(self, groups: Sequence[int], members: csr_matrix) -> Ints:
         if not self._lbdf:
             return np.array([self.problem.evaluator.dram(group) for group in groups], np.int64)
-        used, made = members @ self._reads, members @ self._writes
-        inner = used.multiply(made).tocsr()  # of what a group makes: how many of it read it
+        used, produced = members @ self._reads, members @ self._writes
+        inner = used.multiply(produced).tocsr()  # per tensor written in a group: its readers in it
         read = used.astype(bool).astype(np.int64) - inner.astype(bool).astype(np.int64)
-        # Not written: what all its readers are there for, unless it is an output.
+        # Not written to DRAM: tensors with all readers inside, unless they are outputs.
         inner.data = (inner.data == self._readers[inner.indices]) & ~self._kept[inner.indices]
         wanted = np.where(self._kept | (self._readers > 0), self._sizes, 0)
-        written = made @ wanted - inner.astype(np.int64) @ self._sizes
+        written = produced @ wanted - inner.astype(np.int64) @ self._sizes
         return np.asarray(members @ self._weights + read @ self._sizes + written, np.int64)
 
     def matrix(self, groups: Sequence[int]) -> csc_matrix:
-        """Which group (column) has which block (row)."""
+        """Incidence of blocks (rows) and groups (columns)."""
         numbers = self._numbers(groups)
         return self._rows[numbers].T.tocsc()
 
@@ -112,9 +112,9 @@ class Columns:
         return self._costs[numbers]
 
     def reduced(self, groups: Sequence[int], prices: npt.NDArray[np.number]) -> Floats:
-        """``F_D`` less the prices (in 1/FINE bytes) of each group, in 1/FINE bytes."""
-        found: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
-        return found
+        """Reduced cost of each group: ``F_D`` minus its blocks' prices, all in 1/FINE bytes."""
+        reduced: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
+        return reduced
 
 
 def minimum(
@@ -126,24 +126,24 @@ def minimum(
 ) -> OptimizeResult | None:
     """The linear program over columns, solved in floating point; ``None`` without a solution.
 
-    HiGHS holds rows, bounds and reduced costs to 1e-7 only, and may fail where sizes differ by many
-    orders of magnitude. So nothing is concluded from its numbers: duals are prices to be tried, in
-    integers, and shares of columns say which to try first.
+    HiGHS satisfies rows, bounds and reduced costs only to 1e-7, and may fail where sizes differ by
+    many orders of magnitude. So nothing is concluded from its numbers: duals are prices to try, in
+    integers, and column values say which columns to try first.
 
     Args:
-        costs: of each column.
-        matrix: of the rows that are covered exactly.
-        sizes: how often each of them is.
-        work: limits the iterations, which are counted.
-        homes: rows that are covered once at most.
+        costs: cost of each column.
+        matrix: the rows to cover exactly.
+        sizes: how often to cover each of them.
+        work: counts and limits the iterations.
+        homes: rows covered at most once.
 
     Raises:
-        OutOfWork: where a limit of ``work`` is reached.
+        OutOfWork: if a limit of ``work`` is reached.
     """
     work.add(_PROGRAM)
     entries = matrix.nnz + (0 if homes is None else homes.nnz) + len(sizes)
-    each = 1 + entries // _ENTRIES
-    found = solved(
+    steps = 1 + entries // _ENTRIES
+    result = solved(
         linprog,
         costs,
         A_ub=homes,
@@ -152,41 +152,41 @@ def minimum(
         b_eq=sizes,
         bounds=(0, None),
         method="highs-ds",
-        # Looking for simplifications takes longer than the program.
-        options={"presolve": False, **limits(work, "maxiter", each)},
+        # Presolving takes longer than solving.
+        options={"presolve": False, **limits(work, "maxiter", steps)},
     )
-    if found.status == 1:
+    if result.status == 1:
         work.give_up()
-    work.add(each * int(found.nit))
-    usable = found.status == 0 and np.isfinite(found.x).all()
-    return found if usable and np.isfinite(found.eqlin.marginals).all() else None
+    work.add(steps * int(result.nit))
+    usable = result.status == 0 and np.isfinite(result.x).all()
+    return result if usable and np.isfinite(result.eqlin.marginals).all() else None
 
 
 def limits(work: Work, name: str, steps: int) -> dict[str, float]:
-    """Options of HiGHS that end it with ``work``: what it counts as ``name``, and the clock."""
+    """Options of HiGHS for the limits of ``work``: its iteration limit ``name``, and the clock."""
     if work.steps_left == math.inf:
         return {}
     return {name: int(work.steps_left // steps), "time_limit": work.clock_left}
 
 
 def solved(solver: Callable[..., OptimizeResult], *args: Any, **named: Any) -> OptimizeResult:
-    """What a solver of HiGHS returns, in a thread of its own: no signal gets through to it.
+    """Run a HiGHS solver in a separate thread, as signals are not handled while it runs.
 
-    After a ``KeyboardInterrupt`` it goes on there by itself, up to its limits.
+    After a ``KeyboardInterrupt`` it continues there, up to its limits.
     """
     if threading.current_thread() is not threading.main_thread():
         return solver(*args, **named)
-    found: list[OptimizeResult | BaseException] = []
+    outcome: list[OptimizeResult | BaseException] = []
 
     def run() -> None:
         try:
-            found.append(solver(*args, **named))
+            outcome.append(solver(*args, **named))
         except BaseException as error:  # raised again below, whatever it is
-            found.append(error)
+            outcome.append(error)
 
     thread = threading.Thread(target=run, name="torch_getfuse-highs", daemon=True)
     thread.start()
     thread.join()
-    if isinstance(found[0], BaseException):
-        raise found[0]
-    return found[0]
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]

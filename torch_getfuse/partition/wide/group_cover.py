@@ -1,9 +1,9 @@
 """Exact search for wide graphs: the cheapest cover by legal groups, as a linear program.
 
-A lower bound is proved by prices (:mod:`block_prices`). The groups that undercut them come from a
-list of all groups where that is short (:mod:`legal_groups`), otherwise from the automaton of all
-sets that fit by their floor (:mod:`group_automaton`, :mod:`relaxation`). The plan is then chosen
-among legal groups that good prices ask for, by an integer program.
+Prices prove a lower bound (:mod:`block_prices`). The groups that undercut them come from a list of
+all groups if that is short (:mod:`legal_groups`), otherwise from the automaton of all sets whose
+floor fits into the buffer (:mod:`group_automaton`, :mod:`relaxation`). An integer program then
+chooses the plan among legal groups of low reduced cost.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-MOST_COLUMNS = 2_000  # that the integer program is given, beside single blocks
+MOST_COLUMNS = 2_000  # columns of the integer program, in addition to single blocks
 # Shares of the time after which each stage ends: list, bound, groups, plan.
 LISTED, PRICED, PLANNED, ENDED = 0.02, 0.45, 0.85, 0.97
-RADII = (0, 1, 2)  # of the surroundings in which blocks of one price look alike
+RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 PER_START = 20  # sets per first block, for a plan
-CHECKED, LATER = 4_000, 500  # sets whose legality is looked at, and less likely ones, each time
-BOX = 0.06  # of the prices that sets for a plan are sought with: other ones than for the bound
-SAMPLE = 100  # sets whose F_b tells how far it exceeds the floor
-POWERS = 1, 2, 0.5, 0.25, 0  # of the share of the buffer that half of the sets should fit
-_LEGAL = 20  # steps that a look at one counts
-ROUNDS = 4  # of prices, for one share of the buffer after the other
+CHECKED, LATER = 4_000, 500  # sets checked for legality per round, and less likely ones
+BOX = 0.06  # box of the prices for finding a plan; other than for the bound
+SAMPLE = 100  # sets that show by how much F_b exceeds the floor
+POWERS = 1, 2, 0.5, 0.25, 0  # exponents of the share of the buffer into which half of the sets fit
+_LEGAL = 20  # steps counted for checking the legality of one set
+ROUNDS = 4  # rounds of prices for one share of the buffer before the next
 
 
 def cover(
     problem: FusionProblem, known: SearchResult, seconds: float = math.inf, most: int = MAX_SETS
 ) -> SearchResult:
-    """The best plan made of groups that good prices ask for, and a proved lower bound.
+    """The best plan of groups with low reduced cost, and a proved lower bound.
 
     Args:
         problem: graph, cost model (LBDF) and buffer.
-        known: a legal plan; its groups join the others, so that the result is never worse.
-        seconds: for all of it, counted as work first.
-        most: sets to look at before the list of all groups is given up as too long.
+        known: a legal plan; its groups are candidates, so that the result is never worse.
+        seconds: time limit of the whole search, converted to counted work (``partition/work.py``).
+        most: sets to examine before listing all groups is given up.
 
     Returns:
-        The plan and its bound, equal where it is proved optimal. ``stopped`` says what ended the
+        The plan and its bound, equal if it is proved optimal. ``stopped`` says what ended the
         proof early.
 
     Raises:
-        OptionError: for a scheme other than LBDF whose groups are too many to list.
-        SearchInterrupted: for a ``KeyboardInterrupt``, with the best plan by then.
+        OptionError: for a scheme other than LBDF with too many groups to list.
+        SearchInterrupted: for a ``KeyboardInterrupt``, with the best plan so far.
     """
     return _Cover(problem, known, seconds).run(most)
 
 
 class _Cover:
-    """One run: what is known at any time, and how the time is shared out."""
+    """One run: the best results so far, and how the time is divided."""
 
     def __init__(self, problem: FusionProblem, known: SearchResult, seconds: float) -> None:
         self.problem = problem
@@ -108,12 +108,12 @@ class _Cover:
         )
 
     def _until(self, share: float) -> float:
-        """Seconds, as they are counted, up to a share of all."""
+        """Seconds of counted work left up to ``share`` of the time limit."""
         return max(0.0, share * self.seconds - (self.work.steps - self.begun) / STEPS_PER_SECOND)
 
     def _search(self, most: int) -> None:
         problem, known = self.problem, self.known
-        # More than that, and prices and rooms do not add up in 64 bits: nothing is proved by them.
+        # Beyond this, sums of prices and rooms overflow 64 bits and prove nothing.
         if 8 * FINE * problem.cost(problem.blocks) >= MOST:
             self.proof = replace(self.proof, stopped="byte counts too large for prices")
             return
@@ -145,7 +145,7 @@ class _Cover:
                 self.plan = plan
 
     def _oracle(self, columns: Columns, listed: Candidates) -> tuple[Oracle | None, list[Ints]]:
-        """Who finds sets that undercut prices, and classes of blocks; nobody for want of room."""
+        """The oracle and the classes of blocks; no oracle if the automaton has too many states."""
         if listed.complete:
             return Listed(columns, listed.groups), []
         automaton = Automaton.of(self.problem)
@@ -155,13 +155,13 @@ class _Cover:
 
     @contextmanager
     def _limited(self, share: float) -> Iterator[None]:
-        """Do what can be done up to a share of the time; the rest goes on with what there is."""
+        """Run a stage up to a share of the time; the next stages continue with its results."""
         with suppress(OutOfWork), self.work.within(self._until(share)):
             yield
 
 
 class _Pool:
-    """Legal groups for a plan."""
+    """Candidate groups for a plan, all of them legal."""
 
     def __init__(self, columns: Columns, always: Iterable[int]) -> None:
         self.always = tuple(dict.fromkeys(always))
@@ -170,7 +170,7 @@ class _Pool:
         self.columns = columns
 
     def add(self, sets: Sequence[int], most: int) -> bool:
-        """Take in the legal groups among the first new ``sets``; whether there are any."""
+        """Add the legal groups among the first ``most`` new ``sets``; whether there are any."""
         size = len(self.groups)
         fresh = [mask for mask in sets if mask not in self._seen]
         for mask in fresh[:most]:
@@ -181,20 +181,20 @@ class _Pool:
         return len(self.groups) > size
 
     def sorted(self, sets: Sequence[int], proof: Proof) -> list[int]:
-        """Sets, those first that are cheapest beside the prices of a proof."""
+        """The sets by rising reduced cost at the prices of a proof."""
         reduced = self.columns.reduced(sets, proof.prices)
         return [sets[k] for k in np.argsort(reduced, kind="stable")]
 
     def duals(self, groups: Sequence[int]) -> Floats | None:
-        """Prices of the linear program that covers each block once by some groups."""
+        """Duals of the linear program that covers each block exactly once by ``groups``."""
         columns = self.columns
         sizes = np.ones(len(columns.problem.blocks))
         work = columns.problem.evaluator.work
-        found = minimum(columns.costs(groups), columns.matrix(groups), sizes, work)
-        return None if found is None else np.asarray(found.eqlin.marginals)
+        solution = minimum(columns.costs(groups), columns.matrix(groups), sizes, work)
+        return None if solution is None else np.asarray(solution.eqlin.marginals)
 
     def best(self, most: int) -> tuple[int, ...]:
-        """The first ones, and as many more that are cheapest by the prices of all together."""
+        """The initial groups, and up to ``most`` more of least reduced cost at the pool's duals."""
         most += len(self.always)
         if len(self.groups) <= most:
             return tuple(self.groups)
@@ -215,39 +215,39 @@ def _legal(problem: FusionProblem, mask: int) -> bool:
 
 
 def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:
-    """Legal groups for a plan: the ascent goes on for somewhat smaller buffers.
+    """Add legal groups for a plan by continuing the ascent with smaller buffers.
 
-    The sets that proved the bound need not be legal, mostly because their true buffer exceeds
-    their floor. Sets that are made to fit a smaller buffer mostly are.
+    The sets that proved the bound need not be legal, mostly because their buffer demand exceeds
+    its floor. Sets whose floor fits into a smaller buffer mostly are legal.
     """
     evaluator = pool.columns.problem.evaluator
     share = _share(pool, proof)
     tighter = [pricing.within(share**power, PER_START) for power in POWERS]
     tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
-    # F_b takes long to work out, and sets whose floor is as large as that are less often legal.
+    # F_b takes long to compute, and sets with a floor above this limit are less often legal.
     limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes), evaluator.work)
-    met = pool.sorted(proof.sets, proof)
-    pool.add([mask for mask in met if not limit.hopeless(mask)], CHECKED)
+    proof_sets = pool.sorted(proof.sets, proof)
+    pool.add([mask for mask in proof_sets if not limit.hopeless(mask)], CHECKED)
     idle = turn = 0
     while idle < len(tries):
         oracle, steady = tries[turn % len(tries)]
         duals = pool.duals(pool.groups)
         if duals is None:
             break
-        # Legal groups alone have prices of their own, which jump as long as they are few.
+        # Duals of legal groups alone differ from the proof's, and oscillate while groups are few.
         prices = np.floor(steady * proof.prices + (1 - steady) * FINE * duals).astype(np.int64)
-        # Sets that are too large for a smaller buffer would mislead.
+        # Without the proof's sets: some are too large for the smaller buffer.
         start = replace(proof, sets=tuple(pool.groups), prices=prices)
-        found = prove(pool.columns, oracle, known, start=start, rounds=ROUNDS, box=BOX)
-        new = pool.add(pool.sorted(found.sets, found), CHECKED)
-        idle = 0 if pool.add(met, LATER) or new else idle + 1
+        ascent = prove(pool.columns, oracle, known, start=start, rounds=ROUNDS, box=BOX)
+        new = pool.add(pool.sorted(ascent.sets, ascent), CHECKED)
+        idle = 0 if pool.add(proof_sets, LATER) or new else idle + 1
         turn += 1
 
 
 def _share(pool: _Pool, proof: Proof) -> float:
-    """Share of the buffer that sets should fit by their floor, so that every other one is legal.
+    """Share of the buffer into which the floor of a set should fit, so that half are legal.
 
-    Measured on the sets that are cheapest beside the prices.
+    Measured on the sets of least reduced cost.
     """
     evaluator = pool.columns.problem.evaluator
     needs = [evaluator.buffer(group) for group in pool.sorted(proof.sets, proof)[:SAMPLE]]

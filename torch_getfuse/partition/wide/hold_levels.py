@@ -1,8 +1,8 @@
-"""What the readers of a tensor make it hold, as a few numbered levels.
+"""How many units of a tensor its readers hold in the buffer, as a few numbered levels.
 
-While a set is decided block by block (:mod:`group_automaton`), it need not remember which readers
-of a tensor it has, only what later ones can change: the units held so far, and the readers that
-hold more together with some still to come. Each such pair is a *level*; level 0 is nobody.
+While a set is decided block by block (:mod:`group_automaton`), its state need not record which
+readers of a tensor it contains, only what later ones can change: the units held so far, and the
+readers that hold more together with later ones. Each such pair is a *level*; level 0 is no reader.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ Ints = npt.NDArray[np.int64]
 State = tuple[int, frozenset[int]]  # units held, readers that may hold more with later ones
 
 MOST = 15
-"""Levels beside level 0."""
+"""Number of levels in addition to level 0."""
 
-NOBODY: State = (0, frozenset())
+NO_READER: State = (0, frozenset())
 
 
 class Levels:
     """The levels of one tensor.
 
-    Where there are more than :data:`MOST`, the largest widths and the readers that add least
-    together are forgotten: too little is counted then, never too much.
+    If there are more than :data:`MOST`, the largest widths and the pairs of readers that add least
+    are dropped: the result then underestimates the units held, and never overestimates them.
 
     Args:
-        widths: per block that reads the tensor and can be in a group, the units that it makes the
-            tensor hold on its own, at least 1.
-        together: units that are held if all of these blocks are in.
+        widths: per block that reads the tensor and can be in a group, the units held if it is the
+            only reader, at least 1.
+        together: units held if all of these blocks are in.
 
     Attributes:
         units: units held, per level.
@@ -58,18 +58,18 @@ class Levels:
 
     def _possible(self) -> list[State]:
         values = sorted({*self._widths.values(), *self._together.values()}) or [1]
-        some = {frozenset[int]()}
+        subsets = {frozenset[int]()}
         for block in sorted(frozenset[int]().union(*self._together)):
-            some |= {blocks | {block} for blocks in some}
-        found = [NOBODY]
-        for blocks in sorted(some, key=sorted):
+            subsets |= {blocks | {block} for blocks in subsets}
+        possible = [NO_READER]
+        for blocks in sorted(subsets, key=sorted):
             least = self._held(0, blocks)
             states = ((units, blocks) for units in values if units >= least)
-            found += [state for state in states if self._waiting(*state) == blocks]
-        return found
+            possible += [state for state in states if self._waiting(*state) == blocks]
+        return possible
 
     def _held(self, units: int, blocks: frozenset[int]) -> int:
-        """Units held by these blocks, beside others that hold ``units``."""
+        """Units held by these blocks and others that hold ``units``."""
         alone = (self._widths[block] for block in blocks)
         joint = (more for all_, more in self._together.items() if all_ <= blocks)
         return max((units, *alone, *joint))
@@ -77,7 +77,7 @@ class Levels:
     def _waiting(
         self, units: int, blocks: frozenset[int], left: Collection[int] | None = None
     ) -> frozenset[int]:
-        """Which of the blocks hold more than ``units`` with some of ``left`` (any others)."""
+        """The blocks that hold more than ``units`` with some of ``left`` (default: any others)."""
         return frozenset[int]().union(
             *(
                 all_ & blocks
@@ -87,24 +87,24 @@ class Levels:
         )
 
     def joined(self, block: int) -> Ints:
-        """Per level, the level after ``block`` has joined; the same if it does not read."""
+        """Per level, the level after ``block`` joins; the same level if it is not a reader."""
         if block not in self._widths:
             return np.arange(len(self._states))
-        found = []
+        levels = []
         for before, blocks in self._states:
             blocks |= {block}
             units = self._held(before, blocks)
-            found.append(self._number[units, self._waiting(units, blocks)])
-        return np.array(found)
+            levels.append(self._number[units, self._waiting(units, blocks)])
+        return np.array(levels)
 
     def seen(self, left: Collection[int]) -> Ints:
-        """Per level, the one for all that the blocks of ``left`` cannot tell from it.
+        """Per level, the representative of the levels that are equivalent for blocks of ``left``.
 
-        Whether there is a reader at all can be told as long as ``left`` is not empty.
+        Whether there is a reader at all makes a difference unless ``left`` is empty.
         """
         values = sorted({units for units, _ in self._states if units})
         alone = max((self._widths.get(block, 0) for block in left), default=0)
-        found = []
+        levels = []
         for units, blocks in self._states:
             waiting = self._waiting(units, blocks, left)
             joint = (
@@ -115,5 +115,5 @@ class Levels:
             most = max(alone, *joint, 1)
             if units > most:
                 units = min(value for value in values if value >= most)
-            found.append(self._number[units, waiting] if left else 0)
-        return np.array(found)
+            levels.append(self._number[units, waiting] if left else 0)
+        return np.array(levels)

@@ -1,15 +1,15 @@
-"""The integer program: of given groups, those that cover each block once at the least cost.
+"""The integer program: among candidate groups, those that cover each block once at least cost.
 
-Whole choices of legal groups may depend on each other in a cycle. Each cycle found is cut off, with
-all choices that have it for the same reason, and the program solved again; each choice is also made
-legal by splitting groups, for no time may be left. The integer program may find nothing in time, so
-its linear relaxation is rounded first.
+The groups of an integer solution may depend on each other in a cycle. A constraint excludes each
+cycle found, with all solutions that contain it for the same reason, and the program is solved
+again; each solution is also made legal by splitting groups, as no time may be left for another.
+The integer program may find nothing in time, so its linear relaxation is rounded first.
 
 Both are solved in floating point, to tolerances: rows are covered to 1e-7 (the relaxation) or 1e-6
-(the integer program), and shares are as far from 0 and 1. So two groups that share a block can both
-have a share a little above a half. Solvers are therefore only asked what to try: which groups are
-disjoint, whether they cover everything, and what they cost is worked out here, in integers, and an
-answer that is no cover is not used.
+(the integer program), and variables are off 0 and 1 by as much. So two groups that share a block
+can both have a value slightly above a half. Solvers therefore only propose what to try: whether
+groups are disjoint and cover everything, and their cost, is computed here, in integers; a solution
+that is not a cover is discarded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from torch_getfuse.partition.search.random_split import RandomSplit
 from torch_getfuse.partition.wide.group_columns import Columns, limits, minimum, solved
 from torch_getfuse.partition.work import OutOfWork
 
-SURE = 0.8  # shares of the relaxation that are rounded up together
-GAP = 1e-4  # share of the value at which the integer program may stop
+SURE = 0.8  # values of the relaxation above this are rounded up together
+GAP = 1e-4  # relative gap at which the integer program may stop
 
-_ROOT, _NODE = 50, 20  # steps per entry of the matrix, and entries for which a node counts one
+_ROOT, _NODE = 50, 20  # steps per entry of the matrix; entries per step of a node
 
 Ints = npt.NDArray[np.int64]
 Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operator left)
@@ -41,13 +41,13 @@ Cycle = list[tuple[int, int, int]]  # groups as (mask, operator entered, operato
 def choose(
     columns: Columns, groups: tuple[int, ...], known: SearchResult, seconds: float | None = None
 ) -> Generator[tuple[int, ...], None, None]:
-    """Ever cheaper legal plans by some groups, each in an order in which it can run.
+    """Yield cheaper and cheaper legal plans made of ``groups``, each in an executable order.
 
     Args:
-        columns: of the problem whose blocks are to be covered.
-        groups: legal ones, among them every block.
-        known: a legal plan; all that is found is cheaper.
-        seconds: for the solvers, counted as work first.
+        columns: columns of the problem whose blocks are to be covered.
+        groups: legal groups, including every block.
+        known: a legal plan; all plans yielded are cheaper.
+        seconds: time limit, converted to counted work (``partition/work.py``).
     """
     problem = columns.problem
     work = problem.evaluator.work
@@ -67,10 +67,10 @@ def choose(
 
 
 def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
-    """Covers by the groups, mostly of less and less cost: by rounding, then by integer programs.
+    """Covers by the groups, mostly of falling cost: by rounding, then by integer programs.
 
     Raises:
-        OutOfWork: where a limit on work is reached.
+        OutOfWork: if a limit on work is reached.
     """
     problem, work = columns.problem, columns.problem.evaluator.work
     matrix, costs = columns.matrix(groups), columns.costs(groups)
@@ -86,7 +86,7 @@ def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
         entries = matrix.nnz + sum(cut.nnz for cut in cuts)
         work.add(_ROOT * entries)
         node = 1 + entries // _NODE
-        found = solved(
+        result = solved(
             milp,
             costs,
             constraints=constraints,
@@ -94,17 +94,17 @@ def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": GAP, **limits(work, "node_limit", node)},
         )
-        if found.x is None:
-            if found.status == 1:
+        if result.x is None:
+            if result.status == 1:
                 work.give_up()
             return
-        picked = [groups[k] for k in np.flatnonzero(found.x > 0.5)]
+        picked = [groups[k] for k in np.flatnonzero(result.x > 0.5)]
         if not problem.covers(picked):
             return
         yield picked
-        if found.status == 1:
+        if result.status == 1:
             work.give_up()
-        work.add(node * int(found.mip_node_count))
+        work.add(node * int(result.mip_node_count))
         cycles = find_cycles(problem, picked)
         if not cycles:
             return
@@ -115,9 +115,9 @@ def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
 
 
 def _dive(columns: Columns, groups: tuple[int, ...]) -> list[int] | None:
-    """A cover by rounding: most of the relaxation's large shares are set to 1, and again.
+    """A cover by diving: round the large values of the relaxation up to 1, solve again, repeat.
 
-    ``None`` where the solver gives no answer before all is covered.
+    ``None`` if the solver fails before everything is covered.
     """
     problem = columns.problem
     matrix, costs = columns.matrix(groups), columns.costs(groups)
@@ -128,14 +128,14 @@ def _dive(columns: Columns, groups: tuple[int, ...]) -> list[int] | None:
     covered = 0
     while open_.any():
         sizes = np.ones(open_.sum())
-        found = minimum(costs[alive], by_row[open_][:, alive], sizes, problem.evaluator.work)
-        if found is None:
+        relaxed = minimum(costs[alive], by_row[open_][:, alive], sizes, problem.evaluator.work)
+        if relaxed is None:
             return None
-        large = alive[found.x > max(0.5, min(SURE, found.x.max() - 1e-6))]
+        large = alive[relaxed.x > max(0.5, min(SURE, relaxed.x.max() - 1e-6))]
         if not len(large):
-            large = alive[[int(found.x.argmax())]]
+            large = alive[[int(relaxed.x.argmax())]]
         for k in large:
-            # Shares above a half do not meet in a row, but for the solver's tolerance.
+            # At most one group per row is above a half, except for the solver's tolerance.
             if not groups[k] & covered:
                 picked.append(groups[k])
                 covered |= groups[k]
@@ -145,10 +145,10 @@ def _dive(columns: Columns, groups: tuple[int, ...]) -> list[int] | None:
 
 
 def _cut(groups: Sequence[int], cycle: Cycle) -> tuple[csr_matrix, int]:
-    """Not all of a cycle's dependences at once, whatever the groups that have them.
+    """A constraint that excludes a cycle of dependences, by whichever groups it is formed.
 
-    Groups that contain the operators at which one group of the cycle is entered and left, and not
-    those of another one, make the same cycle, if one of each is chosen.
+    Choosing, for each group of the cycle, some group that contains the operators at which it is
+    entered and left, and not those of another group of it, makes the same cycle.
     """
     pairs = [1 << entered | 1 << left for _, entered, left in cycle]
     columns = [
@@ -159,7 +159,7 @@ def _cut(groups: Sequence[int], cycle: Cycle) -> tuple[csr_matrix, int]:
 
 
 def find_cycles(problem: FusionProblem, groups: Sequence[int]) -> list[Cycle]:
-    """For each group on a cycle of dependences a shortest one, without the unfusable operators."""
+    """A shortest cycle through each group that is on one, without the unfusable operators."""
     nodes = [*groups, *(1 << i for i in bits(problem.unfusable))]
     home = {i: k for k, mask in enumerate(nodes) for i in bits(mask)}
     after: list[dict[int, tuple[int, int]]] = [{} for _ in nodes]
@@ -167,38 +167,38 @@ def find_cycles(problem: FusionProblem, groups: Sequence[int]) -> list[Cycle]:
         for j in bits(before):
             if home[i] != home[j]:
                 after[home[j]].setdefault(home[i], (j, i))
-    found: dict[tuple[int, ...], Cycle] = {}
+    cycles: dict[tuple[int, ...], Cycle] = {}
     for start in sorted(k for component in ordering.cycles(after) for k in component):
-        came: dict[int, int] = {}
+        predecessor: dict[int, int] = {}
         front = [start]
-        while front and start not in came:
+        while front and start not in predecessor:
             following = []
             for k in front:
                 for other in after[k]:
-                    if other not in came:
-                        came[other] = k
+                    if other not in predecessor:
+                        predecessor[other] = k
                         following.append(other)
             front = following
-        way = [start]
-        while came[way[-1]] != start:
-            way.append(came[way[-1]])
-        way = [start, *way[:0:-1]]
+        path = [start]
+        while predecessor[path[-1]] != start:
+            path.append(predecessor[path[-1]])
+        path = [start, *path[:0:-1]]
         cycle = []
-        for k, node in enumerate(way):
-            entered = after[way[k - 1]][node][1]
-            left = after[node][way[(k + 1) % len(way)]][0]
+        for k, node in enumerate(path):
+            entered = after[path[k - 1]][node][1]
+            left = after[node][path[(k + 1) % len(path)]][0]
             if node < len(groups):
                 cycle.append((groups[node], entered, left))
-        found.setdefault(tuple(sorted(group for group, _, _ in cycle)), cycle)
-    return list(found.values())
+        cycles.setdefault(tuple(sorted(group for group, _, _ in cycle)), cycle)
+    return list(cycles.values())
 
 
 def split_cycles(problem: FusionProblem, groups: Sequence[int]) -> tuple[int, ...]:
-    """A legal plan from a cover by legal groups: as long as there is a cycle, a group is split.
+    """A legal plan from a cover by legal groups: splits a group of each cycle until none is left.
 
     Some group of a cycle is left at an operator that does not depend on the one at which it is
-    entered; else the operators themselves would form a cycle. What depends on the latter becomes
-    a part of its own, and this cycle is gone.
+    entered; otherwise the operators themselves would form a cycle. Splitting off everything that
+    depends on the latter breaks the cycle.
     """
     plan = list(groups)
     split = RandomSplit(problem)

@@ -1,4 +1,4 @@
-"""All legal groups of a problem, where they are not too many, and the least of them by prices."""
+"""All legal groups of a problem, if they are not too many, and those of least reduced cost."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Candidates:
 
     Attributes:
         groups: masks of valid groups.
-        complete: whether these are all; without that they bound nothing.
-        seen: sets looked at.
+        complete: whether these are all; otherwise they prove no bound.
+        seen: number of sets examined.
     """
 
     groups: tuple[int, ...]
@@ -33,16 +33,16 @@ class Candidates:
     seen: int
 
 
-_SET = 15  # steps that a set counts
+_SET = 15  # steps counted per set
 
 
 def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     """All connected, convex, valid groups of a problem, smallest first, up to ``most`` sets.
 
-    Those found by then where a limit on work strikes.
+    At a limit on work, those found so far.
 
-    Complete: a convex connected group is reached from any of its blocks through convex connected
-    subsets, each by adding a neighbour inside the group and what lies between.
+    The list is complete: a convex connected group is reached from any of its blocks through convex
+    connected subsets, each by adding a neighbour inside the group and what lies between.
     """
     evaluator, unfusable = problem.evaluator, problem.unfusable
     above, below, near = problem.above, problem.below, problem.near
@@ -52,12 +52,12 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
             block[i] = mask
 
     def reach(mask: int) -> tuple[int, int, int]:
-        up = down = beside = 0
+        up = down = adjacent = 0
         for i in bits(mask):
             up |= above[i]
             down |= below[i]
-            beside |= near[i]
-        return up, down, beside
+            adjacent |= near[i]
+        return up, down, adjacent
 
     surroundings = {mask: reach(mask) for mask in problem.blocks}
     layer = [(mask, *surroundings[mask]) for mask in problem.blocks]
@@ -66,25 +66,29 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     try:
         while layer:
             following = []
-            for mask, up, down, beside in layer:
+            for mask, up, down, adjacent in layer:
                 if evaluator.hopeless(mask):
                     continue
                 if is_connected(mask, near) and evaluator.valid(mask):
                     groups.append(mask)
                 tried = mask | unfusable
-                while fresh := beside & ~tried:
+                while fresh := adjacent & ~tried:
                     other = block[(fresh & -fresh).bit_length() - 1]
                     tried |= other
-                    grown, up2, down2, beside2 = mask, up, down, beside
+                    grown, up2, down2, adjacent2 = mask, up, down, adjacent
                     extra = other
                     while extra & ~unfusable:
                         grown |= extra
                         while extra:
                             part = block[(extra & -extra).bit_length() - 1]
                             extra &= ~part
-                            own = surroundings[part]
+                            around = surroundings[part]
                             grown |= part
-                            up2, down2, beside2 = up2 | own[0], down2 | own[1], beside2 | own[2]
+                            up2, down2, adjacent2 = (
+                                up2 | around[0],
+                                down2 | around[1],
+                                adjacent2 | around[2],
+                            )
                         extra = up2 & down2 & ~grown
                         if extra & unfusable:
                             break
@@ -92,7 +96,7 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
                     if extra or grown in seen:
                         continue
                     seen.add(grown)
-                    following.append((grown, up2, down2, beside2))
+                    following.append((grown, up2, down2, adjacent2))
                 if len(seen) > most:
                     return Candidates(tuple(groups), False, len(seen))
             layer = following
@@ -102,7 +106,7 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
 
 
 class Listed:
-    """An oracle that looks through a complete list; groups belong to their first block."""
+    """An oracle that scans a complete list; a group is assigned to its first block."""
 
     def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
         self._count = columns.problem.evaluator.work.add
@@ -114,7 +118,7 @@ class Listed:
         self.place = np.arange(matrix.shape[0])
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
-        """The least of ``F_D - prices`` per first block, and a group that has it."""
+        """The least ``F_D - prices`` per first block, and a group that attains it."""
         self._count(100 + self._rows.nnz // 50 + len(self._groups) // 4)
         reduced = self._costs * FINE - self._rows @ prices
         order = np.lexsort((reduced, self._first))

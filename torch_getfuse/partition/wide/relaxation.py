@@ -1,18 +1,18 @@
 """A proved lower bound for graphs with more legal groups than can be listed.
 
-Prices. Give each block ``b`` a price ``p(b)`` in bytes. With ``m(b)`` the least of ``F_D(S) -
-p(S)`` over the groups ``S`` whose first block is ``b`` (and 0 if that is positive), every plan
-costs at least ``sum p(b) + sum m(b)``: its groups are disjoint, cover all blocks, and each has one
-first block. So *any* prices prove a bound, and all that is needed is ``m``.
+Give each block ``b`` a price ``p(b)`` in bytes. With ``m(b)`` the least ``F_D(S) - p(S)`` over the
+groups ``S`` whose first block is ``b`` (0 if that is positive), every plan costs at least ``sum
+p(b) + sum m(b)``: its groups are disjoint, cover all blocks, and each has one first block. So
+*any* prices prove a bound, and only ``m`` has to be computed.
 
-``m`` is found without listing groups: they are paths through an :class:`.Automaton`, and a *label*
-stands for paths from a state to an end. The ends come first. Of two labels at a state one is
-dropped if the other is both no dearer and no larger; and a label is dropped if no beginning makes
-it negative, by a bound in which room costs so much a byte instead of being limited. All of this is
-integer arithmetic.
+``m`` is computed without listing groups: they are paths through an :class:`.Automaton`, and a
+*label* stands for paths from a state to an end. Labels are propagated backwards from the ends. A
+label is dropped if another one at its state dominates it (neither its cost nor its room is
+larger), or if no prefix makes it negative; the bound for prefixes charges a price per byte of room
+instead of limiting it (a Lagrangian relaxation). All of this is integer arithmetic.
 
-Good prices come from the linear program that chooses among the sets met so far; the sets that
-undercut its prices join it, until none does. ``docs/exact-search.md`` has the proofs.
+Good prices come from the linear program over the sets seen so far; the sets that undercut its
+prices join it, until there are none. ``docs/exact-search.md`` has the proofs.
 """
 
 from __future__ import annotations
@@ -30,40 +30,40 @@ from torch_getfuse.partition.wide.group_automaton import Automaton
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-MOST_LABELS = 8_000  # per block; beyond, rooms are rounded
+MOST_LABELS = 8_000  # per block; with more of them, rooms are rounded
 PER_START = 10  # sets per first block
 
 FINE = 1024
-"""Prices are in 1/FINE bytes, so that rounding them costs a bound less than a byte."""
+"""Prices are in 1/FINE bytes, so that rounding them lowers a bound by less than a byte."""
 
 MOST = 1 << 62
-"""Whole numbers whose sizes add up to less are added in 64 bits without overflow."""
+"""Integers whose absolute values sum to less than this cannot overflow 64 bits."""
 
-_LAYER = 150  # steps that a layer counts
-_LABELS = 4  # labels that count one more
+_LAYER = 150  # steps counted per layer
+_LABELS = 4  # labels per further step
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
-"""What a byte of room may cost in the bound of a beginning, in 1/FINE bytes of DRAM access.
+"""Initial prices of a byte of room in the bound for prefixes, in 1/FINE bytes of DRAM access.
 
-These at first; each run then tries as many between those that the last one had use for.
+Each run replaces them by as many in the range that was useful in the previous run.
 """
-RARE = 0.05  # share of the labels, at each end, whose room prices the next run does without
-WIDER = 1.25  # how far it goes beyond the others
+RARE = 0.05  # share of the labels, at each end of the range, whose prices the next run drops
+WIDER = 1.25  # factor by which the next range extends beyond the others
 
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """One layer's steps, by the state that they lead to.
+    """The steps of one layer, sorted by target state.
 
     Attributes:
-        block: whose decision it is; -1 for an unfusable operator.
-        empty: the state of the empty set before it, -1 if no set starts here or later.
-        source: state that each step starts from; the steps to the first state after it first.
-        joins: whether the block joins.
-        cost, room: what the step adds to ``F_D`` (in 1/FINE bytes) and to the floor.
-        first: per state after it, the first of its steps; and at the end, their number.
+        block: the block decided in this layer; -1 for an unfusable operator.
+        empty: state of the empty set before the layer, -1 if no set starts here or later.
+        source: per step, the state that it starts from.
+        joins: per step, whether the block joins.
+        cost, room: per step, increase of ``F_D`` (in 1/FINE bytes) and of the floor.
+        first: per target state, its first step; one more entry, the number of steps, at the end.
         ending: states that the block can join to end a set.
-        last_cost, last_room: what that adds, per state of ``ending``.
+        last_cost, last_room: increase by that, per state of ``ending``.
     """
 
     block: int
@@ -103,12 +103,12 @@ def _steps(automaton: Automaton) -> Iterator[_Steps]:
 
 
 class Pricing:
-    """The least of ``F_D - prices`` per first block, over the sets of an automaton.
+    """The least ``F_D - prices`` per first block, over the sets of an automaton.
 
     Args:
-        automaton: of the problem.
-        most: labels per block; beyond, rooms are rounded down until they fit, which keeps the
-            result a bound.
+        automaton: the automaton of the problem.
+        most: labels per block; with more of them, rooms are rounded down until no more than these
+            are left, which keeps the result a bound.
     """
 
     def __init__(self, automaton: Automaton, most: int = MOST_LABELS) -> None:
@@ -122,27 +122,27 @@ class Pricing:
         some = automaton.layers and len(automaton.layers[0].leave)
         self._layers = tuple(_steps(automaton)) if some else ()
         self._rates = np.array(ROOM_PRICES, np.int64)
-        # Of what a room price makes of all rooms together; beyond, such prices are left out.
+        # Prices of room are capped so that price times the sum of all rooms cannot overflow.
         widest = 2 * sum(automaton.skeleton.room) + self.buffer_bytes
         widest += 2 * sum(
             stream.unit_bytes * int(stream.levels.units.max())
             for stream in automaton.skeleton.streams
         )
-        self._dearest = (MOST // 2) // max(1, widest)
-        self._rates = np.minimum(self._rates, self._dearest)
+        self._highest_rate = (MOST // 2) // max(1, widest)
+        self._rates = np.minimum(self._rates, self._highest_rate)
 
     def within(self, share: float, per_start: int) -> Pricing:
-        """The same for a share of the buffer, with fewer sets: it bounds nothing."""
+        """A copy for a share of the buffer, with ``per_start`` sets; its result is not a bound."""
         tighter = copy(self)
         tighter.buffer_bytes = int(share * self.buffer_bytes)
         tighter.per_start = per_start
         return tighter
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
-        """Shortfall per block (0 or less, in 1/FINE bytes), and sets that have it or nearly so.
+        """Shortfall per block (0 or less, in 1/FINE bytes), and sets that attain it or nearly so.
 
         Raises:
-            OutOfWork: where a limit on work is reached.
+            OutOfWork: if a limit on work is reached.
         """
         count = self.automaton.problem.evaluator.work.add
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
@@ -151,14 +151,14 @@ class Pricing:
         count(sum(_LAYER // 2 + len(steps.source) // _LABELS for steps in self._layers))
         limit = rates * (self.buffer_bytes - 1)
         used = np.zeros(len(rates), np.int64)
-        # Per layer from the last: the label that each label goes on to, -1: an end.
+        # Per layer from the last: the successor of each label, -1 at an end.
         nexts: list[Ints] = []
         joined: list[Flags] = []
         starts: list[tuple[int, int]] = []
-        # Where rooms are rounded, the true ones tell which sets do fit.
+        # If rooms are rounded, the true ones decide which sets fit.
         state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
         for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
-            # Each label goes back along every step to its state.
+            # Propagate each label backwards along all steps into its state.
             begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
             onto = np.repeat(np.arange(len(state)), times)
             count(_LAYER + (len(onto) + len(steps.ending)) // _LABELS)
@@ -172,7 +172,7 @@ class Pricing:
             rooms = np.concatenate([room[onto] + added, steps.last_room])
             trues = np.concatenate([true[onto] + added, steps.last_room])
             onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
-            # What a label can start from at best, whatever a byte of room costs.
+            # The best prefix of each label: its bound holds at every price of room.
             hopes = rates * rooms + (least - limit)[:, states]
             use = hopes.argmax(axis=0)
             hope = hopes[use, np.arange(len(use))] + costs
@@ -191,23 +191,23 @@ class Pricing:
             nexts.append(onto[kept])
             joined.append(joins[kept])
             state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
-        self._rates = np.minimum(_closer(self._rates, used), self._dearest)
+        self._rates = np.minimum(_focused(self._rates, used), self._highest_rate)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 
     def _before(self, prices: Ints, rates: Ints) -> list[Ints]:
-        """Per layer, room price and state: the least cost, room included, from the empty set."""
+        """Per layer, price of room and state: least cost from the empty set, room included."""
         least = np.zeros((len(rates), 1), np.int64)
-        found = []
+        costs = []
         for steps in self._layers:
-            found.append(least)
+            costs.append(least)
             cost = least[:, steps.source] + rates * steps.room + steps.cost
             if steps.block >= 0:
                 cost -= prices[steps.block] * steps.joins
             least = np.minimum.reduceat(cost, steps.first[:-1], axis=1) if len(cost[0]) else cost
-        return found
+        return costs
 
     def _undominated(self, state: Ints, cost: Ints, room: Ints) -> Ints:
-        """Positions, ascending, of labels that no label of the same state matches in both."""
+        """Positions, ascending, of the labels that no other label of their state dominates."""
         if len(state) < 2:
             return np.arange(len(state))
         if (int(state.max()) + 1) * self.buffer_bytes < MOST:
@@ -217,7 +217,7 @@ class Pricing:
         ordered = state[order]
         starts = np.ones(len(order), bool)
         starts[1:] = ordered[1:] != ordered[:-1]
-        # Each state on a range of its own, below that of the state before.
+        # Shift each state to a separate range of values, below that of the previous state.
         value = cost[order]
         span = int(value.max()) - int(value.min()) + 1
         if span * (int(starts.sum()) + 1) >= MOST:
@@ -229,7 +229,7 @@ class Pricing:
         return np.sort(order[kept])
 
     def _rounded(self, state: Ints, cost: Ints, room: Ints, kept: Ints) -> tuple[Ints, Ints]:
-        """Rooms rounded down until at most ``most`` labels are left, and these."""
+        """Rooms rounded down until at most ``most`` labels are left, and those labels."""
         step = max(1, self.buffer_bytes // 256)
         while len(kept) > self.most and step <= self.buffer_bytes:
             room = room // step * step
@@ -238,7 +238,7 @@ class Pricing:
         return room, kept
 
     def _trace(self, nexts: list[Ints], joined: list[Flags], step: int, label: int) -> int:
-        """The mask of the set that ``step``'s block, counted from the last, begins."""
+        """The mask of the set that starts with the block of ``step``, counted from the last."""
         blocks = self.automaton.problem.blocks
         mask = blocks[self._layers[-1 - step].block]
         while label >= 0:
@@ -249,8 +249,8 @@ class Pricing:
         return mask
 
 
-def _closer(rates: Ints, used: Ints) -> Ints:
-    """As many prices of room, spread over the range that was of use; ``used``: how often each."""
+def _focused(rates: Ints, used: Ints) -> Ints:
+    """As many prices of room over the range that was useful; ``used``: use count of each."""
     total = np.cumsum(np.where(rates > 0, used, 0))
     if not total[-1]:
         return rates

@@ -13,25 +13,35 @@ maps, else once per tile: fewer rows held means more passes over the weights.
     T      = 1 if F_min + W <= B, else ceil(H_s / h), h = min(H_s, (B - F_min) // F_line + 1)
     F_D    = W x T + outside inputs once + outside outputs once
 
-where ``m`` is the fewest rows of an operator that one tile line of the sinks needs. Both starts
-(the first convolution full, or partial) are tried; the one with the smaller
-``F_line / (B - F_min)`` is kept.
+where ``m`` is the fewest rows of an operator that one tile line of the sinks needs. Each first
+operator of a group is full or partial on its own (:mod:`.starts`); of the choices with
+``F_min < B`` the one with the fewest passes is kept, then the one with the least ``F_min``.
 
-Differences from Optimus, all decided by docs/method.md, section 4: depthwise weights count; local
-operators alone cost their input and output; a group may start with a local operator, which then
-streams its input and holds m rows of it; passes are rounded up; a one-row tensor that a taller
-one reads (the scale of Squeeze-and-Excite) has no rate, so a group with that edge inside is
-invalid; where predecessors of a convolution disagree it follows a full one; the windows of
-dilated convolutions are as tall as they reach.
+An operator alone may instead be run with its weights in ``S`` slices that stay in turn, and its
+input read ``S`` times; the order of loops that moves less is kept.
+
+How this differs from Optimus: docs/method.md, section 4.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
 from torch_getfuse.partition.cost.brr.rows import Demand, Rows
+from torch_getfuse.partition.cost.brr.starts import (
+    NO_OPERATORS,
+    Choice,
+    Condition,
+    Price,
+    Starts,
+    fewest_rows,
+    met_members,
+    pareto_front,
+    whole_maps,
+)
 from torch_getfuse.partition.cost.scheme import (
     CostTerm,
     Dram,
@@ -47,51 +57,58 @@ KAPPA = 32
 _HOPELESS = 1 << 62
 
 
-class _Start(NamedTuple):
-    """What one start of the alternation holds: at least, and per further tile line, in bytes."""
-
-    need: int
-    line: int
-
-
 class _Tiles(NamedTuple):
-    """The two starts of a group, and the tile lines of its sinks."""
+    """The ways to run a group in tiles.
 
-    full: _Start
-    partial: _Start
+    Attributes:
+        choices: of its starts, as :func:`pareto_front` gives them.
+        lines: tile lines of the sinks.
+        weights: bytes.
+    """
+
+    choices: list[Choice]
     lines: int
+    weights: int
 
-    def better(self, buffer_bytes: int) -> _Start:
-        """The start with the smaller F_line / (B - F_min); one that does not fit counts last."""
-        full, partial = self.full, self.partial
-        rooms = buffer_bytes - full.need, buffer_bytes - partial.need
-        if min(rooms) > 0:
-            return full if full.line * rooms[1] <= partial.line * rooms[0] else partial
-        return full if rooms[0] >= rooms[1] else partial
+    def best(self, buffer_bytes: int) -> tuple[Choice, int]:
+        """The choice that is kept and its passes; the one with the least need where none fits."""
+        found, fewest = self.choices[0], 0
+        for choice in self.choices:
+            if choice[0] < buffer_bytes:
+                passes = self._passes(choice, buffer_bytes)
+                if not fewest or passes < fewest:
+                    found, fewest = choice, passes
+        return found, fewest
 
-    def passes(self, start: _Start, weights: int, buffer_bytes: int) -> int:
-        """How often so many bytes of weights are read by a start that fits."""
-        if start.need + weights <= buffer_bytes:
+    def _passes(self, choice: Choice, buffer_bytes: int) -> int:
+        """How often the weights are read by a choice that fits."""
+        need, line, _ = choice
+        room = buffer_bytes - need
+        if self.weights <= room:
             return 1
-        further = (buffer_bytes - start.need) // start.line if start.line else self.lines
+        further = room // line if line else self.lines
         return -(-self.lines // min(self.lines, further + 1))
 
 
-class _Course(NamedTuple):
-    """What follows from how a group starts.
+class _Slices(NamedTuple):
+    """An operator alone whose weights stay in slices, each while the whole input is read.
 
     Attributes:
-        full: mask of the members that are full.
-        maps: bytes of the convolutions' outputs that its tiles hold, all tiles together, if each
-            held ``short`` bytes more (:attr:`Demand.short`).
-        short: see there.
-        whole: bytes of all rows of what is held, outside inputs included.
+        number: of slices.
+        held: bytes beside a slice: the input rows of one output row, and that.
+        weights: bytes of a slice.
+        input: bytes of the input, read once.
     """
 
-    full: int
-    maps: int
-    short: int
-    whole: int
+    number: int
+    held: int
+    weights: int
+    input: int
+
+    @property
+    def reread(self) -> int:
+        """Bytes of the input that are read again."""
+        return (self.number - 1) * self.input
 
 
 class _Makeup(NamedTuple):
@@ -100,19 +117,18 @@ class _Makeup(NamedTuple):
     Attributes:
         first, sinks: members without producers, and without consumers, in the group.
         rateless: whether a one-row tensor is read by a taller one inside.
-        full, partial: what becomes of the group if its first convolutions are full, or partial.
+        conditions: which members are full.
         weights: bytes.
     """
 
     first: int
     sinks: int
     rateless: bool
-    full: _Course
-    partial: _Course
+    conditions: tuple[Condition, ...]
     weights: int
 
 
-_NOTHING = _Makeup(0, 0, False, _Course(0, 0, 0, 0), _Course(0, 0, 0, 0), 0)
+_NO_MAKEUP = _Makeup(0, 0, False, NO_OPERATORS, 0)
 
 
 class Brr(FusionScheme):
@@ -126,10 +142,9 @@ class Brr(FusionScheme):
 
     name = "brr"
     additive = True
-    # A group that starts with such an operator holds its rows whichever way it alternates, so the
-    # rule that picks a start may pick another one, and the weights may be read less often.
-    merges_in_place = False
-    lends_in_place = True
+    merges_in_place = True
+    # It can be full for the sake of what reads it, and lets that stream its other inputs.
+    starts_in_place = True
     has_predictor = True
     steps = Steps(3, 4, 5, 3)  # the buffer is mostly known once ``hopeless`` was asked
 
@@ -144,26 +159,41 @@ class Brr(FusionScheme):
         self.activation_bytes = activation_bytes
         self.weight_bytes = weight_bytes
         self.weights = weights_of(graph, weight_bytes)
+        self._row_bytes = {
+            name: tensor.elements // tensor.rows * activation_bytes
+            for name, tensor in graph.tensors.items()
+        }
         self._out = [graph.tensors[op.writes] for op in graph.ops]
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
-        self._row_full = [out.elements // out.rows * activation_bytes for out in self._out]
+        self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
         self._row_some = [
             b * min(kappa, _channels(t)) // _channels(t)
             for b, t in zip(self._row_full, self._out, strict=True)
         ]
         stored = zip(self._row_full, self._row_some, strict=True)
-        self._demand = Demand(
+        self._demand = demand = Demand(
             graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
         )
-        # Of all inputs together, if as many rows are held as there are, or as the output has.
-        self._input_bytes = [
-            sum(
-                self._row_bytes(r.tensor) * max(graph.tensors[r.tensor].rows, out.rows)
-                for r in op.reads
-            )
-            for op, out in zip(graph.ops, self._out, strict=True)
+        heights = [out.rows for out in self._out]
+        full, some = (
+            [
+                (needed * row, short * row, height * row)
+                for needed, short, height, row in zip(
+                    demand.in_all, demand.short, heights, rows, strict=True
+                )
+            ]
+            for rows in (self._row_full, self._row_some)
+        )
+        inputs = [
+            sum(self._row_bytes[r.tensor] * graph.tensors[r.tensor].rows for r in op.reads)
+            for op in graph.ops
         ]
+        self._starts = Starts(graph, self._local, full, some, inputs)
+        # What follows an operator alone and leaves it one: it works on the output row in place.
+        self._trailing = mask_of(
+            i for i, over in enumerate(graph.overwrites) if over and not self.weights[i]
+        )
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
 
@@ -172,56 +202,57 @@ class Brr(FusionScheme):
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         """``F_b`` in bytes; ``None`` for a group whose operators have no common rate."""
         tiles = self._tiles(mask)
-        return None if tiles is None else tiles.better(buffer_bytes).need
+        if tiles is None:
+            return None
+        (need, _, _), passes = tiles.best(buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        return need if slices is None else slices.held + slices.weights
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
         """Whether the floor alone needs the buffer; it does not where the whole maps fit."""
         makeup = self._makeup(mask, part)
-        if not makeup.rateless and min(makeup.full.whole, makeup.partial.whole) < buffer_bytes:
-            return False
+        if not makeup.rateless:
+            conditions = makeup.conditions
+            for full in (True, False):
+                if whole_maps(conditions, full) < buffer_bytes:
+                    return False
         return self.floor(mask) >= buffer_bytes
 
     def floor(self, mask: int) -> int:
         """``F_min`` if the sinks needed one row each: no group grown downstream needs less.
 
-        Which convolutions are full depends on what stands above them alone, and the fewest rows
-        of an operator only grow with further consumers.
+        Which convolutions are full depends on the starts above them alone, these can still be
+        chosen as they could, and the fewest rows of an operator only grow with further consumers.
         """
         makeup = self._makeup(mask)
         if makeup.rateless:
             return _HOPELESS
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
-        if tiles is None:
-            starts = self._hold(mask, self._demand.least(mask, makeup.sinks))
-        else:
-            starts = tiles.full, tiles.partial
-        return min(start.need for start in starts)
+        if tiles is not None:
+            return tiles.choices[0][0]
+        return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0][0]
 
-    def passes(self, mask: int, buffer_bytes: int, least: bool = False) -> int:
-        """``T`` of a valid group: its weights are read once per tile if they find no room.
+    def reread(self, mask: int, buffer_bytes: int) -> int:
+        """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
+        passes = self._valid_passes(mask, buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        return self._makeup(mask).weights * (passes - 1) if slices is None else slices.reread
 
-        ``least``: that of the start with the fewest, whichever is kept.
-        """
-        tiles = self._tiles(mask)
-        assert tiles is not None, "only valid groups are run"
-        weights = self._makeup(mask).weights
-        if not least:
-            return tiles.passes(tiles.better(buffer_bytes), weights, buffer_bytes)
-        starts = (start for start in (tiles.full, tiles.partial) if start.need < buffer_bytes)
-        return min(tiles.passes(start, weights, buffer_bytes) for start in starts)
-
-    def fewest_passes(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
+    def least_reread(self, mask: int, buffer_bytes: int, part: int = 0) -> int:
         """Weights beyond the buffer are read once per tile, and a tile holds one bufferful.
 
         All tiles together hold the rows that the sinks need in the end (docs/exact-search.md).
         """
         makeup = self._makeup(mask, part)
         if makeup.weights <= buffer_bytes:
-            return 1
-        return max(
-            1,
-            min(-(-c.maps // (buffer_bytes + c.short)) for c in (makeup.full, makeup.partial)),
-        )
+            return 0
+        needed, short = fewest_rows(makeup.conditions)
+        passes = -(-needed // (buffer_bytes + short))
+        if passes <= 1:
+            return 0
+        found = (passes - 1) * makeup.weights
+        slices = self._slices(mask, buffer_bytes)
+        return found if slices is None else min(found, slices.reread)
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
@@ -229,35 +260,64 @@ class Brr(FusionScheme):
         tensors = self.graph.tensors
         read = sum(tensors[name].elements for name in reads) * self.activation_bytes
         write = sum(tensors[name].elements for name in writes) * self.activation_bytes
-        return Dram(read, write, self._makeup(mask).weights * self.passes(mask, buffer_bytes))
+        weights = self._makeup(mask).weights
+        passes = self._valid_passes(mask, buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        if slices is None:
+            return Dram(read, write, weights * passes)
+        return Dram(read * slices.number, write, weights)
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
-        """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``."""
+        """What is held: rows of convolutions' outputs and of outside inputs; sums to ``F_b``.
+
+        An operator alone in slices: rows of its input, one of its output, and a slice.
+        """
         tiles, makeup = self._tiles(mask), self._makeup(mask)
         found = self._demand.of(mask, makeup.sinks)
         if tiles is None or found is None:
             return ()
-        is_full = tiles.better(buffer_bytes) is tiles.full
-        full = (makeup.full if is_full else makeup.partial).full
+        (_, _, starts), passes = tiles.best(buffer_bytes)
+        slices = self._kept_slices(mask, passes, buffer_bytes)
+        if slices is not None:
+            op = self.graph.ops[makeup.first.bit_length() - 1]
+            return (
+                CostTerm("weights", op.name, slices.weights, 1),
+                CostTerm("full", op.name, 1, self._row_full[makeup.first.bit_length() - 1]),
+                *self._input_terms(self._input_rows(makeup.first)),
+            )
         terms = []
+        full = met_members(makeup.conditions, starts)
         for i in bits(mask & ~self._local):
             kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
             terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
-        inputs = self._inputs(makeup.first & (self._local if is_full else mask), found)
-        terms += [
-            CostTerm("input", name, count, self._row_bytes(name))
-            for name, (count, _) in inputs.items()
-        ]
-        return tuple(terms)
+        inputs: dict[str, int] = {}
+        for i in bits(makeup.first & (self._local | ~starts)):
+            for name, count, _ in self._inputs(i, found):
+                inputs[name] = max(inputs.get(name, 0), count)
+        return (*terms, *self._input_terms(inputs))
+
+    def _input_terms(self, rows: Mapping[str, int]) -> list[CostTerm]:
+        return [CostTerm("input", name, n, self._row_bytes[name]) for name, n in rows.items()]
+
+    # -- tiles ----------------------------------------------------------------------------
 
     def _tiles(self, mask: int) -> _Tiles | None:
-        """Both starts of a group and its tile lines, remembered; ``None`` without a rate."""
+        """The ways to run a group in tiles, remembered; ``None`` without a common rate."""
         if mask in self._known:
             return self._known[mask]
         makeup = self._makeup(mask)
         found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
-        tiles = None if found is None else _Tiles(*self._hold(mask, found), found.lines)
+        tiles = (
+            None
+            if found is None
+            else _Tiles(self._hold(makeup, found), found.lines, makeup.weights)
+        )
         return remember(self._known, mask, tiles)
+
+    def _valid_passes(self, mask: int, buffer_bytes: int) -> int:
+        tiles = self._tiles(mask)
+        assert tiles is not None, "only valid groups are run"
+        return tiles.best(buffer_bytes)[1]
 
     def _makeup(self, mask: int, part: int = 0) -> _Makeup:
         """The makeup of a group; ``part`` of it depends on nothing else of it."""
@@ -266,8 +326,8 @@ class Brr(FusionScheme):
             return found
         base = self._makeups.get(part)
         if base is None:
-            base, part = _NOTHING, 0
-        first, sinks, rateless, full, partial, weights = base
+            base, part = _NO_MAKEUP, 0
+        first, sinks, rateless, conditions, weights = base
         added = mask & ~part
         for i in bits(added):
             before = self.graph.makers[i] & mask
@@ -276,85 +336,147 @@ class Brr(FusionScheme):
             sinks = sinks & ~before | 1 << i
             rateless = rateless or bool(self._demand.rateless[i] & mask)
             weights += self.weights[i]
-        full = self._follow(full, mask, added, first_full=True)
-        partial = self._follow(partial, mask, added, first_full=False)
-        found = _Makeup(first, sinks, rateless, full, partial, weights)
+        conditions = self._starts.join(conditions, mask, added)
+        found = _Makeup(first, sinks, rateless, conditions, weights)
         return remember(self._makeups, mask, found)
-
-    def _follow(self, course: _Course, mask: int, added: int, first_full: bool) -> _Course:
-        """How a course goes on when ``added`` has joined and made the group ``mask``."""
-        full, maps, short, whole = course
-        for i in bits(added):
-            before = self.graph.makers[i] & mask
-            local = bool(self._local >> i & 1)
-            # A local operator is as full as what it follows; a convolution alternates.
-            is_full = bool(full & before) == local if before else first_full
-            if is_full:
-                full |= 1 << i
-            if not local:
-                row = self._row_full[i] if is_full else self._row_some[i]
-                maps += self._demand.in_all[i] * row
-                short += self._demand.short[i] * row
-                whole += self._out[i].rows * row
-            if not before and (local or not first_full):
-                whole += self._input_bytes[i]
-        return _Course(full, maps, short, whole)
 
     # -- bytes ----------------------------------------------------------------------------
 
-    def _hold(self, mask: int, found: Rows) -> tuple[_Start, _Start]:
-        """What the two starts hold, full and partial."""
-        makeup, held = self._makeup(mask), found.held
-        full, partial = makeup.full.full, makeup.partial.full
-        need_a = need_b = line_a = line_b = 0
-        left = mask & ~self._local
-        while left:
-            low = left & -left
-            left ^= low
-            whole, some, further, further_some = held[low.bit_length() - 1]
-            if full & low:
-                need_a += whole
-                line_a += further
-            else:
-                need_a += some
-                line_a += further_some
-            if partial & low:
-                need_b += whole
-                line_b += further
-            else:
-                need_b += some
-                line_b += further_some
-        # A local operator that is first streams its input, a partial convolution needs all of it.
-        for name, (count, further) in self._inputs(makeup.first & self._local, found).items():
-            need_a += count * self._row_bytes(name)
-            line_a += further * self._row_bytes(name)
-        for name, (count, further) in self._inputs(makeup.first, found).items():
-            need_b += count * self._row_bytes(name)
-            line_b += further * self._row_bytes(name)
-        return _Start(need_a, line_a), _Start(need_b, line_b)
+    def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
+        """What the choices of starts hold."""
+        held, stored = found.held, ~self._local
+        sources, firsts, prices = [], [], []
+        for condition in makeup.conditions:
+            need = line = other_need = other_line = 0  # if it is met, and if it is not
+            left = condition.same & stored
+            while left:
+                low = left & -left
+                left ^= low
+                whole, some, further, further_some = held[low.bit_length() - 1]
+                need += whole
+                line += further
+                other_need += some
+                other_line += further_some
+            left = condition.other & stored
+            while left:
+                low = left & -left
+                left ^= low
+                whole, some, further, further_some = held[low.bit_length() - 1]
+                need += some
+                line += further_some
+                other_need += whole
+                other_line += further
+            sources.append(condition.sources)
+            firsts.append(condition.first)
+            prices.append([need, line, other_need, other_line])
+        for shared, price in self._add_inputs(firsts, prices, found).items():
+            sources.append(shared)
+            firsts.append(0)
+            prices.append(price)
+        return pareto_front(sources, firsts, prices)
 
-    def _row_bytes(self, name: str) -> int:
-        source = self.graph.tensors[name]
-        return source.elements // source.rows * self.activation_bytes
+    def _add_inputs(
+        self, firsts: Sequence[int], prices: list[Price], found: Rows
+    ) -> dict[tuple[int, ...], Price]:
+        """Add what first operators hold of tensors from outside, of one that several read once.
 
-    def _inputs(self, holders: int, found: Rows) -> dict[str, tuple[int, int]]:
-        """Rows held of the outside inputs of some first operators, and per further tile line."""
-        inputs: dict[str, tuple[int, int]] = {}
-        for i in bits(holders):
-            count, rate = found.rows[i], found.rates[i]
-            for operand in self._demand.operands[i]:
-                name = operand.read.tensor
-                further = math.ceil(rate)
-                if operand.read.window.kind is WindowKind.REDUCE:
-                    held = 1
-                elif self._local >> i & 1:
-                    held = count
-                else:
-                    held = self._demand.input_rows(operand, count)
-                    further = math.ceil(rate * (operand.stride or 1))
-                known = inputs.get(name, (0, 0))
-                inputs[name] = max(known[0], held), max(known[1], further)
+        A local operator streams its input and holds its window's rows, a convolution that is
+        partial needs all of its channels too.
+
+        Returns:
+            Further conditions, by their sources, with their prices: that one of several
+            convolutions is partial.
+        """
+        holders: dict[str, list[tuple[int, int, int]]] = {}  # condition, rows, further rows
+        for k, first in enumerate(firsts):
+            if first:
+                for name, rows, further in self._inputs(first.bit_length() - 1, found):
+                    holders.setdefault(name, []).append((k, rows, further))
+        shared: dict[tuple[int, ...], Price] = {}
+        for name, some in holders.items():
+            row = self._row_bytes[name]
+            if len(some) == 1:
+                k, rows, further = some[0]
+                # What is held in any case counts with condition 0.
+                price, at = (prices[0], 0) if firsts[k] & self._local else (prices[k], 2)
+                price[at] += rows * row
+                price[at + 1] += further * row
+                continue
+            local = [pair for k, *pair in some if firsts[k] & self._local]
+            partial = [(2 * k + 1, pair) for k, *pair in some if not firsts[k] & self._local]
+            for side in (0, 1):
+                always = max((pair[side] for pair in local), default=0)
+                prices[0][side] += always * row
+                partial.sort(key=lambda holder: -holder[1][side])
+                steps = [max(pair[side], always) for _, pair in partial] + [always]
+                # Each row that some of them need is held if one of these is partial.
+                for n in range(len(partial)):
+                    more = (steps[n] - steps[n + 1]) * row
+                    sources = tuple(sorted(literal for literal, _ in partial[: n + 1]))
+                    if more and n:
+                        shared.setdefault(sources, [0, 0, 0, 0])[side] += more
+                    elif more:
+                        prices[sources[0] >> 1][2 + side] += more
+        return shared
+
+    def _inputs(self, i: int, found: Rows) -> list[tuple[str, int, int]]:
+        """Rows held of each tensor that a first operator reads, and per further tile line."""
+        count, rate = found.rows[i], found.rates[i]
+        inputs = []
+        for operand in self._demand.operands[i]:
+            if operand.read.window.kind is WindowKind.REDUCE:
+                held, further = 1, math.ceil(rate)
+            else:
+                held = self._demand.input_rows(operand, count)
+                further = math.ceil(rate * (operand.stride or 1))
+            inputs.append((operand.read.tensor, held, further))
+        if len(inputs) > 1 and len({name for name, _, _ in inputs}) < len(inputs):
+            return [
+                (
+                    name,
+                    max(rows for other, rows, _ in inputs if other == name),
+                    max(further for other, _, further in inputs if other == name),
+                )
+                for name in dict.fromkeys(name for name, _, _ in inputs)
+            ]
         return inputs
+
+    # -- an operator alone ----------------------------------------------------------------
+
+    def _kept_slices(self, mask: int, passes: int, buffer_bytes: int) -> _Slices | None:
+        """The slices of an operator alone, if they move less than so many passes."""
+        if passes <= 1:
+            return None
+        slices = self._slices(mask, buffer_bytes)
+        if slices is None or slices.reread >= self._makeup(mask).weights * (passes - 1):
+            return None
+        return slices
+
+    def _slices(self, mask: int, buffer_bytes: int) -> _Slices | None:
+        """The fewest slices that fit; ``None`` for several operators, or if none is of use."""
+        first = mask & -mask
+        if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
+            return None
+        i = first.bit_length() - 1
+        inputs = self._input_rows(first)
+        held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
+        room = buffer_bytes - held - 1
+        if room < 1 or not self.weights[i]:
+            return None
+        count = -(-self.weights[i] // room)
+        tensors = self.graph.tensors
+        return _Slices(
+            count,
+            held,
+            -(-self.weights[i] // count),
+            sum(tensors[name].elements for name in inputs) * self.activation_bytes,
+        )
+
+    def _input_rows(self, first: int) -> dict[str, int]:
+        """Rows of what an operator reads that one row of its output needs."""
+        i = first.bit_length() - 1
+        alone = Rows({i: 1}, {i: 0}, {}, 0)
+        return {name: rows for name, rows, _ in self._inputs(i, alone)}
 
 
 def _channels(tensor: Tensor) -> int:

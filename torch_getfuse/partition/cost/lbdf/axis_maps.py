@@ -1,9 +1,9 @@
-"""Windows over streams of units: how far ahead a consumer reads, and what it lets go.
+"""Windows over streams of units: how far ahead a consumer reads, and what it releases.
 
-An :class:`Edge` answers three questions about one operand, in counts of units and in constant time,
-whatever the size of the map: how many input units the first ``n`` output units need, how many are
-no longer needed once ``n`` are written, and after how many output units an input unit is first
-demanded. LBDF's schedule (docs/method.md, section 3) is built from these alone, so the two
+An :class:`Edge` answers three questions about one operand, in counts of units and in time that
+does not depend on the size of the map: how many input units the first ``n`` output units need, how
+many are no longer needed once ``n`` are written, and after how many output units an input unit is
+first demanded. LBDF's schedule (docs/method.md, section 3) uses nothing else, so the two
 granularities differ only here.
 """
 
@@ -28,7 +28,7 @@ class AxisMap:
 
     Every window of the IR has this form: a sliding window has ``c = 1``, a transposed one
     ``a = 1``, a resize ``a/c`` = the inverse of its scale, a window that needs everything
-    ``a = 0``. Output positions before ``start`` and after ``last`` see nothing but padding.
+    ``a = 0``. Output positions before ``start`` and after ``last`` read only padding.
     """
 
     size_in: int
@@ -47,7 +47,7 @@ class AxisMap:
             if self.least < 0:
                 start = max(0, -(self.high // self.a))
             last = min(last, (self.size_in * self.c - 1 - self.low) // self.a)
-        # A transposed window narrower than its stride leaves positions that see nothing.
+        # A transposed window narrower than its stride leaves positions that read no input.
         while start <= last and self._empty(start):
             start += 1
         while start <= last and self._empty(last):
@@ -62,39 +62,39 @@ class AxisMap:
         return high < (self.a * position + self.low) // self.c
 
     def lowest(self, position: int) -> int:
-        """First input position needed by ``position`` or any later one; ``size_in`` for none."""
+        """First input position needed by ``position`` or a later one; ``size_in`` if none is."""
         if position > self.last:
             return self.size_in
-        found = (self.a * max(position, self.start) + self.low) // self.c
-        return max(found, 0)
+        low = (self.a * max(position, self.start) + self.low) // self.c
+        return max(low, 0)
 
     def highest(self, position: int) -> int:
-        """Last input position needed up to and including ``position``; -1 for none."""
+        """Last input position needed up to and including ``position``; -1 if none is."""
         if position < self.start:
             return -1
-        found = max((self.a * min(position, self.last) + self.high) // self.c, self.least)
-        return min(found, self.size_in - 1)
+        high = max((self.a * min(position, self.last) + self.high) // self.c, self.least)
+        return min(high, self.size_in - 1)
 
     def lowest_all(self, positions: Counts) -> Counts:
         """:meth:`lowest` of many positions."""
-        found = np.maximum(positions, self.start) * self.a + self.low
-        found = np.maximum(found if self.c == 1 else found // self.c, 0)
-        return np.where(positions > self.last, self.size_in, found)
+        low = np.maximum(positions, self.start) * self.a + self.low
+        low = np.maximum(low if self.c == 1 else low // self.c, 0)
+        return np.where(positions > self.last, self.size_in, low)
 
     def highest_all(self, positions: Counts) -> Counts:
         """:meth:`highest` of many positions."""
-        found = np.minimum(positions, self.last) * self.a + self.high
-        found = np.maximum(found if self.c == 1 else found // self.c, self.least)
-        return np.where(positions < self.start, -1, np.minimum(found, self.size_in - 1))
+        high = np.minimum(positions, self.last) * self.a + self.high
+        high = np.maximum(high if self.c == 1 else high // self.c, self.least)
+        return np.where(positions < self.start, -1, np.minimum(high, self.size_in - 1))
 
-    def first_all(self, wanted: Counts) -> Counts:
-        """First output position that needs each of ``wanted`` or later; ``NEVER`` for none."""
+    def first_all(self, inputs: Counts) -> Counts:
+        """Per input, the first output position that needs it or a later one, or ``NEVER``."""
         if not self.a:
-            return np.where(wanted >= self.size_in, NEVER, 0)
-        wanted = np.minimum(wanted, self.size_in)
-        found = np.maximum(-((self.high - wanted * self.c) // self.a), self.start)
-        found = np.where(self.least >= wanted, 0, found)
-        return np.where((found > self.last) | (wanted >= self.size_in), NEVER, found)
+            return np.where(inputs >= self.size_in, NEVER, 0)
+        inputs = np.minimum(inputs, self.size_in)
+        first = np.maximum(-((self.high - inputs * self.c) // self.a), self.start)
+        first = np.where(self.least >= inputs, 0, first)
+        return np.where((first > self.last) | (inputs >= self.size_in), NEVER, first)
 
     @property
     def period(self) -> int:
@@ -103,7 +103,7 @@ class AxisMap:
 
     @property
     def reach(self) -> float:
-        """How far from ``a*r/c`` the window's ends and its roundings lie, in input positions."""
+        """Largest distance of a window's end from ``a*r/c``, with rounding, in input positions."""
         exact = self.a == self.c == 1 or (self.a == self.c and not self.low | self.high)
         rounding = 0 if exact else self.a
         return (max(abs(self.low), abs(self.high)) + rounding) / self.c
@@ -131,10 +131,10 @@ def axis_map(window: Window, axis: int, size_in: int, size_out: int) -> AxisMap:
 
 
 def sample_positions(size: int, margin: int, period: int) -> list[int]:
-    """Positions that stand for all: both borders, and one period in the middle.
+    """Positions that represent all: both borders, and one period in the middle.
 
-    Between the margins nothing is clipped and everything repeats with the period, so the
-    middle's maximum is the maximum over one period of it.
+    Between the margins nothing is clipped and everything repeats with the period, so the maximum
+    over the middle is the maximum over one period.
     """
     if 2 * margin + period >= size:
         return list(range(size))
@@ -146,9 +146,10 @@ class Edge:
 
     Attributes:
         units_in, units_out: lengths of the two streams.
-        holds: ``False`` for a reduction, which takes in each unit as it arrives.
-        rows, cols: the axis maps; ``cols`` is ``None`` where a unit is a row.
-        transparent: unit ``r`` needs exactly unit ``r`` (demands pass; what is held may differ).
+        holds: ``False`` for a reduction, which consumes each unit as it arrives.
+        rows, cols: the axis maps; ``cols`` is ``None`` if a unit is a row.
+        transparent: unit ``r`` needs exactly unit ``r`` (demand passes through unchanged; the
+            units held may differ).
         expands: ``n`` units need at least ``n``.
         takes_all: the first unit needs every input unit.
     """
@@ -186,15 +187,15 @@ class Edge:
         self.takes_all = not any(a.a for a in axes)
 
     def needed(self, count: int) -> int:
-        """Input units that the first ``count`` output units need, from the first one on."""
+        """Length of the prefix of input units that the first ``count`` output units need."""
         if count <= 0:
             return 0
         if self.cols is None:
             return self.rows.highest(count - 1) + 1
         row, col = divmod(count - 1, self._cols_out)
-        found = self._raster(row, col)
-        # A row's last window can reach further than the first ones of the row below.
-        return max(found, self._raster(row - 1, self._cols_out - 1)) if row else found
+        units = self._raster(row, col)
+        # The last window of a row can reach further than the first ones of the next row.
+        return max(units, self._raster(row - 1, self._cols_out - 1)) if row else units
 
     def _raster(self, row: int, col: int) -> int:
         assert self.cols is not None
@@ -202,37 +203,37 @@ class Edge:
         return 0 if high < 0 or right < 0 else high * self._cols_in + right + 1
 
     def released(self, count: int) -> int:
-        """Input units that no output unit from ``count`` on needs, nor any before them."""
+        """Length of the prefix of input units that no output unit from ``count`` on needs."""
         if count >= self.units_out:
             return self.units_in
         if self.cols is None:
             return self.rows.lowest(count)
         row, col = divmod(count, self._cols_out)
-        found = self.units_in
+        units = self.units_in
         if self.rows.start <= row <= self.rows.last and col <= self.cols.last:
-            found = self.rows.lowest(row) * self._cols_in + self.cols.lowest(col)
+            units = self.rows.lowest(row) * self._cols_in + self.cols.lowest(col)
         below = max(row + 1, self.rows.start)
         if below <= self.rows.last and self.cols.last >= 0:
-            # The next row starts again at the left: at the top border that is further back.
+            # The next row starts again at column 0: at the top border that is further back.
             left = self.rows.lowest(below) * self._cols_in + self.cols.lowest(0)
-            found = min(found, left)
-        return found
+            units = min(units, left)
+        return units
 
-    # The same for many counts at once; a region asks for all its sampled positions together.
+    # Vectorised forms: a region evaluates all its sampled positions at once.
 
     def needed_all(self, counts: Counts) -> Counts:
         """:meth:`needed` of many counts."""
         if self.cols is None:
-            found = self.rows.highest_all(counts - 1) + 1
+            units = self.rows.highest_all(counts - 1) + 1
         else:
             row, col = np.divmod(counts - 1, self._cols_out)
-            found = self._raster_all(row, col)
+            units = self._raster_all(row, col)
             wide = self.cols.highest(self._cols_out - 1)
             if wide >= 0:
                 above = self.rows.highest_all(row - 1)
                 above = np.where(above < 0, 0, above * self._cols_in + wide + 1)
-                found = np.maximum(found, np.where(row > 0, above, 0))
-        return np.where(counts <= 0, 0, found)
+                units = np.maximum(units, np.where(row > 0, above, 0))
+        return np.where(counts <= 0, 0, units)
 
     def _raster_all(self, row: Counts, col: Counts) -> Counts:
         assert self.cols is not None
@@ -242,25 +243,25 @@ class Edge:
     def released_all(self, counts: Counts) -> Counts:
         """:meth:`released` of many counts."""
         if self.cols is None:
-            found = self.rows.lowest_all(counts)
+            units = self.rows.lowest_all(counts)
         else:
             rows, cols = self.rows, self.cols
             row, col = np.divmod(counts, self._cols_out)
             here = (rows.start <= row) & (row <= rows.last) & (col <= cols.last)
-            found = rows.lowest_all(row) * self._cols_in + cols.lowest_all(col)
-            found = np.where(here, found, self.units_in)
+            units = rows.lowest_all(row) * self._cols_in + cols.lowest_all(col)
+            units = np.where(here, units, self.units_in)
             below = np.maximum(row + 1, rows.start)
             if cols.last >= 0:
-                # The next row starts again at the left: at the top that is further back.
+                # As in :meth:`released`: the next row starts again at column 0.
                 left = rows.lowest_all(below) * self._cols_in + cols.lowest(0)
-                found = np.where(below <= rows.last, np.minimum(found, left), found)
-        return np.where(counts >= self.units_out, self.units_in, found)
+                units = np.where(below <= rows.last, np.minimum(units, left), units)
+        return np.where(counts >= self.units_out, self.units_in, units)
 
     def first_all(self, counts: Counts) -> Counts:
-        """Fewest output units that need each of ``counts`` (>= 1) units; ``NEVER`` for none."""
+        """Fewest output units that need ``counts`` (>= 1) input units; ``NEVER`` if none do."""
         if self.cols is None:
-            found = self.rows.first_all(counts - 1)
-            return np.where(found == NEVER, NEVER, found + 1)
+            first = self.rows.first_all(counts - 1)
+            return np.where(first == NEVER, NEVER, first + 1)
         high, right = np.divmod(np.minimum(counts, self.units_in + 1) - 1, self._cols_in)
         start = int(self.cols.first_all(np.zeros(1, np.int64))[0])
         if start == NEVER:
@@ -268,7 +269,7 @@ class Edge:
         row = self.rows.first_all(high)
         col = self.cols.first_all(right)
         exact = (row != NEVER) & (self.rows.highest_all(np.minimum(row, self.rows.last)) == high)
-        # Where the row that first needs this input row never needs its column, a later one does.
+        # If the first row that needs this input row never needs the column, a later one does.
         later = exact & (col == NEVER)
         row = np.where(later, self.rows.first_all(high + 1), row)
         col = np.where(exact & ~later, col, start)
@@ -278,19 +279,19 @@ class Edge:
         """Peak of live input units if this were the only consumer and wrote ``final`` units."""
         if not self.holds:
             return 1
-        found = self._widest.get(final)
-        if found is None:
-            found = self._widest[final] = self._work_out_widest(final)
-        return found
+        units = self._widest.get(final)
+        if units is None:
+            units = self._widest[final] = self._compute_widest(final)
+        return units
 
-    def _work_out_widest(self, final: int) -> int:
+    def _compute_widest(self, final: int) -> int:
         rows, cols = self.rows, self.cols
         counts = np.array(sample_positions(rows.size_out, _margin(rows), rows.period))
         if cols is not None:
-            some = np.array(sample_positions(cols.size_out, _margin(cols), cols.period))
-            grid = (counts[:, None] * cols.size_out + some).ravel()
-            # Where the last unit lies inside a row, what is held may grow up to it.
-            counts = np.concatenate([grid, np.arange(max(0, final - len(some)), final)])
+            columns = np.array(sample_positions(cols.size_out, _margin(cols), cols.period))
+            grid = (counts[:, None] * cols.size_out + columns).ravel()
+            # If the last unit is inside a row, the number held may grow up to it.
+            counts = np.concatenate([grid, np.arange(max(0, final - len(columns)), final)])
         counts = counts[counts < final]
         held = self.needed_all(counts + 1) - self.released_all(counts)
         return int(held.max()) if held.size else 0

@@ -1,8 +1,8 @@
 """How far the schedule of docs/method.md, section 3 runs ahead of a tensor's consumers.
 
-A :class:`Region` is what lies between a tensor with several consumers and where their paths meet
-again, reduced to what the answer depends on: a small DAG of windows without names. Regions that
-look alike are equal, so a network's repeated blocks are worked out once.
+A :class:`Region` is the subgraph between a tensor with several consumers and the operator where
+their paths meet again, reduced to what the peak depends on: a small DAG of windows without names.
+Regions of the same structure are equal, so repeated blocks of a network are computed once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch_getfuse.partition.cost.lbdf.axis_maps import NEVER, Counts, Edge, sam
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The sinks' common clock as an edge: after step ``q`` of ``steps``, ``ceil(q*length/steps)``.
+    """The sinks' common clock as an edge: ``ceil(q*length/steps)`` units after step ``q``.
 
     Attributes:
         length, rows: units and rows of the sink.
@@ -35,16 +35,16 @@ class Clock:
         return -(-counts * self.length // self.steps)
 
     def first_all(self, counts: Counts) -> Counts:
-        found = (np.minimum(counts, self.length + 1) - 1) * self.steps // self.length + 1
-        return np.where(counts > self.length, NEVER, found)
+        first = (np.minimum(counts, self.length + 1) - 1) * self.steps // self.length + 1
+        return np.where(counts > self.length, NEVER, first)
 
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """Several paths between the same two nodes as one edge.
+    """Parallel paths between the same two nodes as one edge.
 
-    The operators on them demand units of the lower node for one reason only, the upper node's
-    next unit; so what is demanded of the lower node is the most that any of them needs.
+    The operators on them demand units of the lower node only to produce the next unit of the upper
+    node; so the demand on the lower node is the maximum over the paths.
     """
 
     paths: tuple[Path, ...]
@@ -61,21 +61,21 @@ Path = tuple[Step, ...]
 
 
 def needed_along(path: Path, counts: Counts) -> Counts:
-    """Units at the path's lower end that ``counts`` units at its upper end need."""
+    """Units at the lower end of a path that ``counts`` units at its upper end need."""
     for edge in path:
         counts = edge.needed_all(counts)
     return counts
 
 
 def first_along(path: Path, counts: Counts) -> Counts:
-    """Fewest units at the path's upper end that need ``counts`` at its lower end."""
+    """Fewest units at the upper end of a path that need ``counts`` units at its lower end."""
     for edge in reversed(path):
         counts = edge.first_all(counts)
     return counts
 
 
 def join(paths: Iterable[Path]) -> Path:
-    """Paths between the same two nodes as one; those that never need the most are dropped."""
+    """Parallel paths between the same two nodes as one path: the one that covers all, if any."""
     kept = list(dict.fromkeys(paths))
     for path in kept:
         if all(covers(path, other) for other in kept):
@@ -84,7 +84,7 @@ def join(paths: Iterable[Path]) -> Path:
 
 
 def covers(path: Path, other: Path) -> bool:
-    """Whether ``path`` surely needs as much as ``other`` at any moment."""
+    """Whether ``path`` provably never needs less than ``other``; ``False`` if that is unclear."""
     if path == other:
         return True
     if path and isinstance(path[-1], Edge) and path[-1].takes_all:
@@ -101,16 +101,16 @@ def _expands(edge: Step) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The operators between a tensor and where its consumers meet again.
+    """The operators between a tensor and the point where its consumers meet again.
 
-    Node 0 is the tensor, the last node drives the schedule: the operator that all paths meet, or
-    the sinks' common clock. An operator in between that reads only one node, through whatever
-    paths, is no node of its own: units of that node are made exactly when, and in the order in
-    which, its own are demanded, so its edges become part of its consumers' paths.
+    Node 0 is the tensor; the last node drives the schedule: the operator where all paths meet, or
+    the sinks' common clock. An operator in between that reads only one node, by any number of
+    paths, is not a node: units of that node are made exactly when, and in the order in which, the
+    operator's units are demanded, so its edges become part of its consumers' paths.
 
     Attributes:
-        operands: per node its operands in order, each an earlier node and the edges to it, the
-            node's own first.
+        operands: per node its operands in order, each an earlier node and the edges on the path to
+            it, from the consumer down.
         consumers: the tensor's consumers that hold it, as (node, edge).
         steps: units that the last node writes.
     """
@@ -128,7 +128,7 @@ class Region:
             peak = max(peak, int((produced - edge.released_all(written)).max()))
             final = int(written.max())
             if final <= units[-1]:
-                # The schedule ends before the consumer does: its last units lie anywhere in a row.
+                # The schedule ends before the consumer does, possibly in the middle of a row.
                 units = np.arange(max(0, final - len(units)), final)
                 if len(units):
                     produced, written = self._produced_when(node, units)
@@ -138,63 +138,62 @@ class Region:
     def _produced_when(self, consumer: int, units: Counts) -> tuple[Counts, Counts]:
         """Units of the tensor that exist when ``consumer`` writes each of ``units``.
 
-        Returns them with the number of units that the consumer has written by then: the unit
-        itself, or fewer at the end of the schedule if that unit is never demanded.
+        Returns them with the number of units that the consumer has written by then: the unit's
+        index, or fewer at the end of the schedule if that unit is never demanded.
 
-        First upwards: after how many units does each node first demand that unit, and through
-        which operand (the first in operand order, for that one is served first)? That gives the
-        chain of nodes that are at work at this moment, each in the middle of one unit. Then
-        downwards: operands that stand before the one at work have been served for the unit at
-        work, those after it only for the units before; nodes off the chain have done what their
-        consumers demanded.
+        An upward pass determines after how many units each node first demands that unit, and
+        through which operand (the first in operand order, which is served first). This gives the
+        chain of active nodes, each in the middle of one unit. A downward pass then counts:
+        operands before the active one have been served for the unit in progress, those after it
+        only for the units before; nodes off the chain have produced what their consumers demanded.
         """
         operands = self.operands
         last = len(operands) - 1
-        wanted: dict[int, Counts] = {consumer: units + 1}
+        demanded: dict[int, Counts] = {consumer: units + 1}
         through: dict[int, Counts] = {}
         for node in range(consumer + 1, last + 1):
             for slot, (source, path) in enumerate(operands[node]):
-                if source in wanted:
-                    counts = first_along(path, wanted[source])
-                    if node not in wanted:
-                        wanted[node], through[node] = counts, np.full_like(units, slot)
+                if source in demanded:
+                    counts = first_along(path, demanded[source])
+                    if node not in demanded:
+                        demanded[node], through[node] = counts, np.full_like(units, slot)
                     else:
-                        earlier = counts < wanted[node]
-                        wanted[node] = np.where(earlier, counts, wanted[node])
+                        earlier = counts < demanded[node]
+                        demanded[node] = np.where(earlier, counts, demanded[node])
                         through[node] = np.where(earlier, slot, through[node])
-        working = {last: wanted[last] <= self.steps}  # every consumer leads to the last node
+        working = {last: demanded[last] <= self.steps}  # every consumer leads to the last node
         for node in range(last, consumer, -1):
             if node in working and node in through:
                 for slot, (source, _) in enumerate(operands[node]):
-                    if source in wanted:
+                    if source in demanded:
                         here = working[node] & (through[node] == slot)
                         working[source] = working[source] | here if source in working else here
         counts_of: dict[int, Counts] = {last: np.full_like(units, self.steps)}
         for node in range(last, 0, -1):
             work = working.get(node)
             if work is not None:
-                counts_of[node] = np.where(work, wanted[node] - 1, counts_of.get(node, 0))
+                counts_of[node] = np.where(work, demanded[node] - 1, counts_of.get(node, 0))
             counts = counts_of[node]
             for slot, (source, path) in enumerate(operands[node]):
                 done = counts
                 if work is not None:
-                    # Served for the unit at work, if this operand stands before the one at work.
+                    # Served for the unit in progress, if this operand is before the active one.
                     before = work if node == consumer else work & (slot < through[node])
                     done = done + before
                 done = needed_along(path, done)
-                if work is not None and node != consumer and source in wanted:
-                    # The operand at work counts for itself.
+                if work is not None and node != consumer and source in demanded:
+                    # The active operand's node is on the chain, which has its own count.
                     done = np.where(work & (slot == through[node]), 0, done)
                 known = counts_of.get(source)
                 counts_of[source] = done if known is None else np.maximum(known, done)
         return counts_of[0], counts_of[consumer]
 
     def _samples(self, consumer: int, edge: Edge) -> Counts:
-        """Units of a consumer that stand for all of them when its peak is looked for.
+        """Units of a consumer among which its peak is reached.
 
-        Between the borders no window of the region is clipped, and the schedule repeats with a
-        period; where the rates of the region's nodes do not agree there is no period, and every
-        unit is looked at.
+        Between the borders no window of the region is clipped, and the schedule is periodic; if
+        the rates of the region's nodes are inconsistent there is no period, and all units are
+        returned.
         """
         if not edge.rows.a and not (edge.cols and edge.cols.a):
             return np.zeros(1, np.int64)  # all is demanded for the first unit, held to the last
@@ -206,8 +205,8 @@ class Region:
         return units.ravel()
 
     def _axis_samples(self, consumer: int, size: int, columns: bool) -> list[int]:
-        # Units per unit of the consumer, as fractions. What is joined to it only by a window that
-        # needs everything has no rate: what lies behind such a window is demanded at one blow.
+        # Units per unit of the consumer, as fractions. A node connected to it only by a window that
+        # needs everything has no rate: its units are all demanded at once.
         links: dict[object, list[tuple[object, int, int, float]]] = {}
         for lower, upper, up, down, reach in self._ratios(columns):
             if not up:
@@ -219,13 +218,13 @@ class Region:
         total, period = 0.0, 1
         while waiting:
             node = waiting.pop()
-            top, bottom = rates[node]
-            period = math.lcm(period, bottom)
+            numerator, denominator = rates[node]
+            period = math.lcm(period, denominator)
             for other, up, down, reach in links.get(node, ()):
-                common = math.gcd(top * up, bottom * down)
-                rate = top * up // common, bottom * down // common
+                common = math.gcd(numerator * up, denominator * down)
+                rate = numerator * up // common, denominator * down // common
                 if reach > 0:
-                    total += reach * bottom / top
+                    total += reach * denominator / numerator
                 if other not in rates:
                     rates[other] = rate
                     waiting.append(other)
@@ -234,9 +233,9 @@ class Region:
         return sample_positions(size, math.ceil(total) + 2, period)
 
     def _ratios(self, columns: bool) -> Iterator[tuple[object, object, int, int, float]]:
-        """Each edge as (lower, upper, upper's units, per so many of lower's, reach).
+        """Each edge as (lower, upper, units of upper, per units of lower, reach).
 
-        No units at all: there is no fixed ratio along this axis.
+        0 units of upper: there is no fixed ratio along this axis.
         """
         for node, operands in enumerate(self.operands):
             for source, path in operands:
@@ -255,13 +254,13 @@ def _path_ratios(
                 yield from _path_ratios(below, upper, alternative, columns, (name, path, k))
         elif isinstance(edge, Clock):
             if edge.length > 1:  # a single unit is demanded at the first step
-                alike = (edge.length, edge.rows) == (edge.steps, edge.step_rows)
+                same_clock = (edge.length, edge.rows) == (edge.steps, edge.step_rows)
                 if columns:
-                    yield below, upper, int(alike), 1, 0.0
+                    yield below, upper, int(same_clock), 1, 0.0
                 else:
-                    # Every so many rows both stand at the start of a row again; in between, one
+                    # After so many rows both are at the start of a row again; in between, one
                     # may be anywhere in a row.
-                    yield below, upper, edge.step_rows, edge.rows, 0.0 if alike else 1.0
+                    yield below, upper, edge.step_rows, edge.rows, 0.0 if same_clock else 1.0
         else:
             axis = edge.cols if columns else edge.rows
             assert axis is not None

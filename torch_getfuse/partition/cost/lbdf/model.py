@@ -6,13 +6,13 @@ what each operand's window needs, in operand order, then write it; a unit lives 
 consumer in the group needs it or any unit before it. ``F_D`` = tensors read from outside, once,
 + tensors needed outside, once, + weights, once.
 
-The schedule is never run here. For a tensor ``t`` and one of its consumers ``c``, the peak is
-reached when ``c`` writes some unit ``a``: until then ``c`` has let go ``released(a)`` units, and
-``t`` has been produced up to whatever was demanded before that moment. With one consumer this is
-``needed(a + 1) - released(a)``, a property of the window alone. With several, the moment is found
-in closed form (:meth:`Lbdf._produced_when`), and only the operators between ``t`` and the first
-operator that all paths from ``t`` meet again can matter, so the result is remembered per such
-region and shared by all groups that contain it.
+The schedule is not run here. For a tensor ``t`` and one of its consumers ``c``, the peak is
+reached when ``c`` writes some unit ``a``: by then ``c`` has released ``released(a)`` units, and
+``t`` has been produced as far as it was demanded before. With one consumer this is ``needed(a + 1)
+- released(a)``, a property of the window alone. With several, it has a closed form
+(:meth:`.Region.peak`) that depends only on the operators between ``t`` and the first operator
+where all paths from ``t`` meet again, so the result is cached per such region and shared by all
+groups that contain it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Lbdf(FusionScheme):
 
     Attributes:
         unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
-        alone_floor: units that a tensor keeps at least in every group with a given consumer, by
-            (number of the tensor, position of the consumer).
+        alone_floor: by (number of a tensor, position of a consumer), the units that the tensor
+            holds at least in every group with that consumer.
 
     Raises:
         OptionError: for an unknown granularity.
@@ -92,7 +92,7 @@ class Lbdf(FusionScheme):
         self._touches = [(w, *r) for w, r in zip(self._writes, self._reads, strict=True)]
         self._output = [name in graph.outputs for name in names]
         self._overwrites = sum(1 << i for i, over in enumerate(graph.overwrites) if over)
-        # Edges that read alike are one object, so that regions that look alike are equal.
+        # Edges with equal windows are one object, so that regions of equal structure are equal.
         alike: dict[object, Edge] = {}
         self._edges: dict[tuple[int, int], Edge] = {}
         for i, op in enumerate(graph.ops):
@@ -117,14 +117,14 @@ class Lbdf(FusionScheme):
         self._fans = FanTables()
 
     def _prepare(self) -> None:
-        """Per edge: the peak as the only consumer, and a bound of it whatever the group."""
+        """Per edge: the peak as the only consumer, and a lower bound of it in any group."""
         least = list(self._units)  # fewest units of a tensor that any group's schedule writes
         for i in reversed(range(len(self.graph))):
             t = self._writes[i]
             for c in bits(self._readers[t]):
                 least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
         self._least_written = least
-        # Tensor -> units held by its consumers in the group, for none and for each alone.
+        # Per tensor: mask of its consumers in the group -> units held; none, or one of them.
         self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
         self.alone_floor: dict[tuple[int, int], int] = {}
         self._partial = 0
@@ -137,7 +137,7 @@ class Lbdf(FusionScheme):
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
-        """``F_b`` in bytes; the buffer's size plays no part."""
+        """``F_b`` in bytes; independent of the buffer size."""
         unit_bytes = self.unit_bytes
         total = sum([units * unit_bytes[tensor] for tensor, units in self._held(mask)])
         weights = self.weights
@@ -148,21 +148,21 @@ class Lbdf(FusionScheme):
         return total
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
-        """Whether the floor alone needs the buffer or more."""
+        """Whether the floor alone reaches the buffer size."""
         return self.floor(mask, part) >= buffer_bytes
 
     def floor(self, mask: int, part: int = 0) -> int:
-        """Weights and what each storage keeps at least: no larger group needs less.
+        """Weights and the units that each storage holds at least: no superset needs less.
 
-        A tensor's peak is at least that of each of its consumers alone, a consumer only ever
-        joins, and each storage keeps at least one unit. Where one consumer depends on another,
-        it is at least what the one has demanded and the other not released.
+        A tensor's peak is at least that of each of its consumers alone, a superset only adds
+        consumers, and each storage holds at least one unit. If one consumer depends on another,
+        the peak is at least what the one has demanded and the other not released.
 
-        ``part``: convex; if its own floor is known, what joined it is all that is looked at.
+        ``part``: a convex subset; if its floor is cached, only what was added to it is computed.
         """
-        found = self._floors.get(mask)
-        if found is not None:
-            return found
+        known = self._floors.get(mask)
+        if known is not None:
+            return known
         total = self._floors.get(part)
         if total is None:
             total = part = 0
@@ -176,7 +176,7 @@ class Lbdf(FusionScheme):
         return remember(self._floors, mask, total)
 
     def _least(self, tensor: int, mask: int) -> int:
-        """Bytes that the storage of a tensor takes at least; 0 for one that is overwritten."""
+        """Bytes that the storage of a tensor takes at least; 0 if the tensor is overwritten."""
         readers = self._readers[tensor] & mask
         if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
             return 0
@@ -196,11 +196,11 @@ class Lbdf(FusionScheme):
         return units * self.unit_bytes[tensor]
 
     def demanded_ahead(self, tensor: int, first: int, last: int) -> tuple[int, int]:
-        """What lies between two consumers of a tensor, and units it keeps because of them.
+        """The operators between two consumers of a tensor, and units it holds because of them.
 
-        When ``last`` writes a unit, everything that leads to it has demanded its share, the
-        paths through ``first`` included, and ``last`` still holds what the unit needs. True of
-        every unit; looked at for the first and one in the middle.
+        When ``last`` writes a unit, everything upstream of it has demanded its share, including
+        the paths through ``first``, and ``last`` still holds what the unit needs. This is true of
+        every unit; it is evaluated for the first one and one in the middle.
         """
         edge = self._edges[tensor, last]
         cone = front = 1 << last
@@ -226,23 +226,23 @@ class Lbdf(FusionScheme):
                 for source in self._reads[i]:
                     maker = self._maker[source]
                     if maker & paths:
-                        made = self._edges[source, i].needed(counts[i])
+                        needed = self._edges[source, i].needed(counts[i])
                         maker = maker.bit_length() - 1
-                        counts[maker] = max(counts.get(maker, 0), made)
+                        counts[maker] = max(counts.get(maker, 0), needed)
             demanded = self._edges[tensor, first].needed(counts[first])
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
 
-    def passes(self, mask: int, buffer_bytes: int = 0, least: bool = False) -> int:
-        """1: weights stay on chip."""
-        return 1
+    def reread(self, mask: int, buffer_bytes: int = 0) -> int:
+        """0: everything is read once."""
+        return 0
 
-    def fewest_passes(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
-        """1."""
-        return 1
+    def least_reread(self, mask: int, buffer_bytes: int = 0, part: int = 0) -> int:
+        """0."""
+        return 0
 
     def dram(self, mask: int, buffer_bytes: int = 0) -> Dram:
-        """``F_D``; the buffer's size plays no part once a group is valid."""
+        """``F_D``; independent of the buffer size for a valid group."""
         read = write = weight = 0
         for i in bits(mask):
             weight += self.weights[i]
@@ -275,8 +275,8 @@ class Lbdf(FusionScheme):
     # -- live units -----------------------------------------------------------------------
 
     def _held(self, mask: int) -> list[tuple[int, int]]:
-        """Each storage's last tensor and its peak of live units."""
-        found = []
+        """Last tensor of each storage, and the peak of its live units."""
+        held = []
         finals = self._finals(mask) if mask & self._partial else None
         overwritten = self._overwrites & mask
         maker, all_readers, single = self._maker, self._readers, self._single
@@ -286,9 +286,9 @@ class Lbdf(FusionScheme):
             rest ^= low
             for tensor in self._touches[low.bit_length() - 1]:
                 readers = all_readers[tensor] & mask
-                made = maker[tensor]
+                producer = maker[tensor]
                 if readers & overwritten or (
-                    made != low and (made & mask or readers & -readers != low)
+                    producer != low and (producer & mask or readers & -readers != low)
                 ):
                     continue
                 units = single[tensor].get(readers)
@@ -298,14 +298,14 @@ class Lbdf(FusionScheme):
                     c = readers.bit_length() - 1
                     if finals[c] != self._units[self._writes[c]]:
                         units = max(1, self._edges[tensor, c].widest(finals[c]))
-                found.append((tensor, units))
-        return found
+                held.append((tensor, units))
+        return held
 
     def _finals(self, mask: int) -> dict[int, int]:
         """Units that each operator has written when the schedule ends.
 
-        Fewer than all where every consumer in the group skips the last ones, as a strided
-        1x1 convolution does.
+        Fewer than all if every consumer in the group skips the last ones, as a strided 1x1
+        convolution does.
         """
         finals: dict[int, int] = {}
         for i in reversed(list(bits(mask))):
@@ -323,22 +323,22 @@ class Lbdf(FusionScheme):
         between, root = self._between(readers, mask & self._below[tensor])
         longest = root
         if root < 0:
-            # Sinks advance by the longest sink's clock, which may lie outside the region.
+            # Sinks advance by the clock of the longest one, which may be outside the region.
             sinks = (i for i in bits(mask) if not self.graph.readers[i] & mask)
             longest = max(sinks, key=lambda i: self._units[self._writes[i]])
         steps = finals[root] if finals and root >= 0 else self._units[self._writes[longest]]
         key = tensor, between, root, steps
-        found = self._lags.get(key)
-        if found is None:
+        lag = self._lags.get(key)
+        if lag is None:
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
                 peak = self._fans.peak(region)
                 self._peaks[region] = region.peak() if peak is None else peak
-            found = self._lags[key] = self._peaks[region]
-        return found
+            lag = self._lags[key] = self._peaks[region]
+        return lag
 
     def _between(self, readers: int, below: int) -> tuple[int, int]:
-        """The region from a tensor to the operator that all its paths meet, and that operator.
+        """The region from a tensor to the operator where all its paths meet, and that operator.
 
         Without such an operator the region is everything below, and the operator is -1.
         """
@@ -357,7 +357,7 @@ class Lbdf(FusionScheme):
     def _region(
         self, tensor: int, readers: int, between: int, root: int, steps: int, longest: int
     ) -> Region:
-        """What lies between a tensor and ``root`` (-1: the clock of ``longest``), without names."""
+        """The region from a tensor to ``root`` (-1: the clock of ``longest``), without names."""
         operands: list[tuple[tuple[int, Path], ...]] = [()]
         consumers = []
         at: dict[int, tuple[int, Path]] = {tensor: (0, ())}  # tensor -> its node, or a path to one

@@ -1,8 +1,8 @@
-"""LBDF's schedule of a fusion group, unit by unit (docs/method.md, section 3), to be carried out.
+"""LBDF's schedule of a fusion group, unit by unit (docs/method.md, section 3), for the executors.
 
-:class:`~torch_getfuse.partition.cost.lbdf.model.Lbdf` prices a group without running this; here is
-the order of its steps, one per row that is loaded or computed, and for each the rows that may be
-dropped. ``line`` granularity only.
+:class:`~torch_getfuse.partition.cost.lbdf.model.Lbdf` computes the cost of a group without running
+this. The schedule lists the steps in order, one per row that is loaded or computed, and the rows
+that each ring must hold. ``line`` granularity only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch_getfuse.partition.node_set import bits
 
 
 class Step(NamedTuple):
-    """One unit of one tensor: computed by its operator, or loaded where none in the group does."""
+    """One unit of one tensor: computed by its operator, or loaded if that is not in the group."""
 
     tensor: str
     unit: int
@@ -29,11 +29,11 @@ class Schedule:
     """The steps of a group and the rings that they need.
 
     Attributes:
-        steps: in order; nothing is computed or loaded twice.
-        storage: tensor -> the last tensor of the storage that it is in: itself, unless an
-            operator writes over it.
+        steps: the steps in order; nothing is computed or loaded twice.
+        storage: tensor -> last tensor that shares its storage: itself, unless an operator
+            overwrites it.
         rings: last tensor of each storage -> rows of its ring.
-        loads, writes: tensors from outside, and tensors that are needed outside.
+        loads, writes: tensors read from outside, and tensors needed outside.
     """
 
     steps: tuple[Step, ...]
@@ -48,16 +48,16 @@ def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
 
     After the sinks are done, tensors needed outside advance together to their ends, and then
     tensors from outside are read to theirs: a strided 1x1 window skips the last rows, which cross
-    the border all the same (``F_D`` counts whole tensors). By then consumers that no tensor
-    needed outside waits for are over, and need nothing; what is read last is not kept at all.
+    the border nevertheless (``F_D`` counts whole tensors). By then consumers on which no tensor
+    needed outside depends are finished and need nothing; rows that are read last are not kept.
 
     Args:
         graph: the operator graph.
         mask: the group.
-        rings: last tensor of each storage -> rows, as the cost model has them.
+        rings: last tensor of each storage -> rows, from the cost model.
 
     Raises:
-        PlanError: where a ring is too small for the schedule.
+        PlanError: if a ring is too small for the schedule.
     """
     run = _Run(graph, mask, rings)
     sinks = [op.writes for op in run.makers.values() if not run.readers[op.writes]]
@@ -68,7 +68,7 @@ def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
     loads, writes = boundary(graph, mask)
     left = {
         name: run.rows[name] - run.made[name]
-        for name in reversed(run.makers)  # what is read by another of them comes after it
+        for name in reversed(run.makers)  # a consumer comes before the tensors that it reads
         if name in writes and run.made[name] < run.rows[name]
     }
     run.end_all_but(left)
@@ -83,7 +83,7 @@ def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
 
 
 class _Run:
-    """Carries out the schedule on counts alone."""
+    """Simulates the schedule on counts alone."""
 
     def __init__(self, graph: OpGraph, mask: int, rings: dict[str, int]) -> None:
         group = [graph.ops[i] for i in bits(mask)]
@@ -104,8 +104,8 @@ class _Run:
                 self.storage[op.reads[0].tensor] = self.storage[op.writes]
         self.rings = rings
         self.steps: list[Step] = []
-        # Per operator and operand: rows needed up to each output row, and the lowest row that it
-        # or any later one needs.
+        # Per operator and operand: rows needed up to each output row, and the lowest row that this
+        # or any later output row needs.
         self.ends: dict[tuple[str, str], list[int]] = {}
         self.keeps: dict[tuple[str, str], list[int]] = {}
         for op in group:
@@ -124,9 +124,9 @@ class _Run:
         self.keeps[op.name, read.tensor] = keeps[::-1]
 
     def end_all_but(self, wanted: Mapping[str, int]) -> None:
-        """From here on only the rest of these tensors is made, and what it needs.
+        """From here on, produce only the rest of these tensors and what it needs.
 
-        Readers that will make nothing more are over.
+        Readers that produce nothing more are dropped.
         """
         final = {name: self.rows[name] if name in wanted else self.made[name] for name in self.made}
         for name in reversed(self.makers):
@@ -140,7 +140,7 @@ class _Run:
             ]
 
     def produce(self, name: str, count: int) -> None:
-        """Make the first ``count`` units of a tensor; a stack in place of recursion."""
+        """Produce the first ``count`` units of a tensor; uses a stack instead of recursion."""
         stack = [(name, count)]
         while stack:
             name, count = stack[-1]
@@ -163,7 +163,7 @@ class _Run:
             self._check(name)
 
     def _check(self, name: str) -> None:
-        """Hold the live units of a tensor's storage to its ring."""
+        """Check that the live units of a tensor's storage fit into its ring."""
         last = self.storage[name]
         released = self.made[name]
         for op, read in self.readers[last]:
