@@ -21,6 +21,7 @@ from tests.graphs import Builder
 from tests.plugin_package import EXAMPLE, ROOT, install_example, offer
 from torch_getfuse import plugins, sweeps
 from torch_getfuse.accelerator import Accelerator
+from torch_getfuse.cli.main import main
 from torch_getfuse.errors import GetfuseError, OptionError, PlanError, PluginError
 from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph
@@ -192,6 +193,20 @@ def test_an_object_serves_where_a_name_does(tmp_path: Path) -> None:
     assert plan_graph(graph(), given) == plan
     pixels = plan_graph(graph(), options(scheme=Mine, granularity="pixel"))
     assert pixels.granularity == "pixel"
+
+
+def test_a_scheme_that_is_installed_under_another_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(tmp_path, "mine", {SCHEMES: {"maps": "getfuse_example.cost_model:WholeMaps"}})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = plan_graph(graph(), options(scheme=whole_maps()))
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    assert main(["verify", str(path)]) == 1
+    assert "scheme='whole_maps' is not one of 'lbdf', 'brr', 'maps'" in capsys.readouterr().err
+    assert main(["verify", str(path), "--scheme", "maps", "--prove"]) == 0
+    assert load_plan(path).verify(scheme="maps") == plan
 
 
 def test_what_a_scheme_does_not_promise_is_not_used() -> None:

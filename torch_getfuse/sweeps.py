@@ -186,10 +186,11 @@ def _choices(
         key = name_of(scheme), unit, name_of(method), chosen.buffer_bytes
         same = points.setdefault(key, chosen)
         for name in ("scheme", "method"):
-            if getattr(same, name) is not getattr(chosen, name) != getattr(same, name):
+            one, other = getattr(same, name), getattr(chosen, name)
+            if one is not other and one != other:
                 raise OptionError(
-                    f"two {_SINGLE[name]} are called {name_of(getattr(chosen, name))!r}; records "
-                    "tell them apart by their names: give each its own"
+                    f"two {_SINGLE[name]} are called {name_of(other)!r}; records tell them apart "
+                    "by their names: give each its own"
                 )
     return list(points.values())
 

@@ -294,6 +294,12 @@ def qualified_name(packet: OpOverloadPacket) -> str:
     return str(packet._qualified_op_name)
 
 
+@reads("torch.library:CustomOpDef._qualname", "register_rule()")
+def custom_op_name(op: Any) -> str:
+    """``"mylib::relu"`` of what ``torch.library.custom_op("mylib::relu", ...)`` has made."""
+    return str(op._qualname)
+
+
 @reads("torch._C:_VariableFunctions", _CAPTURE)
 def variable_functions() -> Any:
     """Where the functions are that ``torch`` re-exports."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch._ops import OpOverload, OpOverloadPacket
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from torch_getfuse.backend.rules.registry import BY_TARGET, find_rule
@@ -27,6 +26,12 @@ from torch_getfuse.backend.rules.rule import (
     whole,
 )
 from torch_getfuse.backend.rules.view_windows import Access, All, Along
+from torch_getfuse.backend.torch_private import (
+    OpOverload,
+    OpOverloadPacket,
+    custom_op_name,
+    qualified_name,
+)
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import Window, WindowKind
 
@@ -103,11 +108,11 @@ def _name(op: object) -> str:
     if isinstance(op, str):
         name = op
     elif isinstance(op, CustomOpDef):
-        name = op._qualname
+        name = custom_op_name(op)
     elif isinstance(op, OpOverload):
         name = op.name().partition(".")[0]
     elif isinstance(op, OpOverloadPacket):
-        name = op._qualified_op_name
+        name = qualified_name(op)
     if name:
         return name.removeprefix("aten::")
     if not callable(op) or not hasattr(op, "__qualname__"):
