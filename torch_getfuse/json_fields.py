@@ -6,17 +6,23 @@ holds no control characters, and sizes are bounded so that no file can make a ch
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from torch_getfuse.errors import GraphError
+from torch_getfuse.errors import GraphError, PlanError
 
 MOST = 2**60
 """Largest count of bytes, elements or plans in a file."""
 MOST_POSITIONS = 2**31
 """Largest size of an axis, and of a kernel, stride, dilation or padding."""
+_LARGEST_FILE = 64 * 2**20
+"""Bytes of the largest plan file that is read."""
 _SHOWN = 60
 
 
@@ -147,3 +153,53 @@ def _shown(value: object) -> str:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value of a file that may come from anyone.
+
+    Raises:
+        PlanError: where it cannot be read (a pipe, a device, larger than 64 MB, ...), or is no
+            JSON in UTF-8, or an object of it has a key twice.
+    """
+    try:
+        # A pipe would be waited for; what is none is asked of the open file.
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(file, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise PlanError("it is no regular file; save the plan to a file first")
+            data = stream.read(_LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, PlanError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlanError(f"it cannot be read: {reason}; check the path") from error
+    if len(data) > _LARGEST_FILE:
+        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that a plan file may have")
+    try:
+        return json.loads(
+            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
+    except json.JSONDecodeError as error:
+        raise PlanError(
+            f"it is damaged or truncated: {error.msg} at line {error.lineno}; save the plan again"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise PlanError("it is not a text file; a plan is JSON in UTF-8") from error
+    except RecursionError as error:
+        raise PlanError("it is damaged: its objects are nested too deep") from error
+    except ValueError as error:
+        raise PlanError(f"it is damaged: {error}") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {ascii(name)[:60]} stands twice in one object")
+        found[name] = value
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")

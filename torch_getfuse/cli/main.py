@@ -40,8 +40,9 @@ from torch_getfuse.cli.options import (
 from torch_getfuse.errors import GetfuseError, Interrupted, PlanError, nearest
 from torch_getfuse.explain_graph import DEFAULT as DEFAULT_EXPLAINERS
 from torch_getfuse.explain_graph import check_explainers
+from torch_getfuse.json_fields import read_json
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan, read_json
+from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.plugins import EXPLAINERS
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.report import Report

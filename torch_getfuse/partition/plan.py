@@ -7,8 +7,6 @@ anyone, and compared by fingerprint with the graph that a compiler holds.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GetfuseError, GraphError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.json_fields import Fields
+from torch_getfuse.json_fields import Fields, read_json
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
 from torch_getfuse.partition.node_set import (
@@ -32,8 +30,6 @@ from torch_getfuse.partition.node_set import (
 SCHEMA_VERSION = 2
 _READ = (1, 2)
 """Versions that are read. In version 1 the order of the groups said nothing."""
-_LARGEST_FILE = 64 * 2**20
-"""Bytes of the largest plan file that is read."""
 _PROOFS = ("optimal", "bound", None)
 
 
@@ -502,56 +498,6 @@ def load_plan(path: str | Path) -> PartitionPlan:
         return PartitionPlan.from_dict(read_json(path))
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
-
-
-def read_json(path: str | Path) -> Any:
-    """The JSON value of a file that may come from anyone.
-
-    Raises:
-        PlanError: where it cannot be read (a pipe, a device, larger than 64 MB, ...), or is no
-            JSON in UTF-8, or an object of it has a key twice.
-    """
-    try:
-        # A pipe would be waited for; what is none is asked of the open file.
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(file, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise PlanError("it is no regular file; save the plan to a file first")
-            data = stream.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, PlanError):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PlanError(f"it cannot be read: {reason}; check the path") from error
-    if len(data) > _LARGEST_FILE:
-        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that a plan file may have")
-    try:
-        return json.loads(
-            data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
-    except json.JSONDecodeError as error:
-        raise PlanError(
-            f"it is damaged or truncated: {error.msg} at line {error.lineno}; save the plan again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise PlanError("it is not a text file; a plan is JSON in UTF-8") from error
-    except RecursionError as error:
-        raise PlanError("it is damaged: its objects are nested too deep") from error
-    except ValueError as error:
-        raise PlanError(f"it is damaged: {error}") from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {ascii(name)[:60]} stands twice in one object")
-        found[name] = value
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "") -> FusionGroup:
