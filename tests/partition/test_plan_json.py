@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from torch_getfuse.errors import PlanError
-from torch_getfuse.partition.plan import PartitionPlan, _unique_keys
+from torch_getfuse.json_fields import _unique_keys
+from torch_getfuse.partition.plan import PartitionPlan
 
 
 @pytest.mark.parametrize("version", [True, 1.0, 2.0, "2", None, [2]])
