@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.plugin_package import offer
-from torch_getfuse import api
+from torch_getfuse import api, report
 from torch_getfuse.backend.rules import registry
 from torch_getfuse.backend.rules.custom import register_rule
 from torch_getfuse.errors import OptionError, PluginError
@@ -111,6 +111,36 @@ def test_like_an_operator_with_other_names_of_arguments() -> None:
     compiled = torch.compile(model, backend="getfuse", options={"cache": False, "strict": True})
     with torch.no_grad():
         assert torch.equal(compiled(X), model(X))
+
+
+def test_facts_come_with_the_operator_that_it_is_like() -> None:
+    register_rule(CONV, like="conv2d")
+    register_rule(SUM, like="matmul")
+    register_rule(CLIP, like="view")
+    conv, product, clip = (registry.facts_of(f"rules_test::{k}") for k in ("conv", "sum", "clip"))
+    assert conv.weights == ("weight", "bias")
+    assert conv.named({"data": 1, "kernel": 2, "offset": 3}) == {"input": 1, "weight": 2, "bias": 3}
+    assert (product.product, product.batched) == (True, True)
+    assert clip.view is None  # it gives a tensor of its own
+    assert not any(rule.is_torchs for rule in (conv, product, clip))
+    assert registry.facts_of("rules_test::pool") is registry.UNKNOWN
+
+
+def test_weights_that_are_given_as_tensors_are_weights() -> None:
+    """As of torch's own convolution, under whatever names the operator has for them."""
+    register_rule(CONV, like="conv2d")
+    model = Model(ops.conv, (6, 4, 3, 3), (6,))
+    values = {name: value.detach() for name, value in model.named_parameters()}
+
+    def call(x: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
+        made: torch.Tensor = torch.func.functional_call(model, values, (x,))
+        return made
+
+    compiled = torch.compile(call, backend="getfuse", options={"cache": False, "strict": True})
+    with torch.no_grad():
+        compiled(X, values)
+    (section,) = report(compiled).sections
+    assert section.plan.graph.ops[-1].weight_elements == 6 * 4 * 9 + 6
 
 
 def test_operands_that_are_broadcast_run_by_rows() -> None:

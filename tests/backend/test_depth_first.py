@@ -37,6 +37,7 @@ BATCHED = {
     "attention": "batch on the first axis",
     "mean of all": "batch on the first axis",
     "variance of all": "batch on the first axis",
+    "product": "multiplies whole tensors",
     "topk": "may mix the samples",
     "roll": "may mix the samples",
 }

@@ -92,6 +92,16 @@ def test_masks(shape: tuple[int, ...], sample: tuple[int, ...], cast: bool) -> N
     assert sorted(input_shapes(plan_of(call, X, mask))) == sorted([(1, 3, 8, 8), sample])
 
 
+@pytest.mark.parametrize("name", ["relu6", "hardtanh", "logsigmoid", "relu"])
+def test_a_mask_behind_any_elementwise_operator(name: str) -> None:
+    mask = torch.rand(BATCH, 8)  # its leading size is that of the batch
+
+    def call(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return x + getattr(F, name)(mask)
+
+    assert (BATCH, 8) in input_shapes(plan_of(call, torch.rand(BATCH, 3, BATCH, 8), mask))
+
+
 def test_a_mask_of_attention() -> None:
     q = torch.randn(BATCH, 2, 8, 4)
     mask = torch.ones(8, 8).tril()

@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
-from torch_getfuse.backend.rules.registry import BY_TARGET, EXTRA_SAMPLES, RULES
+from torch_getfuse.backend.rules.registry import (
+    BY_TARGET,
+    EXTRA_SAMPLES,
+    RULES,
+    UNKNOWN,
+    facts_of,
+)
 from torch_getfuse.backend.rules.rule import Run, Sample
 from torch_getfuse.ir import OpGraph, WindowKind
 
@@ -44,6 +50,26 @@ def _capture(sample: Sample) -> tuple[nn.Module, Capture]:
 def test_targets_are_claimed_once() -> None:
     assert len(BY_TARGET) == sum(len(rule.targets) for rule in RULES)
     assert len({rule.kind for rule in RULES}) == len(RULES)
+
+
+def test_facts_are_those_of_the_operators() -> None:
+    """What follows from torch's schemas, and what is short enough to be written down."""
+    for rule in RULES:
+        packets = [getattr(torch.ops.aten, t) for t in rule.targets if hasattr(torch.ops.aten, t)]
+        schemas = [getattr(packet, o)._schema for packet in packets for o in packet.overloads()]
+        names = {argument.name for schema in schemas for argument in schema.arguments}
+        assert names.issuperset(rule.weights), rule.kind
+        if rule.factory:
+            assert not any(
+                value.alias_info for s in schemas for value in s.returns if not s.is_mutable
+            )
+        assert not (rule.elementwise and rule.view), rule.kind
+        assert rule.product or not rule.batched, rule.kind
+    strided = {target for rule in RULES if rule.by_strides and rule.view for target in rule.targets}
+    assert strided == {"view", "unflatten", "view_as"}
+    assert facts_of("relu6").elementwise and not facts_of("dropout").elementwise
+    assert facts_of("cat").broadcasts and not facts_of("stack").broadcasts
+    assert facts_of("no_such_operator") is UNKNOWN
 
 
 @pytest.mark.parametrize("name", SAMPLES)

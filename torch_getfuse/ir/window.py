@@ -26,6 +26,42 @@ class WindowKind(str, enum.Enum):
     WHOLE = "whole"
 
 
+def positions_needed(
+    kernel: int, stride: int, dilation: int, padding: int, low: int, high: int
+) -> Pair:
+    """First position that outputs ``[low, high)`` of a sliding window need, and the one after the
+    last; not clipped to the map.
+    """
+    start = low * stride - padding
+    return start, start + (high - low - 1) * stride + dilation * (kernel - 1) + 1
+
+
+def positions_added(
+    kernel: int, stride: int, dilation: int, padding: int, low: int, high: int
+) -> Pair:
+    """The same of a transposed window: the positions that may add to those outputs."""
+    start = -(-(low + padding - dilation * (kernel - 1)) // stride)
+    return start, (high - 1 + padding) // stride + 1
+
+
+def first_resized(position: int, size_in: int, size_out: int) -> int:
+    """First of the two positions that an output of an interpolation needs.
+
+    floor((position + 1/2) / f - 1/2) with f = size_out / size_in, in integers.
+    """
+    return max(0, ((2 * position + 1) * size_in - size_out) // (2 * size_out))
+
+
+def size_slid(kernel: int, stride: int, dilation: int, padding: int, size_in: int) -> int:
+    """Outputs of a sliding window; ``padding`` is that of both ends."""
+    return (size_in + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def size_transposed(kernel: int, stride: int, dilation: int, padding: int, size_in: int) -> int:
+    """Outputs of a transposed window; ``padding`` is that of both ends."""
+    return (size_in - 1) * stride - padding + dilation * (kernel - 1) + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Which input positions an output position needs, per axis (rows, columns).
@@ -101,16 +137,17 @@ class Window:
         if kind is WindowKind.IDENTITY:
             return (0, 0) if size_in == 1 else (position, position)
         if kind is WindowKind.SLIDING:
-            low = position * self.stride[axis] - self.padding[axis]
-            high = low + self.dilation[axis] * (self.kernel[axis] - 1)
+            low, end = positions_needed(
+                *self._taps(axis), self.padding[axis], position, position + 1
+            )
+            high = end - 1
         elif kind is WindowKind.TRANSPOSED:
-            stride = self.stride[axis]
-            top = position + self.padding[axis]
-            low = -(-(top - self.dilation[axis] * (self.kernel[axis] - 1)) // stride)
-            high = top // stride
+            low, end = positions_added(
+                *self._taps(axis), self.padding[axis], position, position + 1
+            )
+            high = end - 1
         elif kind is WindowKind.RESIZE:
-            # floor((r + 1/2) / f - 1/2) with f = size_out / size_in, in integers.
-            low = max(0, ((2 * position + 1) * size_in - size_out) // (2 * size_out))
+            low = first_resized(position, size_in, size_out)
             high = low + 1
         else:
             low, high = 0, size_in - 1
@@ -118,13 +155,15 @@ class Window:
 
     def output_size(self, axis: int, size_in: int) -> int | None:
         """Positions that the window implies for the output; ``None`` where it implies none."""
-        reach = self.dilation[axis] * (self.kernel[axis] - 1)
         ends = self.padding[axis] + self.padding_end[axis]
         if self.kind is WindowKind.SLIDING:
-            return (size_in + ends - reach - 1) // self.stride[axis] + 1
+            return size_slid(*self._taps(axis), ends, size_in)
         if self.kind is WindowKind.TRANSPOSED:
-            return (size_in - 1) * self.stride[axis] - ends + reach + 1
+            return size_transposed(*self._taps(axis), ends, size_in)
         return None
+
+    def _taps(self, axis: int) -> tuple[int, int, int]:
+        return self.kernel[axis], self.stride[axis], self.dilation[axis]
 
     def to_json(self) -> str | dict[str, Any]:
         """The form of plan.json (docs/plan-file.md)."""

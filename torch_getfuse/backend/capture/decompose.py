@@ -25,12 +25,12 @@ from torch_getfuse.backend.fx_nodes.values import (
     flat_tensors,
     traced_value,
 )
-from torch_getfuse.backend.rules.registry import FACTORIES, find_rule, positional
+from torch_getfuse.backend.rules.registry import find_rule, positional
 from torch_getfuse.backend.torch_private import OperatorBase, tracing
 
 log = logging.getLogger(__name__)
 
-_KEPT = FACTORIES | {"setitem", "fill", "copy", "tensor", "lstm", "gru"}
+_KEPT = frozenset(("setitem", "fill", "copy", "tensor", "lstm", "gru"))
 
 
 def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:

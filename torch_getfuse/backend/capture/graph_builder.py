@@ -36,7 +36,7 @@ from torch_getfuse.backend.fx_nodes.values import (
     tensor_info,
     traced_value,
 )
-from torch_getfuse.backend.rules.registry import FACTORIES, apply_rule, positional
+from torch_getfuse.backend.rules.registry import apply_rule, facts_of, positional
 from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
@@ -251,7 +251,7 @@ class GraphBuilder:
             in_place: they are its own; else those that ``out=`` names.
         """
         written = any(isinstance(target.value, Feature) for target in targets)
-        if call.name in FACTORIES or not (call.activations or written):
+        if facts_of(call.name).factory or not (call.activations or written):
             self._constant(node, call, targets)
             return
         if all(0 in output.shape for output in call.outputs):
@@ -299,11 +299,11 @@ class GraphBuilder:
     def _constant(self, node: fx.Node, call: Call, targets: Sequence[Operand]) -> None:
         """The result of a call that no feature map goes into."""
         parts: dict[fx.Node, Stored] = {}
-        if call.name not in FACTORIES:
+        if not facts_of(call.name).factory:
             for operand in call.operands:
                 parts.update(operand.value.parts)
         made = [Weight.of(node, info, parts, k) for k, info in enumerate(call.outputs)]
-        result = apply_rule(call) if call.operands and call.name not in FACTORIES else None
+        result = apply_rule(call) if call.operands else None
         if isinstance(result, Alias):
             value = result.operand.value
             views = zip(result.changes, call.outputs, strict=True)

@@ -13,18 +13,7 @@ from torch import fx
 
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
-from torch_getfuse.backend.rules.pointwise import pointwise
-from torch_getfuse.backend.rules.registry import find_rule, positional
-
-_WEIGHTS = frozenset(("weight", "bias", "running_mean", "running_var"))
-_WEIGHTED = frozenset(
-    {f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)}
-    | {"convolution", "linear", "prelu", "embedding", "batch_norm", "native_batch_norm"}
-    | {"layer_norm", "group_norm", "instance_norm", "rms_norm"}
-)
-"""Operators whose arguments of these names are weights."""
-_ALIGNED = frozenset(("matmul", "scaled_dot_product_attention"))
-"""Operators beside the elementwise ones that align the shapes of their operands at the end."""
+from torch_getfuse.backend.rules.registry import facts_of, positional
 
 
 def is_weight_argument(node: fx.Node) -> bool:
@@ -34,10 +23,11 @@ def is_weight_argument(node: fx.Node) -> bool:
     """
     for user in node.users:
         call = _call(user)
-        if call is None or call.name not in _WEIGHTED:
+        if call is None:
             return False
-        names = {name for name, value in call.args.items() if value is node}
-        if not names or not names <= _WEIGHTS:
+        rule = facts_of(call.name)
+        names = {name for name, value in rule.named(call.args).items() if value is node}
+        if not names or not names.issubset(rule.weights):
             return False
     return bool(node.users)
 
@@ -71,15 +61,12 @@ def is_for_all_samples(node: fx.Node, batch: int) -> bool:
             call, result = _call(user), traced_value(user)
             if call is None or not isinstance(result, torch.Tensor):
                 continue
-            rule = find_rule(call.name)
-            if rule is not None and rule.like:
-                rule = find_rule(rule.like)
-            elementwise = rule is not None and rule.rule is pointwise
-            if not elementwise and call.name not in _ALIGNED:
+            rule = facts_of(call.name)
+            if not rule.elementwise and not rule.batched:
                 continue
             if result.dim() > rank and tensor_info(result).shape[0] == batch:
                 return True
-            if elementwise and result.dim() == rank and user not in seen:
+            if rule.elementwise and result.dim() == rank and user not in seen:
                 seen.add(user)
                 found.append(user)
     return False

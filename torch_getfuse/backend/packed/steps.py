@@ -21,7 +21,7 @@ from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, traced_value
 from torch_getfuse.backend.packed.live_conv import LiveConv
 from torch_getfuse.backend.packed.packed_conv import Activation, Affine, ConvShape, PackedConv
-from torch_getfuse.backend.rules.registry import BY_TARGET, positional
+from torch_getfuse.backend.rules.registry import UNKNOWN, facts_of, positional
 from torch_getfuse.backend.rules.rule import spread
 from torch_getfuse.backend.torch_private import (
     OpOverloadPacket,
@@ -29,10 +29,9 @@ from torch_getfuse.backend.torch_private import (
     storage_key,
     tree_map_only,
 )
+from torch_getfuse.ir.window import positions_needed
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_BY_STRIDES = frozenset({"view", "view_as", "as_strided", "unflatten", "stride", "is_contiguous"})
-"""Operators whose result, or whose right to run, depends on the strides of their inputs."""
 
 _UNARY: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
@@ -68,9 +67,7 @@ class RowWindow:
 
     def needs(self, low: int, high: int) -> tuple[int, int]:
         """First needed row and the one after the last, for output rows ``low`` to ``high - 1``."""
-        start = low * self.stride - self.padding
-        end = (high - 1) * self.stride - self.padding + (self.kernel - 1) * self.dilation + 1
-        return start, end
+        return positions_needed(self.kernel, self.stride, self.dilation, self.padding, low, high)
 
 
 @dataclass
@@ -348,8 +345,8 @@ class _Builder:
         inputs = tuple(node.all_input_nodes)
         whole: Callable[..., Any] = _Node(self.gm, node)
         call = self.calls.get(node)
-        rule = None if call is None else BY_TARGET.get(call.name)
-        if call is None or rule is None or not rule.is_torchs or call.name in _BY_STRIDES:
+        rule = UNKNOWN if call is None else facts_of(call.name)
+        if call is None or not rule.is_torchs or rule.by_strides:
             if any(map(is_map, inputs)) and (call is None or call.mutates):
                 raise Unfit(f"{node.name} may depend on the strides of what it changes")
             whole = _AsTraced(whole, inputs)

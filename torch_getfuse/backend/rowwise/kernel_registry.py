@@ -13,19 +13,9 @@ from torch_getfuse.backend.rowwise.kernels import (
     Site,
     WholeKernel,
 )
-from torch_getfuse.backend.rules import pointwise
-from torch_getfuse.backend.rules.registry import find_rule, positional
+from torch_getfuse.backend.rules.registry import UNKNOWN, facts_of, positional
+from torch_getfuse.backend.rules.rule import OpRule
 from torch_getfuse.ir import Op, WindowKind
-
-_BROADCASTS = frozenset(
-    target
-    for rule in pointwise.RULES
-    if rule.rule is pointwise.pointwise
-    for target in rule.targets
-) | {"cat", "max", "min"}
-_PRODUCTS = frozenset(
-    ("matmul", "mm", "bmm", "scaled_dot_product_attention", "einsum", "baddbmm", "addmm", "addbmm")
-) | {"bilinear", "_native_multi_head_attention", "_transformer_encoder_layer_fwd"}
 
 
 def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
@@ -42,13 +32,12 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     if not calls:
         raise NoRowKernel(f"{op.name} ({op.kind}) writes into a part of a tensor in place")
     name = normalise(calls[0].node, positional).name
-    rule = find_rule(name)
-    model = rule.like if rule is not None and rule.like else name
-    site = Site(capture, op, calls[0], calls[1:], model in _BROADCASTS)
+    rule = facts_of(name)
+    site = Site(capture, op, calls[0], calls[1:], rule.broadcasts)
     if capture.samples > 1:
-        _refuse_mixing(site, name)
+        _refuse_mixing(site, rule)
     reads = range(len(op.reads))
-    if rule is not None and not rule.is_torchs:
+    if rule is not UNKNOWN and not rule.is_torchs:
         by_number = WindowKind.IDENTITY, WindowKind.WHOLE
         if any(read.window.kind not in by_number for read in op.reads):
             raise NoRowKernel(
@@ -71,7 +60,7 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     return CallKernel(site, operands)
 
 
-def _refuse_mixing(site: Site, name: str) -> None:
+def _refuse_mixing(site: Site, rule: OpRule) -> None:
     """Image by image, an operator must give each sample what it gives in the batch."""
     what = f"{site.op.name} ({site.op.kind})"
     if site.op.reason.startswith("no rule"):
@@ -82,9 +71,9 @@ def _refuse_mixing(site: Site, name: str) -> None:
         rank = len(views[0].layout.axes)  # a scalar takes 0 and -1 for the axis that it lacks
         if isinstance(dim, int) and rank and views[0].batch == dim % rank:
             raise NoRowKernel(f"{what} runs along the batch")
-    if name in _PRODUCTS:
+    if rule.product:
         alone = len(views) == 1 or all(v.batch == 0 and len(v.layout.axes) > 2 for v in views)
-        if name not in ("matmul", "bmm", "mm", "scaled_dot_product_attention") or not alone:
+        if not rule.batched or not alone:
             raise NoRowKernel(
                 f"{what} multiplies whole tensors, and may mix the samples of a batch"
             )

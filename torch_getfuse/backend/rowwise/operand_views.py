@@ -18,16 +18,10 @@ from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.capture.graph_values import View
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.rowwise.calls import NoRowKernel, make_call
-from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.backend.rules.registry import facts_of, positional
+from torch_getfuse.backend.rules.rule import ViewForm
 from torch_getfuse.backend.rules.view_windows import Atom, Layout
 from torch_getfuse.ir import Op
-
-_RESHAPES = frozenset(
-    ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel")
-) | {"squeeze", "unsqueeze"}
-_EXPANDS = frozenset(("expand", "expand_as", "broadcast_to"))
-_COMPONENTS = frozenset(("real", "imag"))
-_MOVES = frozenset(("permute", "transpose", "t", "numpy_T", "adjoint", "movedim"))
 
 Step = Callable[[Any, int], Any]
 """A view of a block of so many rows."""
@@ -213,20 +207,21 @@ class _Follower:
         """One view on a block; ``None`` where it changes nothing."""
         invocation = normalise(node, positional)
         name, args = invocation.name, invocation.args
+        form = facts_of(name).view
         source = node.args[0]
-        part = name == "getitem" and source not in self.capture.views  # of a split
-        if name in _COMPONENTS:
+        part = form is ViewForm.INDEX and source not in self.capture.views  # of a split
+        if form is ViewForm.COMPONENT:
             half = make_call(node)
             return lambda block, rows: half({source: block})  # type: ignore[dict-item]
         if after is not None and after.layout == before.layout and not part:
             return None
         rank = len(before.layout.axes)
         place = self.place(before.layout) if self.by_rows else None
-        if name in _RESHAPES or name in _EXPANDS:
+        if form in (ViewForm.RESHAPE, ViewForm.EXPAND):
             if after is None:
                 raise NoRowKernel(f"{self.op.name}: {node.name} gives several tensors")
             shown = after
-            if name in _EXPANDS:
+            if form is ViewForm.EXPAND:
                 return lambda block, rows: block.expand(self._shape(shown, rows))
             return lambda block, rows: block.reshape(self._shape(shown, rows))
         call = make_call(node)
@@ -234,9 +229,9 @@ class _Follower:
         def replay(block: Any, rows: int) -> Any:
             return call({source: block})  # type: ignore[dict-item]
 
-        if name in _MOVES:
+        if form is ViewForm.MOVE:
             return replay
-        if name == "getitem":
+        if form is ViewForm.INDEX:
             index = args["index"]
             if part:
                 return lambda block, rows: block[index]
@@ -245,12 +240,12 @@ class _Follower:
             return lambda block, rows: block[index]
         dim = args.get("dim")
         axis = (0 if dim is None else int(dim)) % rank
-        if name in ("slice", "narrow", "chunk", "split", "tensor_split", "select", "unbind"):
+        if form in (ViewForm.SLICE, ViewForm.SPLIT, ViewForm.SELECT):
             if place is None or place[0] != axis:
                 return replay
-            if name in ("slice", "narrow"):
+            if form is ViewForm.SLICE:
                 return None  # the rows were picked out of the tensor
-            if name in ("chunk", "split", "tensor_split"):
+            if form is ViewForm.SPLIT:
                 return lambda block, rows: _Same(block)
         raise NoRowKernel(f"{self.op.name} reads a view by {name}, which has no rule for rows")
 

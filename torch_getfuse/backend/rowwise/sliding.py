@@ -15,6 +15,7 @@ from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values
 from torch_getfuse.backend.rowwise.kernels import RowKernel, Site
 from torch_getfuse.backend.rowwise.operand_views import Operand
 from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.ir.window import positions_needed
 
 
 class SpatialKernel(RowKernel):
@@ -79,10 +80,7 @@ class SlidingKernel(SpatialKernel):
     padding: int
 
     def _span(self, low: int, high: int) -> tuple[int, int]:
-        begin = low * self.stride - self.padding
-        return begin, (high - 1) * self.stride - self.padding + self.dilation * (
-            self.kernel - 1
-        ) + 1
+        return positions_needed(self.kernel, self.stride, self.dilation, self.padding, low, high)
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
         """The window, clipped to the map."""

@@ -29,6 +29,7 @@ from torch_getfuse.backend.rowwise.sliding import (
 from torch_getfuse.backend.rules.registry import positional
 from torch_getfuse.backend.rules.rule import Call, spread
 from torch_getfuse.backend.rules.spatial import UPSAMPLES, resize_mode
+from torch_getfuse.ir.window import positions_added
 
 _CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {1: F.conv1d, 2: F.conv2d}
 _TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
@@ -140,9 +141,9 @@ class TransposedConvKernel(_Convolution):
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
         """Input rows that add to some of the output rows, clipped to the map."""
-        reach = self.dilations[0] * (self.kernels[0] - 1)
-        begin = -(-(low + self.paddings[0] - reach) // self.strides[0])
-        end = (high - 1 + self.paddings[0]) // self.strides[0] + 1
+        begin, end = positions_added(
+            self.kernels[0], self.strides[0], self.dilations[0], self.paddings[0], low, high
+        )
         begin = min(max(0, begin), self.size)
         return begin, max(begin, min(end, self.size))
 

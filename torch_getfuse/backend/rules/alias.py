@@ -1,4 +1,4 @@
-"""Rules of calls that are no operators: views, and what does nothing in eval."""
+"""Rules of calls that are no operators: views, what does nothing in eval, and constants."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch_getfuse.backend.rules.rule import (
     Run,
     Sample,
     Spec,
+    ViewForm,
     no_rule,
 )
 from torch_getfuse.backend.rules.view_windows import Layout
@@ -55,6 +56,11 @@ def _component(call: Call) -> Alias:
     Dynamo keeps no ``x.real`` of an input that is only returned: a view, like ``x.mT``.
     """
     return Alias(call.operands[0], (lambda layout: layout,))
+
+
+def _factory(call: Call) -> Spec:
+    """Reads nothing: only the shapes and dtypes of its operands count."""
+    return Spec(call.name, ())
 
 
 def _expand(call: Call) -> Alias:
@@ -207,16 +213,27 @@ RULES: tuple[OpRule, ...] = (
     ),
     OpRule(
         "reshape",
-        ("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "ravel"),
+        ("reshape", "flatten", "reshape_as", "ravel"),
+        _reshape,
+        _sample(lambda x: x.flatten(2).relu().transpose(1, 2).reshape(-1, 6, 7, 4)),
+        ("input", "*shape"),
+        view=ViewForm.RESHAPE,
+    ),
+    OpRule(
+        "view",
+        ("view", "unflatten", "view_as"),
         _reshape,
         _sample(_shuffle),
         ("input", "*shape"),
+        view=ViewForm.RESHAPE,
+        by_strides=True,
     ),
     OpRule(
         "component",
         ("real", "imag"),
         _component,
         _sample(lambda x: torch.complex(x, x.relu()).imag.sigmoid()),
+        view=ViewForm.COMPONENT,
     ),
     OpRule(
         "expand",
@@ -224,6 +241,7 @@ RULES: tuple[OpRule, ...] = (
         _expand,
         _sample(lambda x: x * x[:, :1].expand(-1, 4, -1, -1)),
         ("input", "*size"),
+        view=ViewForm.EXPAND,
     ),
     OpRule(
         "permute",
@@ -231,6 +249,7 @@ RULES: tuple[OpRule, ...] = (
         _permute,
         _sample(lambda x: x.permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2) + x),
         ("input", "*dims"),
+        view=ViewForm.MOVE,
     ),
     OpRule(
         "transpose",
@@ -238,6 +257,7 @@ RULES: tuple[OpRule, ...] = (
         _transpose,
         _sample(lambda x: x.transpose(1, 2).relu() + 1),
         ("input", "dim0", "dim1"),
+        view=ViewForm.MOVE,
     ),
     OpRule(
         "movedim",
@@ -245,6 +265,7 @@ RULES: tuple[OpRule, ...] = (
         _movedim,
         _sample(lambda x: x.movedim(1, -1).softmax(-1).movedim((3, 1), (1, 2))),
         ("input", "source", "destination"),
+        view=ViewForm.MOVE,
     ),
     OpRule(
         "unsqueeze",
@@ -252,6 +273,7 @@ RULES: tuple[OpRule, ...] = (
         _unsqueeze,
         _sample(lambda x: (x.unsqueeze(2) + 1).squeeze(2)),
         ("input", "dim"),
+        view=ViewForm.RESHAPE,
     ),
     OpRule(
         "squeeze",
@@ -259,6 +281,7 @@ RULES: tuple[OpRule, ...] = (
         _squeeze,
         _sample(lambda x: x.mean((2, 3), True).squeeze(-1).squeeze(2).relu()),
         ("input", "dim"),
+        view=ViewForm.RESHAPE,
     ),
     OpRule(
         "select",
@@ -266,6 +289,7 @@ RULES: tuple[OpRule, ...] = (
         _select,
         _sample(lambda x: x[:, 1].relu() + x.select(1, 2) * x[:, 0, :1]),
         ("input", "dim", "index"),
+        view=ViewForm.SELECT,
     ),
     OpRule(
         "slice",
@@ -273,6 +297,7 @@ RULES: tuple[OpRule, ...] = (
         _slice,
         _sample(lambda x: x[:, 1:3, 1:-1, ::2].relu() + x.narrow(2, 2, 4)[:, :2, :, :4]),
         ("input", "dim", "start", "length"),
+        view=ViewForm.SLICE,
     ),
     OpRule(
         "split",
@@ -280,6 +305,7 @@ RULES: tuple[OpRule, ...] = (
         _split,
         _sample(lambda x: x.chunk(2, 1)[1] + x.split([2, 2], 1)[0] * x.split(3, 2)[1][:, :2, :1]),
         ("input", "sizes", "dim"),
+        view=ViewForm.SPLIT,
     ),
     OpRule(
         "unbind",
@@ -287,6 +313,7 @@ RULES: tuple[OpRule, ...] = (
         _unbind,
         _sample(lambda x: x.unbind(1)[2] * 2),
         ("input", "dim"),
+        view=ViewForm.SELECT,
     ),
     OpRule(
         "getitem",
@@ -294,9 +321,23 @@ RULES: tuple[OpRule, ...] = (
         _getitem,
         _sample(lambda x: x[:, None, ..., 1:, 2:5].tanh()),
         ("input", "index"),
+        view=ViewForm.INDEX,
+    ),
+    OpRule(
+        "factory",
+        (
+            *(f"new_{what}" for what in ("zeros", "ones", "full", "empty", "tensor")),
+            *(f"{what}_like" for what in ("zeros", "ones", "full", "empty")),
+            *(f"{what}_like" for what in ("rand", "randn", "randint")),
+        ),
+        _factory,
+        _sample(lambda x: x.relu() + torch.full_like(x, 2.0) * x.new_ones(7)),
+        ("input",),
+        factory=True,
+        by_strides=True,
     ),
 )
-"""Calls that alias their operand."""
+"""Calls that alias their operand, and those that look at its shape only."""
 
 EXTRA_SAMPLES: dict[str, Sample] = {
     "crop, convolution": Sample(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
@@ -89,8 +88,7 @@ def register_rule(
             raise OptionError(
                 f"like={like!r} is no operator with a rule{nearest(str(like), BY_TARGET)}"
             )
-        rule = _like(like, model)
-        BY_TARGET[name] = OpRule(name, (name,), rule, None, model.params, like)
+        BY_TARGET[name] = _rule_like(name, like, model)
         return
     assert windows is not None
     for window in windows.values() if isinstance(windows, Mapping) else (windows,):
@@ -122,18 +120,17 @@ def _name(op: object) -> str:
     return f"{op.__module__}.{op.__qualname__}"
 
 
-def _like(like: str, model: OpRule) -> RuleFunction:
+def _rule_like(name: str, like: str, model: OpRule) -> OpRule:
+    """The rule of ``name`` with the facts of ``model``, but that it gives a tensor of its own."""
+
     def rule(call: Call) -> Spec | Alias:
-        args: dict[str, Any] = {}
-        names = iter([name for name in model.params if name not in call.args])
-        for name, value in call.args.items():
-            args[name if name in model.params else next(names, name)] = value
-        found = model.rule(replace(call, name=like, args=args))
+        found = model.rule(replace(call, name=like, args=made.named(call.args)))
         if isinstance(found, Alias):
             return whole(call, call.name, f"{like} is a view here, and {call.name} is none")
         return replace(found, kind=call.name)
 
-    return rule
+    made = replace(model, kind=name, targets=(name,), rule=rule, sample=None, like=like, view=None)
+    return made
 
 
 def _windowed(windows: Window | Mapping[str, Window], mixes_channels: bool) -> RuleFunction:

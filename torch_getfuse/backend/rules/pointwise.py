@@ -241,6 +241,7 @@ def _functions(table: dict[str, Callable[..., Any]], inputs: int) -> list[OpRule
             pointwise,
             Sample(partial(Run, function), (_MAP,) * inputs),
             _PARAMS.get(name, ("input", "other")),
+            elementwise=True,
         )
         for name, function in table.items()
     ]
@@ -250,21 +251,36 @@ RULES: tuple[OpRule, ...] = (
     *_functions(_ACTIVATIONS, 1),
     *_functions(_UNARY, 1),
     *_functions(_BINARY, 2),
-    OpRule("logsigmoid", ("logsigmoid",), _kind("log_sigmoid"), Sample(nn.LogSigmoid, (_MAP,))),
+    OpRule(
+        "logsigmoid",
+        ("logsigmoid",),
+        _kind("log_sigmoid"),
+        Sample(nn.LogSigmoid, (_MAP,)),
+        elementwise=True,
+    ),
     OpRule(
         "hardtanh",
         ("hardtanh",),
         _hardtanh,
         Sample(lambda: nn.Sequential(nn.Hardtanh(), nn.Hardtanh(-2, 2, inplace=True)), (_MAP,)),
         ("input", "min_val", "max_val"),
+        elementwise=True,
     ),
     OpRule(
         "relu6",
         ("relu6",),
         _kind("relu6"),
         Sample(lambda: nn.Sequential(nn.ReLU6(), Run(F.relu6)), (_MAP,)),
+        elementwise=True,
     ),
-    OpRule("prelu", ("prelu",), _prelu, Sample(lambda: nn.PReLU(4), (_MAP,)), ("input", "weight")),
+    OpRule(
+        "prelu",
+        ("prelu",),
+        _prelu,
+        Sample(lambda: nn.PReLU(4), (_MAP,)),
+        ("input", "weight"),
+        weights=("weight",),
+    ),
     OpRule(
         "dropout",
         (
@@ -290,6 +306,7 @@ RULES: tuple[OpRule, ...] = (
         _batch_norm,
         Sample(lambda: nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)).eval(), (_MAP,)),
         ("input", "weight", "bias", "running_mean", "running_var", "training"),
+        weights=("weight", "bias", "running_mean", "running_var"),
     ),
     OpRule(
         "cat",
@@ -297,6 +314,7 @@ RULES: tuple[OpRule, ...] = (
         _cat,
         Sample(lambda: Run(lambda x, y: torch.cat((x, y, x), 1)), (_MAP, _MAP)),
         ("tensors", "dim"),
+        aligns=True,
     ),
     OpRule(
         "stack",
@@ -312,6 +330,7 @@ RULES: tuple[OpRule, ...] = (
         _embedding,
         Sample(lambda: Run(lambda x, w: F.embedding((x > 0).long(), w).relu(), (9, 5)), ((7,),)),
         ("weight", "indices"),
+        weights=("weight",),
     ),
 )
 """Elementwise operators and their like."""

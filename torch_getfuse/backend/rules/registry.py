@@ -1,6 +1,7 @@
 """All operator rules, and what capture asks them.
 
-One :class:`OpRule` per operator kind; the rules themselves stand beside this file, by how they
+One :class:`OpRule` per operator kind, whose fields are all that is known of it; :func:`facts_of`
+finds it. The rules themselves stand beside this file, by how they
 read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``; those of
 operators that are not torch's own come by ``custom``.
 """
@@ -45,17 +46,8 @@ EXTRA_SAMPLES: dict[str, Sample] = {
 BY_TARGET: dict[str, OpRule] = {target: rule for rule in RULES for target in rule.targets}
 """Rule by name of the operator. What :func:`register_rule` adds is among them."""
 
-# Their values do not depend on the tensors they are given, only on shapes and dtypes.
-FACTORIES = frozenset(
-    f"{kind}{like}"
-    for kind, like in (
-        *((f"new_{what}", "") for what in ("zeros", "ones", "full", "empty", "tensor")),
-        *(
-            (what, "_like")
-            for what in ("zeros", "ones", "full", "empty", "rand", "randn", "randint")
-        ),
-    )
-)
+UNKNOWN = OpRule("", (), no_rule, None)
+"""Of an operator that nobody has described: it has none of the facts."""
 
 
 def find_rule(name: str) -> OpRule | None:
@@ -80,6 +72,15 @@ def _register_rules_of(library: str) -> None:
             register()
         except Exception as error:  # it is the package's code, which raises what it likes
             raise failed(entry, error) from error
+
+
+def facts_of(name: str) -> OpRule:
+    """The rule of an operator, for its facts; :data:`UNKNOWN` where it has none.
+
+    Raises:
+        PluginError: as :func:`find_rule`.
+    """
+    return find_rule(name) or UNKNOWN
 
 
 def positional(name: str) -> tuple[str, ...]:

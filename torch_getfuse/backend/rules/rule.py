@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -182,9 +183,24 @@ class Sample:
     shapes: tuple[tuple[int, ...], ...]
 
 
+class ViewForm(enum.Enum):
+    """How a view shows its operand, for whoever puts a part of the operand through it."""
+
+    RESHAPE = "the same elements in another shape"
+    EXPAND = "broadcast to a larger shape"
+    MOVE = "the axes in another order"
+    COMPONENT = "the real or the imaginary part"
+    SLICE = "a run of positions of one axis"
+    SPLIT = "all positions of one axis, in several runs"
+    SELECT = "one position of an axis, or each of them on its own"
+    INDEX = "by numbers, slices, new axes and an ellipsis"
+
+
 @dataclass(frozen=True)
 class OpRule:
-    """One operator kind.
+    """One operator kind: how it reads (``rule``), and facts that no window says.
+
+    A fact holds for all ``targets``; targets that differ in one have rules of their own.
 
     Attributes:
         kind: the name in ``Op.kind``.
@@ -193,6 +209,17 @@ class OpRule:
         sample: for the conformance test; ``None`` of an operator that is not torch's own.
         params: names of positional arguments of builtins and methods.
         like: the operator of torch that it reads like, if it is not torch's own.
+        elementwise: an output position needs the position of the same number of each operand,
+            whatever the arguments; operands, weights too, are broadcast to each other.
+        aligns: not elementwise, or not for all arguments, but operands, weights too, are aligned
+            at their last axes all the same (``cat``, ``max`` of two tensors).
+        product: sums products of operands over one of their axes, which may be that of samples.
+        batched: a product that treats each index of the axes before the last two on its own, with
+            the operands aligned at their last axes.
+        weights: names of the arguments that are weights, whoever gives them.
+        view: how it shows its operand, if it is a view that changes the layout.
+        factory: its values depend on the shapes and dtypes of its operands only.
+        by_strides: its result, or its right to run, depends on the strides of its operands.
     """
 
     kind: str
@@ -201,6 +228,32 @@ class OpRule:
     sample: Sample | None
     params: tuple[str, ...] = ("input", "other")
     like: str = ""
+    elementwise: bool = False
+    aligns: bool = False
+    product: bool = False
+    batched: bool = False
+    weights: tuple[str, ...] = ()
+    view: ViewForm | None = None
+    factory: bool = False
+    by_strides: bool = False
+
+    @property
+    def broadcasts(self) -> bool:
+        """Whether operands, weights too, are aligned at the last axes of the output."""
+        return self.elementwise or self.aligns
+
+    def named(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by the names in ``params``.
+
+        An operator that is like one of torch may have other names for them, in the same order.
+        """
+        if not self.like:
+            return dict(args)
+        names = iter([name for name in self.params if name not in args])
+        return {
+            name if name in self.params else next(names, name): value
+            for name, value in args.items()
+        }
 
     @property
     def is_torchs(self) -> bool:

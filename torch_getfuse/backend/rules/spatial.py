@@ -24,6 +24,7 @@ from torch_getfuse.backend.rules.rule import (
 )
 from torch_getfuse.backend.rules.view_windows import Access, All, Along
 from torch_getfuse.ir import WindowKind
+from torch_getfuse.ir.window import first_resized
 
 _MAP = (4, 8, 9)
 _LINE = (4, 12)
@@ -232,9 +233,9 @@ def _resize_axis(
     ):
         return Along(axis, 1, stride)
     fits = all(
-        low >= max(0, ((2 * r + 1) * size_in - size_out) // (2 * size_out))
-        and high <= max(0, ((2 * r + 1) * size_in - size_out) // (2 * size_out)) + 1
+        low >= first and high <= first + 1
         for r, (low, high) in enumerate(spans)
+        for first in [first_resized(r, size_in, size_out)]
     )
     return Along(axis, kind=WindowKind.RESIZE) if fits else All()
 
@@ -298,6 +299,7 @@ def _conv_rules() -> list[OpRule]:
     params = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     transposed = (*params[:5], "output_padding", "groups", "dilation")
     aten = (*params[:6], "transposed", "output_padding", "groups")
+    weights = ("weight", "bias")
     samples = {
         "conv1d": Sample(lambda: nn.Conv1d(4, 6, 3, 2, 1), (_LINE,)),
         "conv2d": Sample(
@@ -315,14 +317,23 @@ def _conv_rules() -> list[OpRule]:
         "conv_transpose3d": Sample(lambda: nn.ConvTranspose3d(2, 3, 2), ((2, 4, 5, 6),)),
     }
     rules = [
-        OpRule(kind, (kind,), _convolution, sample, transposed if "transp" in kind else params)
+        OpRule(
+            kind,
+            (kind,),
+            _convolution,
+            sample,
+            transposed if "transp" in kind else params,
+            weights=weights,
+        )
         for kind, sample in samples.items()
     ]
     direct = Sample(
         lambda: Run(lambda x, w: F.conv2d(F.pad(x, (1, 0, 2, -1)), w, stride=2), (6, 4, 3, 3)),
         (_MAP,),
     )
-    rules.append(OpRule("convolution", ("convolution",), _convolution, direct, aten))
+    rules.append(
+        OpRule("convolution", ("convolution",), _convolution, direct, aten, weights=weights)
+    )
     return rules
 
 

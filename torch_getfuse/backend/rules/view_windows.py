@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch_getfuse.ir import Tensor, Window, WindowKind
+from torch_getfuse.ir.window import size_slid, size_transposed
 
 NO_AXIS = -1
 """Axis of an :class:`Atom` that runs over no known base axis (broadcast, or lost track of)."""
@@ -299,10 +300,10 @@ def _is_plain(step: Along) -> bool:
 
 def _end(step: Along, kind: WindowKind, size_in: int, size_out: int) -> int:
     """The padding behind the last position that makes the window imply the true output size."""
-    reach = step.dilation * (step.kernel - 1)
+    taps = step.kernel, step.stride, step.dilation
     if kind is WindowKind.TRANSPOSED:
-        return (size_in - 1) * step.stride + reach + 1 - step.padding - size_out
-    declared = (size_in + step.padding + step.padding_end - reach - 1) // step.stride + 1
-    if declared == size_out:
+        return size_transposed(*taps, step.padding, size_in) - size_out
+    if size_slid(*taps, step.padding + step.padding_end, size_in) == size_out:
         return step.padding_end
+    reach = step.dilation * (step.kernel - 1)
     return (size_out - 1) * step.stride + reach + 1 - size_in - step.padding

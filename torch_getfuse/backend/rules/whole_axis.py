@@ -156,6 +156,7 @@ RULES: tuple[OpRule, ...] = (
         _extremum,
         Sample(lambda: Run(lambda x, y: torch.max(x, y) + x.amax((2, 3), True)), (_MAP, _MAP)),
         ("input", "dim", "keepdim"),
+        aligns=True,
     ),
     OpRule(
         "softmax",
@@ -182,6 +183,7 @@ RULES: tuple[OpRule, ...] = (
             (_MAP,),
         ),
         ("input", "normalized_shape", "weight", "bias"),
+        weights=("weight", "bias"),
     ),
     OpRule(
         "group_norm",
@@ -189,6 +191,7 @@ RULES: tuple[OpRule, ...] = (
         _channel_norm,
         Sample(lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)), (_MAP,)),
         ("input", "num_groups", "weight", "bias"),
+        weights=("weight", "bias", "running_mean", "running_var"),
     ),
     OpRule(
         "linear",
@@ -196,6 +199,7 @@ RULES: tuple[OpRule, ...] = (
         _linear,
         Sample(lambda: Run(lambda x, w: F.linear(x.permute(0, 2, 3, 1), w), (5, 4)), (_MAP,)),
         ("input", "weight", "bias"),
+        weights=("weight", "bias"),
     ),
     OpRule(
         "matmul",
@@ -206,24 +210,30 @@ RULES: tuple[OpRule, ...] = (
             (_MAP,),
         ),
         ("input", "other"),
+        product=True,
+        batched=True,
     ),
     OpRule(
         "attention",
-        (
-            "scaled_dot_product_attention",
-            "einsum",
-            "baddbmm",
-            "addmm",
-            "addbmm",
-            "bilinear",
-            "_native_multi_head_attention",
-            "_transformer_encoder_layer_fwd",
-        ),
+        ("scaled_dot_product_attention",),
         _everything,
         Sample(
             lambda: Run(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1)), ((2, 6, 4),)
         ),
         ("query", "key", "value"),
+        product=True,
+        batched=True,
+    ),
+    OpRule(
+        "product",
+        (
+            *("einsum", "baddbmm", "addmm", "addbmm", "bilinear"),
+            *("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
+        ),
+        _everything,
+        Sample(lambda: Run(lambda x: torch.einsum("bij,bkj->bik", x, x * 2)), ((6, 4),)),
+        ("input", "mat1", "mat2"),
+        product=True,
     ),
 )
 """Operators that need whole axes of their inputs."""
