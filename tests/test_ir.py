@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from random import Random
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from tests.graphs import Builder, random_graph
 from torch_getfuse.errors import GraphError
 from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
+from torch_getfuse.ir.window import positions_added, positions_needed
 
 
 def chain() -> OpGraph:
@@ -109,3 +111,31 @@ def test_two_operators_may_not_write_one_tensor() -> None:
     twice = Op("again", "act", (Read("conv0", Window.identity()),), "act1")
     with pytest.raises(GraphError, match="a second time"):
         replace(graph, ops=(*graph.ops, twice))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_block_needs_what_its_positions_need(transposed: bool) -> None:
+    """By taps: output o of a sliding window reads o*stride - padding + dilation*k, of a transposed
+    one whatever i has o = i*stride - padding + dilation*k.
+    """
+    needed = positions_added if transposed else positions_needed
+    make = Window.transposed if transposed else Window.sliding
+    for kernel, stride, dilation, padding in itertools.product((1, 2, 4), (1, 3), (1, 2), (0, 2)):
+        window = make((kernel, 2), (stride, 1), (dilation, 1), (padding, 0))
+        size_out = window.output_size(0, 20)
+        assert size_out is not None
+        offsets = [dilation * k - padding for k in range(kernel)]
+        for low, high in ((0, 1), (0, 4), (3, 4), (3, min(9, size_out)), (0, size_out)):
+            if transposed:
+                reads = {i for i in range(-9, 99) for k in offsets if low <= i * stride + k < high}
+            else:
+                reads = {o * stride + k for o in range(low, high) for k in offsets}
+            start, end = needed(kernel, stride, dilation, padding, low, high)
+            assert reads.issubset(range(start, end))
+            if not transposed:
+                assert (start, end) == (min(reads), max(reads) + 1)
+            spans = [window.span(0, o, 20, size_out) for o in range(low, high)]
+            assert {i for i in reads if 0 <= i < 20}.issubset(
+                i for first, last in spans for i in range(first, last + 1)
+            )
+            assert all(start <= first and last < end for first, last in spans if first <= last)
