@@ -46,7 +46,7 @@ def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DURATIONS = Path(__file__).with_name("durations.json")
 """Test -> seconds, of the tests that took at least :data:`LEAST` (``make durations``)."""
-LEAST, QUICK, SLOW = 0.5, 1.0, 5.0
+LEAST, QUICK, SLOW = 0.5, 1.0, 4.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,13 +56,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the seconds that they were recorded with; a new test is quick."""
+    """Mark tests by the seconds that they were recorded with; a new test took none.
+
+    ``quick`` leaves out the folders whose tests compile or train, however short each is.
+    """
     seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
     for item in items:
         took = seconds.get(item.nodeid.removeprefix("tests/"), 0.0)
         if took > SLOW:
             item.add_marker("slow")
-        if took <= QUICK and not item.get_closest_marker("slow"):
+        compiles = item.nodeid.removeprefix("tests/").startswith(("backend/", "fuzz/", "explain/"))
+        if took <= QUICK and not compiles and not item.get_closest_marker("slow"):
             item.add_marker("quick")
 
 

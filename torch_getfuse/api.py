@@ -21,6 +21,7 @@ from torch_getfuse.backend.capture.capture import (
 )
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.capture.view_changes import exported_without_view_changes
 from torch_getfuse.backend.compiled_models import compiler_of, find, is_compiled
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
 from torch_getfuse.backend.inner.compile_groups import find_inner
@@ -313,7 +314,7 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     captured = capture_exported(program)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    module = inline_regions(module)
+    module = exported_without_view_changes(inline_regions(module))
     found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
     # An input may have another name here (``input_1``), but has its place.

@@ -234,7 +234,7 @@ _SEARCH_MODULES = {
     "plain-edits": ("benchmarks.reproduction.plain",),
     "local": ("torch_getfuse.partition.search.local",),
     "local-merged": ("torch_getfuse.partition.search.local",),
-    "random": ("torch_getfuse.partition.search.local",),
+    "random": ("torch_getfuse.partition.search.random",),
     "nsga2": ("torch_getfuse.partition.search.nsga2",),
 }
 _WEIGHTS = {
@@ -252,7 +252,7 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
         request: the run.
         graph: fingerprint of the network's operator graph; ``""`` where there is none.
     """
-    modules: list[str] = [f"torch_getfuse.partition.{request.scheme}"]
+    modules: list[str] = [f"torch_getfuse.partition.cost.{request.scheme}.model"]
     found = {"protocol": str(PROTOCOL), "graph": graph}
     if request.kind == "search":
         modules += _SEARCH_MODULES[request.search]

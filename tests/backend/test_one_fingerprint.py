@@ -342,3 +342,20 @@ def test_a_write_into_nothing_is_no_operator() -> None:
 
     with pytest.raises(NoOperatorError):
         ways(Run(run), (2, 4))
+
+
+def test_an_exported_change_of_shape_orders_nothing() -> None:
+    """In the program's module the change is a view as well, so that its plan can be split."""
+
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x.sigmoid()
+        z = F.conv2d(y, torch.ones(4, 4, 3, 3), padding=1)
+        y[0, :1, 0].transpose_(1, 1)
+        return y, z
+
+    x = torch.rand(1, 4, 8, 8)
+    program = torch.export.export(Run(run), (x,))
+    plan = torch_getfuse.plan(program, buffer=100, cache=False)
+    assert len(plan.unfusable) == 2
+    split = torch_getfuse.split(program, (), plan)
+    assert all(map(torch.equal, split(x), run(x)))

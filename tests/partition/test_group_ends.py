@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import pytest
 from graphs import Builder
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
-from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, FusionScheme
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.group_ends import Border, Reason, find_borders, why_ends
 from torch_getfuse.partition.problem import FusionProblem
@@ -25,19 +24,17 @@ def chain(*channels: int) -> OpGraph:
     return build.graph()
 
 
-@dataclass
-class Told:
+class Told(FusionScheme):
     """A scheme that answers what the test told it: ``F_b`` by mask, 1 B where it told nothing."""
 
-    graph: OpGraph
-    needs: Mapping[int, int | None]
-    name: str = "told"
+    name = "told"
+
+    def __init__(self, graph: OpGraph, needs: Mapping[int, int | None]) -> None:
+        super().__init__(graph)
+        self.needs = needs
 
     def buffer(self, mask: int, buffer_bytes: int) -> int | None:
         return self.needs.get(mask, 1)
-
-    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
-        return False
 
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         return Lbdf(self.graph).dram(mask, buffer_bytes)

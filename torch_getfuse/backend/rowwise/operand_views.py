@@ -109,7 +109,7 @@ def make_operand(
         start, stride, size = atom.start, atom.stride, atom.size
     elif by_rows and tensor.rows > 1:
         raise NoRowKernel(f"{op.name}: {node.name} has lost the rows of {view.tensor!r}")
-    elif axis is not None and shape[axis] != 1:
+    elif axis is not None and -len(shape) <= axis < len(shape) and shape[axis] != 1:
         raise NoRowKernel(f"{op.name}: {node.name} has {shape[axis]} rows made out of one")
     steps: list[Step] = []
     before = View(view.tensor, Layout.of(_traced_shape(capture, view)), None)
