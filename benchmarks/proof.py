@@ -1,7 +1,7 @@
 """What it costs that ``inner="auto"`` proves its weights at every call.
 
-    python benchmarks/proof.py                    four networks at 224, 1 and 2 threads
-    python benchmarks/proof.py --models resnet50 --threads 1 --turns 50
+    python -m benchmarks.proof                    four networks at 224, 1 and 2 threads
+    python -m benchmarks.proof --models resnet50 --threads 1 --turns 50
 
 Per network and number of threads, interleaved in one process in random order: the graph by its FX
 nodes, every convolution on packed weights that are taken for right ("unproved", which is wrong
