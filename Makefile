@@ -31,7 +31,7 @@ demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
 test: $(VENV)/.dev ## run the tests, but for those that are slow
 	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not opinfo" $(ARGS)
 
-test-quick: $(VENV)/.dev ## run the tests that take a second at most, of all but backend and explain
+test-quick: $(VENV)/.dev ## run the tests under half a second, of all but backend and explain
 	@$(BIN)/python -m pytest -n $(JOBS) -m "quick and not opinfo" $(ARGS)
 
 test-rest: $(VENV)/.dev ## run what make test leaves out: whole networks, random programs, torch's samples

@@ -46,7 +46,7 @@ def still_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 DURATIONS = Path(__file__).with_name("durations.json")
 """Test -> seconds, of the tests that took at least :data:`LEAST` (``make durations``)."""
-LEAST, QUICK, SLOW = 0.5, 1.0, 4.0
+LEAST, SLOW = 0.5, 4.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if took > SLOW:
             item.add_marker("slow")
         compiles = item.nodeid.removeprefix("tests/").startswith(("backend/", "fuzz/", "explain/"))
-        if took <= QUICK and not compiles and not item.get_closest_marker("slow"):
+        if took < LEAST and not compiles and not item.get_closest_marker("slow"):
             item.add_marker("quick")
 
 
