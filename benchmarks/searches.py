@@ -64,7 +64,7 @@ def main() -> None:
     for name, side, buffer_bytes, budget in CASES:
         graph = capture(name, side)
         plans = budget // 10 if quick else budget
-        optimum = exact(Evaluator(Lbdf(graph, "line", 1, 1), buffer_bytes)).dram_bytes
+        optimum = exact(problem(graph, buffer_bytes, merge=True)).dram_bytes
         for merge in (True, False):
             for label, search in SEARCHES:
                 # A problem of its own for each run: no memo is shared, so the speed is honest.
