@@ -7,7 +7,7 @@ already catch ``ValueError`` keep working; the command line turns them into one 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +70,12 @@ def interrupts() -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         raise Interrupted() from error
+
+
+def some_of(names: Sequence[str], most: int) -> str:
+    """``"a, b and 4 more"``: the first ``most`` of some names, and how many are left out."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from random import Random
 
 from torch_getfuse import plugins
 from torch_getfuse.accelerator import format_buffer, format_size
-from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.errors import OptionError, nearest, some_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
@@ -308,9 +308,7 @@ def _named(graph: OpGraph, operators: Sequence[str]) -> int:
             for op in graph.ops:
                 path = op.module.split(".")
                 known.update(dict.fromkeys(".".join(path[:k]) for k in range(1, len(path) + 1)))
-            first = list(known)[:_NAMED]
-            more = f" and {len(known) - _NAMED} more" if len(known) > _NAMED else ""
-            hint = nearest(str(name), known) or f"; there are {', '.join(first)}{more}"
+            hint = nearest(str(name), known) or f"; there are {some_of(list(known), _NAMED)}"
             raise OptionError(
                 f"{name!r} is neither an operator nor a module that contains one{hint} "
                 "(batch norm is part of its convolution; views and dropout are not operators)"

@@ -38,7 +38,7 @@ from torch_getfuse.backend.training import (
     needs_gradients,
     plans_backward,
 )
-from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError
+from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError, some_of
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.partition.plan import PartitionPlan
@@ -194,8 +194,7 @@ def _compile(
             )
         split = split_graph_module(gm, list(children.values()), list(children))
         if moved := moved_sums(gm, split):
-            names = ", ".join(value.name for value in moved[:_MOST_NAMED])
-            names += f" and {len(moved) - _MOST_NAMED} more" if len(moved) > _MOST_NAMED else ""
+            names = some_of([value.name for value in moved], _MOST_NAMED)
             record.add_notes(
                 [
                     "runs in the order of the model, not by groups, in which the gradients of "

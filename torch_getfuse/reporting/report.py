@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import format_buffer, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.errors import some_of
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.partition.plan import Stage
 from torch_getfuse.partition.search.recursive_split import SET_LIMIT
@@ -272,8 +273,7 @@ def _held_whole(section: Section) -> str:
         kinds.setdefault(section.op(name).kind, []).append(name)
     named = []
     for kind, names in kinds.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        named.append(f"{kind} {', '.join(names[:_NAMED])}{more}")
+        named.append(f"{kind} {some_of(names, _NAMED)}")
     apart = [name for name in held if name in section.unfusable]
     cost = "all of them still fit alone"
     if apart:

@@ -23,6 +23,8 @@ from torch_getfuse.backend.fx_nodes.values import (
     copy_node,
     fake_mode_of,
     flat_tensors,
+    result_of,
+    rewritten,
     traced_value,
 )
 from torch_getfuse.backend.rules.registry import find_rule, positional
@@ -38,13 +40,8 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     found = {node.name: sub for node in gm.graph.nodes if (sub := _trace(node)) is not None}
     if not found:
         return gm
-    graph = fx.Graph()
-    placed: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        placed[node] = copy_node(graph, node, placed)
-    copy = fx.GraphModule(gm, graph)
-    copy.meta = dict(gm.meta)
-    for node in list(graph.nodes):
+    copy = rewritten(gm, copy_node)
+    for node in list(copy.graph.nodes):
         if node.name in found:
             _splice(copy, node, found[node.name])
     copy.recompile()
@@ -73,10 +70,7 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
         given = dict(zip(inputs, tensors, strict=True))
         args = fx.map_arg(node.args, lambda n: given[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: given[n])
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return result_of(node, args, kwargs)
 
     try:
         # Inside a backend Dynamo's context holds another fake mode than the one of the trace.

@@ -7,36 +7,37 @@ where it would wait for ``y``. So in a copy of the graph all of it reads ``x``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import fx
 
 from torch_getfuse.backend.fx_nodes.normalize import normalise
-from torch_getfuse.backend.fx_nodes.values import copy_node, traced_value
+from torch_getfuse.backend.fx_nodes.targets import target_of
+from torch_getfuse.backend.fx_nodes.values import copy_node, rewritten, traced_value
 from torch_getfuse.backend.rules.registry import positional
-from torch_getfuse.backend.torch_private import codegen_of
+
+_CASTS = ("to", "type_as")
 
 
 def without_idle_casts(gm: fx.GraphModule) -> fx.GraphModule:
     """``gm`` itself, or a copy in which what an idle cast returns is what it is given."""
     if not any(_cast(node) is not None for node in gm.graph.nodes):
         return gm
-    graph = fx.Graph()
-    graph.set_codegen(codegen_of(gm.graph))
-    placed: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
+
+    def place(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
         source = _cast(node)
-        placed[node] = copy_node(graph, node, placed) if source is None else placed[source]
-    copied = fx.GraphModule(gm, graph)
-    copied.meta.update(gm.meta)
-    return copied
+        return copy_node(graph, node, placed) if source is None else placed[source]
+
+    return rewritten(gm, place)
 
 
 def _cast(node: fx.Node) -> fx.Node | None:
     """What an idle cast to the type of another tensor is given; ``None`` for any other node."""
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in ("call_function", "call_method") or target_of(node).name not in _CASTS:
         return None
     call = normalise(node, positional)
-    if call.name not in ("to", "type_as") or call.args.get("copy"):
+    if call.args.get("copy"):
         return None
     source, other = call.args.get("input"), call.args.get("other")
     if not (isinstance(source, fx.Node) and isinstance(other, fx.Node)):

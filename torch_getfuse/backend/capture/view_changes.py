@@ -12,7 +12,7 @@ returns ``x``) it does. What is left of that for the caller is done after the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,13 @@ from torch import fx
 
 from torch_getfuse.backend.fx_nodes.effects import returns_input
 from torch_getfuse.backend.fx_nodes.targets import target_of
-from torch_getfuse.backend.fx_nodes.values import fake_mode_of, traced_value
+from torch_getfuse.backend.fx_nodes.values import (
+    copy_node,
+    fake_mode_of,
+    result_of,
+    rewritten,
+    traced_value,
+)
 from torch_getfuse.backend.torch_private import (
     OpOverload,
     codegen_of,
@@ -152,20 +158,17 @@ def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
 
     if not any(map(changes, gm.graph.nodes)):
         return gm
-    graph = fx.Graph()
-    graph.set_codegen(codegen_of(gm.graph))
-    placed: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        if changes(node):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), placed.__getitem__)
-            name = target_of(node).name[:-1]
-            placed[node] = graph.create_node("call_method", name, args, kwargs, name=node.name)
-            placed[node].meta = dict(node.meta)
-        else:
-            placed[node] = graph.node_copy(node, placed.__getitem__)
-    copied = fx.GraphModule(gm, graph)
-    copied.meta.update(gm.meta)
-    return copied
+
+    def place(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        if not changes(node):
+            return copy_node(graph, node, placed)
+        args, kwargs = fx.map_arg((node.args, node.kwargs), placed.__getitem__)
+        name = target_of(node).name[:-1]
+        new = graph.create_node("call_method", name, args, kwargs, name=node.name)
+        new.meta = dict(node.meta)
+        return new
+
+    return rewritten(gm, place)
 
 
 def _changes_view(node: fx.Node) -> bool:
@@ -195,10 +198,7 @@ def _run(node: fx.Node) -> Any:
     """What a node gives by the traced values of its operands."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), traced_value)
     with tracing(None), torch.no_grad(), fake_mode_of(tree_leaves((args, kwargs))):
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return result_of(node, args, kwargs)
 
 
 def _first_shown(node: fx.Node, traced: Any) -> Any:

@@ -6,7 +6,7 @@ import ast
 import contextlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch_getfuse.backend.rules.rule import Stored, TensorInfo
 from torch_getfuse.backend.torch_private import (
     FakeTensor,
+    codegen_of,
     is_traceable_wrapper_subclass,
     keep_source,
 )
@@ -50,6 +51,9 @@ def has_value(node: fx.Node) -> bool:
     return "example_value" in node.meta or "val" in node.meta
 
 
+Place = Callable[[fx.Graph, fx.Node, Mapping[fx.Node, fx.Node]], fx.Node]
+
+
 def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
     """A copy of a node at the end of ``graph``, with what Dynamo knows of it.
 
@@ -59,6 +63,31 @@ def copy_node(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node])
     new = graph.node_copy(node, placed.__getitem__)
     keep_source(node, new)
     return new
+
+
+def rewritten(gm: fx.GraphModule, place: Place) -> fx.GraphModule:
+    """A copy of a graph in which ``place`` puts each node, in order.
+
+    Args:
+        place: called with the new graph, a node of ``gm`` and where those before it are; returns
+            where it is.
+    """
+    graph = fx.Graph()
+    graph.set_codegen(codegen_of(gm.graph))
+    placed: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        placed[node] = place(graph, node, placed)
+    copied = fx.GraphModule(gm, graph)
+    copied.meta.update(gm.meta)
+    return copied
+
+
+def result_of(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call of a function or a method gives for these arguments."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def size_hint(size: int | torch.SymInt) -> int:

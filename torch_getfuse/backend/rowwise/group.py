@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.fx_nodes.effects import attribute
-from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, traced_value
+from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, result_of, traced_value
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
 from torch_getfuse.backend.rowwise.kernel_registry import make_kernel
 from torch_getfuse.backend.rowwise.kernels import Accumulator, RowKernel, WholeKernel
@@ -225,12 +225,9 @@ class DepthFirstGroup(nn.Module):
         kwargs = fx.map_arg(node.kwargs, values.__getitem__)
         if node.op == "get_attr":
             return attribute(self.child, str(node.target))
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "call_module":
             return self.child.get_submodule(str(node.target))(*args, **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return result_of(node, args, kwargs)
 
 
 class _Run:

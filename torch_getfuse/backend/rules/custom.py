@@ -21,6 +21,7 @@ from torch_getfuse.backend.rules.rule import (
     Reading,
     RuleFunction,
     Spec,
+    operands_in,
     pointwise_accesses,
     whole,
 )
@@ -158,7 +159,8 @@ def _named(call: Call) -> list[tuple[str, Operand]]:
     return [
         (name, operand)
         for name, value in call.args.items()
-        for operand in Call(call.name, {name: value}, call.outputs).activations
+        for operand in operands_in(value)
+        if not operand.weight
     ]
 
 

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Tensor, WindowKind
-from torch_getfuse.partition.cost.brr.rows import Demand, Rows
+from torch_getfuse.partition.cost.brr.rows import Demand, Held, Rows
 from torch_getfuse.partition.cost.brr.starts import (
     NO_OPERATORS,
     Choice,
@@ -49,7 +49,6 @@ from torch_getfuse.partition.cost.scheme import (
     Steps,
     boundary,
     remember,
-    weights_of,
 )
 from torch_getfuse.partition.node_set import bits, mask_of
 
@@ -155,10 +154,7 @@ class Brr(FusionScheme):
         weight_bytes: int | None = 1,
         kappa: int = KAPPA,
     ) -> None:
-        self.graph = graph
-        self.activation_bytes = activation_bytes
-        self.weight_bytes = weight_bytes
-        self.weights = weights_of(graph, weight_bytes)
+        super().__init__(graph, activation_bytes, weight_bytes)
         self._row_bytes = {
             name: tensor.elements // tensor.rows * activation_bytes
             for name, tensor in graph.tensors.items()
@@ -344,31 +340,16 @@ class Brr(FusionScheme):
 
     def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
         """What the choices of starts hold."""
-        held, stored = found.held, ~self._local
+        stored = ~self._local
         sources, firsts, prices = [], [], []
         for condition in makeup.conditions:
-            need = line = other_need = other_line = 0  # if it is met, and if it is not
-            left = condition.same & stored
-            while left:
-                low = left & -left
-                left ^= low
-                whole, some, further, further_some = held[low.bit_length() - 1]
-                need += whole
-                line += further
-                other_need += some
-                other_line += further_some
-            left = condition.other & stored
-            while left:
-                low = left & -left
-                left ^= low
-                whole, some, further, further_some = held[low.bit_length() - 1]
-                need += some
-                line += further_some
-                other_need += whole
-                other_line += further
+            whole, some, further, further_some = _sums(found.held, condition.same & stored)
+            other, other_some, beyond, beyond_some = _sums(found.held, condition.other & stored)
             sources.append(condition.sources)
             firsts.append(condition.first)
-            prices.append([need, line, other_need, other_line])
+            prices.append(
+                [whole + other_some, further + beyond_some, some + other, further_some + beyond]
+            )
         for shared, price in self._add_inputs(firsts, prices, found).items():
             sources.append(shared)
             firsts.append(0)
@@ -477,6 +458,20 @@ class Brr(FusionScheme):
         i = first.bit_length() - 1
         alone = Rows({i: 1}, {i: 0}, {}, 0)
         return {name: rows for name, rows, _ in self._inputs(i, alone)}
+
+
+def _sums(held: Mapping[int, Held], mask: int) -> Held:
+    """What operators hold together (:attr:`Rows.held`)."""
+    whole = some = further = further_some = 0
+    while mask:
+        low = mask & -mask
+        mask ^= low
+        one = held[low.bit_length() - 1]
+        whole += one[0]
+        some += one[1]
+        further += one[2]
+        further_some += one[3]
+    return whole, some, further, further_some
 
 
 def _channels(tensor: Tensor) -> int:

@@ -28,7 +28,6 @@ from torch_getfuse.partition.cost.scheme import (
     FusionScheme,
     Steps,
     remember,
-    weights_of,
 )
 from torch_getfuse.partition.node_set import bits, descendants
 
@@ -71,10 +70,8 @@ class Lbdf(FusionScheme):
     ) -> None:
         if granularity not in GRANULARITIES:
             raise OptionError(f"granularity={granularity!r} is not one of {GRANULARITIES}")
-        self.graph = graph
+        super().__init__(graph, activation_bytes, weight_bytes)
         self.granularity = granularity
-        self.activation_bytes = activation_bytes
-        self.weight_bytes = weight_bytes
         pixel = granularity == "pixel"
         names = list(graph.tensors)
         number = {name: k for k, name in enumerate(names)}
@@ -83,7 +80,6 @@ class Lbdf(FusionScheme):
         self._rows = [t.rows for t in graph.tensors.values()]
         self._bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
         self.unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
-        self.weights = weights_of(graph, weight_bytes)
         self._writes = [number[op.writes] for op in graph.ops]
         self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
         self._first_reader = [min(graph.consumers[name], default=0) for name in names]
