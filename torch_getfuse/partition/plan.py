@@ -17,6 +17,7 @@ from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GetfuseError, GraphError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import Fields, read_json
+from torch_getfuse.partition.cost.cascade.way import Resident, Way
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
 from torch_getfuse.partition.node_set import (
@@ -42,6 +43,7 @@ class FusionGroup:
         buffer_bytes: ``F_b``, what the group needs on chip.
         dram_read_bytes, dram_write_bytes, dram_weight_bytes: the parts of ``F_D``.
         ends: why the group ends where it does.
+        way: how it runs, as a step of a cascade plan; ``None`` under other schemes.
     """
 
     ops: tuple[str, ...]
@@ -50,6 +52,7 @@ class FusionGroup:
     dram_write_bytes: int
     dram_weight_bytes: int
     ends: str = ""
+    way: Way | None = None
 
     @property
     def dram_bytes(self) -> int:
@@ -84,8 +87,13 @@ class PartitionPlan:
         graph: the operator graph.
         scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model;
             ``weight_bytes`` is ``None`` where weights count at the widths they are stored in.
-        groups: fusion groups in an order in which they can run.
-        unfusable: operators that alone do not fit the buffer; not in ``dram_bytes``.
+        groups: fusion groups in an order in which they can run. Under cascade: all steps, those of
+            unfusable operators among them.
+        unfusable: operators that alone do not fit the buffer; not in ``dram_bytes``, but under
+            cascade, where each is a step.
+        resident: tensors that stay on chip between steps, under cascade.
+        residency: whether tensors were allowed to stay.
+        slice_channels: output channels of which streamed weights are staged at a time.
         lower_bound_bytes: no legal plan has less DRAM access.
         proof: ``"optimal"``, ``"bound"`` (a bound above zero is proved) or ``None``.
         method: the search that found it.
@@ -105,6 +113,9 @@ class PartitionPlan:
     weight_bytes: int | None
     groups: tuple[FusionGroup, ...]
     unfusable: tuple[str, ...] = ()
+    resident: tuple[Resident, ...] = ()
+    residency: bool = True
+    slice_channels: int = 16
     lower_bound_bytes: int = 0
     proof: str | None = None
     method: str = ""
