@@ -46,6 +46,8 @@ class Lbdf(FusionScheme):
         unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
         alone_floor: by (number of a tensor, position of a consumer), the units that the tensor
             holds at least in every group with that consumer.
+        least_written: per tensor, the fewest units that the schedule of any group writes.
+        partial: mask of the operators that leave some unit of an operand unread.
 
     Raises:
         OptionError: for an unknown granularity.
@@ -75,22 +77,22 @@ class Lbdf(FusionScheme):
         pixel = granularity == "pixel"
         names = list(graph.tensors)
         number = {name: k for k, name in enumerate(names)}
-        self._names = names
-        self._units = [t.rows * t.cols if pixel else t.rows for t in graph.tensors.values()]
+        self.names = names
+        self.units = [t.rows * t.cols if pixel else t.rows for t in graph.tensors.values()]
         self._rows = [t.rows for t in graph.tensors.values()]
-        self._bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
-        self.unit_bytes = [b // u for b, u in zip(self._bytes, self._units, strict=True)]
-        self._writes = [number[op.writes] for op in graph.ops]
-        self._readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
+        self.tensor_bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
+        self.unit_bytes = [b // u for b, u in zip(self.tensor_bytes, self.units, strict=True)]
+        self.writes = [number[op.writes] for op in graph.ops]
+        self.readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
         self._first_reader = [min(graph.consumers[name], default=0) for name in names]
-        self._maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
-        self._reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
-        self._touches = [(w, *r) for w, r in zip(self._writes, self._reads, strict=True)]
+        self.maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
+        self.reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
+        self._touches = [(w, *r) for w, r in zip(self.writes, self.reads, strict=True)]
         self._output = [name in graph.outputs for name in names]
         self._overwrites = sum(1 << i for i, over in enumerate(graph.overwrites) if over)
         # Edges with equal windows are one object, so that regions of equal structure are equal.
         alike: dict[object, Edge] = {}
-        self._edges: dict[tuple[int, int], Edge] = {}
+        self.edges: dict[tuple[int, int], Edge] = {}
         for i, op in enumerate(graph.ops):
             target = graph.tensors[op.writes]
             for read in op.reads:
@@ -98,44 +100,44 @@ class Lbdf(FusionScheme):
                 key = read.window, source.rows, source.cols, target.rows, target.cols
                 if key not in alike:
                     alike[key] = make_edge(graph, read, op.writes, pixel)
-                self._edges[number[read.tensor], i] = alike[key]
+                self.edges[number[read.tensor], i] = alike[key]
         below = descendants(graph, data=True)
-        self._below = list(self._readers)
-        for tensor, readers in enumerate(self._readers):
+        self._below = list(self.readers)
+        for tensor, readers in enumerate(self.readers):
             for c in bits(readers):
                 self._below[tensor] |= below[c]
         self._prepare()
         self._floors: dict[int, int] = {}
         self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
-        self._least_units: list[dict[int, int]] = [{} for _ in self._units]
+        self._least_units: list[dict[int, int]] = [{} for _ in self.units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
         self._fans = FanTables()
 
     def _prepare(self) -> None:
         """Per edge: the peak as the only consumer, and a lower bound of it in any group."""
-        least = list(self._units)  # fewest units of a tensor that any group's schedule writes
+        least = list(self.units)  # fewest units of a tensor that any group's schedule writes
         for i in reversed(range(len(self.graph))):
-            t = self._writes[i]
-            for c in bits(self._readers[t]):
-                least[t] = min(least[t], self._edges[t, c].needed(least[self._writes[c]]))
-        self._least_written = least
+            t = self.writes[i]
+            for c in bits(self.readers[t]):
+                least[t] = min(least[t], self.edges[t, c].needed(least[self.writes[c]]))
+        self.least_written = least
         # Per tensor: mask of its consumers in the group -> units held; none, or one of them.
-        self._single: list[dict[int, int]] = [{0: 1} for _ in self._units]
+        self._single: list[dict[int, int]] = [{0: 1} for _ in self.units]
         self.alone_floor: dict[tuple[int, int], int] = {}
-        self._partial = 0
-        for (t, c), edge in self._edges.items():
+        self.partial = 0
+        for (t, c), edge in self.edges.items():
             self._single[t][1 << c] = max(1, edge.widest(edge.units_out))
-            self.alone_floor[t, c] = max(1, edge.widest(least[self._writes[c]]))
+            self.alone_floor[t, c] = max(1, edge.widest(least[self.writes[c]]))
             if edge.needed(edge.units_out) < edge.units_in:
-                self._partial |= 1 << c
+                self.partial |= 1 << c
 
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
         """``F_b`` in bytes; independent of the buffer size."""
         unit_bytes = self.unit_bytes
-        total = sum([units * unit_bytes[tensor] for tensor, units in self._held(mask)])
+        total = sum([units * unit_bytes[tensor] for tensor, units in self.held(mask)])
         weights = self.weights
         while mask:
             low = mask & -mask
@@ -168,13 +170,13 @@ class Lbdf(FusionScheme):
             total += self.weights[i]
             touched.update(self._touches[i])
         for tensor in touched:
-            total += self._least(tensor, mask) - self._least(tensor, part)
+            total += self.least(tensor, mask) - self.least(tensor, part)
         return remember(self._floors, mask, total)
 
-    def _least(self, tensor: int, mask: int) -> int:
+    def least(self, tensor: int, mask: int) -> int:
         """Bytes that the storage of a tensor takes at least; 0 if the tensor is overwritten."""
-        readers = self._readers[tensor] & mask
-        if readers & self._overwrites or not (readers or self._maker[tensor] & mask):
+        readers = self.readers[tensor] & mask
+        if readers & self._overwrites or not (readers or self.maker[tensor] & mask):
             return 0
         which = readers >> self._first_reader[tensor]  # short, however deep the graph
         units = self._least_units[tensor].get(which)
@@ -198,7 +200,7 @@ class Lbdf(FusionScheme):
         the paths through ``first``, and ``last`` still holds what the unit needs. This is true of
         every unit; it is evaluated for the first one and one in the middle.
         """
-        edge = self._edges[tensor, last]
+        edge = self.edges[tensor, last]
         cone = front = 1 << last
         while front:
             before = 0
@@ -212,20 +214,20 @@ class Lbdf(FusionScheme):
                 paths |= 1 << i
         if not paths >> last & 1 or not edge.holds:
             return 0, 0
-        out, ahead = self._writes[last], 0
-        middle = self._units[out] // self._rows[out] * (self._rows[out] // 2)
-        for unit in (0, middle + self._units[out] // self._rows[out] // 2):
-            if unit >= self._least_written[out]:
+        out, ahead = self.writes[last], 0
+        middle = self.units[out] // self._rows[out] * (self._rows[out] // 2)
+        for unit in (0, middle + self.units[out] // self._rows[out] // 2):
+            if unit >= self.least_written[out]:
                 continue
             counts = {last: unit + 1}
             for i in reversed(list(bits(paths ^ 1 << first))):
-                for source in self._reads[i]:
-                    maker = self._maker[source]
+                for source in self.reads[i]:
+                    maker = self.maker[source]
                     if maker & paths:
-                        needed = self._edges[source, i].needed(counts[i])
+                        needed = self.edges[source, i].needed(counts[i])
                         maker = maker.bit_length() - 1
                         counts[maker] = max(counts.get(maker, 0), needed)
-            demanded = self._edges[tensor, first].needed(counts[first])
+            demanded = self.edges[tensor, first].needed(counts[first])
             ahead = max(ahead, demanded - edge.released(unit))
         return paths & ~(1 << first | 1 << last), ahead
 
@@ -242,13 +244,13 @@ class Lbdf(FusionScheme):
         read = write = weight = 0
         for i in bits(mask):
             weight += self.weights[i]
-            out = self._writes[i]
-            if self._output[out] or self._readers[out] & ~mask:
-                write += self._bytes[out]
-            for tensor in self._reads[i]:
-                readers = self._readers[tensor] & mask
-                if not self._maker[tensor] & mask and readers & -readers == 1 << i:
-                    read += self._bytes[tensor]
+            out = self.writes[i]
+            if self._output[out] or self.readers[out] & ~mask:
+                write += self.tensor_bytes[out]
+            for tensor in self.reads[i]:
+                readers = self.readers[tensor] & mask
+                if not self.maker[tensor] & mask and readers & -readers == 1 << i:
+                    read += self.tensor_bytes[tensor]
         return Dram(read, write, weight)
 
     def terms(self, mask: int, buffer_bytes: int = 0) -> tuple[CostTerm, ...]:
@@ -263,19 +265,19 @@ class Lbdf(FusionScheme):
                 units = (size, 1) if left else (op.weight_elements, width)  # widths may differ
                 weights.append(CostTerm("weights", op.name, *units))
         held = [
-            CostTerm(kind, self._names[tensor], units, self.unit_bytes[tensor])
-            for tensor, units in self._held(mask)
+            CostTerm(kind, self.names[tensor], units, self.unit_bytes[tensor])
+            for tensor, units in self.held(mask)
         ]
         return (*weights, *held)
 
     # -- live units -----------------------------------------------------------------------
 
-    def _held(self, mask: int) -> list[tuple[int, int]]:
+    def held(self, mask: int) -> list[tuple[int, int]]:
         """Last tensor of each storage, and the peak of its live units."""
         held = []
-        finals = self._finals(mask) if mask & self._partial else None
+        finals = self._finals(mask) if mask & self.partial else None
         overwritten = self._overwrites & mask
-        maker, all_readers, single = self._maker, self._readers, self._single
+        maker, all_readers, single = self.maker, self.readers, self._single
         rest = mask
         while rest:
             low = rest & -rest
@@ -292,8 +294,8 @@ class Lbdf(FusionScheme):
                     units = self._lag(tensor, readers, mask, finals)
                 elif finals is not None and readers:
                     c = readers.bit_length() - 1
-                    if finals[c] != self._units[self._writes[c]]:
-                        units = max(1, self._edges[tensor, c].widest(finals[c]))
+                    if finals[c] != self.units[self.writes[c]]:
+                        units = max(1, self.edges[tensor, c].widest(finals[c]))
                 held.append((tensor, units))
         return held
 
@@ -305,12 +307,12 @@ class Lbdf(FusionScheme):
         """
         finals: dict[int, int] = {}
         for i in reversed(list(bits(mask))):
-            out = self._writes[i]
-            readers = self._readers[out] & mask
+            out = self.writes[i]
+            readers = self.readers[out] & mask
             finals[i] = (
-                max(self._edges[out, c].needed(finals[c]) for c in bits(readers))
+                max(self.edges[out, c].needed(finals[c]) for c in bits(readers))
                 if readers
-                else self._units[out]
+                else self.units[out]
             )
         return finals
 
@@ -321,8 +323,8 @@ class Lbdf(FusionScheme):
         if root < 0:
             # Sinks advance by the clock of the longest one, which may be outside the region.
             sinks = (i for i in bits(mask) if not self.graph.readers[i] & mask)
-            longest = max(sinks, key=lambda i: self._units[self._writes[i]])
-        steps = finals[root] if finals and root >= 0 else self._units[self._writes[longest]]
+            longest = max(sinks, key=lambda i: self.units[self.writes[i]])
+        steps = finals[root] if finals and root >= 0 else self.units[self.writes[longest]]
         key = tensor, between, root, steps
         lag = self._lags.get(key)
         if lag is None:
@@ -359,26 +361,26 @@ class Lbdf(FusionScheme):
         at: dict[int, tuple[int, Path]] = {tensor: (0, ())}  # tensor -> its node, or a path to one
         for i in bits(between):
             slots: dict[tuple[int, Path], None] = {}
-            for t in self._reads[i]:
+            for t in self.reads[i]:
                 if t in at:
                     node, path = at[t]
-                    edge = self._edges[t, i]
+                    edge = self.edges[t, i]
                     slots[node, path if edge.transparent else (edge, *path)] = None
-            holds = readers >> i & 1 and self._edges[tensor, i].holds
+            holds = readers >> i & 1 and self.edges[tensor, i].holds
             if not holds and i != root and len({node for node, _ in slots}) == 1:
-                at[self._writes[i]] = node, join(path for _, path in slots)
+                at[self.writes[i]] = node, join(path for _, path in slots)
                 continue
             if holds:
-                consumers.append((len(operands), self._edges[tensor, i]))
-            at[self._writes[i]] = len(operands), ()
+                consumers.append((len(operands), self.edges[tensor, i]))
+            at[self.writes[i]] = len(operands), ()
             operands.append(tuple(slots))
         if root < 0:
-            slots, last = {}, self._writes[longest]
+            slots, last = {}, self.writes[longest]
             for i in bits(between):
                 if not self.graph.readers[i] & between:
-                    node, path = at[self._writes[i]]
-                    out = self._writes[i]
-                    clock = Clock(self._units[out], self._rows[out], steps, self._rows[last])
+                    node, path = at[self.writes[i]]
+                    out = self.writes[i]
+                    clock = Clock(self.units[out], self._rows[out], steps, self._rows[last])
                     slots[node, (clock, *path)] = None
             operands.append(tuple(slots))
         return Region(tuple(operands), tuple(consumers), steps)

@@ -1,0 +1,79 @@
+"""The storages of a step as it runs: rings, and tensors that are on chip as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch_getfuse.partition.cost.cascade.groups import Group
+from torch_getfuse.partition.cost.cascade.pricing import Beside, Priced
+from torch_getfuse.partition.cost.cascade.way import LINE, SLICES
+from torch_getfuse.partition.node_set import bits
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Memory of one or more tensors of a step, each written over the one before.
+
+    Attributes:
+        tensors: numbers of the tensors, in the order in which they are written.
+        units: rows that it has room for.
+        unit_bytes: bytes of one.
+        resident: whether it holds a tensor that is resident.
+    """
+
+    tensors: tuple[int, ...]
+    units: int
+    unit_bytes: int
+    resident: bool
+
+    @property
+    def bytes(self) -> int:
+        """``units * unit_bytes``."""
+        return self.units * self.unit_bytes
+
+
+def places(group: Group, beside: Beside, priced: Priced) -> list[Place]:
+    """The storages of a step in its way; their bytes are ``F_b`` but for weights and
+    :attr:`~.pricing.Beside.others`."""
+    lines = group.facts.lines
+    if priced.kind == SLICES:
+        assert group.alone is not None, "slices are of an operator alone"
+        target = lines.writes[group.alone]
+        found = []
+        for tensor in bits(group.tensors):
+            resident = bool(beside.touched >> tensor & 1)
+            units = 1
+            if resident:
+                units = lines.units[tensor]
+            elif tensor != target:
+                edge = lines.edges[tensor, group.alone]
+                units = max(1, edge.widest(edge.units_out))
+            found.append(Place((tensor,), units, lines.unit_bytes[tensor], resident))
+        return found
+    if priced.kind == LINE:
+        sizes = [storage.line for storage in group.storages]
+    else:
+        sizes = list(group.bytes_in(priced.count))
+    above = {link.below: link.above for link in priced.joined}
+    joined = set(above) | set(above.values())
+    found = []
+    for k in sorted(set(range(len(group.storages))) - set(above.values())):
+        row = [k]
+        while row[-1] in above:
+            row.append(above[row[-1]])
+        last = group.storages[row[-1]]
+        unit_bytes = lines.unit_bytes[last.last]
+        resident = k in joined or bool(last.tensors & beside.touched)
+        size = last.whole if resident else sizes[k]
+        tensors = tuple(t for at in row for t in _in_order(group, at))
+        found.append(Place(tensors, size // unit_bytes, unit_bytes, resident))
+    return found
+
+
+def _in_order(group: Group, storage: int) -> list[int]:
+    """The tensors of a storage, as they are written over each other."""
+    lines, last = group.facts.lines, group.storages[storage].last
+    found = [last]
+    while found[0] != group.storages[storage].first:
+        found.insert(0, lines.reads[lines.maker[found[0]].bit_length() - 1][0])
+    return found

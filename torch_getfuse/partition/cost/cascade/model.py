@@ -1,0 +1,175 @@
+"""Cascade as a cost model of groups, and of whole sequences of steps (docs/method.md, section 12).
+
+As a :class:`~torch_getfuse.partition.cost.scheme.FusionScheme` it prices a group by the best of its
+ways with nothing resident: that is what the recursive split and the searches over groups ask.
+:meth:`Cascade.price` prices a step beside residents.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch_getfuse.errors import OptionError
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.cost.cascade.groups import Facts, Group
+from torch_getfuse.partition.cost.cascade.layout import places
+from torch_getfuse.partition.cost.cascade.pricing import (
+    ANY,
+    NOTHING,
+    Beside,
+    Priced,
+    best_way,
+    least_reread,
+)
+from torch_getfuse.partition.cost.cascade.way import SLICES
+from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram, FusionScheme, Steps, once
+from torch_getfuse.partition.node_set import bits
+
+_MOST_GROUPS = 1 << 15
+
+
+class Step(NamedTuple):
+    """A step of a sequence with its price.
+
+    Attributes:
+        mask: its operators.
+        dram: bytes that cross its border, and all fetches of weights.
+        priced: its way; ``None`` for an unfusable operator.
+    """
+
+    mask: int
+    dram: Dram
+    priced: Priced | None
+
+
+class Cascade(FusionScheme):
+    """The cascade cost model of one graph.
+
+    Args:
+        graph: the operator graph.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        slice_channels: output channels of which streamed weights are staged at a time.
+
+    Attributes:
+        facts: what its groups are made from.
+
+    Raises:
+        OptionError: for a number of channels below one.
+    """
+
+    name = "cascade"
+    additive = True
+    merges_in_place = True
+    row_granularity = "line"
+    steps = Steps(40, 4, 0, 0)
+
+    def __init__(
+        self,
+        graph: OpGraph,
+        activation_bytes: int = 1,
+        weight_bytes: int | None = 1,
+        slice_channels: int = 16,
+    ) -> None:
+        if slice_channels < 1:
+            raise OptionError(f"slice_channels={slice_channels} is not a number from 1 up")
+        super().__init__(graph, activation_bytes, weight_bytes)
+        self.slice_channels = slice_channels
+        self.facts = Facts(Lbdf(graph, "line", activation_bytes, weight_bytes), slice_channels)
+        self._groups: dict[int, Group] = {}
+
+    def group(self, mask: int) -> Group:
+        """What is known of a set of operators; worked out once."""
+        found = self._groups.get(mask)
+        if found is None:
+            if len(self._groups) >= _MOST_GROUPS:
+                self._groups.clear()
+            found = self._groups[mask] = Group(self.facts, mask)
+        return found
+
+    # -- as a model of groups -------------------------------------------------------------
+
+    def buffer(self, mask: int, buffer_bytes: int) -> int:
+        """``F_b`` of the best way with nothing resident; where none fits, what the least needs."""
+        group = self.group(mask)
+        priced = best_way(group, NOTHING, buffer_bytes)
+        if priced is not None:
+            return priced.buffer
+        return max(
+            buffer_bytes, min(group.line + group.weights, group.at_once + group.least_staging)
+        )
+
+    def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
+        """Whether the storages alone reach the buffer size."""
+        return self.facts.floor(mask, part) >= buffer_bytes
+
+    def reread(self, mask: int, buffer_bytes: int) -> int:
+        """Weights fetched in further stripes, or inputs read for further slices."""
+        return least_reread(self.group(mask), NOTHING, buffer_bytes, ANY) or 0
+
+    def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
+        """What each storage holds in the best way with nothing resident, and the weights held."""
+        priced = best_way(self.group(mask), NOTHING, buffer_bytes)
+        return () if priced is None else self.terms_of(mask, NOTHING, priced)
+
+    # -- as a model of steps --------------------------------------------------------------
+
+    def step(self, mask: int, beside: Beside, known: int, buffer_bytes: int) -> Step | None:
+        """The best way of a step beside residents, and what it moves; ``None`` where none fits.
+
+        Args:
+            known: mask of the residents that were alive before it.
+        """
+        group = self.group(mask)
+        priced = best_way(group, beside, buffer_bytes)
+        if priced is None:
+            return None
+        read, write = self.features(group, beside.touched, known)
+        weight = group.weights
+        if priced.kind == SLICES:
+            read += priced.reread
+        else:
+            weight += priced.reread
+        return Step(mask, Dram(read, write, weight), priced)
+
+    def features(self, group: Group, resident: int, known: int) -> tuple[int, int]:
+        """Bytes that a step reads and writes of feature maps, each once.
+
+        Args:
+            resident: mask of the residents that it touches.
+            known: mask of those that were alive before it.
+        """
+        size = self.facts.size
+        read = sum(size[t] for t in bits(group.loads & ~known))
+        written = group.makes & self.facts.outputs
+        for t in bits(group.makes & ~resident & ~written):
+            if self.facts.readers[t] & ~group.mask:
+                written |= 1 << t
+        return read, sum(size[t] for t in bits(written))
+
+    def unfusable_step(self, mask: int) -> Step:
+        """The step of an operator that fits in no way: everything once, by any method."""
+        return Step(mask, once(self, mask), None)
+
+    def terms_of(self, mask: int, beside: Beside, priced: Priced) -> tuple[CostTerm, ...]:
+        """The terms that add up to ``F_b`` of a step: weights, streams, storages, residents."""
+        group, facts = self.group(mask), self.facts
+        graph, lines = self.graph, facts.lines
+        terms = []
+        for own in group.weighted:
+            name = graph.ops[own.op].name
+            if priced.stay >> own.op & 1:
+                terms.append(CostTerm("weights", name, own.size, 1))
+        if priced.kind == SLICES:
+            size = -(-group.weights // priced.count)
+            terms.append(CostTerm("slice", graph.ops[group.weighted[0].op].name, size, 1))
+        elif streamed := [own for own in group.weighted if not priced.stay >> own.op & 1]:
+            most = max(streamed, key=lambda own: own.staging)
+            terms.append(CostTerm("staging", graph.ops[most.op].name, most.staging, 1))
+        for place in places(group, beside, priced):
+            kind = "resident" if place.resident else "lines"
+            name = lines.names[place.tensors[-1]]
+            terms.append(CostTerm(kind, name, place.units, place.unit_bytes))
+        if beside.others:
+            terms.append(CostTerm("beside", "residents that the step does not touch", beside.others, 1))
+        return tuple(terms)

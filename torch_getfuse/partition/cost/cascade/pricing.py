@@ -1,0 +1,299 @@
+"""The best way of a step: what it holds, what it reads again, which weights stay.
+
+docs/method.md, section 12. A step is a :class:`~.groups.Group` beside residents: tensors that it
+touches and that are on chip as a whole, and bytes of others that it does not touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_getfuse.partition.cost.cascade.groups import Group, Link
+from torch_getfuse.partition.cost.cascade.way import LINE, SLICES, STRIPES
+from torch_getfuse.partition.cost.cascade.weights import most_staying
+from torch_getfuse.partition.node_set import bits
+
+
+class Beside(NamedTuple):
+    """The residents of a step.
+
+    Attributes:
+        touched: mask of the tensors that the step touches and that are resident.
+        staying: mask of those of them that are alive after the step.
+        others: bytes of the residents that it does not touch.
+        free: whether tensors whose whole life is in the step are resident where that is of use;
+            otherwise those that are stand in ``touched``.
+    """
+
+    touched: int = 0
+    staying: int = 0
+    others: int = 0
+    free: bool = True
+
+
+NOTHING = Beside()
+
+ANY = 1 << 62
+"""As much traffic as may be."""
+
+
+class Priced(NamedTuple):
+    """One way of a step.
+
+    Attributes:
+        reread: bytes that it reads again, beyond the first time.
+        buffer: ``F_b`` in bytes.
+        kind, count: of the :class:`~.way.Way`.
+        stay: mask of the operators whose weights stay.
+        joined: the links of which the later tensor is written over the earlier.
+    """
+
+    reread: int
+    buffer: int
+    kind: str
+    count: int
+    stay: int
+    joined: tuple[Link, ...]
+
+
+class Held(NamedTuple):
+    """What the storages of a step take.
+
+    Attributes:
+        bytes: of all of them.
+        joined: links that are used.
+    """
+
+    bytes: int
+    joined: tuple[Link, ...] = ()
+
+
+_KINDS = {LINE: 0, STRIPES: 1, SLICES: 2}
+
+
+def best_way(group: Group, beside: Beside, limit: int) -> Priced | None:
+    """The way with the least traffic, then the least buffer.
+
+    Args:
+        limit: the buffer in bytes; ``F_b`` is below it.
+
+    Returns:
+        ``None`` where no way fits.
+    """
+    found = [*_once(group, beside, limit), *_slices(group, beside, limit)]
+    best = min(found, key=_rank, default=None)
+    if best is None or best.reread or beside.others + group.least + group.weights < best.buffer:
+        found += _stripes(group, beside, limit, None if best is None else best.reread)
+    return min(found, key=_rank, default=None)
+
+
+def least_reread(group: Group, beside: Beside, limit: int, most: int) -> int | None:
+    """What the best way reads again, in bytes; ``None`` where no way fits with up to ``most``."""
+    others, touched = beside.others, beside.touched
+    if touched:
+        line = others + sum([s.whole if s.tensors & touched else s.line for s in group.storages])
+    else:
+        line = others + group.line
+    if line + group.weights < limit:
+        return 0
+    if any(True for _ in _once(group, beside, limit)):
+        return 0
+    best = most + 1
+    for again in _slices, _stripes:
+        for priced in again(group, beside, limit, best - 1) if best > 0 else ():
+            best = min(best, priced.reread)
+    return None if best > most else best
+
+
+def _rank(priced: Priced) -> tuple[int, int, int, int]:
+    return priced.reread, priced.buffer, _KINDS[priced.kind], priced.count
+
+
+def _once(group: Group, beside: Beside, limit: int) -> Iterator[Priced]:
+    """The ways that read nothing again: lines, and one stripe."""
+    line = _held(group, beside, [s.line for s in group.storages], group.links_of_line)
+    if line.bytes + group.weights < limit:
+        stay = sum(1 << own.op for own in group.weighted)
+        yield Priced(0, line.bytes + group.weights, LINE, 1, stay, line.joined)
+    whole = _held(group, beside, [s.at_once for s in group.storages], group.links_of_one_stripe)
+    need = whole.bytes + group.least_staging
+    if need < limit:
+        yield Priced(0, need, STRIPES, 1, 0, whole.joined)
+
+
+def _slices(
+    group: Group, beside: Beside, limit: int, most: int | None = None
+) -> Iterator[Priced]:
+    """An operator alone, its weights in the fewest slices that fit; two at least."""
+    position = group.alone
+    if position is None or not group.weights:
+        return
+    facts = group.facts
+    lines = facts.lines
+    maps, again = beside.others, 0
+    for tensor in bits(group.tensors):
+        if beside.touched >> tensor & 1:
+            maps += facts.size[tensor]
+        elif tensor == lines.writes[position]:
+            maps += lines.unit_bytes[tensor]
+        else:
+            edge = lines.edges[tensor, position]
+            maps += max(1, edge.widest(edge.units_out)) * lines.unit_bytes[tensor]
+            again += facts.size[tensor]
+    room = limit - 1 - maps
+    if room < 1:
+        return
+    count = max(2, -(-group.weights // room))
+    reread = (count - 1) * again
+    if count <= facts.channels[position] and (most is None or reread <= most):
+        yield Priced(reread, maps - (-group.weights // count), SLICES, count, 0, ())
+
+
+def _stripes(
+    group: Group, beside: Beside, limit: int, most: int | None = None
+) -> Iterator[Priced]:
+    """Two stripes and more, as long as one of them may read again no more than ``most``.
+
+    In a :attr:`~.groups.Group.steady` group no storage needs less in stripes than in lines: so
+    stripes that read nothing again are never better than lines, and where all weights do not fit
+    beside the lines, some are read again in each further stripe.
+    """
+    weights = group.weights
+    least = beside.others + group.least
+    if group.steady:
+        if most == 0:
+            return
+        sizes = [s.line for s in group.storages]
+        least = _held(group, beside, sizes, group.links_of_line).bytes
+    excess = max(weights + least - (limit - 1), 0)
+    if least + group.least_staging >= limit:
+        return
+    usable = _usable(group, beside)
+    fixed = [bool(storage.tensors & beside.touched) for storage in group.storages]
+    whole = beside.others + sum(s.whole for s, at in zip(group.storages, fixed, strict=True) if at)
+    # What streams beside the residents; storages that may be joined to another not counted.
+    apart = ~np.array(fixed)
+    apart[[group.links[k].above for k in usable]] = False
+    first = 2
+    while first <= group.longest and (most is None or (first - 1) * excess <= most):
+        table = group.stripe_bytes(first)
+        again = np.arange(first - 1, first - 1 + len(table))
+        room = limit - 1 - whole - table @ apart
+        good = room >= group.least_staging
+        if most is not None:
+            good &= again * (weights - room) <= most
+        for k in np.flatnonzero(good).tolist():
+            count = first + k
+            if most is not None and (count - 1) * (weights - int(room[k])) > most:
+                continue
+            held = _held(group, beside, table[k].tolist(), partial(group.links_of_stripes, count))
+            staying = most_staying(group.weighted, limit - 1 - held.bytes)
+            if staying is None:
+                continue
+            reread = (count - 1) * (weights - staying.held)
+            if most is None or reread <= most:
+                most = reread
+                need = held.bytes + staying.held + staying.staging
+                yield Priced(reread, need, STRIPES, count, staying.ops, held.joined)
+        first += len(table)
+
+
+def _usable(group: Group, beside: Beside) -> list[int]:
+    """Numbers of the links of which both tensors are resident, or may be."""
+    if not group.links:
+        return []
+    free = group.private if beside.free else 0
+    sources, targets = beside.touched & ~beside.staying | free, beside.touched | free
+    return [
+        k
+        for k, link in enumerate(group.links)
+        if sources >> link.source & 1 and targets >> link.target & 1
+    ]
+
+
+def _held(
+    group: Group, beside: Beside, sizes: Sequence[int], links_of: Callable[[], int]
+) -> Held:
+    """Bytes of all storages, and of the residents that the step does not touch.
+
+    Args:
+        sizes: bytes of each storage if nothing in it is resident.
+        links_of: the links of which other readers have let go in time.
+    """
+    costs = [
+        storage.whole if storage.tensors & beside.touched else size
+        for storage, size in zip(group.storages, sizes, strict=True)
+    ]
+    total = beside.others + sum(costs)
+    usable = _usable(group, beside)
+    if not usable:
+        return Held(total)
+    wholes = [storage.whole for storage in group.storages]
+    saved, joined = _join(costs, wholes, [group.links[k] for k in usable])
+    if any(link.others for link in joined):
+        eligible = links_of()
+        links = [group.links[k] for k in usable if eligible >> k & 1]
+        saved, joined = _join(costs, wholes, links)
+    return Held(total - saved, joined)
+
+
+def _join(
+    costs: Sequence[int], wholes: Sequence[int], links: Sequence[Link]
+) -> tuple[int, tuple[Link, ...]]:
+    """Which links to use, so that the storages take least.
+
+    The storages and links are a forest, for at most one operator can be written over a tensor:
+    each reads what the other writes. Storages that are joined in a row take what one takes as a
+    whole; one that is joined to none takes its ``costs``.
+
+    Returns:
+        Bytes saved, and the links.
+    """
+    into: dict[int, list[Link]] = {}
+    for link in links:
+        into.setdefault(link.above, []).append(link)
+    # Least bytes of a storage and all below it: all told, and without the row that it ends, which
+    # is to go on; with the link into it that this takes.
+    ended: dict[int, tuple[int, Link | None]] = {}
+    open_: dict[int, tuple[int, Link | None]] = {}
+
+    def settle(storage: int) -> None:
+        if storage in ended:
+            return
+        incoming = into.get(storage, ())
+        for link in incoming:
+            settle(link.below)
+        below = sum(ended[link.below][0] for link in incoming)
+        apart: tuple[int, Link | None] = (below, None)
+        joined = apart
+        for link in incoming:
+            less = below - ended[link.below][0] + open_[link.below][0]
+            if joined[1] is None or less < joined[0]:
+                joined = (less, link)
+        open_[storage] = joined if joined[1] and joined[0] < apart[0] else apart
+        ended[storage] = (below + costs[storage], None)
+        if joined[1] and joined[0] + wholes[storage] < ended[storage][0]:
+            ended[storage] = (joined[0] + wholes[storage], joined[1])
+
+    used: list[Link] = []
+    saved = 0
+    inner = {link.below for link in links}
+    for storage in dict.fromkeys(link.above for link in links):
+        if storage in inner:
+            continue
+        settle(storage)
+        saved -= ended[storage][0]
+        pending = [(storage, ended)]
+        while pending:
+            at, table = pending.pop()
+            saved += costs[at]
+            taken = table[at][1]
+            for link in into.get(at, ()):
+                pending.append((link.below, open_ if link is taken else ended))
+            if taken is not None:
+                used.append(taken)
+    return saved, tuple(sorted(used, key=lambda link: link.op))

@@ -1,0 +1,165 @@
+"""What the search for a sequence of steps is given: the graph, the cost model, the buffer.
+
+docs/method.md, section 12. Sets of operators and of tensors are bit masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+from torch_getfuse.partition.cost.cascade.model import Cascade, Step
+from torch_getfuse.partition.cost.cascade.pricing import Beside
+from torch_getfuse.partition.node_set import Neighbours, bits, neighbours
+from torch_getfuse.partition.problem import merge_in_place
+from torch_getfuse.partition.work import Work
+
+
+class Life(NamedTuple):
+    """The steps during which a tensor is resident: numbers of the first and the last."""
+
+    first: int
+    last: int
+
+
+class StepProblem:
+    """Find the sequence of steps of a graph with the least DRAM access under one buffer.
+
+    Args:
+        scheme: the cost model.
+        buffer_bytes: the on-chip buffer ``B``; a step is valid if ``F_b < B``, strictly.
+        residency: whether tensors may stay on chip between steps.
+        work: what counts the steps of all that is asked; its own without.
+
+    Attributes:
+        unfusable: mask of the operators that alone fit in no way.
+        blocks: per operator, mask of the operators that it is moved with: itself, and those that
+            write over its output in place.
+        ideals: per operator, its block, all that the block depends on, and their blocks.
+        may_stay: mask of the tensors that may be resident at all.
+    """
+
+    def __init__(
+        self,
+        scheme: Cascade,
+        buffer_bytes: int,
+        residency: bool = True,
+        work: Work | None = None,
+    ) -> None:
+        graph = scheme.graph
+        self.scheme, self.graph, self.facts = scheme, graph, scheme.facts
+        self.buffer_bytes, self.residency = buffer_bytes, residency
+        self.work = work or Work()
+        self.everything = (1 << len(graph)) - 1
+        self.unfusable = sum(
+            1 << i
+            for i in range(len(graph))
+            if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
+        )
+        self.blocks = [1 << i for i in range(len(graph))]
+        for block in merge_in_place(graph, self.unfusable):
+            for i in bits(block):
+                self.blocks[i] = block
+        self.ideals: list[int] = []
+        for i in range(len(graph)):
+            before = 0
+            for j in bits(self.blocks[i]):
+                before |= graph.predecessors[j]
+            ideal = self.blocks[i]
+            for j in bits(before & ~self.blocks[i]):
+                ideal |= self.ideals[j]
+            self.ideals.append(ideal)
+        self.may_stay = 0
+        if residency:
+            facts = self.facts
+            for tensor, size in enumerate(facts.size):
+                near = facts.readers[tensor] | facts.maker[tensor]
+                if not near & self.unfusable and size < buffer_bytes:
+                    self.may_stay |= 1 << tensor
+
+    @cached_property
+    def near(self) -> Neighbours:
+        """Per operator, its producers and consumers."""
+        return neighbours(self.graph)
+
+    @cached_property
+    def unavoidable(self) -> int:
+        """Bytes that every sequence moves: weights and inputs once in, outputs once out, and all
+        that the unfusable operators touch."""
+        return self.rest(0)
+
+    def rest(self, done: int) -> int:
+        """Bytes that every plan moves once a down-set is done, but for reading again what it
+        hands on: weights, inputs that nothing has read, outputs, the unfusable operators."""
+        facts, unfusable = self.facts, self.unfusable
+        left = self.everything & ~done
+        least = sum(self.scheme.weights[i] for i in bits(left))
+        for tensor, size in enumerate(facts.size):
+            readers = facts.readers[tensor] & left
+            maker = facts.maker[tensor]
+            stubborn = readers & unfusable
+            moves = stubborn.bit_count()
+            if maker & left:
+                moves += facts.outputs >> tensor & 1 or bool((maker | stubborn) & unfusable)
+                moves += bool(maker & unfusable and readers & ~unfusable)
+            elif not maker and readers == facts.readers[tensor] and readers & ~unfusable:
+                moves += 1
+            least += moves * size
+        return least
+
+    def crossing(self, done: int) -> int:
+        """Mask of the tensors that a down-set hands on: made or read in it, and read outside."""
+        facts = self.facts
+        found = 0
+        for tensor, readers in enumerate(facts.readers):
+            if readers & ~done and (facts.maker[tensor] or readers) & done:
+                found |= 1 << tensor
+        return found
+
+    # -- sequences ------------------------------------------------------------------------
+
+    def lives(self, masks: Sequence[int], residents: int) -> dict[int, Life]:
+        """From which to which step each resident is on chip."""
+        step_of = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
+        found = {}
+        for tensor in bits(residents):
+            steps = [
+                step_of[i] for i in bits(self.facts.readers[tensor] | self.facts.maker[tensor])
+            ]
+            found[tensor] = Life(min(steps), max(steps))
+        return found
+
+    def beside(self, masks: Sequence[int], lives: dict[int, Life]) -> list[tuple[Beside, int]]:
+        """What is resident at each step, and the mask of what was before it."""
+        size = self.facts.size
+        found = []
+        for k, mask in enumerate(masks):
+            touches = 0
+            for i in bits(mask):
+                touches |= self.facts.touched[i]
+            alive = [t for t, life in lives.items() if life.first <= k <= life.last]
+            touched = sum(1 << t for t in alive if touches >> t & 1)
+            staying = sum(1 << t for t in alive if touched >> t & 1 and lives[t].last > k)
+            known = sum(1 << t for t in alive if touched >> t & 1 and lives[t].first < k)
+            others = sum(size[t] for t in alive if not touches >> t & 1)
+            found.append((Beside(touched, staying, others), known))
+        return found
+
+    def priced(self, masks: Sequence[int], residents: int) -> list[Step] | None:
+        """The steps with their prices; ``None`` where one does not fit.
+
+        Args:
+            residents: mask of the tensors that stay between steps.
+        """
+        steps = []
+        lives = self.lives(masks, residents)
+        for mask, (beside, known) in zip(masks, self.beside(masks, lives), strict=True):
+            if mask & self.unfusable:
+                steps.append(self.scheme.unfusable_step(mask))
+                continue
+            step = self.scheme.step(mask, beside, known, self.buffer_bytes)
+            if step is None:
+                return None
+            steps.append(step)
+        return steps
