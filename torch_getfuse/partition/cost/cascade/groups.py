@@ -1,26 +1,27 @@
-"""What a step's group holds, apart from which tensors are resident and which way it runs.
+"""A set of operators as a step, apart from which tensors are resident and which way it runs.
 
-A :class:`Group` is worked out once per set of operators. It knows the group's storages (tensors
-that share memory by docs/method.md, section 3), their bytes under each way, and the *links*:
-pairs of tensors of which the later may be written over the earlier if both are resident
-(section 12).
+A :class:`Group` is worked out once per set of operators: its storages (tensors that share memory by
+docs/method.md, section 3), their bytes under each way, and the links by which a resident may be
+written over another (section 12). :class:`Facts` is what all groups of a graph are made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torch_getfuse.ir import OpGraph, WindowKind
+from torch_getfuse.partition.cost.cascade.shape import Flow, Operator, Shape
 from torch_getfuse.partition.cost.lbdf.axis_maps import Edge
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
-from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.node_set import bits, mask_of
 
 Bytes = NDArray[np.int64]
+
+_MOST_SHAPES = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +29,15 @@ class Storage:
     """Tensors of a group that share memory, each written over the one before.
 
     Attributes:
-        first, last: numbers of the first and the last of them.
-        tensors: mask of all.
-        line: bytes of its peak live units in the way ``line``.
-        at_once: the same in one stripe: the tensor, or as much of it as is ever needed.
+        tensors: mask of them.
+        line, at_once: bytes of its peak live units in the way ``line``, and in one stripe.
         whole: bytes of the tensor.
     """
 
-    first: int
-    last: int
     tensors: int
     line: int
     at_once: int
     whole: int
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A tensor that may be written over an operand where both are resident.
-
-    Attributes:
-        source, target: numbers of the operand and of the tensor written over it.
-        below, above: positions in :attr:`Group.storages` of the storage that ends with the
-            operand, and of the one that begins with the tensor.
-        op: position of the operator.
-        others: mask of the operators of the group that read the operand as well.
-    """
-
-    source: int
-    target: int
-    below: int
-    above: int
-    op: int
-    others: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +67,8 @@ class Facts:
         readers, maker: per tensor, mask of the operators that read it, and of the one that
             makes it (0 for an input of the graph).
         inputs, outputs: masks of tensors.
+        linking, overwriting: masks of the operators that may be written over an operand if both are
+            resident, and of those that are in any case (docs/method.md, section 3).
         may_overwrite: per operator, the operands that it may be written over if both are resident.
         channels: output channels of each operator.
         weighted: the weights of each operator that has some.
@@ -119,14 +98,16 @@ class Facts:
                 staging = min(size, 2 * -(-size * some // self.channels[i]))
                 self.weighted[i] = Weighted(i, size, staging)
         self.may_overwrite = [self._may_overwrite(i) for i in range(len(graph))]
+        self.linking = mask_of(i for i, may in enumerate(self.may_overwrite) if may)
+        self.overwriting = mask_of(i for i, over in enumerate(graph.overwrites) if over)
         self._shared = [self._in_place(i) for i in range(len(graph))]
         shared = {tensor for row in self._shared for tensor in row}
         self.least_at_once = [
             0 if k in shared or self._is_overwritten(k) else units * lines.unit_bytes[k]
             for k, units in enumerate(lines.least_written)
         ]
-        self._ends: dict[Edge, list[int]] = {}
-        self._keeps: dict[Edge, list[int]] = {}
+        self._shapes: dict[tuple[Operator, ...], Shape] = {}
+        self._flows: dict[Edge, Flow] = {}
 
     def _may_overwrite(self, position: int) -> tuple[int, ...]:
         """The operands that an elementwise operator may be written over if they are resident."""
@@ -180,27 +161,24 @@ class Facts:
                 break
         return tuple(found)
 
-    def ends(self, tensor: int, reader: int) -> list[int]:
-        """Per output unit of a reader, the length of the prefix of ``tensor`` that it needs."""
-        edge = self.lines.edges[tensor, reader]
-        found = self._ends.get(edge)
+    def flow(self, edge: Edge) -> Flow:
+        found = self._flows.get(edge)
         if found is None:
-            found = edge.needed_all(np.arange(1, edge.units_out + 1)).tolist()
-            self._ends[edge] = found
+            found = self._flows[edge] = Flow(edge)
         return found
 
-    def keeps(self, tensor: int, reader: int) -> list[int]:
-        """By number of units that a reader has written, the first unit of ``tensor`` that it
-        still needs."""
-        edge = self.lines.edges[tensor, reader]
-        found = self._keeps.get(edge)
+    def shape(self, operators: tuple[Operator, ...], lasts: tuple[int, ...]) -> Shape:
+        """The shape with certain operators and last tensors of its storages."""
+        found = self._shapes.get(operators)
         if found is None:
-            found = edge.released_all(np.arange(edge.units_out + 1)).tolist()
-            self._keeps[edge] = found
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            found = self._shapes[operators] = Shape(operators, lasts)
         return found
 
 
 def _channels(graph: OpGraph, position: int) -> int:
+    """Output channels of an operator."""
     shape = graph.tensors[graph.ops[position].writes].shape
     return shape[1] if len(shape) == 4 else shape[-1] if shape else 1
 
@@ -216,7 +194,7 @@ class Group:
         private: mask of the tensors whose whole life is in it: made in it, or inputs of the
             graph, and read by nobody outside.
         weights: bytes of all weights.
-        storages, links: see the classes.
+        storages: in the order of the shape's.
         line, at_once: bytes of all storages in the way ``line``, and in one stripe.
     """
 
@@ -230,50 +208,75 @@ class Group:
             weights += lines.weights[i]
         self.tensors, self.makes, self.weights = touched, makes, weights
         self.loads = touched & ~makes
-        storages = []
-        for last, units in lines.held(mask):
-            first, members = last, 1 << last
-            while (maker := lines.maker[first]) & mask:
-                i = maker.bit_length() - 1
-                if not facts.graph.overwrites[i]:
-                    break
-                first = lines.reads[i][0]
-                members |= 1 << first
-            size = facts.size[last]
-            storages.append(
-                Storage(first, last, members, units * lines.unit_bytes[last], size, size)
-            )
-        self.storages: Sequence[Storage] = storages
-        if mask & lines.partial:
-            peaks = self._peaks(np.array([1]))[0].tolist()
-            self.storages = [
-                replace(s, at_once=peak) for s, peak in zip(storages, peaks, strict=True)
-            ]
-        self.line = sum([storage.line for storage in self.storages])
-        self.at_once = sum([storage.at_once for storage in self.storages])
-        private = 0
+        self.private = 0
         for tensor in bits(makes | self.loads & facts.inputs):
             if not facts.readers[tensor] & ~mask:
-                private |= 1 << tensor
-        self.private = private
-        self.links = self._links()
-        self._stripe_peaks: dict[int, Bytes] = {}
-        self._line_links: int | None = None
+                self.private |= 1 << tensor
+        self._held = lines.held(mask)
+        partial = bool(mask & lines.partial)
+        self.storages: list[Storage] = []
+        for k, (last, rows) in enumerate(self._held):
+            size, unit = facts.size[last], lines.unit_bytes[last]
+            tensors, first = 1 << last, last
+            while (maker := lines.maker[first]) & mask & facts.overwriting:
+                first = lines.reads[maker.bit_length() - 1][0]
+                tensors |= 1 << first
+            at_once = self.shape.at_once[k] * unit if partial else size
+            self.storages.append(Storage(tensors, rows * unit, at_once, size))
+        self.line = sum([storage.line for storage in self.storages])
+        self.at_once = sum([storage.at_once for storage in self.storages])
 
-    def _links(self) -> Sequence[Link]:
-        facts = self.facts
-        links: list[Link] = []
-        starts: dict[int, int] | None = None
+    @cached_property
+    def _numbered(self) -> tuple[Shape, list[int]]:
+        """The shape, and the tensor of each number in it."""
+        facts, lines = self.facts, self.facts.lines
+        local: dict[int, int] = {}
+        operators = []
         for i in bits(self.mask):
-            for source in facts.may_overwrite[i]:
-                if starts is None:
-                    starts = {storage.first: k for k, storage in enumerate(self.storages)}
-                    ends = {storage.last: k for k, storage in enumerate(self.storages)}
-                target = facts.lines.writes[i]
-                if source in ends and target in starts:
-                    others = facts.readers[source] & self.mask & ~(1 << i)
-                    links.append(Link(source, target, ends[source], starts[target], i, others))
-        return links
+            for tensor in (*lines.reads[i], lines.writes[i]):
+                local.setdefault(tensor, len(local))
+            operators.append(
+                Operator(
+                    local[lines.writes[i]],
+                    lines.units[lines.writes[i]],
+                    tuple([(local[t], facts.flow(lines.edges[t, i])) for t in lines.reads[i]]),
+                    local[lines.reads[i][0]] if facts.overwriting >> i & 1 else -1,
+                    tuple([local[t] for t in facts.may_overwrite[i]]),
+                )
+            )
+        lasts = tuple([local[last] for last, _ in self._held])
+        return facts.shape(tuple(operators), lasts), list(local)
+
+    @property
+    def shape(self) -> Shape:
+        """Its schedules, in numbers of their own."""
+        return self._numbered[0]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The tensor of each number in the shape."""
+        return self._numbered[1]
+
+    @cached_property
+    def unit_bytes(self) -> Bytes:
+        """Bytes of a unit of each storage."""
+        lines = self.facts.lines
+        return np.array([lines.unit_bytes[self.numbers[r[-1]]] for r in self.shape.storages])
+
+    @cached_property
+    def links(self) -> list[tuple[int, int]]:
+        """Source and target of the shape's links, as masks of one tensor each."""
+        if not self.mask & self.facts.linking:
+            return []
+        return [
+            (1 << self.numbers[link.source], 1 << self.numbers[link.target])
+            for link in self.shape.links
+        ]
+
+    @cached_property
+    def linked(self) -> int:
+        """Mask of the tensors that may be written over a resident."""
+        return sum(1 << self.facts.lines.writes[i] for i in bits(self.mask & self.facts.linking))
 
     @cached_property
     def weighted(self) -> tuple[Weighted, ...]:
@@ -291,190 +294,7 @@ class Group:
         """A lower bound of the bytes of all storages, whatever the way and the residents."""
         return self.facts.floor(self.mask)
 
-    @cached_property
-    def steady(self) -> bool:
-        """Whether no storage needs less in stripes than in lines.
-
-        So it is where all sinks have one length, or the least: whenever a unit is written in the
-        way ``line``, there is a stripe at whose end at least as much, and at whose start at most
-        as much of every sink is made. And no other reader may decide about a link.
-        """
-        lines = self.facts.lines
-        lengths = {
-            lines.units[t]
-            for t in (lines.writes[i] for i in bits(self.mask))
-            if not lines.readers[t] & self.mask
-        }
-        return len(lengths - {1}) <= 1 and not any(link.others for link in self.links)
-
     @property
     def alone(self) -> int | None:
         """The position of the only operator; ``None`` of several."""
         return None if self.mask & (self.mask - 1) else self.mask.bit_length() - 1
-
-    @cached_property
-    def longest(self) -> int:
-        """Units of the longest sink: the most stripes."""
-        lines = self.facts.lines
-        return max(
-            lines.units[lines.writes[i]]
-            for i in bits(self.mask)
-            if not lines.readers[lines.writes[i]] & self.mask
-        )
-
-    # -- stripes --------------------------------------------------------------------------
-
-    def stripe_bytes(self, first: int) -> Bytes:
-        """Bytes of the peak of each storage in ``first`` stripes and in some more.
-
-        Counts are worked out in batches, for most of the time goes into starting numpy.
-
-        Args:
-            first: 2, or the first count after another batch.
-
-        Returns:
-            One row per count, one column per storage.
-        """
-        found = self._stripe_peaks.get(first)
-        if found is None:
-            counts = np.arange(first, min(2 * first + 4, self.longest) + 1)
-            found = self._stripe_peaks[first] = self._peaks(counts)
-        return found
-
-    def bytes_in(self, count: int) -> Sequence[int]:
-        """Bytes of the peak of each storage in so many stripes."""
-        if count == 1:
-            return [storage.at_once for storage in self.storages]
-        row: list[int] = self._peaks(np.array([count]))[0].tolist()
-        return row
-
-    def _peaks(self, stripes: Bytes) -> Bytes:
-        made, released, starts = self.stripe_counts(stripes)
-        table = np.empty((len(stripes), len(self.storages)), np.int64)
-        for k, storage in enumerate(self.storages):
-            held = made[storage.first].copy()
-            held[1:] -= released[storage.last][:-1]
-            held[starts] = 0
-            peaks = np.maximum(np.maximum.reduceat(held, starts), 1)
-            table[:, k] = peaks * self.facts.lines.unit_bytes[storage.last]
-        return table
-
-    def stripe_counts(self, stripes: Bytes) -> tuple[dict[int, Bytes], dict[int, Bytes], Bytes]:
-        """Units made and no longer needed of each tensor, after 0, 1, ... stripes.
-
-        Args:
-            stripes: several counts of stripes, whose arrays follow each other.
-
-        Returns:
-            Made and released units by tensor, and where the arrays of each count start.
-        """
-        lines, mask = self.facts.lines, self.mask
-        starts = np.concatenate([[0], np.cumsum(stripes + 1)[:-1]])
-        total = np.repeat(stripes, stripes + 1)
-        done = np.arange(len(total)) - np.repeat(starts, stripes + 1)
-        made: dict[int, Bytes] = {}
-        for i in reversed(list(bits(mask))):
-            tensor = lines.writes[i]
-            made[tensor] = self._demanded(tensor, made)
-            if made[tensor] is _NOTHING:
-                made[tensor] = -(-done * lines.units[tensor] // total)
-        for tensor in bits(self.loads):
-            made[tensor] = self._demanded(tensor, made)
-        released: dict[int, Bytes] = {}
-        for tensor, count in made.items():
-            least = count
-            for c in bits(lines.readers[tensor] & mask):
-                edge = lines.edges[tensor, c]
-                if edge.holds:
-                    least = np.minimum(least, edge.released_all(made[lines.writes[c]]))
-            released[tensor] = least
-        return made, released, starts
-
-    def _demanded(self, tensor: int, made: dict[int, Bytes]) -> Bytes:
-        lines = self.facts.lines
-        found = _NOTHING
-        for c in bits(lines.readers[tensor] & self.mask):
-            needed = lines.edges[tensor, c].needed_all(made[lines.writes[c]])
-            found = needed if found is _NOTHING else np.maximum(found, needed)
-        return found
-
-    # -- which links hold -----------------------------------------------------------------
-
-    def links_of_line(self) -> int:
-        """Mask of the links whose other readers have let go in time, in the way ``line``."""
-        if self._line_links is None:
-            watched = {k: link for k, link in enumerate(self.links) if link.others}
-            failing = _not_let_go(self, watched) if watched else 0
-            self._line_links = (1 << len(self.links)) - 1 & ~failing
-        return self._line_links
-
-    def links_of_one_stripe(self) -> int:
-        """The same in one stripe: the operator's turn is the last of all readers'."""
-        return sum(1 << k for k, link in enumerate(self.links) if link.others < 1 << link.op)
-
-    def links_of_stripes(self, count: int) -> int:
-        """The same in ``count`` stripes, where an operator's turn comes once per stripe."""
-        found = (1 << len(self.links)) - 1
-        if not any(link.others for link in self.links):
-            return found
-        lines = self.facts.lines
-        made, _, _ = self.stripe_counts(np.array([count]))
-        for k, link in enumerate(self.links):
-            written = made[link.target]
-            busy = written[1:] > written[:-1]
-            for c in bits(link.others):
-                edge = lines.edges[link.source, c]
-                gone = made[link.source]
-                if edge.holds:
-                    gone = np.minimum(gone, edge.released_all(made[lines.writes[c]]))
-                gone = gone[1:] if c < link.op else gone[:-1]
-                if (busy & (gone < written[1:])).any():
-                    found &= ~(1 << k)
-        return found
-
-
-_NOTHING = np.zeros(0, np.int64)
-
-
-def _not_let_go(group: Group, watched: dict[int, Link]) -> int:
-    """Mask of the links of which another reader still needs a unit when it is written over.
-
-    Carries out the schedule of docs/method.md, section 3, on counts alone.
-    """
-    facts, mask = group.facts, group.mask
-    lines = facts.lines
-    made = dict.fromkeys(bits(group.tensors), 0)
-    maker = {lines.writes[i]: i for i in bits(mask)}
-    operands = {
-        lines.writes[i]: [(t, facts.ends(t, i)) for t in lines.reads[i]] for i in bits(mask)
-    }
-    holders: dict[int, list[tuple[int, list[tuple[int, list[int]]]]]] = {}
-    for k, link in watched.items():
-        needs = [
-            (lines.writes[c], facts.keeps(link.source, c))
-            for c in bits(link.others)
-            if lines.edges[link.source, c].holds
-        ]
-        holders.setdefault(link.target, []).append((k, needs))
-    failing = 0
-    sinks = [t for t in maker if not lines.readers[t] & mask]
-    longest = max(lines.units[t] for t in sinks)
-    for step in range(1, longest + 1):
-        for sink in sinks:
-            stack = [(sink, -(-step * lines.units[sink] // longest))]
-            while stack:
-                tensor, count = stack[-1]
-                unit = made[tensor]
-                if unit >= count:
-                    stack.pop()
-                    continue
-                for source, ends in operands.get(tensor, ()):
-                    if made[source] < ends[unit]:
-                        stack.append((source, ends[unit]))
-                        break
-                else:
-                    for k, needs in holders.get(tensor, ()):
-                        if any(keeps[made[reader]] <= unit for reader, keeps in needs):
-                            failing |= 1 << k
-                    made[tensor] = unit + 1
-    return failing

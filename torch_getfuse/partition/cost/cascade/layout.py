@@ -50,10 +50,12 @@ def places(group: Group, beside: Beside, priced: Priced) -> list[Place]:
                 units = max(1, edge.widest(edge.units_out))
             found.append(Place((tensor,), units, lines.unit_bytes[tensor], resident))
         return found
+    shape = group.shape
     if priced.kind == LINE:
         sizes = [storage.line for storage in group.storages]
     else:
-        sizes = list(group.bytes_in(priced.count))
+        units = shape.units_in(priced.count)
+        sizes = [n * size for n, size in zip(units, group.unit_bytes.tolist(), strict=True)]
     above = {link.below: link.above for link in priced.joined}
     joined = set(above) | set(above.values())
     found = []
@@ -62,18 +64,9 @@ def places(group: Group, beside: Beside, priced: Priced) -> list[Place]:
         while row[-1] in above:
             row.append(above[row[-1]])
         last = group.storages[row[-1]]
-        unit_bytes = lines.unit_bytes[last.last]
+        unit_bytes = int(group.unit_bytes[row[-1]])
         resident = k in joined or bool(last.tensors & beside.touched)
         size = last.whole if resident else sizes[k]
-        tensors = tuple(t for at in row for t in _in_order(group, at))
+        tensors = tuple(group.numbers[t] for at in row for t in shape.storages[at])
         found.append(Place(tensors, size // unit_bytes, unit_bytes, resident))
-    return found
-
-
-def _in_order(group: Group, storage: int) -> list[int]:
-    """The tensors of a storage, as they are written over each other."""
-    lines, last = group.facts.lines, group.storages[storage].last
-    found = [last]
-    while found[0] != group.storages[storage].first:
-        found.insert(0, lines.reads[lines.maker[found[0]].bit_length() - 1][0])
     return found

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torch_getfuse.partition.cost.cascade.groups import Group, Link
+from torch_getfuse.partition.cost.cascade.groups import Group
+from torch_getfuse.partition.cost.cascade.shape import Link
 from torch_getfuse.partition.cost.cascade.way import LINE, SLICES, STRIPES
 from torch_getfuse.partition.cost.cascade.weights import most_staying
 from torch_getfuse.partition.node_set import bits
@@ -84,7 +85,7 @@ def best_way(group: Group, beside: Beside, limit: int) -> Priced | None:
     Returns:
         ``None`` where no way fits.
     """
-    found = [*_once(group, beside, limit), *_slices(group, beside, limit)]
+    found = [*_once(group, beside, limit), *slices(group, beside, limit)]
     best = min(found, key=_rank, default=None)
     if best is None or best.reread or beside.others + group.least + group.weights < best.buffer:
         found += _stripes(group, beside, limit, None if best is None else best.reread)
@@ -100,10 +101,16 @@ def least_reread(group: Group, beside: Beside, limit: int, most: int) -> int | N
         line = others + group.line
     if line + group.weights < limit:
         return 0
+    if not group.links and group.alone is None and group.shape.steady:
+        sizes = [s.whole if s.tensors & touched else s.at_once for s in group.storages]
+        if others + sum(sizes) + group.least_staging < limit:
+            return 0
+        if line + group.weights - (limit - 1) > most:
+            return None
     if any(True for _ in _once(group, beside, limit)):
         return 0
     best = most + 1
-    for again in _slices, _stripes:
+    for again in slices, _stripes:
         for priced in again(group, beside, limit, best - 1) if best > 0 else ():
             best = min(best, priced.reread)
     return None if best > most else best
@@ -115,17 +122,20 @@ def _rank(priced: Priced) -> tuple[int, int, int, int]:
 
 def _once(group: Group, beside: Beside, limit: int) -> Iterator[Priced]:
     """The ways that read nothing again: lines, and one stripe."""
-    line = _held(group, beside, [s.line for s in group.storages], group.links_of_line)
-    if line.bytes + group.weights < limit:
+    shape, weights = group.shape, group.weights
+    sizes = [storage.line for storage in group.storages]
+    line = _held(group, beside, sizes, lambda: shape.line_links, limit - weights)
+    if line.bytes + weights < limit:
         stay = sum(1 << own.op for own in group.weighted)
-        yield Priced(0, line.bytes + group.weights, LINE, 1, stay, line.joined)
-    whole = _held(group, beside, [s.at_once for s in group.storages], group.links_of_one_stripe)
-    need = whole.bytes + group.least_staging
-    if need < limit:
-        yield Priced(0, need, STRIPES, 1, 0, whole.joined)
+        yield Priced(0, line.bytes + weights, LINE, 1, stay, line.joined)
+    sizes = [storage.at_once for storage in group.storages]
+    streamed = limit - group.least_staging
+    whole = _held(group, beside, sizes, lambda: shape.stripe_links(1), streamed)
+    if whole.bytes < streamed:
+        yield Priced(0, whole.bytes + group.least_staging, STRIPES, 1, 0, whole.joined)
 
 
-def _slices(
+def slices(
     group: Group, beside: Beside, limit: int, most: int | None = None
 ) -> Iterator[Priced]:
     """An operator alone, its weights in the fewest slices that fit; two at least."""
@@ -162,27 +172,27 @@ def _stripes(
     stripes that read nothing again are never better than lines, and where all weights do not fit
     beside the lines, some are read again in each further stripe.
     """
-    weights = group.weights
+    shape, weights = group.shape, group.weights
     least = beside.others + group.least
-    if group.steady:
+    if shape.steady:
         if most == 0:
             return
-        sizes = [s.line for s in group.storages]
-        least = _held(group, beside, sizes, group.links_of_line).bytes
+        sizes = [storage.line for storage in group.storages]
+        least = _held(group, beside, sizes, lambda: shape.line_links, limit).bytes
     excess = max(weights + least - (limit - 1), 0)
     if least + group.least_staging >= limit:
         return
-    usable = _usable(group, beside)
     fixed = [bool(storage.tensors & beside.touched) for storage in group.storages]
     whole = beside.others + sum(s.whole for s, at in zip(group.storages, fixed, strict=True) if at)
     # What streams beside the residents; storages that may be joined to another not counted.
     apart = ~np.array(fixed)
-    apart[[group.links[k].above for k in usable]] = False
+    apart[[shape.links[k].above for k in _usable(group, beside)]] = False
+    streams = group.unit_bytes * apart
     first = 2
-    while first <= group.longest and (most is None or (first - 1) * excess <= most):
-        table = group.stripe_bytes(first)
+    while first <= shape.longest and (most is None or (first - 1) * excess <= most):
+        table = shape.table(first)
         again = np.arange(first - 1, first - 1 + len(table))
-        room = limit - 1 - whole - table @ apart
+        room = limit - 1 - whole - table @ streams
         good = room >= group.least_staging
         if most is not None:
             good &= again * (weights - room) <= most
@@ -190,7 +200,8 @@ def _stripes(
             count = first + k
             if most is not None and (count - 1) * (weights - int(room[k])) > most:
                 continue
-            held = _held(group, beside, table[k].tolist(), partial(group.links_of_stripes, count))
+            sizes = (table[k] * group.unit_bytes).tolist()
+            held = _held(group, beside, sizes, partial(shape.stripe_links, count), limit)
             staying = most_staying(group.weighted, limit - 1 - held.bytes)
             if staying is None:
                 continue
@@ -210,19 +221,20 @@ def _usable(group: Group, beside: Beside) -> list[int]:
     sources, targets = beside.touched & ~beside.staying | free, beside.touched | free
     return [
         k
-        for k, link in enumerate(group.links)
-        if sources >> link.source & 1 and targets >> link.target & 1
+        for k, (source, target) in enumerate(group.links)
+        if sources & source and targets & target
     ]
 
 
 def _held(
-    group: Group, beside: Beside, sizes: Sequence[int], links_of: Callable[[], int]
+    group: Group, beside: Beside, sizes: Sequence[int], links_of: Callable[[], int], enough: int
 ) -> Held:
     """Bytes of all storages, and of the residents that the step does not touch.
 
     Args:
         sizes: bytes of each storage if nothing in it is resident.
         links_of: the links of which other readers have let go in time.
+        enough: as many bytes or more need not be exact.
     """
     costs = [
         storage.whole if storage.tensors & beside.touched else size
@@ -232,12 +244,15 @@ def _held(
     usable = _usable(group, beside)
     if not usable:
         return Held(total)
+    links = group.shape.links
+    most = total - sum([costs[links[k].above] for k in usable])
+    if most >= enough:
+        return Held(most)
     wholes = [storage.whole for storage in group.storages]
-    saved, joined = _join(costs, wholes, [group.links[k] for k in usable])
-    if any(link.others for link in joined):
+    saved, joined = _join(costs, wholes, [links[k] for k in usable])
+    if total - saved < enough and any(link.others for link in joined):
         eligible = links_of()
-        links = [group.links[k] for k in usable if eligible >> k & 1]
-        saved, joined = _join(costs, wholes, links)
+        saved, joined = _join(costs, wholes, [links[k] for k in usable if eligible >> k & 1])
     return Held(total - saved, joined)
 
 

@@ -1,0 +1,338 @@
+"""The down-sets of a graph and the steps between them, with lower bounds of what is left.
+
+After each step of a legal plan the operators that have run are a down-set. The groups of the next
+step are grown as in :mod:`..exact.down_sets`: by the ideals of consumers, so that only connected
+sets are visited, each once per down-set. A set is given up where its storages alone do not fit, or
+where it can only run with weights read again (it fits neither as lines with all weights held nor in
+one stripe, and no larger set will) and that is more than a plan up to the ceiling has left.
+
+Each step has two *relaxed* prices, which no plan goes below whatever is resident. Each lets the
+step choose which of the tensors on its border are resident, as if no other step had to agree and
+nothing else were on chip. In the first, a tensor is paid for where it is written and where it is
+read; in the second, the first read of a tensor that was written is paid for with the write. The
+cheapest chain of relaxed prices to the end bounds what is left after a down-set.
+docs/exact-search.md has the proofs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch_getfuse.partition.cost.cascade.groups import Group
+from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, slices
+from torch_getfuse.partition.node_set import bits, is_connected
+from torch_getfuse.partition.steps.problem import StepProblem
+
+_GROUP = 100
+"""Counted as work for each group that is grown."""
+
+_MOST_CHOICES = 8  # tensors on the border of a step of which all subsets are tried
+
+
+class TooWide(Exception):
+    """The graph has more down-sets and groups than the limit allows."""
+
+
+class Edge(NamedTuple):
+    """A step from one down-set to another.
+
+    Attributes:
+        mask: its operators.
+        next: the down-set that it leads to.
+        moved: the relaxed price by which each tensor is paid for where it crosses, in bytes.
+        owing: that by which the first read is paid for with the write.
+    """
+
+    mask: int
+    next: int
+    moved: int
+    owing: int
+
+
+class Left(NamedTuple):
+    """Lower bounds of what is left after a down-set, in bytes.
+
+    Attributes:
+        moved: of all that the steps still move.
+        owing: the same, but for the first read of what the down-set hands on.
+    """
+
+    moved: int
+    owing: int
+
+
+class Handed(NamedTuple):
+    """The tensors that a down-set hands on.
+
+    Attributes:
+        tensors: mask of them.
+        to_read: mask of those that a fusable operator is still to read.
+    """
+
+    tensors: int
+    to_read: int
+
+
+class _Grown(NamedTuple):
+    """A connected set on its way to a group.
+
+    Attributes:
+        mask: its operators.
+        after: operators that must run after some of it, members among them.
+        at_once: a lower bound of the storages of it and all larger ones in one stripe, in bytes.
+        weights: bytes.
+        staging: bytes that streaming all of them takes.
+    """
+
+    mask: int
+    after: int
+    at_once: int
+    weights: int
+    staging: int
+
+
+class Lattice:
+    """The down-sets that plans up to a ceiling can go through.
+
+    Args:
+        problem: graph, cost model, buffer.
+        ceiling: bytes; steps that only dearer plans take are left out.
+        again: whether groups of several operators may read weights again.
+        most: groups to grow at most.
+
+    Attributes:
+        edges: by down-set, the steps from it.
+        left: by down-set, what is left.
+
+    Raises:
+        TooWide: where ``most`` is reached.
+        OutOfWork: where a limit of the problem's work strikes first.
+    """
+
+    def __init__(
+        self, problem: StepProblem, ceiling: int = ANY, again: bool = True, most: int = ANY
+    ) -> None:
+        self.problem, self.ceiling = problem, ceiling
+        self._again, self._most = again, most
+        self.groups = 0
+        self._handed: dict[int, Handed] = {}
+        self.edges: dict[int, list[Edge]] = {}
+        self._ahead: dict[int, int] = {0: 0}
+        self._build()
+        self.left: dict[int, Left] = {problem.everything: Left(0, 0)}
+        self._bound()
+
+    @property
+    def bound(self) -> int:
+        """No plan moves fewer bytes; above the ceiling where none keeps to it."""
+        start = self.left.get(0)
+        return self.ceiling + 1 if start is None else max(start)
+
+    def handed(self, done: int) -> Handed:
+        """The tensors that a down-set hands on."""
+        found = self._handed.get(done)
+        if found is None:
+            problem = self.problem
+            tensors = problem.crossing(done)
+            left = problem.everything & ~done & ~problem.unfusable
+            to_read = sum(1 << t for t in bits(tensors) if problem.facts.readers[t] & left)
+            found = self._handed[done] = Handed(tensors, to_read)
+        return found
+
+    def _build(self) -> None:
+        problem = self.problem
+        levels: list[set[int]] = [set() for _ in range(len(problem.graph) + 1)]
+        levels[0].add(0)
+        for level in levels[:-1]:
+            for done in sorted(level):
+                ahead = self._ahead[done]
+                slack = self.ceiling - ahead - problem.rest(done)
+                edges = self.edges[done] = []
+                if slack < 0:
+                    continue
+                for mask in self._grow(done, slack if self._again else 0):
+                    edge = self._priced(done, mask)
+                    if edge is None or ahead + edge.moved > self.ceiling:
+                        continue
+                    reached = ahead + edge.moved
+                    edges.append(edge)
+                    levels[edge.next.bit_count()].add(edge.next)
+                    self._ahead[edge.next] = min(reached, self._ahead.get(edge.next, reached))
+
+    def _bound(self) -> None:
+        """Bounds from the end, and only the steps that a plan up to the ceiling can take."""
+        for done in sorted(self.edges, key=int.bit_count, reverse=True):
+            kept = []
+            moved = owing = ANY
+            for edge in self.edges[done]:
+                after = self.left.get(edge.next)
+                if after is None or self._ahead[done] + edge.moved + after.moved > self.ceiling:
+                    continue
+                kept.append(edge)
+                moved = min(moved, edge.moved + after.moved)
+                owing = min(owing, edge.owing + after.owing)
+            if kept:
+                self.edges[done] = kept
+                self.left[done] = Left(moved, owing)
+            else:
+                del self.edges[done]
+
+    # -- growing groups -------------------------------------------------------------------
+
+    def _grow(self, done: int, slack: int) -> Iterator[int]:
+        """Connected sets of fusable operators that can run next, each once; each unfusable one."""
+        problem, graph = self.problem, self.problem.graph
+        front: list[tuple[int, _Grown]] = []
+        nothing = _Grown(0, 0, 0, 0, 0)
+        left = problem.everything & ~done
+        for i in bits(left):
+            if graph.predecessors[i] & left:
+                continue
+            unit = problem.blocks[i] & left
+            if unit & -unit == 1 << i:
+                if unit != 1 << i:
+                    yield 1 << i  # without what writes over its output it may run in slices
+                front.append((problem.ideals[i] & left, nothing))
+        seen = {mask for mask, _ in front}
+        while front:
+            mask, part = front.pop()
+            problem.work.add(_GROUP)
+            self.groups += 1
+            if self.groups > self._most:
+                raise TooWide(f"more than {self._most} groups on its down-sets")
+            alone = not mask & (mask - 1)
+            if mask & problem.unfusable:
+                if alone:
+                    yield mask
+                continue
+            grown = self._joined(part, mask)
+            least = problem.facts.floor(mask, part.mask)
+            if least >= problem.buffer_bytes:
+                continue
+            if self._reads_again(grown, least) > slack:
+                if alone:
+                    yield mask  # in slices
+                continue
+            if not graph.ordered or is_connected(mask, problem.near):
+                yield mask
+            for i in bits(grown.after & ~mask):
+                if graph.makers[i] & mask:
+                    larger = mask | problem.ideals[i] & left
+                    if larger not in seen:
+                        seen.add(larger)
+                        front.append((larger, grown))
+
+    def _joined(self, part: _Grown, mask: int) -> _Grown:
+        facts = self.problem.facts
+        after, at_once, weights, staging = part.after, part.at_once, part.weights, part.staging
+        touched = 0
+        for i in bits(part.mask):
+            touched |= facts.touched[i]
+        for i in bits(mask & ~part.mask):
+            after |= self.problem.graph.successors[i]
+            own = facts.weighted.get(i)
+            if own is not None:
+                weights += own.size
+                staging = max(staging, own.staging)
+            for tensor in bits(facts.touched[i] & ~touched):
+                at_once += facts.least_at_once[tensor]
+            touched |= facts.touched[i]
+        return _Grown(mask, after, at_once, weights, staging)
+
+    def _reads_again(self, grown: _Grown, least: int) -> int:
+        """Bytes of weights that a set and all larger ones read again at least, in line or stripes.
+
+        Args:
+            least: a lower bound of its storages.
+        """
+        limit = self.problem.buffer_bytes
+        if grown.at_once + grown.staging < limit:
+            return 0
+        return max(0, grown.weights + least - (limit - 1))
+
+    # -- relaxed prices -------------------------------------------------------------------
+
+    def _priced(self, done: int, mask: int) -> Edge | None:
+        """The step with its relaxed prices; ``None`` where it does not fit whatever is resident."""
+        problem, facts = self.problem, self.problem.facts
+        next_ = done | mask
+        if mask & problem.unfusable:
+            step = problem.scheme.unfusable_step(mask).dram
+            after = self.handed(next_).to_read & ~self.handed(done).to_read
+            owed = sum([facts.size[t] for t in bits(after)])
+            return Edge(mask, next_, step.total, step.total + owed)
+        group = problem.scheme.group(mask)
+        handed, to_read = self.handed(next_)
+        before = self.handed(done).tensors
+        size, outputs = facts.size, facts.outputs
+        moved = owing = group.weights
+        # (tensor, bytes saved if it is resident) by the one and the other price.
+        moves: list[tuple[int, int]] = []
+        owes: list[tuple[int, int]] = []
+        for t in bits(group.makes & (handed | outputs)):
+            later = size[t] if to_read >> t & 1 else 0
+            moved += size[t]
+            owing += size[t] + later
+            if (problem.may_stay & handed) >> t & 1:
+                written = 0 if outputs >> t & 1 else size[t]
+                moves.append((t, written))
+                owes.append((t, written + later))
+        for t in bits(group.loads):
+            later = size[t] if to_read >> t & 1 else 0
+            moved += size[t]
+            owing += later
+            fresh = not before >> t & 1  # nothing has read this input of the graph yet
+            if fresh:
+                owing += size[t]
+            if problem.may_stay >> t & 1:
+                moves.append((t, 0 if fresh else size[t]))
+                owes.append((t, later))
+        saved, spared = self._most_saved(group, moves), self._most_saved(group, owes)
+        if saved is None or spared is None:
+            return None
+        return Edge(mask, next_, moved - saved, owing - spared)
+
+    def _most_saved(self, group: Group, choices: list[tuple[int, int]]) -> int | None:
+        """The most that residents on the border of a step save, less what it then reads again.
+
+        ``None`` where the step does not fit whatever is resident. All that is not exact errs on
+        the side of saving more.
+        """
+        if group.alone is None:  # else a resident need not be read again for each slice
+            choices = [choice for choice in choices if choice[1]]
+        choices.sort(key=lambda choice: -choice[1])
+        free = sum(saved for _, saved in choices[_MOST_CHOICES:])
+        subsets = [(0, free)]
+        for tensor, saved in choices[:_MOST_CHOICES]:
+            subsets += [(mask | 1 << tensor, total + saved) for mask, total in subsets]
+        best: int | None = None
+        for mask, saved in sorted(subsets, key=lambda subset: (-subset[1], subset[0])):
+            if best is not None and saved <= best:
+                break
+            again = self._least_again(group, mask)
+            if again is not None and (best is None or saved - again > best):
+                best = saved - again
+        return best
+
+    def _least_again(self, group: Group, resident: int) -> int | None:
+        """A lower bound of what a step reads again with some tensors resident; ``None`` where it
+        does not fit."""
+        limit, linking = self.problem.buffer_bytes, group.linked
+        line = once = whole = 0
+        for storage in group.storages:
+            if storage.tensors & linking:
+                continue  # it may be written over another
+            if storage.tensors & resident:
+                whole += storage.whole
+            else:
+                line += storage.line
+                once += storage.at_once
+        if whole + line + group.weights < limit or whole + once + group.least_staging < limit:
+            return 0
+        again: int | None = None
+        if max(whole, group.least) + group.least_staging < limit:
+            again = max(0, group.weights + max(whole, group.least) - (limit - 1))
+        for sliced in slices(group, Beside(resident), limit):
+            again = sliced.reread if again is None else min(again, sliced.reread)
+        return again
