@@ -46,6 +46,10 @@ class Around(NamedTuple):
     beside: int = 0
 
 
+ALONE = Around()
+"""Of a step in a plan where nothing is resident."""
+
+
 @dataclass(frozen=True)
 class StepRun:
     """What a step held and moved, in bytes.
@@ -216,7 +220,7 @@ class Cascade:
         self.apart = replace(graph, ops=tuple(replace(op, in_place=False) for op in graph.ops))
         self.runs: dict[tuple[int, int], Line | Stripes] = {}
         self.unfusable = sum(
-            1 << i for i in range(len(graph)) if self.best_way(1 << i, Around()) is None
+            1 << i for i in range(len(graph)) if self.best_way(1 << i, ALONE) is None
         )
 
     # -- one step ----------------------------------------------------------------------------------
@@ -267,6 +271,18 @@ class Cascade:
             if n not in around.resident or n in self.graph.outputs
         )
         return read, write
+
+    def weighty(self, mask: int) -> int:
+        """The operators of a step that have weights."""
+        return sum(1 << i for i in bits(mask) if self.weights[i])
+
+    def weights_of(self, mask: int) -> int:
+        return sum(self.weights[i] for i in bits(mask))
+
+    def longest(self, mask: int) -> int:
+        """Units of the longest tensor that a step makes and does not read: the most stripes."""
+        sinks = [self.graph.ops[i] for i in bits(mask) if not self.graph.readers[i] & mask]
+        return max(self.graph.tensors[op.writes].rows for op in sinks)
 
     def staging(self, streaming: int) -> int:
         """Bytes for the weights that stream: twice a slice of the most demanding operator."""
@@ -332,7 +348,7 @@ class Cascade:
         self,
         mask: int,
         way: Way,
-        around: Around = Around(),
+        around: Around = ALONE,
         overwrite: Mapping[str, str] | None = None,
     ) -> StepRun:
         """What a step holds and moves, whether or not it fits.
@@ -343,7 +359,7 @@ class Cascade:
         Raises:
             Illegal: where the step cannot run so.
         """
-        weights = sum(self.weights[i] for i in bits(mask))
+        weights = self.weights_of(mask)
         if way.kind == "unfusable":
             if around.resident or around.beside or mask.bit_count() != 1:
                 raise Illegal("an unfusable operator is alone, with nothing resident")
@@ -354,11 +370,10 @@ class Cascade:
             run, held, fetched = self.schedule(mask), weights, weights
         else:
             run = self.schedule(mask, way.count)
-            weighty = sum(1 << i for i in bits(mask) if self.weights[i])
-            if way.stays & ~weighty:
+            if way.stays & ~self.weighty(mask):
                 raise Illegal("weights that are not of the step cannot stay")
-            stays = sum(self.weights[i] for i in bits(way.stays))
-            held = stays + self.staging(weighty & ~way.stays)
+            stays = self.weights_of(way.stays)
+            held = stays + self.staging(self.weighty(mask) & ~way.stays)
             fetched = stays + way.count * (weights - stays)
         if overwrite is None:
             units, storage = self.least_held(run, around)
@@ -393,14 +408,11 @@ class Cascade:
     def ways(self, mask: int) -> Iterator[Way]:
         """Every way of a step, whether or not it fits."""
         yield LINE
-        ops = [self.graph.ops[i] for i in bits(mask)]
-        sinks = [op.writes for op in ops if not self.read_by(op.writes) & mask]
-        weighty = sum(1 << i for i in bits(mask) if self.weights[i])
-        for count in range(1, max(self.graph.tensors[n].rows for n in sinks) + 1):
-            for stays in subsets(weighty):
+        for count in range(1, self.longest(mask) + 1):
+            for stays in subsets(self.weighty(mask)):
                 yield Way("stripes", count, stays)
-        if len(ops) == 1 and weighty:
-            for count in range(2, self.channels(ops[0]) + 1):
+        if mask.bit_count() == 1 and self.weighty(mask):
+            for count in range(2, self.channels(self.graph.ops[mask.bit_length() - 1]) + 1):
                 yield Way("slices", count)
 
     def best_way(self, mask: int, around: Around) -> tuple[Way, StepRun] | None:
@@ -425,7 +437,8 @@ class Cascade:
         for name in self.graph.tensors:
             readers, maker = self.read_by(name), self.made_by(name)
             used = [k for k, step in enumerate(steps) if step & (readers | maker)]
-            lives[name] = used[0], used[-1]
+            if used:
+                lives[name] = used[0], used[-1]
         return lives
 
     def around(self, steps: Sequence[int], k: int, residents: Iterable[str]) -> Around:
@@ -474,8 +487,11 @@ class Cascade:
             done |= mask
         if done != (1 << len(self.graph)) - 1:
             raise Illegal("each operator is in one step")
+        lives = self.lives(masks)
         for name in residents:
-            first, last = self.lives(masks)[name]
+            if name not in lives:
+                raise Illegal(f"{name} is in no step")
+            first, last = lives[name]
             if any(mask & self.unfusable for mask in masks[first : last + 1]):
                 raise Illegal(f"{name} is resident while an unfusable operator runs")
         runs = []

@@ -187,6 +187,52 @@ def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = 
     return build.graph(extra)
 
 
+def cascade_graph(rng: Random, operators: int = 6) -> OpGraph:
+    """A graph for cascade: few rows, so that every number of stripes can be tried.
+
+    Beyond :func:`random_graph`, there are residual sums, elementwise operators that are not marked
+    in place, weights that outweigh the maps, enough channels to slice and further orders.
+    """
+    graph = random_graph(rng, operators, rng.choice((2, 4, 4, 6)), crops=rng.random() < 0.3)
+    wider = rng.choice((1, 1, 2, 3))
+    tensors = {
+        name: replace(t, shape=(1, t.shape[1] * wider, *t.shape[2:]))
+        for name, t in graph.tensors.items()
+    }
+    ops = []
+    for op in graph.ops:
+        same = [
+            name
+            for name in tensors
+            if tensors[name].shape == tensors[op.writes].shape
+            and graph.producer.get(name, -1) < graph.index[op.name]
+            and name not in {read.tensor for read in op.reads}
+        ]
+        weights = op.weight_elements * rng.choice((1, wider, 4, 10)) + (rng.random() < 0.05)
+        marked = op.in_place and rng.random() < 0.6
+        reads = op.reads
+        if same and not marked and rng.random() < 0.3:
+            reads = (*reads, Read(rng.choice(same), IDENTITY))
+        ops.append(replace(op, reads=reads, weight_elements=weights, in_place=marked))
+    read = {read.tensor for op in ops for read in op.reads}
+    outputs = [name for name in graph.outputs if name not in read or rng.random() < 0.5]
+    graph = replace(graph, ops=tuple(ops), tensors=tensors, outputs=tuple(outputs))
+    return with_order(rng, graph, 0.2) if rng.random() < 0.1 else graph
+
+
+def buffer_between(rng: Random, alone: Sequence[int], whole: int) -> int:
+    """A buffer under which something is to be decided.
+
+    Mostly between what the least and the most demanding operator need, so that some are unfusable
+    or run alone; else up to what the whole graph needs at once.
+    """
+    low, middle, high = min(alone) + 1, max(alone) + 1, max(*alone, whole) + 1
+    draw = rng.random()
+    if draw < 0.3:
+        return rng.randint(low, middle)
+    return rng.randint(middle, (middle + high) // 2 if draw < 0.8 else high)
+
+
 def with_order(rng: Random, graph: OpGraph, share: float) -> OpGraph:
     """The graph with about ``share`` times as many further orders between its operators."""
     for _ in range(round(share * len(graph))):
