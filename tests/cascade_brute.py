@@ -7,7 +7,7 @@ from random import Random
 from typing import NamedTuple
 
 from tests.cascade_simulator import LINE, UNFUSABLE, Around, Cascade, Way, subsets
-from tests.graphs import buffer_between, cascade_graph
+from tests.graphs import cascade_graph, grown_group, interesting_buffer
 from torch_getfuse.partition.node_set import bits
 
 Point = tuple[int, int]
@@ -227,4 +227,12 @@ def random_cascade(rng: Random, operators: int = 6) -> Cascade:
         for i in range(len(graph))
     ]
     whole = free.run_step((1 << len(graph)) - 1, LINE).buffer
-    return Cascade(graph, buffer_between(rng, alone, whole), width, 1, slice_channels)
+    group = grown_group(rng, graph, rng.randint(2, len(graph)))
+    stripes = rng.randint(1, free.longest(group))
+    grown = min(
+        free.run_step(group, way).buffer
+        for way in free.ways(group)
+        if way[:2] == ("stripes", stripes)
+    )
+    buffer_bytes = interesting_buffer(rng, alone, whole, grown)
+    return Cascade(graph, buffer_bytes, width, 1, slice_channels)
