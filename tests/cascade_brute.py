@@ -138,10 +138,9 @@ class Brute:
                 for streamed, held in self.weights_held(step):
                     traffic = line.total + (count - 1) * streamed
                     points.append((traffic, cascade.bytes_of(units) + held))
-            for way in cascade.ways(step):
-                if way.kind == "slices":
-                    run = cascade.run_step(step, way, around)
-                    points.append((run.total, run.buffer))
+            for way in cascade.slices(step):
+                run = cascade.run_step(step, way, around)
+                points.append((run.total, run.buffer))
             self.points[key] = unbeaten(points)
         return self.points[key]
 
@@ -177,7 +176,8 @@ class Brute:
         """The least total, and one plan that has it."""
         floors = {done: self.floor(done) for done in self.moves}
         order = sorted(self.moves, key=int.bit_count)
-        best, best_steps, best_residents = 1 << 62, [], 0
+        best_steps: list[int] = []
+        best, best_residents = 1 << 62, 0
         for residents in range(1 << len(self.names)):
             reached: dict[int, tuple[int, int]] = {0: (0, 0)}
             for done in order[:-1]:
@@ -205,7 +205,7 @@ class Brute:
 
     def plan(self, total: int, steps: list[int], residents: int) -> Optimum:
         names = frozenset(self.names[i] for i in bits(residents))
-        ways = []
+        ways: list[tuple[int, Way]] = []
         for k, step in enumerate(steps):
             best = self.cascade.best_way(step, self.cascade.around(steps, k, names))
             ways.append((step, UNFUSABLE if best is None else best[0]))

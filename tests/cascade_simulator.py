@@ -121,8 +121,8 @@ class Stripes(Simulator):
                 continue
             ends = [0]
             for op, read in self.readers[name]:
-                for unit in wanted[op.writes]:
-                    ends.append(self.spans[op.name, read.tensor][unit].stop)
+                spans = [self.spans[op.name, read.tensor][unit] for unit in wanted[op.writes]]
+                ends += [span.stop for span in spans if span]
             wanted[name] = set(range(max(ends)))
         return wanted
 
@@ -411,6 +411,10 @@ class Cascade:
         for count in range(1, self.longest(mask) + 1):
             for stays in subsets(self.weighty(mask)):
                 yield Way("stripes", count, stays)
+        yield from self.slices(mask)
+
+    def slices(self, mask: int) -> Iterator[Way]:
+        """The ways in slices: those of an operator alone that has weights."""
         if mask.bit_count() == 1 and self.weighty(mask):
             for count in range(2, self.channels(self.graph.ops[mask.bit_length() - 1]) + 1):
                 yield Way("slices", count)
