@@ -227,7 +227,7 @@ def random_cascade(rng: Random, operators: int = 6) -> Cascade:
         for i in range(len(graph))
     ]
     whole = free.run_step((1 << len(graph)) - 1, LINE).buffer
-    group = grown_group(rng, graph, rng.randint(2, len(graph)))
+    group = grown_group(rng, graph, rng.randint(min(2, len(graph)), len(graph)))
     stripes = rng.randint(1, free.longest(group))
     grown = min(
         free.run_step(group, way).buffer
