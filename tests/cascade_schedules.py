@@ -73,7 +73,7 @@ class Stripes(Simulator):
             for last in self.peak:
                 first = next(name for name in self.tensors if self.storage[name] == last)
                 live = made[first] - self.released(last, before)
-                self.peak[last] = max(self.peak[last], len(live), 1)
+                self.peak[last] = max(self.peak[last], len(live))
 
     def let_go(
         self,

@@ -215,6 +215,10 @@ class Cascade:
                 found.append(pairs)
         return found
 
+    def units_held(self, run: Line | Stripes, last: str, whole: bool) -> int:
+        """Units of a storage: all, or its peak; one at least, even where none is ever needed."""
+        return run.units[last] if whole else max(run.peak[last], 1)
+
     def hold(
         self, run: Line | Stripes, around: Around, pairs: Iterable[tuple[str, str]]
     ) -> tuple[dict[str, int], dict[str, str]]:
@@ -228,7 +232,7 @@ class Cascade:
         units = {}
         for last in dict.fromkeys(storage.values()):
             inside = {name for name in storage if storage[name] == last}
-            units[last] = run.units[last] if inside & around.resident else run.peak[last]
+            units[last] = self.units_held(run, last, bool(inside & around.resident))
         return units, storage
 
     def least_held(
@@ -296,7 +300,7 @@ class Cascade:
         if not weights or not 2 <= count <= self.channels(op):
             raise Illegal(f"{op.name} does not run in {count} slices")
         run = Line(self.apart, mask)
-        units = {n: run.units[n] if n in around.resident else run.peak[n] for n in run.tensors}
+        units = {n: self.units_held(run, n, n in around.resident) for n in run.tensors}
         return StepRun(
             units,
             {name: name for name in units},

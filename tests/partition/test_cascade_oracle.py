@@ -217,6 +217,16 @@ def test_a_window_in_the_padding_needs_nothing() -> None:
     assert run.peak == {"x0": 1, "conv0": 1}
 
 
+@pytest.mark.parametrize("way", [LINE, Way("stripes", 1), Way("slices", 2)])
+def test_a_map_of_which_nothing_is_needed_has_room_for_one_row(way: Way) -> None:
+    build = Builder()
+    x = build.input((1, 1, 1, 2))
+    window = Window.sliding((1, 1), (3, 3), padding=(1, 1))
+    build.op("conv", [(x, window)], (1, 2, 1, 2), 4, mixes=True)
+    run = Cascade(build.graph(), AMPLE).run_step(1, way)
+    assert run.units == {"x0": 1, "conv0": 1}
+
+
 # -- slices ----------------------------------------------------------------------------------------
 
 
