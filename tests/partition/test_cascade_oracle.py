@@ -402,6 +402,24 @@ def test_a_reduction_lets_go_at_once_by_lines_and_after_its_turn_in_stripes(
         assert run.features == (16 if pool_first else 32) + 1
 
 
+def test_a_reader_has_let_go_of_rows_that_it_never_needs() -> None:
+    """The second operator reads the last two of four rows, and stands after the one that writes.
+
+    In four stripes it has made 0, 1, 1 and 2 rows when row 0, 1, 2 and 3 are written over, and
+    needs x from row 2, 3, 3 and 4 on. In two it still needs row 3 when that is written over.
+    """
+    build = Builder()
+    x = build.input((1, 1, 4, 4))
+    build.op("neg", [(x, IDENTITY)], (1, 1, 4, 4))
+    crop = Window.sliding((1, 1), padding=(-2, 0), padding_end=(0, 0))
+    build.op("crop", [(x, crop)], (1, 1, 2, 4))
+    graph = build.graph()
+    names = tuple(graph.tensors)
+    cascade, around = Cascade(graph, AMPLE), touching(*names, last=names)
+    for way, features in ((LINE, 24), (Way("stripes", 4), 24), (Way("stripes", 2), 40)):
+        assert cascade.run_step(0b11, way, around).features == features
+
+
 # -- plans -----------------------------------------------------------------------------------------
 
 
