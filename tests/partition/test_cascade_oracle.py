@@ -269,6 +269,22 @@ def test_the_fewest_slices_that_fit(buffer_bytes: int, way: Way, need: int, tota
     assert Cascade(one_convolution(), 43).unfusable == 1
 
 
+def test_an_input_that_stays_for_one_step_in_slices_is_read_once() -> None:
+    """The life of x is one step. A 3x3 window holds both of its rows anyway, so to stay is free.
+
+    By lines 4 + 8 + 40 bytes are needed; in two slices of 20 bytes 32. Staging for stripes is as
+    much as all weights, for there are fewer than 16 channels.
+    """
+    build = Builder()
+    build.conv(build.input((1, 1, 2, 2)), 4, kernel=3)
+    cascade = Cascade(build.graph(), 33)
+    (apart,) = cascade.run_plan([(1, None)])
+    (stays,) = cascade.run_plan([(1, None)], ["x0"])
+    assert apart.buffer == stays.buffer == 4 + 8 + 20
+    assert (apart.read, stays.read) == (2 * 4, 4)
+    assert optimum(cascade).total == stays.total == 4 + 16 + 40
+
+
 def test_in_slices_nothing_is_in_place() -> None:
     build = Builder()
     build.op("prelu", [(build.input((1, 4, 3, 2)), IDENTITY)], (1, 4, 3, 2), 4, in_place=True)
