@@ -229,10 +229,7 @@ def random_cascade(rng: Random, operators: int = 6) -> Cascade:
     whole = free.run_step((1 << len(graph)) - 1, LINE).buffer
     group = grown_group(rng, graph, rng.randint(min(2, len(graph)), len(graph)))
     stripes = rng.randint(1, free.longest(group))
-    grown = min(
-        free.run_step(group, way).buffer
-        for way in free.ways(group)
-        if way[:2] == ("stripes", stripes)
-    )
+    striped = [w for w in free.ways(group) if w.kind == "stripes" and w.count == stripes]
+    grown = min(free.run_step(group, way).buffer for way in striped)
     buffer_bytes = interesting_buffer(rng, alone, whole, grown)
     return Cascade(graph, buffer_bytes, width, 1, slice_channels)

@@ -19,7 +19,8 @@ from torch_getfuse.partition.node_set import bits
 KINDS = ("line", "stripes", "slices", "unfusable")
 
 
-class Way(NamedTuple):
+@dataclass(frozen=True)
+class Way:
     """How a step runs: ``count`` stripes or slices; ``stays``: operators whose weights stay."""
 
     kind: str

@@ -1,21 +1,19 @@
-"""The oracle of cascade against arithmetic by hand, and its optimum against plain enumeration."""
+"""The steps of the oracle of cascade against arithmetic by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.cascade_brute import optimum
 from tests.cascade_simulator import (
     ALONE,
     LINE,
-    UNFUSABLE,
     Around,
     Cascade,
     Illegal,
     Stripes,
     Way,
 )
-from tests.graphs import IDENTITY, Builder, heavy_between
+from tests.graphs import IDENTITY, Builder
 from torch_getfuse.ir import OpGraph, Window
 
 AMPLE = 1 << 20
@@ -269,22 +267,6 @@ def test_the_fewest_slices_that_fit(buffer_bytes: int, way: Way, need: int, tota
     assert Cascade(one_convolution(), 43).unfusable == 1
 
 
-def test_an_input_that_stays_for_one_step_in_slices_is_read_once() -> None:
-    """The life of x is one step. A 3x3 window holds both of its rows anyway, so to stay is free.
-
-    By lines 4 + 8 + 40 bytes are needed; in two slices of 20 bytes 32. Staging for stripes is as
-    much as all weights, for there are fewer than 16 channels.
-    """
-    build = Builder()
-    build.conv(build.input((1, 1, 2, 2)), 4, kernel=3)
-    cascade = Cascade(build.graph(), 33)
-    (apart,) = cascade.run_plan([(1, None)])
-    (stays,) = cascade.run_plan([(1, None)], ["x0"])
-    assert apart.buffer == stays.buffer == 4 + 8 + 20
-    assert (apart.read, stays.read) == (2 * 4, 4)
-    assert optimum(cascade).total == stays.total == 4 + 16 + 40
-
-
 def test_in_slices_nothing_is_in_place() -> None:
     build = Builder()
     build.op("prelu", [(build.input((1, 4, 3, 2)), IDENTITY)], (1, 4, 3, 2), 4, in_place=True)
@@ -434,100 +416,3 @@ def test_a_reader_has_let_go_of_rows_that_it_never_needs() -> None:
     cascade, around = Cascade(graph, AMPLE), touching(*names, last=names)
     for way, features in ((LINE, 24), (Way("stripes", 4), 24), (Way("stripes", 2), 40)):
         assert cascade.run_step(0b11, way, around).features == features
-
-
-# -- plans -----------------------------------------------------------------------------------------
-
-
-def test_a_plan_of_two_steps_with_residents() -> None:
-    """conv | add of the residual block: the map between stays, and so does x."""
-    build = Builder()
-    x = build.input((1, 4, 8, 8))
-    build.add(build.conv(x, 4, kernel=3), x)
-    cascade = Cascade(build.graph(), AMPLE)
-    plan = [(0b01, LINE), (0b10, LINE)]
-    runs = cascade.run_plan(plan)
-    # x 3 rows, the map 1; then one row of each operand and the sum.
-    assert [run.features for run in runs] == [4 * 32, 3 * 32]
-    assert [run.total for run in runs] == [256 + 256 + 148, 3 * 256]
-    runs = cascade.run_plan(plan, ["x0", "conv0"])
-    assert [run.features for run in runs] == [2 * 256, 2 * 256 + 32]
-    assert [(run.read, run.write, run.weight) for run in runs] == [(256, 0, 148), (0, 256, 0)]
-    # The sum resident too is written over one of them: it costs no row more.
-    runs = cascade.run_plan(plan, ["x0", "conv0", "add1"])
-    assert [run.features for run in runs] == [2 * 256, 2 * 256]
-    assert [run.write for run in runs] == [0, 256]
-    # x alone is held over the first step and read in it, once.
-    runs = cascade.run_plan(plan, ["x0"])
-    assert [run.features for run in runs] == [256 + 32, 256 + 32 + 32]
-    assert [(run.read, run.write) for run in runs] == [(256, 256), (256, 256)]
-
-
-def test_a_resident_that_a_step_does_not_touch_is_beside_it() -> None:
-    """x is read by the first and the last of three convolutions."""
-    build = Builder()
-    x = build.input((1, 1, 4, 4))
-    middle = build.conv(build.conv(x, 1), 1)
-    build.add(middle, x)
-    cascade = Cascade(build.graph(), AMPLE, weight_bytes=0)
-    plan = [(0b001, LINE), (0b010, LINE), (0b100, LINE)]
-    runs = cascade.run_plan(plan, ["x0"])
-    assert [(run.features, run.beside) for run in runs] == [(16 + 4, 0), (8, 16), (16 + 4 + 4, 0)]
-    assert [run.read for run in runs] == [16, 16, 16]
-
-
-def test_an_unfusable_operator_is_a_step_of_its_own() -> None:
-    """1,000 bytes of weights of one channel can neither be held, nor streamed, nor sliced."""
-    cascade = Cascade(heavy_between(), 100)
-    assert cascade.unfusable == 0b010
-    plan = [(0b001, LINE), (0b010, UNFUSABLE), (0b100, LINE)]
-    runs = cascade.run_plan(plan)
-    assert [run.total for run in runs] == [16 + 16 + 2, 16 + 16 + 1000, 3 * 16]
-    assert runs[1].buffer == 0
-    assert cascade.run_plan(plan, ["x0", "add2"])[0].buffer == 16 + 4 + 2
-    for resident in ("conv0", "conv1"):
-        with pytest.raises(Illegal, match=f"{resident} is resident while an unfusable"):
-            cascade.run_plan(plan, [resident])
-    assert optimum(cascade).total == sum(run.total for run in runs)
-
-
-@pytest.mark.parametrize(
-    ("plan", "residents", "reason"),
-    [
-        ([(0b111, LINE)], [], "an unfusable operator is a step of its own"),
-        ([(0b001, LINE), (0b010, LINE), (0b100, LINE)], [], "unfusable operator runs in no way"),
-        ([(0b001, UNFUSABLE), (0b010, None), (0b100, None)], [], "fusable operator runs in some"),
-        ([(0b010, None), (0b001, None), (0b100, None)], [], "before something that it needs"),
-        ([(0b001, None), (0b010, None)], [], "each operator is in one step"),
-        ([(0b001, None), (0b001, None), (0b010, None), (0b100, None)], [], "in one step"),
-        ([(0b001, None), (0b010, None), (0b100, None)], ["nothing"], "nothing is in no step"),
-        ([(0b001, Way("slices", 2)), (0b010, None), (0b100, None)], [], "not run in 2 slices"),
-    ],
-)
-def test_plans_that_break_a_rule(
-    plan: list[tuple[int, Way | None]], residents: list[str], reason: str
-) -> None:
-    with pytest.raises(Illegal, match=reason):
-        Cascade(heavy_between(), 100).run_plan(plan, residents)
-
-
-def test_the_buffer_is_a_strict_limit_and_steps_are_connected() -> None:
-    build = Builder()
-    x = build.input((1, 1, 4, 4))
-    build.op("neg", [(x, IDENTITY)], (1, 1, 4, 4))
-    build.op("abs", [(x, IDENTITY)], (1, 1, 4, 4))
-    graph = build.graph()
-    plan = [(0b01, LINE), (0b10, LINE)]
-    assert Cascade(graph, 9).run_plan(plan)[0].buffer == 8
-    # x resident: 16 + 4 in both steps; read once.
-    assert sum(run.total for run in Cascade(graph, 21).run_plan(plan, ["x0"])) == 3 * 16
-    with pytest.raises(Illegal, match="step 0 holds 20 bytes, not below 20"):
-        Cascade(graph, 20).run_plan(plan, ["x0"])
-    with pytest.raises(Illegal, match="step 0 fits in no way"):
-        Cascade(graph, 20).run_plan([(0b01, None), (0b10, None)], ["x0"])
-    with pytest.raises(Illegal, match="a step is connected"):
-        Cascade(graph, 99).run_plan([(0b11, LINE)])
-    # Two operators that only share their input are no group, so the input is read once only if
-    # it stays.
-    assert optimum(Cascade(graph, 20)).total == 4 * 16
-    assert optimum(Cascade(graph, 21)).total == 3 * 16
