@@ -190,7 +190,7 @@ def test_a_map_that_only_a_reduction_reads_is_let_go_after_its_stripe() -> None:
 
 
 def test_rows_that_a_stride_skips_are_still_held() -> None:
-    """Rows 0 and 2 of five are needed, and row 4; the reader of four rows stops at row 2."""
+    """Every second row is picked, twice, and the one row that is left needs one of each."""
     build = Builder()
     x = build.input((1, 1, 4, 1))
     strided = build.op("pick", [(x, Window.sliding((1, 1), (2, 2)))], (1, 1, 2, 1))
