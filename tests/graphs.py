@@ -187,6 +187,92 @@ def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = 
     return build.graph(extra)
 
 
+def residual_chain(rng: Random, operators: int, size: int) -> OpGraph:
+    """Operators that mostly read the one before them, over maps of ``size`` rows, and skips."""
+    build = Builder()
+    channels = rng.choice((1, 2, 4))
+    maps = [build.input((1, channels, size, rng.choice((1, size, 3 * size))))]
+    if rng.random() < 0.3:
+        maps.insert(0, build.input(build.tensors[maps[0]].shape))
+    while len(build.ops) < operators:
+        source = maps[-1] if rng.random() < 0.9 else rng.choice(maps)
+        shape = build.tensors[source].shape
+        same = [m for m in maps if m != source and build.tensors[m].shape == shape]
+        draw = rng.random()
+        if draw < 0.3 and same:
+            made = build.add(source, rng.choice(same))
+        elif draw < 0.45:
+            made = build.act(source)
+        else:
+            kernel = rng.choice((1, 3, 3, 5))
+            stride = 2 if shape[2] > 3 and rng.random() < 0.1 else 1
+            grown = channels if rng.random() < 0.8 else rng.choice((1, 2, 4))
+            made = build.conv(source, grown, kernel, stride, depthwise=rng.random() < 0.2)
+        maps.append(made)
+    return build.graph([rng.choice(maps[1:])] if rng.random() < 0.2 else [])
+
+
+def cascade_graph(rng: Random, operators: int = 6) -> OpGraph:
+    """A graph for cascade: few rows, so that every number of stripes can be tried.
+
+    Beyond :func:`random_graph`, there are residual sums, elementwise operators that are not marked
+    in place, weights from next to none to more than the maps, enough channels to slice and further
+    orders.
+    """
+    if rng.random() < 0.5:
+        graph = random_graph(rng, operators, rng.choice((2, 4, 4, 6)), crops=rng.random() < 0.3)
+    else:
+        graph = residual_chain(rng, operators, rng.choice((3, 5, 9)))
+    wider = rng.choice((1, 1, 2, 3))
+    tensors = {
+        name: replace(t, shape=(1, t.shape[1] * wider, *t.shape[2:]))
+        for name, t in graph.tensors.items()
+    }
+    rows_of_weights = rng.choice((0, 1, 2))
+    ops = []
+    for op in graph.ops:
+        same = [
+            name
+            for name in tensors
+            if tensors[name].shape == tensors[op.writes].shape
+            and graph.producer.get(name, -1) < graph.index[op.name]
+            and name not in {read.tensor for read in op.reads}
+        ]
+        weights = op.weight_elements * rng.choice((1, 1, 4)) + (rng.random() < 0.05)
+        if weights and rows_of_weights:
+            row = tensors[op.writes].elements // tensors[op.writes].rows
+            weights = rng.randint(1, rows_of_weights * row)
+        marked = op.in_place and rng.random() < 0.6
+        reads = op.reads
+        if same and not marked and rng.random() < 0.3:
+            reads = (*reads, Read(rng.choice(same), IDENTITY))
+        ops.append(replace(op, reads=reads, weight_elements=weights, in_place=marked))
+    read = {read.tensor for op in ops for read in op.reads}
+    outputs = [name for name in graph.outputs if name not in read or rng.random() < 0.5]
+    graph = replace(graph, ops=tuple(ops), tensors=tensors, outputs=tuple(outputs))
+    return with_order(rng, graph, 0.2) if rng.random() < 0.1 else graph
+
+
+def interesting_buffer(rng: Random, alone: Sequence[int], whole: int, grown: int) -> int:
+    """A buffer under which something is to be decided.
+
+    Args:
+        alone: the least that each operator needs, one by one.
+        whole: what the whole graph needs at once.
+        grown: what some group of operators needs, run in some way.
+
+    The last is barely met or barely missed, or it is somewhere between the needs of single
+    operators, so that some are unfusable, or little more than all of those.
+    """
+    low, middle, high = min(alone) + 1, max(alone) + 1, max(*alone, whole) + 1
+    draw = rng.random()
+    if draw < 0.35:
+        return max(low, grown + rng.randint(0, 3))
+    if draw < 0.5:
+        return rng.randint(low, middle)
+    return rng.randint(middle, (3 * middle + high) // 4)
+
+
 def with_order(rng: Random, graph: OpGraph, share: float) -> OpGraph:
     """The graph with about ``share`` times as many further orders between its operators."""
     for _ in range(round(share * len(graph))):
