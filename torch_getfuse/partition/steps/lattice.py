@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.groups import Group
-from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, slices
+from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_in_stripes, slices
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
 
@@ -51,11 +51,11 @@ class Edge(NamedTuple):
 
 
 class Left(NamedTuple):
-    """Lower bounds of what is left after a down-set, in bytes.
+    """Lower bounds of what is left after a down-set, or of what went before it, in bytes.
 
     Attributes:
-        moved: of all that the steps still move.
-        owing: the same, but for the first read of what the down-set hands on.
+        moved: of all that the steps move, each tensor paid for where it crosses.
+        owing: the same, the first read of what is written paid for with the write.
     """
 
     moved: int
@@ -118,7 +118,8 @@ class Lattice:
         self.groups = 0
         self._handed: dict[int, Handed] = {}
         self.edges: dict[int, list[Edge]] = {}
-        self._ahead: dict[int, int] = {0: 0}
+        self._rests: dict[int, int] = {}
+        self._ahead: dict[int, Left] = {0: Left(0, 0)}
         self._build()
         self.left: dict[int, Left] = {problem.everything: Left(0, 0)}
         self._bound()
@@ -147,27 +148,38 @@ class Lattice:
         for level in levels[:-1]:
             for done in sorted(level):
                 ahead = self._ahead[done]
-                slack = self.ceiling - ahead - problem.rest(done)
+                slack = self.ceiling - max(ahead) - self._rest(done)
                 edges = self.edges[done] = []
                 if slack < 0:
                     continue
                 for mask in self._grow(done, slack if self._again else 0):
                     edge = self._priced(done, mask)
-                    if edge is None or ahead + edge.moved > self.ceiling:
+                    if edge is None:
                         continue
-                    reached = ahead + edge.moved
                     edges.append(edge)
                     levels[edge.next.bit_count()].add(edge.next)
-                    self._ahead[edge.next] = min(reached, self._ahead.get(edge.next, reached))
+                    reached = Left(ahead.moved + edge.moved, ahead.owing + edge.owing)
+                    known = self._ahead.get(edge.next, reached)
+                    self._ahead[edge.next] = Left(*map(min, zip(known, reached, strict=True)))
+
+    def _rest(self, done: int) -> int:
+        found = self._rests.get(done)
+        if found is None:
+            found = self._rests[done] = self.problem.rest(done)
+        return found
 
     def _bound(self) -> None:
         """Bounds from the end, and only the steps that a plan up to the ceiling can take."""
         for done in sorted(self.edges, key=int.bit_count, reverse=True):
-            kept = []
+            kept, ahead = [], self._ahead[done]
             moved = owing = ANY
             for edge in self.edges[done]:
                 after = self.left.get(edge.next)
-                if after is None or self._ahead[done] + edge.moved + after.moved > self.ceiling:
+                if after is None:
+                    continue
+                if ahead.moved + edge.moved + after.moved > self.ceiling:
+                    continue
+                if ahead.owing + edge.owing + after.owing > self.ceiling:
                     continue
                 kept.append(edge)
                 moved = min(moved, edge.moved + after.moved)
@@ -254,7 +266,10 @@ class Lattice:
     # -- relaxed prices -------------------------------------------------------------------
 
     def _priced(self, done: int, mask: int) -> Edge | None:
-        """The step with its relaxed prices; ``None`` where it does not fit whatever is resident."""
+        """The step with its relaxed prices.
+
+        ``None`` where it does not fit, or leads above the ceiling, whatever is resident.
+        """
         problem, facts = self.problem, self.problem.facts
         next_ = done | mask
         if mask & problem.unfusable:
@@ -262,6 +277,7 @@ class Lattice:
             after = self.handed(next_).to_read & ~self.handed(done).to_read
             owed = sum([facts.size[t] for t in bits(after)])
             return Edge(mask, next_, step.total, step.total + owed)
+        room = self.ceiling - self._rest(next_)
         group = problem.scheme.group(mask)
         handed, to_read = self.handed(next_)
         before = self.handed(done).tensors
@@ -288,16 +304,24 @@ class Lattice:
             if problem.may_stay >> t & 1:
                 moves.append((t, 0 if fresh else size[t]))
                 owes.append((t, later))
-        saved, spared = self._most_saved(group, moves), self._most_saved(group, owes)
-        if saved is None or spared is None:
+        ahead = self._ahead[done]
+        saved = self._most_saved(group, moves, room - ahead.moved - moved)
+        if saved is None:
             return None
-        return Edge(mask, next_, moved - saved, owing - spared)
+        spared = self._most_saved(group, owes, room - ahead.owing - owing)
+        return None if spared is None else Edge(mask, next_, moved - saved, owing - spared)
 
-    def _most_saved(self, group: Group, choices: list[tuple[int, int]]) -> int | None:
+    def _most_saved(self, group: Group, choices: list[tuple[int, int]], room: int) -> int | None:
         """The most that residents on the border of a step save, less what it then reads again.
 
-        ``None`` where the step does not fit whatever is resident. All that is not exact errs on
-        the side of saving more.
+        All that is not exact errs on the side of saving more.
+
+        Args:
+            choices: tensors that may be resident, and bytes that each then saves.
+            room: bytes that the step may move more than if all is moved once.
+
+        Returns:
+            ``None`` where the step does not fit whatever is resident, or needs more room.
         """
         if group.alone is None:  # else a resident need not be read again for each slice
             choices = [choice for choice in choices if choice[1]]
@@ -308,16 +332,17 @@ class Lattice:
             subsets += [(mask | 1 << tensor, total + saved) for mask, total in subsets]
         best: int | None = None
         for mask, saved in sorted(subsets, key=lambda subset: (-subset[1], subset[0])):
-            if best is not None and saved <= best:
+            if room + saved < 0 or (best is not None and saved <= best):
                 break
-            again = self._least_again(group, mask)
-            if again is not None and (best is None or saved - again > best):
+            most = room + saved if best is None else min(room + saved, saved - best - 1)
+            again = self._least_again(group, mask, most)
+            if again is not None:
                 best = saved - again
         return best
 
-    def _least_again(self, group: Group, resident: int) -> int | None:
+    def _least_again(self, group: Group, resident: int, most: int) -> int | None:
         """A lower bound of what a step reads again with some tensors resident; ``None`` where it
-        does not fit."""
+        does not fit, or that is above ``most``."""
         limit, linking = self.problem.buffer_bytes, group.linked
         line = once = whole = 0
         for storage in group.storages:
@@ -330,9 +355,8 @@ class Lattice:
                 once += storage.at_once
         if whole + line + group.weights < limit or whole + once + group.least_staging < limit:
             return 0
-        again: int | None = None
-        if max(whole, group.least) + group.least_staging < limit:
-            again = max(0, group.weights + max(whole, group.least) - (limit - 1))
-        for sliced in slices(group, Beside(resident), limit):
+        beside = Beside(resident)
+        again = least_in_stripes(group, beside, limit, most)
+        for sliced in slices(group, beside, limit, most):
             again = sliced.reread if again is None else min(again, sliced.reread)
         return again

@@ -264,6 +264,11 @@ class Group:
         return np.array([lines.unit_bytes[self.numbers[r[-1]]] for r in self.shape.storages])
 
     @cached_property
+    def wholes(self) -> Bytes:
+        """Bytes of the tensor of each storage."""
+        return np.array([storage.whole for storage in self.storages])
+
+    @cached_property
     def links(self) -> list[tuple[int, int]]:
         """Source and target of the shape's links, as masks of one tensor each."""
         if not self.mask & self.facts.linking:

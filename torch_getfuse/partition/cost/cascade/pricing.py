@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torch_getfuse.partition.cost.cascade.groups import Group
+from torch_getfuse.partition.cost.cascade.groups import Bytes, Group
 from torch_getfuse.partition.cost.cascade.shape import Link
 from torch_getfuse.partition.cost.cascade.way import LINE, SLICES, STRIPES
 from torch_getfuse.partition.cost.cascade.weights import most_staying
@@ -51,6 +51,7 @@ class Priced(NamedTuple):
         kind, count: of the :class:`~.way.Way`.
         stay: mask of the operators whose weights stay.
         joined: the links of which the later tensor is written over the earlier.
+        kept: mask of the tensors that are resident in this step alone.
     """
 
     reread: int
@@ -58,7 +59,8 @@ class Priced(NamedTuple):
     kind: str
     count: int
     stay: int
-    joined: tuple[Link, ...]
+    joined: tuple[Link, ...] = ()
+    kept: int = 0
 
 
 class Held(NamedTuple):
@@ -127,12 +129,14 @@ def _once(group: Group, beside: Beside, limit: int) -> Iterator[Priced]:
     line = _held(group, beside, sizes, lambda: shape.line_links, limit - weights)
     if line.bytes + weights < limit:
         stay = sum(1 << own.op for own in group.weighted)
-        yield Priced(0, line.bytes + weights, LINE, 1, stay, line.joined)
+        need = line.bytes + weights
+        yield Priced(0, need, LINE, 1, stay, line.joined, _kept(group, beside, line.joined))
     sizes = [storage.at_once for storage in group.storages]
     streamed = limit - group.least_staging
     whole = _held(group, beside, sizes, lambda: shape.stripe_links(1), streamed)
     if whole.bytes < streamed:
-        yield Priced(0, whole.bytes + group.least_staging, STRIPES, 1, 0, whole.joined)
+        need = whole.bytes + group.least_staging
+        yield Priced(0, need, STRIPES, 1, 0, whole.joined, _kept(group, beside, whole.joined))
 
 
 def slices(
@@ -142,9 +146,9 @@ def slices(
     position = group.alone
     if position is None or not group.weights:
         return
-    facts = group.facts
-    lines = facts.lines
+    facts, lines = group.facts, group.facts.lines
     maps, again = beside.others, 0
+    choices: list[tuple[int, int]] = []  # tensors that may stay for this step alone, bytes more
     for tensor in bits(group.tensors):
         if beside.touched >> tensor & 1:
             maps += facts.size[tensor]
@@ -152,15 +156,22 @@ def slices(
             maps += lines.unit_bytes[tensor]
         else:
             edge = lines.edges[tensor, position]
-            maps += max(1, edge.widest(edge.units_out)) * lines.unit_bytes[tensor]
+            held = max(1, edge.widest(edge.units_out)) * lines.unit_bytes[tensor]
+            maps += held
             again += facts.size[tensor]
-    room = limit - 1 - maps
-    if room < 1:
-        return
-    count = max(2, -(-group.weights // room))
-    reread = (count - 1) * again
-    if count <= facts.channels[position] and (most is None or reread <= most):
-        yield Priced(reread, maps - (-group.weights // count), SLICES, count, 0, ())
+            if beside.free and group.private >> tensor & 1:
+                choices.append((tensor, facts.size[tensor] - held))
+    for chosen in range(1 << len(choices)):
+        kept = [choice for k, choice in enumerate(choices) if chosen >> k & 1]
+        need = maps + sum(more for _, more in kept)
+        room = limit - 1 - need
+        if room < 1:
+            continue
+        count = max(2, -(-group.weights // room))
+        reread = (count - 1) * (again - sum(facts.size[tensor] for tensor, _ in kept))
+        if count <= facts.channels[position] and (most is None or reread <= most):
+            need -= -group.weights // count
+            yield Priced(reread, need, SLICES, count, 0, (), sum(1 << t for t, _ in kept))
 
 
 def _stripes(
@@ -173,34 +184,16 @@ def _stripes(
     beside the lines, some are read again in each further stripe.
     """
     shape, weights = group.shape, group.weights
-    least = beside.others + group.least
-    if shape.steady:
-        if most == 0:
-            return
-        sizes = [storage.line for storage in group.storages]
-        least = _held(group, beside, sizes, lambda: shape.line_links, limit).bytes
-    excess = max(weights + least - (limit - 1), 0)
-    if least + group.least_staging >= limit:
-        return
-    fixed = [bool(storage.tensors & beside.touched) for storage in group.storages]
-    whole = beside.others + sum(s.whole for s, at in zip(group.storages, fixed, strict=True) if at)
-    # What streams beside the residents; storages that may be joined to another not counted.
-    apart = ~np.array(fixed)
-    apart[[shape.links[k].above for k in _usable(group, beside)]] = False
-    streams = group.unit_bytes * apart
-    first = 2
-    while first <= shape.longest and (most is None or (first - 1) * excess <= most):
-        table = shape.table(first)
-        again = np.arange(first - 1, first - 1 + len(table))
-        room = limit - 1 - whole - table @ streams
-        good = room >= group.least_staging
+    for first, rooms in _rooms(group, beside, limit, most):
+        again = np.arange(first - 1, first - 1 + len(rooms))
+        good = rooms >= group.least_staging
         if most is not None:
-            good &= again * (weights - room) <= most
+            good &= again * (weights - rooms) <= most
         for k in np.flatnonzero(good).tolist():
             count = first + k
-            if most is not None and (count - 1) * (weights - int(room[k])) > most:
+            if most is not None and (count - 1) * (weights - int(rooms[k])) > most:
                 continue
-            sizes = (table[k] * group.unit_bytes).tolist()
+            sizes = (shape.table(first)[k] * group.unit_bytes).tolist()
             held = _held(group, beside, sizes, partial(shape.stripe_links, count), limit)
             staying = most_staying(group.weighted, limit - 1 - held.bytes)
             if staying is None:
@@ -209,8 +202,64 @@ def _stripes(
             if most is None or reread <= most:
                 most = reread
                 need = held.bytes + staying.held + staying.staging
-                yield Priced(reread, need, STRIPES, count, staying.ops, held.joined)
+                kept = _kept(group, beside, held.joined)
+                yield Priced(reread, need, STRIPES, count, staying.ops, held.joined, kept)
+        if most is not None and first - 1 > most:
+            return  # what is read again is a byte in each further stripe at least
+
+
+def least_in_stripes(group: Group, beside: Beside, limit: int, most: int) -> int | None:
+    """A lower bound of what a step reads again in two stripes or more, in bytes.
+
+    ``None`` where it does not fit, or reads again more than ``most`` in any case.
+    """
+    found = None
+    for first, rooms in _rooms(group, beside, limit, most):
+        again = np.arange(first - 1, first - 1 + len(rooms)) * np.maximum(group.weights - rooms, 0)
+        again = again[rooms >= group.least_staging]
+        if len(again) and (least := int(again.min())) <= most:
+            found = most = least
+            if not least:
+                break
+    return found
+
+
+def _rooms(
+    group: Group, beside: Beside, limit: int, most: int | None
+) -> Iterator[tuple[int, Bytes]]:
+    """What is left of the buffer for weights in so many stripes and in some more, at most.
+
+    Ends where every further stripe reads again more than ``most`` in any case. Storages that may
+    be written over a resident are not counted.
+    """
+    shape, weights = group.shape, group.weights
+    least = beside.others + group.least
+    if shape.steady:
+        if most == 0:
+            return
+        sizes = [storage.line for storage in group.storages]
+        least = _held(group, beside, sizes, lambda: shape.line_links, limit).bytes
+    if least + group.least_staging >= limit:
+        return
+    excess = max(weights + least - (limit - 1), 0)
+    fixed = np.array([bool(storage.tensors & beside.touched) for storage in group.storages])
+    apart = np.ones(len(fixed), bool)
+    apart[[shape.links[k].above for k in _usable(group, beside)]] = False
+    whole = beside.others + int(group.wholes @ (fixed & apart))
+    streams = group.unit_bytes * (apart & ~fixed)
+    first = 2
+    while first <= shape.longest and (most is None or (first - 1) * excess <= most):
+        table = shape.table(first)
+        yield first, limit - 1 - whole - table @ streams
         first += len(table)
+
+
+def _kept(group: Group, beside: Beside, joined: tuple[Link, ...]) -> int:
+    """Mask of the tensors that are resident in a step alone, to be joined."""
+    found = 0
+    for link in joined:
+        found |= 1 << group.numbers[link.source] | 1 << group.numbers[link.target]
+    return found & ~beside.touched
 
 
 def _usable(group: Group, beside: Beside) -> list[int]:

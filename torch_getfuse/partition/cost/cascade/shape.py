@@ -275,9 +275,9 @@ class Shape:
             for at, flow in self._readers[link.source]:
                 if at not in link.others:
                     continue
-                gone = made[link.source]
+                gone = made[link.source]  # a reduction takes in what there is in its turn
                 if flow.holds:
-                    gone = np.minimum(gone, flow.released[made[self.operators[at].writes]])
+                    gone = flow.released[made[self.operators[at].writes]]
                 gone = gone[1:] if at < link.op else gone[:-1]
                 if (busy & (gone < written[1:])).any():
                     found &= ~(1 << k)
