@@ -30,8 +30,11 @@ FLOORS = (
     ("partition.node_set", "partition.work"),
     ("partition.cost.scheme",),
     ("partition.cost.lbdf", "partition.cost.brr"),
+    ("partition.cost.cascade",),
     ("partition.cost",),
-    ("partition.problem", "partition.plan"),  # verify() of a plan prices its groups
+    ("partition.problem",),
+    ("partition.steps",),
+    ("partition.plan",),  # verify() of a plan prices its groups, or its steps
     ("partition.group_ends", "partition.search", "partition.exact"),
     ("partition.wide",),
     ("partition",),

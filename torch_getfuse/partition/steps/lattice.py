@@ -16,7 +16,7 @@ docs/exact-search.md has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.groups import Group
@@ -100,6 +100,8 @@ class Lattice:
         ceiling: bytes; steps that only dearer plans take are left out.
         again: whether groups of several operators may read weights again.
         most: groups to grow at most.
+        fixed: by down-set, the only step from it; between two of them, all steps are grown.
+        inside: mask of the operators of which steps are grown.
 
     Attributes:
         edges: by down-set, the steps from it.
@@ -111,9 +113,16 @@ class Lattice:
     """
 
     def __init__(
-        self, problem: StepProblem, ceiling: int = ANY, again: bool = True, most: int = ANY
+        self,
+        problem: StepProblem,
+        ceiling: int = ANY,
+        again: bool = True,
+        most: int = ANY,
+        fixed: Mapping[int, int] | None = None,
+        inside: int = -1,
     ) -> None:
         self.problem, self.ceiling = problem, ceiling
+        self._fixed, self._inside = fixed or {}, inside
         self._again, self._most = again, most
         self.groups = 0
         self._handed: dict[int, Handed] = {}
@@ -152,7 +161,9 @@ class Lattice:
                 edges = self.edges[done] = []
                 if slack < 0:
                     continue
-                for mask in self._grow(done, slack if self._again else 0):
+                only = self._fixed.get(done)
+                grown = self._grow(done, slack if self._again else 0) if only is None else [only]
+                for mask in grown:
                     edge = self._priced(done, mask)
                     if edge is None:
                         continue
@@ -197,7 +208,7 @@ class Lattice:
         problem, graph = self.problem, self.problem.graph
         front: list[tuple[int, _Grown]] = []
         nothing = _Grown(0, 0, 0, 0, 0)
-        left = problem.everything & ~done
+        left = problem.everything & ~done & self._inside
         for i in bits(left):
             if graph.predecessors[i] & left:
                 continue
@@ -228,7 +239,7 @@ class Lattice:
                 continue
             if not graph.ordered or is_connected(mask, problem.near):
                 yield mask
-            for i in bits(grown.after & ~mask):
+            for i in bits(grown.after & left & ~mask):
                 if graph.makers[i] & mask:
                     larger = mask | problem.ideals[i] & left
                     if larger not in seen:
@@ -342,7 +353,8 @@ class Lattice:
 
     def _least_again(self, group: Group, resident: int, most: int) -> int | None:
         """A lower bound of what a step reads again with some tensors resident; ``None`` where it
-        does not fit, or that is above ``most``."""
+        does not fit, or that is above ``most``.
+        """
         limit, linking = self.problem.buffer_bytes, group.linked
         line = once = whole = 0
         for storage in group.storages:
@@ -356,7 +368,9 @@ class Lattice:
         if whole + line + group.weights < limit or whole + once + group.least_staging < limit:
             return 0
         beside = Beside(resident)
-        again = least_in_stripes(group, beside, limit, most)
+        again: int | None = None
+        if group.weights + whole - (limit - 1) <= most:
+            again = least_in_stripes(group, beside, limit, most)
         for sliced in slices(group, beside, limit, most):
             again = sliced.reread if again is None else min(again, sliced.reread)
         return again

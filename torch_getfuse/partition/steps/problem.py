@@ -5,7 +5,7 @@ docs/method.md, section 12. Sets of operators and of tensors are bit masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -53,9 +53,7 @@ class StepProblem:
         self.work = work or Work()
         self.everything = (1 << len(graph)) - 1
         self.unfusable = sum(
-            1 << i
-            for i in range(len(graph))
-            if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
+            1 << i for i in range(len(graph)) if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
         )
         self.blocks = [1 << i for i in range(len(graph))]
         for block in merge_in_place(graph, self.unfusable):
@@ -86,12 +84,14 @@ class StepProblem:
     @cached_property
     def unavoidable(self) -> int:
         """Bytes that every sequence moves: weights and inputs once in, outputs once out, and all
-        that the unfusable operators touch."""
+        that the unfusable operators touch.
+        """
         return self.rest(0)
 
     def rest(self, done: int) -> int:
         """Bytes that every plan moves once a down-set is done, but for reading again what it
-        hands on: weights, inputs that nothing has read, outputs, the unfusable operators."""
+        hands on: weights, inputs that nothing has read, outputs, the unfusable operators.
+        """
         facts, unfusable = self.facts, self.unfusable
         left = self.everything & ~done
         least = sum(self.scheme.weights[i] for i in bits(left))
@@ -130,7 +130,7 @@ class StepProblem:
             found[tensor] = Life(min(steps), max(steps))
         return found
 
-    def beside(self, masks: Sequence[int], lives: dict[int, Life]) -> list[tuple[Beside, int]]:
+    def beside(self, masks: Sequence[int], lives: Mapping[int, Life]) -> list[tuple[Beside, int]]:
         """What is resident at each step, and the mask of what was before it."""
         size = self.facts.size
         found = []
@@ -146,20 +146,20 @@ class StepProblem:
             found.append((Beside(touched, staying, others), known))
         return found
 
-    def priced(self, masks: Sequence[int], residents: int) -> list[Step] | None:
-        """The steps with their prices; ``None`` where one does not fit.
+    def priced(
+        self, masks: Sequence[int], lives: Mapping[int, Life], free: bool = True
+    ) -> list[Step | None]:
+        """The steps with their prices; ``None`` for one that does not fit.
 
         Args:
-            residents: mask of the tensors that stay between steps.
+            lives: of the tensors that are resident.
+            free: whether others may be resident in one step alone.
         """
-        steps = []
-        lives = self.lives(masks, residents)
+        found: list[Step | None] = []
         for mask, (beside, known) in zip(masks, self.beside(masks, lives), strict=True):
             if mask & self.unfusable:
-                steps.append(self.scheme.unfusable_step(mask))
-                continue
-            step = self.scheme.step(mask, beside, known, self.buffer_bytes)
-            if step is None:
-                return None
-            steps.append(step)
-        return steps
+                found.append(self.scheme.unfusable_step(mask))
+            else:
+                beside = beside._replace(free=free and self.residency)
+                found.append(self.scheme.step(mask, beside, known, self.buffer_bytes))
+        return found

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_reread
-from torch_getfuse.partition.node_set import bits, is_connected
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice
 
 _PRICE = 40

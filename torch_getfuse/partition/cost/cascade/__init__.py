@@ -1,4 +1,8 @@
 """Cascade: tensors that stay on chip, weights that stream (docs/method.md, section 12).
 
-``way.py`` has the records of a step.
+``model.py`` is the cost model: open it first. ``way.py`` has the records that plans keep,
+``groups.py`` what is known of a set of operators, ``shape.py`` its schedules in units,
+``pricing.py`` the best of the three ways beside residents, ``weights.py`` which weights stay,
+``layout.py`` the storages of a step as it runs. In: a set of operators, and what is resident. Out:
+the way, its buffer and its traffic.
 """

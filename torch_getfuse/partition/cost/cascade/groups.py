@@ -150,9 +150,10 @@ class Facts:
         return bool(readers) and self.graph.overwrites[readers.bit_length() - 1]
 
     def _in_place(self, position: int) -> tuple[int, ...]:
-        """An operator's tensor and those that are written over it, one after the other, by the
-        plain rule; none of an operator that has no operand it may be written over."""
-        found = []
+        """The tensor of an operator that may be written over a resident, and those that are
+        written over it in turn by section 3; empty for other operators.
+        """
+        found: list[int] = []
         while self.may_overwrite[position] or found:
             found.append(self.lines.writes[position])
             after = self.readers[found[-1]]

@@ -34,14 +34,16 @@ class Place:
 
 def places(group: Group, beside: Beside, priced: Priced) -> list[Place]:
     """The storages of a step in its way; their bytes are ``F_b`` but for weights and
-    :attr:`~.pricing.Beside.others`."""
+    :attr:`~.pricing.Beside.others`.
+    """
     lines = group.facts.lines
     if priced.kind == SLICES:
         assert group.alone is not None, "slices are of an operator alone"
         target = lines.writes[group.alone]
         found = []
+        stays = beside.touched | priced.kept
         for tensor in bits(group.tensors):
-            resident = bool(beside.touched >> tensor & 1)
+            resident = bool(stays >> tensor & 1)
             units = 1
             if resident:
                 units = lines.units[tensor]
@@ -54,8 +56,8 @@ def places(group: Group, beside: Beside, priced: Priced) -> list[Place]:
     if priced.kind == LINE:
         sizes = [storage.line for storage in group.storages]
     else:
-        units = shape.units_in(priced.count)
-        sizes = [n * size for n, size in zip(units, group.unit_bytes.tolist(), strict=True)]
+        counts = shape.units_in(priced.count)
+        sizes = [n * size for n, size in zip(counts, group.unit_bytes.tolist(), strict=True)]
     above = {link.below: link.above for link in priced.joined}
     joined = set(above) | set(above.values())
     found = []

@@ -124,7 +124,7 @@ class Cascade(FusionScheme):
         priced = best_way(group, beside, buffer_bytes)
         if priced is None:
             return None
-        read, write = self.features(group, beside.touched, known)
+        read, write = self.features(group, beside.touched | priced.kept, known)
         weight = group.weights
         if priced.kind == SLICES:
             read += priced.reread
@@ -171,5 +171,5 @@ class Cascade(FusionScheme):
             name = lines.names[place.tensors[-1]]
             terms.append(CostTerm(kind, name, place.units, place.unit_bytes))
         if beside.others:
-            terms.append(CostTerm("beside", "residents that the step does not touch", beside.others, 1))
+            terms.append(CostTerm("resident", "tensors that it does not touch", beside.others, 1))
         return tuple(terms)

@@ -7,6 +7,7 @@ touches and that are on chip as a whole, and bytes of others that it does not to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ ANY = 1 << 62
 """As much traffic as may be."""
 
 
-class Priced(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Priced:
     """One way of a step.
 
     Attributes:
@@ -139,9 +141,7 @@ def _once(group: Group, beside: Beside, limit: int) -> Iterator[Priced]:
         yield Priced(0, need, STRIPES, 1, 0, whole.joined, _kept(group, beside, whole.joined))
 
 
-def slices(
-    group: Group, beside: Beside, limit: int, most: int | None = None
-) -> Iterator[Priced]:
+def slices(group: Group, beside: Beside, limit: int, most: int | None = None) -> Iterator[Priced]:
     """An operator alone, its weights in the fewest slices that fit; two at least."""
     position = group.alone
     if position is None or not group.weights:
@@ -174,9 +174,7 @@ def slices(
             yield Priced(reread, need, SLICES, count, 0, (), sum(1 << t for t, _ in kept))
 
 
-def _stripes(
-    group: Group, beside: Beside, limit: int, most: int | None = None
-) -> Iterator[Priced]:
+def _stripes(group: Group, beside: Beside, limit: int, most: int | None = None) -> Iterator[Priced]:
     """Two stripes and more, as long as one of them may read again no more than ``most``.
 
     In a :attr:`~.groups.Group.steady` group no storage needs less in stripes than in lines: so
@@ -232,8 +230,11 @@ def _rooms(
     Ends where every further stripe reads again more than ``most`` in any case. Storages that may
     be written over a resident are not counted.
     """
-    shape, weights = group.shape, group.weights
+    weights = group.weights
     least = beside.others + group.least
+    if most is not None and weights + least - (limit - 1) > most:
+        return
+    shape = group.shape
     if shape.steady:
         if most == 0:
             return
@@ -269,9 +270,7 @@ def _usable(group: Group, beside: Beside) -> list[int]:
     free = group.private if beside.free else 0
     sources, targets = beside.touched & ~beside.staying | free, beside.touched | free
     return [
-        k
-        for k, (source, target) in enumerate(group.links)
-        if sources & source and targets & target
+        k for k, (source, target) in enumerate(group.links) if sources & source and targets & target
     ]
 
 
