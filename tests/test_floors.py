@@ -34,11 +34,13 @@ FLOORS = (
     ("partition.cost",),
     ("partition.problem",),
     ("partition.steps",),
+    ("partition.fusion_group",),
     ("partition.plan",),  # verify() of a plan prices its groups, or its steps
     ("partition.group_ends", "partition.search", "partition.exact"),
     ("partition.wide",),
     ("partition",),
     ("explain", "reporting", "backend.rules", "models"),
+    ("step_planner",),
     ("planner", "backend.fx_nodes"),
     ("explain_graph", "backend.capture", "backend.plan_cache", "backend.compiled_models"),
     ("explain.training", "backend.split"),

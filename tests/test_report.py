@@ -17,7 +17,8 @@ from graphs import Builder
 from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.ir import Window
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan, Stage
+from torch_getfuse.partition.fusion_group import Stage
+from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section

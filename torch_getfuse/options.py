@@ -31,6 +31,8 @@ _NAMED = (SCHEMES, SEARCHES, EXPLAINERS)
 class SweptKwargs(TypedDict, total=False):
     """Options that are the same for all points of a sweep: what an editor completes."""
 
+    residency: bool
+    slice_channels: int
     activation_bytes: int | None
     weight_bytes: int | None
     accelerator: str | Accelerator | None
@@ -63,7 +65,9 @@ class Options:
     Attributes:
         buffer: on-chip buffer, bytes or text like ``"256KB"`` (1024-based).
         scheme: the cost model, by name or as what makes one of a graph: a ``FusionScheme`` class.
-        granularity: unit of LBDF's streams; BRR has none and ignores it.
+        granularity: unit of LBDF's streams; the others have none and ignore it.
+        residency: whether tensors may stay on chip between steps (cascade; others ignore it).
+        slice_channels: output channels of which streamed weights are staged at a time (cascade).
         activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
         accelerator: a preset of buffer and element widths, where these are not given, by name or
             as an ``Accelerator``.
@@ -95,6 +99,8 @@ class Options:
     buffer: int | str | None = None
     scheme: str | Callable[..., Any] = "lbdf"
     granularity: str = "line"
+    residency: bool = True
+    slice_channels: int = 16
     activation_bytes: int | None = None
     weight_bytes: int | None = None
     accelerator: str | Accelerator | None = None
@@ -159,6 +165,12 @@ class Options:
             raise OptionError(f"backward={self.backward!r} is not True, False or 'auto'")
         if not isinstance(self.cache, (bool, str, Path)) or self.cache == "":
             raise OptionError(f"cache={self.cache!r} is not True, False or the path of a folder")
+        if not _is_int(self.slice_channels) or self.slice_channels < 1:
+            raise OptionError(
+                f"slice_channels={self.slice_channels!r} is not a number of channels from 1 up"
+            )
+        if not isinstance(self.residency, bool):
+            raise OptionError(f"residency={self.residency!r} is not True or False")
         if not isinstance(self.strict, bool):
             raise OptionError(f"strict={self.strict!r} is not True or False")
 

@@ -13,12 +13,14 @@ from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
+from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
+from torch_getfuse.partition.fusion_group import Stage, make_group
 from torch_getfuse.partition.group_ends import why_ends
 from torch_getfuse.partition.node_set import bits
-from torch_getfuse.partition.plan import PartitionPlan, Stage, load_plan, make_group
+from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.problem import (
     FusionProblem,
     Search,
@@ -28,8 +30,10 @@ from torch_getfuse.partition.problem import (
 from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
+from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import INTERRUPTED, OutOfWork, Work
 from torch_getfuse.plugins import EXPLAINERS, SEARCHES, fact, name_of
+from torch_getfuse.step_planner import StepStrategy
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,8 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         return given.verify()
     with interrupts():
         scheme = scheme_of(graph, options)
+        if isinstance(scheme, Cascade):
+            return _plan_steps(scheme, options, work)
         problem = FusionProblem(Evaluator(scheme, options.buffer_bytes, work))
         strategy = _Strategy(problem, options)
         found = strategy.run()
@@ -72,6 +78,30 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     if strategy.interrupted:
         raise Interrupted(plan)
     return plan
+
+
+def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
+    """A plan of the cascade scheme."""
+    work.add(_MODEL_STEPS * len(scheme.graph))
+    strategy = StepStrategy(
+        StepProblem(scheme, options.buffer_bytes, options.residency, work), options
+    )
+    if name_of(options.method) in ("auto", "exact"):
+        strategy.exact()
+    else:
+        groups = _Strategy(FusionProblem(Evaluator(scheme, options.buffer_bytes, work)), options)
+        found = groups.run()
+        strategy.stages += groups.stages
+        strategy.interrupted = groups.interrupted
+        if found is not None:
+            strategy.given(found.groups, groups.method)
+    plan = strategy.record()
+    if strategy.interrupted:
+        raise Interrupted(None if plan is None else plan.verify())
+    if plan is None:
+        raise Interrupted()
+    log.info("%s: %s", plan.method, plan)
+    return plan.verify()
 
 
 def given_plan(options: Options) -> PartitionPlan | None:
@@ -94,6 +124,8 @@ def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
         buffer=plan.buffer_bytes,
         scheme=plan.cost_model or plan.scheme,
         granularity=plan.granularity,
+        residency=plan.residency,
+        slice_channels=plan.slice_channels,
         activation_bytes=plan.activation_bytes,
         weight_bytes=plan.weight_bytes,
         time_limit=time_limit,
@@ -109,6 +141,7 @@ def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
         options.granularity,
         options.activation_bytes or graph.activation_bytes,
         options.weight_bytes or graph.weight_width,
+        options.slice_channels,
     )
 
 

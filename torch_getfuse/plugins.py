@@ -208,6 +208,7 @@ SCHEMES = Registry(
     {
         "lbdf": "torch_getfuse.partition.cost.lbdf.model:Lbdf",
         "brr": "torch_getfuse.partition.cost.brr.model:Brr",
+        "cascade": "torch_getfuse.partition.cost.cascade.model:Cascade",
     },
 )
 """Each makes a :class:`~torch_getfuse.partition.cost.scheme.FusionScheme` of a graph."""

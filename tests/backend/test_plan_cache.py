@@ -20,7 +20,8 @@ from torch_getfuse.atomic_files import PART_PREFIX
 from torch_getfuse.backend import compiler, plan_cache
 from torch_getfuse.backend.plan_cache import cache_key, find_plan, store_plan
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import PartitionPlan, Stage
+from torch_getfuse.partition.fusion_group import Stage
+from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.report import Report, Section
 
 MODEL = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()

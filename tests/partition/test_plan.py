@@ -13,7 +13,8 @@ from tests.graphs import Builder, random_graph
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
-from torch_getfuse.partition.plan import FusionGroup, PartitionPlan, load_plan
+from torch_getfuse.partition.fusion_group import FusionGroup
+from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
 
 

@@ -19,8 +19,9 @@ from torch_getfuse.atomic_files import PART_PREFIX, replace_file, replace_text
 from torch_getfuse.errors import PlanError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.fusion_group import make_group
 from torch_getfuse.partition.node_set import bits
-from torch_getfuse.partition.plan import PartitionPlan, load_plan, make_group
+from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.planner import plan_graph
 
 

@@ -14,12 +14,14 @@ from typing import Any
 
 from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import GetfuseError, GraphError, OptionError, PlanError
+from torch_getfuse.errors import GraphError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import Fields, read_json
-from torch_getfuse.partition.cost.cascade.way import Resident, Way
+from torch_getfuse.partition.cost.cascade.model import Cascade
+from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
+from torch_getfuse.partition.fusion_group import FusionGroup, Stage, make_step
 from torch_getfuse.partition.node_set import (
     bits,
     is_connected,
@@ -27,56 +29,13 @@ from torch_getfuse.partition.node_set import (
     neighbours,
     topological_order,
 )
+from torch_getfuse.partition.steps.check import check_steps
+from torch_getfuse.partition.steps.problem import Life, StepProblem
 
 SCHEMA_VERSION = 2
 _READ = (1, 2)
 """Versions that are read. In version 1 the order of the groups said nothing."""
 _PROOFS = ("optimal", "bound", None)
-
-
-@dataclass(frozen=True, slots=True)
-class FusionGroup:
-    """Operators that run together, and what they cost per sample in bytes.
-
-    Attributes:
-        ops: operator names in topological order.
-        buffer_bytes: ``F_b``, what the group needs on chip.
-        dram_read_bytes, dram_write_bytes, dram_weight_bytes: the parts of ``F_D``.
-        ends: why the group ends where it does.
-        way: how it runs, as a step of a cascade plan; ``None`` under other schemes.
-    """
-
-    ops: tuple[str, ...]
-    buffer_bytes: int
-    dram_read_bytes: int
-    dram_write_bytes: int
-    dram_weight_bytes: int
-    ends: str = ""
-    way: Way | None = None
-
-    @property
-    def dram_bytes(self) -> int:
-        """``F_D``."""
-        return self.dram_read_bytes + self.dram_write_bytes + self.dram_weight_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """What one search method reached on the way to a plan.
-
-    Attributes:
-        method: its name.
-        dram_bytes: DRAM access of its best plan; ``None`` if it found none.
-        plans: plans (or, for the exact search, groups) it evaluated.
-        seconds: wall time.
-        stopped: why it ended early: ``""``, ``"time limit"``, ``"interrupted"``, ...
-    """
-
-    method: str
-    dram_bytes: int | None
-    plans: int
-    seconds: float
-    stopped: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,6 +83,11 @@ class PartitionPlan:
     cost_model: Callable[..., FusionScheme] | None = field(default=None, compare=False, repr=False)
 
     @property
+    def apart(self) -> tuple[str, ...]:
+        """Unfusable operators that stand outside the groups: under cascade none do."""
+        return () if any(group.way for group in self.groups) else self.unfusable
+
+    @property
     def dram_bytes(self) -> int:
         """Reads, writes and weights of all groups, per sample."""
         return sum(group.dram_bytes for group in self.groups)
@@ -165,6 +129,7 @@ class PartitionPlan:
                 self.granularity,
                 self.activation_bytes,
                 self.weight_bytes,
+                self.slice_channels,
             )
         except OptionError as error:
             raise PlanError(
@@ -220,6 +185,12 @@ class PartitionPlan:
     def _verify_groups(self) -> None:
         graph = self.graph
         masks = self.masks()
+        scheme = self.make_scheme()
+        if isinstance(scheme, Cascade):
+            self._verify_steps(masks, scheme)
+            return
+        if self.resident or any(group.way for group in self.groups):
+            raise PlanError(f"scheme {self.scheme!r} has no ways of steps and no resident tensors")
         seen: dict[str, int] = {}
         for name in self.unfusable:
             if name not in graph.index:
@@ -245,7 +216,6 @@ class PartitionPlan:
             raise PlanError("the groups depend on each other in a cycle; no order can run them")
         self._verify_order(masks)
         near = neighbours(graph)
-        scheme = self.make_scheme()
         for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
             if not is_connected(mask, near):
                 raise PlanError(f"fusion group {k} ({group.ops[0]}, ...) is not connected")
@@ -256,6 +226,28 @@ class PartitionPlan:
             if need is not None and need < self.buffer_bytes:
                 raise PlanError(
                     f"{name!r} is called unfusable but needs only {need} of {self.buffer_bytes} B"
+                )
+
+    def _verify_steps(self, masks: list[int], scheme: Cascade) -> None:
+        """The same of the steps of a cascade plan."""
+        problem = StepProblem(scheme, self.buffer_bytes, self.residency)
+        number = problem.facts.number
+        residents = {}
+        for resident in self.resident:
+            tensor = number.get(resident.tensor)
+            if tensor is None or tensor in residents:
+                raise PlanError(f"resident tensor {resident.tensor!r} is unknown or listed twice")
+            residents[tensor] = Life(resident.first, resident.last)
+        named = tuple(self.graph.ops[i].name for i in bits(problem.unfusable))
+        if sorted(self.unfusable) != sorted(named):
+            raise PlanError(f"unfusable are {', '.join(named) or 'none'}, not {self.unfusable}")
+        steps = check_steps(problem, masks, residents)
+        for k, (group, step) in enumerate(zip(self.groups, steps, strict=True)):
+            right = make_step(scheme, step, group.ends)
+            if group != replace(right, ops=group.ops):
+                raise PlanError(
+                    f"step {k} ({group.ops[0]}, ...) states {_figures(group)}; the cost model says "
+                    f"{_figures(right)}"
                 )
 
     def _verify_order(self, masks: list[int]) -> None:
@@ -363,23 +355,22 @@ class PartitionPlan:
             "activation_bytes": self.activation_bytes,
             "weight_bytes": self.weight_bytes,
             "graph": {"fingerprint": self.graph.fingerprint, **self.graph.to_dict()},
-            "groups": [
-                {
-                    "ops": list(group.ops),
-                    "buffer_bytes": group.buffer_bytes,
-                    "dram_read_bytes": group.dram_read_bytes,
-                    "dram_write_bytes": group.dram_write_bytes,
-                    "dram_weight_bytes": group.dram_weight_bytes,
-                    "ends": group.ends,
-                }
-                for group in self.groups
-            ],
+            "groups": [group.to_dict() for group in self.groups],
             "unfusable": list(self.unfusable),
+            **(self._residents() if any(group.way for group in self.groups) else {}),
             "dram_bytes": self.dram_bytes,
             "lower_bound_bytes": self.lower_bound_bytes,
             "proof": self.proof,
             "method": self.method,
             "stages": [asdict(stage) for stage in self.stages],
+        }
+
+    def _residents(self) -> dict[str, Any]:
+        """What only cascade plans have."""
+        return {
+            "resident": [asdict(resident) for resident in self.resident],
+            "residency": self.residency,
+            "slice_channels": self.slice_channels,
         }
 
     @classmethod
@@ -425,18 +416,18 @@ class PartitionPlan:
             buffer_bytes=fields.integer("buffer_bytes", 1),
             activation_bytes=activation_bytes,
             weight_bytes=width,
-            groups=tuple(
-                FusionGroup(
-                    ops=group.texts("ops"),
-                    buffer_bytes=group.integer("buffer_bytes"),
-                    dram_read_bytes=group.integer("dram_read_bytes"),
-                    dram_write_bytes=group.integer("dram_write_bytes"),
-                    dram_weight_bytes=group.integer("dram_weight_bytes"),
-                    ends=group.text("ends") if "ends" in group else "",
-                )
-                for group in fields.objects("groups")
-            ),
+            groups=tuple(map(FusionGroup.read, fields.objects("groups"))),
             unfusable=fields.texts("unfusable"),
+            resident=tuple(
+                Resident(
+                    resident.text("tensor"), resident.integer("first"), resident.integer("last")
+                )
+                for resident in (fields.objects("resident") if "resident" in fields else ())
+            ),
+            residency="residency" not in fields or fields.flag("residency"),
+            slice_channels=(
+                fields.integer("slice_channels", 1) if "slice_channels" in fields else 16
+            ),
             lower_bound_bytes=fields.integer("lower_bound_bytes"),
             proof=proof,
             method=fields.text("method"),
@@ -511,23 +502,8 @@ def load_plan(path: str | Path) -> PartitionPlan:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
 
 
-def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "") -> FusionGroup:
-    """The record of a valid group.
-
-    Raises:
-        GetfuseError: where the cost model's figures are no whole numbers of bytes.
-    """
-    need = scheme.buffer(mask, buffer_bytes)
-    assert need is not None, "only valid groups have a record"
-    read, write, weight = scheme.dram(mask, buffer_bytes)
-    names = tuple(scheme.graph.ops[i].name for i in bits(mask))
-    for what, size in zip(("buffer", "reads", "writes", "weights"), (need, read, write, weight)):
-        if type(size) is not int or size < 0:
-            raise GetfuseError(
-                f"scheme {scheme.name!r} gives {size!r} for the {what} of the group of {names[0]} "
-                f"({len(names)} operators); sizes are whole numbers of bytes from 0 up"
-            )
-    return FusionGroup(names, need, read, write, weight, ends)
+def _figures(group: FusionGroup) -> str:
+    return f"way {group.way}, {group.buffer_bytes} B of buffer, DRAM {_dram_of(group)} B"
 
 
 def _dram_of(group: FusionGroup) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from torch_getfuse.accelerator import format_buffer, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import some_of
 from torch_getfuse.partition.cost.scheme import Dram
-from torch_getfuse.partition.plan import Stage
+from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.search.recursive_split import SET_LIMIT
 from torch_getfuse.reporting.export import (
     HTML,

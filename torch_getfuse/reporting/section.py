@@ -13,9 +13,10 @@ from typing import Any
 
 from torch_getfuse.ir import Op, Tensor
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator, FusionScheme, once, smallest_buffer
+from torch_getfuse.partition.fusion_group import FusionGroup
 from torch_getfuse.partition.group_ends import find_borders
 from torch_getfuse.partition.node_set import mask_of
-from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
+from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
 
 _UNSTREAMED = "a map that is not streamed along an axis"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch_getfuse import plugins
 from torch_getfuse.errors import OptionError, nearest
@@ -21,6 +22,7 @@ def make_scheme(
     granularity: str,
     activation_bytes: int,
     weight_bytes: int | None,
+    slice_channels: int = 16,
 ) -> FusionScheme:
     """The cost model of a graph.
 
@@ -28,6 +30,7 @@ def make_scheme(
         scheme: a name, or called as ``scheme(graph, activation_bytes=, weight_bytes=)``, with
             ``granularity=`` where it has ``granularities``.
         granularity: unit of the streams; of no account where the scheme has no choice.
+        slice_channels: of no account where plans are not sequences of steps.
 
     Raises:
         OptionError: for an unknown name or granularity, or where no :class:`FusionScheme` comes
@@ -36,7 +39,11 @@ def make_scheme(
     """
     make = plugins.SCHEMES.load(scheme)
     unit = effective_granularity(scheme, granularity)
-    chosen = {"granularity": unit} if plugins.fact(make, "granularities", ()) else {}
+    chosen: dict[str, Any] = {}
+    if plugins.fact(make, "granularities", ()):
+        chosen["granularity"] = unit
+    if plugins.fact(make, "sequential", False):
+        chosen["slice_channels"] = slice_channels
     found = make(graph, activation_bytes=activation_bytes, weight_bytes=weight_bytes, **chosen)
     if not isinstance(found, FusionScheme):
         raise OptionError(

@@ -114,6 +114,9 @@ class FusionScheme(ABC):
         starts_in_place: it may not where the operator's reader reads other tensors as well: a group
             that starts with the operator can then be cheaper than without it, its producer's group
             is so neither with it nor without, and one such operator for each reader is enough.
+        sequential: plans are sequences of steps that include the unfusable operators, and tensors
+            may stay on chip between them (``partition/steps``); the scheme takes the keyword
+            ``slice_channels``.
         holds_weights: the weights of a group stay on chip.
         has_predictor: weights of a validity predictor and of explainers that ask it come with this
             package.
@@ -132,6 +135,7 @@ class FusionScheme(ABC):
     monotone: ClassVar[bool] = False
     merges_in_place: ClassVar[bool] = False
     starts_in_place: ClassVar[bool] = False
+    sequential: ClassVar[bool] = False
     holds_weights: ClassVar[bool] = False
     has_predictor: ClassVar[bool] = False
     has_cover: ClassVar[bool] = False

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
-from torch_getfuse.partition.steps.problem import StepProblem
-from torch_getfuse.partition.steps.search import Found, StepSearch
+from torch_getfuse.partition.steps.problem import Found, StepProblem
+from torch_getfuse.partition.steps.search import StepSearch
 from torch_getfuse.partition.work import OutOfWork
 
 MOST_GROUPS = 60_000
@@ -45,14 +45,11 @@ class Solved(NamedTuple):
     stopped: str = ""
 
 
-def optimum(
-    problem: StepProblem, known: Found | None = None, seconds: float | None = None
-) -> Solved:
+def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
     """The sequence with the least DRAM access, proved.
 
     Args:
         problem: graph, cost model, buffer.
-        known: a legal sequence, if there is one.
         seconds: counted as work first; ``None``: no limit.
 
     Returns:
@@ -60,13 +57,13 @@ def optimum(
         reason.
     """
     started = time.perf_counter()
-    groups, best, bound, stopped = 0, known, problem.unavoidable, ""
+    groups, bound, stopped = 0, problem.unavoidable, ""
+    best: Found | None = None
     try:
         with problem.work.within(seconds):
             lattice = Lattice(problem, again=False, most=MOST_GROUPS)
             groups += lattice.groups
-            first = _cheapest(lattice)
-            best = first if best is None or first.dram_bytes < best.dram_bytes else best
+            best = _cheapest(lattice)
             ceiling = best.dram_bytes - 1
             lattice = Lattice(problem, ceiling, most=MOST_GROUPS)
             groups += lattice.groups

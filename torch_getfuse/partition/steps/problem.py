@@ -16,6 +16,14 @@ from torch_getfuse.partition.problem import merge_in_place
 from torch_getfuse.partition.work import Work
 
 
+class Found(NamedTuple):
+    """A sequence: its steps, the residents between them (mask of tensors), its DRAM bytes."""
+
+    masks: tuple[int, ...]
+    residents: int
+    dram_bytes: int
+
+
 class Life(NamedTuple):
     """The steps during which a tensor is resident: numbers of the first and the last."""
 
@@ -38,6 +46,7 @@ class StepProblem:
             write over its output in place.
         ideals: per operator, its block, all that the block depends on, and their blocks.
         may_stay: mask of the tensors that may be resident at all.
+        best: the cheapest sequence that any search has found.
     """
 
     def __init__(
@@ -52,6 +61,7 @@ class StepProblem:
         self.buffer_bytes, self.residency = buffer_bytes, residency
         self.work = work or Work()
         self.everything = (1 << len(graph)) - 1
+        self.best: Found | None = None
         self.unfusable = sum(
             1 << i for i in range(len(graph)) if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
         )
@@ -75,6 +85,20 @@ class StepProblem:
                 near = facts.readers[tensor] | facts.maker[tensor]
                 if not near & self.unfusable and size < buffer_bytes:
                     self.may_stay |= 1 << tensor
+
+    def offer(self, found: Found) -> None:
+        """Keep a sequence if it is the cheapest so far, or as cheap with fewer steps."""
+        best = self.best
+        if best is None or (found.dram_bytes, len(found.masks)) < (
+            best.dram_bytes,
+            len(best.masks),
+        ):
+            self.best = found
+
+    def one_by_one(self) -> list[int]:
+        """Each block of operators as a step, in the order of the graph."""
+        seen: dict[int, None] = dict.fromkeys(self.blocks)
+        return sorted(seen, key=lambda block: block & -block)
 
     @cached_property
     def near(self) -> Neighbours:

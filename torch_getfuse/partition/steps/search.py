@@ -19,6 +19,7 @@ from typing import NamedTuple
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_reread
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice
+from torch_getfuse.partition.steps.problem import Found
 
 _PRICE = 40
 """Counted as work for each time that a step is priced."""
@@ -39,14 +40,6 @@ class Reached(NamedTuple):
     before: int
     resident: int
     mask: int
-
-
-class Found(NamedTuple):
-    """A sequence: its steps, the residents between them (mask of tensors), its DRAM bytes."""
-
-    masks: tuple[int, ...]
-    residents: int
-    dram_bytes: int
 
 
 class StepSearch:
@@ -84,7 +77,9 @@ class StepSearch:
             masks.append(at.mask)
             residents |= at.resident
             at = self.levels[at.before.bit_count()][at.before][at.resident]
-        return Found(tuple(reversed(masks)), residents, last.cost)
+        found = Found(tuple(reversed(masks)), residents, last.cost)
+        self.problem.offer(found)
+        return found
 
     def _take(self, done: int, states: dict[int, Reached], edge: Edge) -> None:
         """The pairs to which a step leads."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch_getfuse.errors import GraphError
+from torch_getfuse.json_fields import Fields
 
 LINE, STRIPES, SLICES, UNFUSABLE = "line", "stripes", "slices", "unfusable"
 KINDS = (LINE, STRIPES, SLICES, UNFUSABLE)
@@ -24,6 +28,18 @@ class Way:
     kind: str
     count: int = 1
     weights_stay: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of plan.json."""
+        return {"kind": self.kind, "count": self.count, "weights_stay": list(self.weights_stay)}
+
+    @classmethod
+    def read(cls, fields: Fields) -> Way:
+        """The inverse of :meth:`to_dict`; raises :class:`GraphError` for anything else."""
+        kind = fields.text("kind")
+        if kind not in KINDS:
+            raise GraphError(f"{fields.where}.kind {ascii(kind)[:60]} is not one of {KINDS}")
+        return cls(kind, fields.integer("count", 1), fields.texts("weights_stay"))
 
     def __str__(self) -> str:
         if self.kind in (STRIPES, SLICES):

@@ -1,0 +1,130 @@
+"""Plans of the cascade scheme: sequences of steps with tensors that stay (docs/method.md, 12)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torch_getfuse.options import Options
+from torch_getfuse.partition.cost.cascade.model import Step
+from torch_getfuse.partition.cost.cascade.way import Resident
+from torch_getfuse.partition.fusion_group import Stage, make_step
+from torch_getfuse.partition.node_set import bits, topological_order
+from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.steps.optimum import improved, optimum, with_residents
+from torch_getfuse.partition.steps.problem import StepProblem
+from torch_getfuse.partition.steps.reasons import why_steps_end
+from torch_getfuse.partition.work import INTERRUPTED
+
+_SHARE = 2 / 3
+"""Of the time limit, for the proof; the rest is for what improves a plan without one."""
+
+
+class StepStrategy:
+    """One planning run over sequences of steps.
+
+    Attributes:
+        stages: what each stage reached.
+        method: the stage that found the best plan.
+        bound: no legal plan moves fewer bytes.
+        interrupted: whether a ``KeyboardInterrupt`` ended it.
+    """
+
+    def __init__(self, problem: StepProblem, options: Options) -> None:
+        self.problem, self.options = problem, options
+        self.stages: list[Stage] = []
+        self.method = ""
+        self.bound = problem.unavoidable
+        self.interrupted = False
+
+    def exact(self) -> None:
+        """The optimum and its proof; where that is out of reach, a plan improved in windows."""
+        problem, seconds = self.problem, self.options.time_limit
+        stage = "exact"
+        try:
+            with problem.work.within(seconds, whole=True):
+                solved = optimum(problem, _SHARE * seconds)
+                self.bound = max(self.bound, solved.bound)
+                self._note(stage, solved.groups, solved.seconds, solved.stopped)
+                if solved.stopped:
+                    stage = "windows"
+                    self._improve()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self._note(stage, 0, 0.0, INTERRUPTED)
+
+    def given(self, groups: Sequence[int], method: str) -> None:
+        """The best residents for groups that a search over groups has found."""
+        problem = self.problem
+        alone = [1 << i for i in bits(problem.unfusable)]
+        masks = [*groups, *alone]
+        order = topological_order(masks, problem.graph)
+        assert order is not None, "the groups of a legal plan have an order"
+        started = time.perf_counter()
+        with problem.work.finishing():
+            with_residents(problem, [masks[k] for k in order])
+        self._note("residents", len(masks), time.perf_counter() - started, "")
+        self.method = method
+
+    def _improve(self) -> None:
+        """From what is known, or the operators one by one, in windows."""
+        problem = self.problem
+        started = time.perf_counter()
+        if problem.best is None:
+            with problem.work.finishing():
+                with_residents(problem, problem.one_by_one())
+        assert problem.best is not None, "operators that are fusable fit one by one"
+        solved = improved(problem, problem.best, problem.work.left)
+        self._note("windows", solved.groups, time.perf_counter() - started, solved.stopped)
+
+    def _note(self, stage: str, groups: int, seconds: float, stopped: str) -> None:
+        best = self.problem.best
+        known = [s.dram_bytes for s in self.stages if s.dram_bytes is not None]
+        if best is not None and (not known or best.dram_bytes < min(known)):
+            self.method = stage
+        reached = None if best is None else best.dram_bytes
+        self.stages.append(Stage(stage, reached, groups, seconds, stopped))
+
+    def record(self) -> PartitionPlan | None:
+        """The best plan; ``None`` where there is none."""
+        problem, best = self.problem, self.problem.best
+        if best is None:
+            return None
+        lives = problem.lives(best.masks, best.residents)
+        steps = [step for step in problem.priced(best.masks, lives) if step is not None]
+        assert len(steps) == len(best.masks), "a legal sequence fits"
+        kept = best.residents | _kept(steps)
+        lives = problem.lives(best.masks, kept)
+        scheme, names = problem.scheme, problem.facts.lines.names
+        ends = why_steps_end(problem, best.masks, lives, steps)
+        proof: str | None = "bound" if self.bound or not best.dram_bytes else None
+        if self.bound == best.dram_bytes:
+            proof = "optimal"
+        options = self.options
+        return PartitionPlan(
+            graph=problem.graph,
+            scheme=scheme.name,
+            granularity=scheme.granularity,
+            buffer_bytes=problem.buffer_bytes,
+            activation_bytes=scheme.activation_bytes,
+            weight_bytes=scheme.weight_bytes,
+            groups=tuple(
+                make_step(scheme, step, why) for step, why in zip(steps, ends, strict=True)
+            ),
+            unfusable=tuple(problem.graph.ops[i].name for i in bits(problem.unfusable)),
+            resident=tuple(Resident(names[t], *life) for t, life in sorted(lives.items())),
+            residency=options.residency,
+            slice_channels=scheme.slice_channels,
+            lower_bound_bytes=self.bound,
+            proof=proof,
+            method=self.method,
+            stages=tuple(self.stages),
+        )
+
+
+def _kept(steps: Sequence[Step]) -> int:
+    """Mask of the tensors that are resident in one step alone."""
+    found = 0
+    for step in steps:
+        found |= step.priced.kept if step.priced is not None else 0
+    return found
