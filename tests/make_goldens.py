@@ -16,16 +16,24 @@ from pathlib import Path
 
 from tests.networks import SIZES, operator_graph
 from torch_getfuse.ir import OpGraph
+from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits, exact
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.steps.optimum import optimum
+from torch_getfuse.partition.steps.problem import StepProblem
 
 COMMAND = "python -m tests.make_goldens"
 FOLDER = Path(__file__).parent / "goldens"
 
-# Form -> scheme and granularity. BRR has no granularity.
-FORMS = {"lbdf-line": ("lbdf", "line"), "lbdf-pixel": ("lbdf", "pixel"), "brr": ("brr", "line")}
+# Form -> scheme and granularity. BRR and cascade have no granularity.
+FORMS = {
+    "lbdf-line": ("lbdf", "line"),
+    "lbdf-pixel": ("lbdf", "pixel"),
+    "brr": ("brr", "line"),
+    "cascade": ("cascade", "line"),
+}
 KILOBYTES = (128, 256, 1024)
 
 Golden = dict[str, int]
@@ -36,6 +44,8 @@ def golden(graph: OpGraph, form: str, kilobytes: int) -> Golden:
     name, granularity = FORMS[form]
     scheme = make_scheme(name, graph, granularity, 1, 1)
     buffer_bytes = kilobytes * 1024
+    if isinstance(scheme, Cascade):
+        return steps_golden(StepProblem(scheme, buffer_bytes))
     evaluator = Evaluator(scheme, buffer_bytes)
     problem = FusionProblem(evaluator)
     found = exact(problem, limits=Limits(steps=1 << 40))  # however long it takes
@@ -48,6 +58,23 @@ def golden(graph: OpGraph, form: str, kilobytes: int) -> Golden:
         "unfusable": problem.unfusable.bit_count(),
         # Several plans may be optimal; the search takes the same one each time.
         "max_buffer_bytes": max((evaluator.buffer(g) or 0 for g in found.groups), default=0),
+    }
+
+
+def steps_golden(problem: StepProblem) -> Golden:
+    """The same of a sequence of steps, unfusable operators included."""
+    solved = optimum(problem)
+    assert solved.found is not None
+    assert not solved.stopped
+    masks, lives = solved.found.masks, problem.lives(solved.found.masks, solved.found.residents)
+    steps = [step for step in problem.priced(masks, lives) if step is not None]
+    assert sum(step.dram.total for step in steps) == solved.found.dram_bytes
+    return {
+        "dram_bytes": solved.found.dram_bytes,
+        "feature_bytes": sum(step.dram.read + step.dram.write for step in steps),
+        "groups": len(steps),
+        "unfusable": problem.unfusable.bit_count(),
+        "max_buffer_bytes": max(step.priced.buffer for step in steps if step.priced is not None),
     }
 
 

@@ -87,7 +87,9 @@ def test_names_come_from_installed_packages(
             EXPLAINERS: {"smallest_tensor": "getfuse_example.explainer:SmallestTensor"},
         },
     )
-    with pytest.raises(OptionError, match=r"scheme='whole_maps' is not one of 'lbdf', 'brr'$"):
+    with pytest.raises(
+        OptionError, match=r"scheme='whole_maps' is not one of 'lbdf', 'brr', 'cascade'$"
+    ):
         options(scheme="whole_maps")
     monkeypatch.syspath_prepend(str(tmp_path))
     plan = plan_graph(graph(), options(scheme="whole_maps", method="greedy_merge"))
@@ -114,7 +116,7 @@ def test_a_broken_package_is_named_and_only_when_it_is_asked_for(
     offer(tmp_path, "broken", {SCHEMES: {"bad": "broken_module:Scheme"}})
     monkeypatch.syspath_prepend(str(tmp_path))
     plan_graph(graph(), options())
-    with pytest.raises(OptionError, match="is not one of 'lbdf', 'brr', 'bad'"):
+    with pytest.raises(OptionError, match="is not one of 'lbdf', 'brr', 'cascade', 'bad'"):
         options(scheme="unknown")
     with pytest.raises(
         PluginError,
@@ -204,7 +206,10 @@ def test_a_scheme_that_is_installed_under_another_name_is_told(
     path = tmp_path / "plan.json"
     plan.save(path)
     assert main(["verify", str(path)]) == 1
-    assert "scheme='whole_maps' is not one of 'lbdf', 'brr', 'maps'" in capsys.readouterr().err
+    assert (
+        "scheme='whole_maps' is not one of 'lbdf', 'brr', 'cascade', 'maps'"
+        in capsys.readouterr().err
+    )
     assert main(["verify", str(path), "--scheme", "maps", "--prove"]) == 0
     assert load_plan(path).verify(scheme="maps") == plan
 
@@ -229,7 +234,7 @@ def test_a_cost_model_without_promises_has_safe_answers() -> None:
     scheme = Bare(graph(), 2, 1)
     kinds = FusionScheme.__annotations__
     flags = {name: getattr(Bare, name) for name in kinds if kinds[name] == "ClassVar[bool]"}
-    assert len(flags) == 7
+    assert len(flags) == 8
     assert not any(flags.values())
     assert not scheme.hopeless(0b1111, 100)
     assert (scheme.reread(0b1, 100), scheme.least_reread(0b1, 100)) == (0, 0)
@@ -281,7 +286,7 @@ def test_a_scheme_may_be_a_function_or_have_arguments() -> None:
     ("given", "message"),
     [
         ({"scheme": Lbdf}, "scheme= is an object called 'lbdf', as one that comes with"),
-        ({"scheme": 3}, "scheme=3 is not one of 'lbdf', 'brr'; or give"),
+        ({"scheme": 3}, "scheme=3 is not one of 'lbdf', 'brr', 'cascade'; or give"),
         ({"method": None}, "method=None is not one of 'auto', "),
         ({"explainer": "saliencey"}, "did you mean 'saliency'"),
         ({"granularity": "tile", "scheme": Mine}, "granularity='tile' is not one of 'line', 'pix"),
@@ -509,7 +514,7 @@ def test_the_example_package_on_the_command_line(example: Callable[..., str]) ->
     assert "cli.json: OK" in example("-m", "torch_getfuse", "verify", "--prove", "cli.json")
     missed = example(*planning, "--scheme", "whole_mops", code=2)
     assert missed == (
-        "torch-getfuse: scheme='whole_mops' is not one of 'lbdf', 'brr', 'whole_maps'; "
+        "torch-getfuse: scheme='whole_mops' is not one of 'lbdf', 'brr', 'cascade', 'whole_maps'; "
         "did you mean 'whole_maps'?\n"
     )
     told = example(

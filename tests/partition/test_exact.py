@@ -11,7 +11,7 @@ import pytest
 from tests.brute import brute_force
 from tests.graphs import Builder, heavy_between, random_graph
 from tests.legal import assert_legal, single
-from torch_getfuse.partition.cost.registry import SCHEMES, make_scheme
+from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
 from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
@@ -46,7 +46,7 @@ def check(evaluator: Evaluator) -> None:
             exact(FusionProblem(evaluator), known=found.dram_bytes - 1)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_enumeration(scheme: str, seed: int) -> None:
     rng = Random(1000 + seed)
@@ -54,7 +54,7 @@ def test_equals_enumeration(scheme: str, seed: int) -> None:
         check(random_evaluator(rng, rng.randint(1, 8), scheme))
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 def test_equals_enumeration_on_ten_operators(scheme: str) -> None:
     rng = Random(5)
     for _ in range(50):
@@ -83,7 +83,7 @@ def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
     assert exact(FusionProblem(evaluator)).groups == (0b001, 0b100)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 def test_narrow_bounds_the_optimum(scheme: str) -> None:
     """With too few steps for the proof, a bound between what is given and the optimum."""
     rng = Random(6)
@@ -117,7 +117,7 @@ def test_a_known_optimum_is_left_alone() -> None:
     assert found.plans == 0
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 def test_beam_finds_legal_plans(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch_getfuse.partition.exact.down_sets._BEAM_GROUPS", 4)
     rng = Random(8)

@@ -33,7 +33,7 @@ from torch_getfuse.explain.training.data import GROUPS, SYNTHETIC, build
 from torch_getfuse.explain.validity import FitOptions, Scores, ValidityModel, evaluate, fit
 from torch_getfuse.explain.validity import save_model as save_validity
 from torch_getfuse.partition.cost.lbdf.model import GRANULARITIES
-from torch_getfuse.partition.cost.registry import SCHEMES, effective_granularity
+from torch_getfuse.partition.cost.registry import effective_granularity
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,12 @@ def _holds_weights(scheme: str) -> bool:
     return bool(plugins.fact(plugins.SCHEMES.load(scheme), "holds_weights", False))
 
 
+def _trained() -> list[str]:
+    """The schemes whose predictors come with this package."""
+    schemes = plugins.SCHEMES
+    return [n for n in schemes.built_in if plugins.fact(schemes.load(n), "has_predictor", False)]
+
+
 def train_pg(
     model: ValidityModel,
     data: PackedGroups,
@@ -222,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="torch_getfuse.explain.training.train", description=__doc__
     )
-    parser.add_argument("--scheme", choices=SCHEMES, default="lbdf")
+    parser.add_argument("--scheme", choices=_trained(), default="lbdf")
     parser.add_argument("--granularity", choices=GRANULARITIES, default="line")
     parser.add_argument("--output", type=Path, help="folder for the weights (the package's own)")
     parser.add_argument("--data", type=Path, default=Path("runs/explain"), help="working folder")

@@ -96,9 +96,14 @@ class StepProblem:
             self.best = found
 
     def one_by_one(self) -> list[int]:
-        """Each block of operators as a step, in the order of the graph."""
-        seen: dict[int, None] = dict.fromkeys(self.blocks)
-        return sorted(seen, key=lambda block: block & -block)
+        """Each operator as a step, in the order of the graph, with what writes over its output
+        where the two fit together.
+        """
+        limit, found = self.buffer_bytes, []
+        for block in sorted(dict.fromkeys(self.blocks), key=lambda block: block & -block):
+            fits = self.scheme.buffer(block, limit) < limit
+            found += [block] if fits else [1 << i for i in bits(block)]
+        return found
 
     @cached_property
     def near(self) -> Neighbours:

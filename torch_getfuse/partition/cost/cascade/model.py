@@ -59,8 +59,6 @@ class Cascade(FusionScheme):
     """
 
     name = "cascade"
-    additive = True
-    merges_in_place = True
     sequential = True
     row_granularity = "line"
     steps = Steps(40, 4, 0, 0)
