@@ -20,6 +20,7 @@ from torch_getfuse.partition.cost.cascade.pricing import (
     Priced,
     best_way,
     least_reread,
+    smallest_way,
 )
 from torch_getfuse.partition.cost.cascade.way import SLICES
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
@@ -76,6 +77,7 @@ class Cascade(FusionScheme):
         self.slice_channels = slice_channels
         self.facts = Facts(Lbdf(graph, "line", activation_bytes, weight_bytes), slice_channels)
         self._groups: dict[int, Group] = {}
+        self._ways: dict[tuple[int, int], Priced] = {}
 
     def group(self, mask: int) -> Group:
         """What is known of a set of operators; worked out once."""
@@ -89,14 +91,20 @@ class Cascade(FusionScheme):
     # -- as a model of groups -------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int) -> int:
-        """``F_b`` of the best way with nothing resident; where none fits, what the least needs."""
-        group = self.group(mask)
-        priced = best_way(group, NOTHING, buffer_bytes)
-        if priced is not None:
-            return priced.buffer
-        return max(
-            buffer_bytes, min(group.line + group.weights, group.at_once + group.least_staging)
-        )
+        """``F_b`` of the best way with nothing resident; where none fits, of the smallest."""
+        return self.best_way(mask, buffer_bytes).buffer
+
+    def best_way(self, mask: int, buffer_bytes: int) -> Priced:
+        """The best way with nothing resident; where none fits, the one that needs least."""
+        key = mask, buffer_bytes
+        found = self._ways.get(key)
+        if found is None:
+            if len(self._ways) >= _MOST_GROUPS:
+                self._ways.clear()
+            group = self.group(mask)
+            found = best_way(group, NOTHING, buffer_bytes) or smallest_way(group)
+            self._ways[key] = found
+        return found
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
         """Whether the storages alone reach the buffer size."""
@@ -107,9 +115,10 @@ class Cascade(FusionScheme):
         return least_reread(self.group(mask), NOTHING, buffer_bytes, ANY) or 0
 
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
-        """What each storage holds in the best way with nothing resident, and the weights held."""
-        priced = best_way(self.group(mask), NOTHING, buffer_bytes)
-        return () if priced is None else self.terms_of(mask, NOTHING, priced)
+        """What each storage holds in the best way with nothing resident, and the weights held;
+        of a group that does not fit, in the way that needs least.
+        """
+        return self.terms_of(mask, NOTHING, self.best_way(mask, buffer_bytes))
 
     # -- as a model of steps --------------------------------------------------------------
 

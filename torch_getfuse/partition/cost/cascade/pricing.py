@@ -96,6 +96,29 @@ def best_way(group: Group, beside: Beside, limit: int) -> Priced | None:
     return min(found, key=_rank, default=None)
 
 
+def smallest_way(group: Group, beside: Beside = NOTHING) -> Priced:
+    """The way with the least buffer, whatever it reads again: what a group that does not fit
+    would need.
+
+    All weights stream or none does: one that stays takes at least as much as its staging.
+    """
+    found = list(_once(group, beside, ANY))
+    shape, first = group.shape, 2
+    while first <= shape.longest:
+        table = shape.table(first)
+        for k, row in enumerate(table):
+            sizes = (row * group.unit_bytes).tolist()
+            held = _held(group, beside, sizes, partial(shape.stripe_links, first + k), ANY)
+            need, again = held.bytes + group.least_staging, (first + k - 1) * group.weights
+            kept = _kept(group, beside, held.joined)
+            found.append(Priced(again, need, STRIPES, first + k, 0, held.joined, kept))
+        first += len(table)
+    if group.alone is not None:
+        most = group.facts.channels[group.alone]
+        found += slices(group, beside, ANY, least=most) if most > 1 else ()
+    return min(found, key=lambda priced: (priced.buffer, *_rank(priced)))
+
+
 def least_reread(group: Group, beside: Beside, limit: int, most: int) -> int | None:
     """What the best way reads again, in bytes; ``None`` where no way fits with up to ``most``."""
     others, touched = beside.others, beside.touched
@@ -141,8 +164,10 @@ def _once(group: Group, beside: Beside, limit: int) -> Iterator[Priced]:
         yield Priced(0, need, STRIPES, 1, 0, whole.joined, _kept(group, beside, whole.joined))
 
 
-def slices(group: Group, beside: Beside, limit: int, most: int | None = None) -> Iterator[Priced]:
-    """An operator alone, its weights in the fewest slices that fit; two at least."""
+def slices(
+    group: Group, beside: Beside, limit: int, most: int | None = None, least: int = 2
+) -> Iterator[Priced]:
+    """An operator alone, its weights in the fewest slices that fit, from ``least`` on."""
     position = group.alone
     if position is None or not group.weights:
         return
@@ -167,7 +192,7 @@ def slices(group: Group, beside: Beside, limit: int, most: int | None = None) ->
         room = limit - 1 - need
         if room < 1:
             continue
-        count = max(2, -(-group.weights // room))
+        count = max(least, -(-group.weights // room))
         reread = (count - 1) * (again - sum(facts.size[tensor] for tensor, _ in kept))
         if count <= facts.channels[position] and (most is None or reread <= most):
             need -= -group.weights // count
