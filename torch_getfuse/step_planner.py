@@ -16,7 +16,7 @@ from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import why_steps_end
 from torch_getfuse.partition.work import INTERRUPTED
 
-_SHARE = 2 / 3
+_SHARE = 0.85
 """Of the time limit, for the proof; the rest is for what improves a plan without one."""
 
 

@@ -24,7 +24,7 @@ from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_in_s
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
 
-_GROUP = 100
+_GROUP = 450
 """Counted as work for each group that is grown."""
 
 _MOST_CHOICES = 8  # tensors on the border of a step of which all subsets are tried
@@ -337,15 +337,37 @@ class Lattice:
         if group.alone is None:  # else a resident need not be read again for each slice
             choices = [choice for choice in choices if choice[1]]
         choices.sort(key=lambda choice: -choice[1])
+        everything = sum([saved for _, saved in choices])
+        if room + everything < 0:
+            return None
+        if self._least_again(group, sum([1 << tensor for tensor, _ in choices]), -1) == 0:
+            return everything
+        key = tuple([(group.local(1 << tensor), saved) for tensor, saved in choices])
+        known = group.memo.get(key)
+        if known is None or (known[0] is None and known[1] < room):
+            known = group.memo[key] = self._try_subsets(group, choices, room), room
+        found = known[0]
+        return None if found is None or room + found < 0 else found
+
+    def _try_subsets(self, group: Group, choices: list[tuple[int, int]], room: int) -> int | None:
+        """The same, where not all of them can be resident at no cost."""
         free = sum(saved for _, saved in choices[_MOST_CHOICES:])
         subsets = [(0, free)]
         for tensor, saved in choices[:_MOST_CHOICES]:
             subsets += [(mask | 1 << tensor, total + saved) for mask, total in subsets]
         best: int | None = None
+        anyway = 0  # read again whatever is resident
+        if group.alone is None and self._least_again(group, 0, -1) is None:
+            found = least_in_stripes(group, None, self.problem.buffer_bytes, room + subsets[-1][1])
+            if found is None:
+                return None
+            anyway = found
         for mask, saved in sorted(subsets, key=lambda subset: (-subset[1], subset[0])):
             if room + saved < 0 or (best is not None and saved <= best):
                 break
             most = room + saved if best is None else min(room + saved, saved - best - 1)
+            if anyway > most:
+                continue
             again = self._least_again(group, mask, most)
             if again is not None:
                 best = saved - again

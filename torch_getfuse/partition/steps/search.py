@@ -21,7 +21,7 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice
 from torch_getfuse.partition.steps.problem import Found
 
-_PRICE = 40
+_PRICE = 50
 """Counted as work for each time that a step is priced."""
 
 

@@ -72,6 +72,7 @@ class Facts:
         may_overwrite: per operator, the operands that it may be written over if both are resident.
         channels: output channels of each operator.
         weighted: the weights of each operator that has some.
+        memos: what is known of groups by their kind, see :attr:`Group.memo`.
         least_at_once: per tensor, bytes that its storage takes at least in one stripe of any group;
             0 where that of another tensor counts for it.
     """
@@ -106,6 +107,7 @@ class Facts:
             0 if k in shared or self._is_overwritten(k) else units * lines.unit_bytes[k]
             for k, units in enumerate(lines.least_written)
         ]
+        self.memos: dict[object, dict[object, tuple[int | None, int]]] = {}
         self._shapes: dict[tuple[Operator, ...], Shape] = {}
         self._flows: dict[Edge, Flow] = {}
 
@@ -214,18 +216,31 @@ class Group:
             if not facts.readers[tensor] & ~mask:
                 self.private |= 1 << tensor
         self._held = lines.held(mask)
-        partial = bool(mask & lines.partial)
+        made = lines.finals(mask) if mask & lines.partial else None
         self.storages: list[Storage] = []
-        for k, (last, rows) in enumerate(self._held):
+        for last, rows in self._held:
             size, unit = facts.size[last], lines.unit_bytes[last]
             tensors, first = 1 << last, last
             while (maker := lines.maker[first]) & mask & facts.overwriting:
                 first = lines.reads[maker.bit_length() - 1][0]
                 tensors |= 1 << first
-            at_once = self.shape.at_once[k] * unit if partial else size
+            at_once = size if made is None else unit * max(1, self._made(first, made))
             self.storages.append(Storage(tensors, rows * unit, at_once, size))
         self.line = sum([storage.line for storage in self.storages])
         self.at_once = sum([storage.at_once for storage in self.storages])
+
+    def _made(self, tensor: int, made: dict[int, int]) -> int:
+        """Units of a tensor that are ever made or loaded.
+
+        Args:
+            made: units of the tensor of each operator.
+        """
+        lines = self.facts.lines
+        maker = lines.maker[tensor]
+        if maker & self.mask:
+            return made[maker.bit_length() - 1]
+        readers = bits(lines.readers[tensor] & self.mask)
+        return max(lines.edges[tensor, c].needed(made[c]) for c in readers)
 
     @cached_property
     def _numbered(self) -> tuple[Shape, list[int]]:
@@ -257,6 +272,32 @@ class Group:
     def numbers(self) -> list[int]:
         """The tensor of each number in the shape."""
         return self._numbered[1]
+
+    @cached_property
+    def memo(self) -> dict[object, tuple[int | None, int]]:
+        """What has been worked out of groups that differ from this one in nothing but their names:
+        same shape, same bytes. Each entry is an answer up to a limit, and that limit.
+        """
+        kind = (
+            self.shape,
+            tuple([(s.line, s.at_once, s.whole) for s in self.storages]),
+            tuple([(own.size, own.staging) for own in self.weighted]),
+            self.local(self.private),
+            None if self.alone is None else self.facts.channels[self.alone],
+        )
+        memos = self.facts.memos
+        if len(memos) >= _MOST_SHAPES:
+            memos.clear()
+        return memos.setdefault(kind, {})
+
+    def local(self, tensors: int) -> int:
+        """Tensors that the group touches, by their numbers in its shape."""
+        local = self._local
+        return sum([1 << local[t] for t in bits(tensors)])
+
+    @cached_property
+    def _local(self) -> dict[int, int]:
+        return {t: k for k, t in enumerate(self.numbers)}
 
     @cached_property
     def unit_bytes(self) -> Bytes:

@@ -128,12 +128,16 @@ def least_reread(group: Group, beside: Beside, limit: int, most: int) -> int | N
         line = others + group.line
     if line + group.weights < limit:
         return 0
-    if not group.links and group.alone is None and group.shape.steady:
-        sizes = [s.whole if s.tensors & touched else s.at_once for s in group.storages]
-        if others + sum(sizes) + group.least_staging < limit:
-            return 0
-        if line + group.weights - (limit - 1) > most:
-            return None
+    key = group.local(touched), group.local(beside.staying), others, beside.free, limit
+    known = group.memo.get(key)
+    if known is None or (known[0] is None and known[1] < most):
+        known = group.memo[key] = _search_ways(group, beside, limit, most), most
+    found = known[0]
+    return None if found is None or found > most else found
+
+
+def _search_ways(group: Group, beside: Beside, limit: int, most: int) -> int | None:
+    """What the best way reads again; ``None`` where no way fits with up to ``most``."""
     if any(True for _ in _once(group, beside, limit)):
         return 0
     best = most + 1
@@ -231,10 +235,11 @@ def _stripes(group: Group, beside: Beside, limit: int, most: int | None = None) 
             return  # what is read again is a byte in each further stripe at least
 
 
-def least_in_stripes(group: Group, beside: Beside, limit: int, most: int) -> int | None:
+def least_in_stripes(group: Group, beside: Beside | None, limit: int, most: int) -> int | None:
     """A lower bound of what a step reads again in two stripes or more, in bytes.
 
-    ``None`` where it does not fit, or reads again more than ``most`` in any case.
+    Without ``beside``: whatever is resident. ``None`` where it does not fit, or reads again more
+    than ``most`` in any case.
     """
     found = None
     for first, rooms in _rooms(group, beside, limit, most):
@@ -248,19 +253,19 @@ def least_in_stripes(group: Group, beside: Beside, limit: int, most: int) -> int
 
 
 def _rooms(
-    group: Group, beside: Beside, limit: int, most: int | None
+    group: Group, beside: Beside | None, limit: int, most: int | None
 ) -> Iterator[tuple[int, Bytes]]:
     """What is left of the buffer for weights in so many stripes and in some more, at most.
 
     Ends where every further stripe reads again more than ``most`` in any case. Storages that may
-    be written over a resident are not counted.
+    be written over a resident are not counted. Without ``beside``: whatever is resident.
     """
     weights = group.weights
-    least = beside.others + group.least
+    least = group.least + (0 if beside is None else beside.others)
     if most is not None and weights + least - (limit - 1) > most:
         return
     shape = group.shape
-    if shape.steady:
+    if shape.steady and beside is not None:
         if most == 0:
             return
         sizes = [storage.line for storage in group.storages]
@@ -268,11 +273,15 @@ def _rooms(
     if least + group.least_staging >= limit:
         return
     excess = max(weights + least - (limit - 1), 0)
-    fixed = np.array([bool(storage.tensors & beside.touched) for storage in group.storages])
-    apart = np.ones(len(fixed), bool)
-    apart[[shape.links[k].above for k in _usable(group, beside)]] = False
-    whole = beside.others + int(group.wholes @ (fixed & apart))
-    streams = group.unit_bytes * (apart & ~fixed)
+    apart = np.ones(len(group.storages), bool)
+    if beside is None:
+        apart[[link.above for link in shape.links]] = False
+        whole, streams = 0, group.unit_bytes * apart
+    else:
+        fixed = np.array([bool(storage.tensors & beside.touched) for storage in group.storages])
+        apart[[shape.links[k].above for k in _usable(group, beside)]] = False
+        whole = beside.others + int(group.wholes @ (fixed & apart))
+        streams = group.unit_bytes * (apart & ~fixed)
     first = 2
     while first <= shape.longest and (most is None or (first - 1) * excess <= most):
         table = shape.table(first)

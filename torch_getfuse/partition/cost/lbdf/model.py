@@ -275,7 +275,7 @@ class Lbdf(FusionScheme):
     def held(self, mask: int) -> list[tuple[int, int]]:
         """Last tensor of each storage, and the peak of its live units."""
         held = []
-        finals = self._finals(mask) if mask & self.partial else None
+        finals = self.finals(mask) if mask & self.partial else None
         overwritten = self._overwrites & mask
         maker, all_readers, single = self.maker, self.readers, self._single
         rest = mask
@@ -299,7 +299,7 @@ class Lbdf(FusionScheme):
                 held.append((tensor, units))
         return held
 
-    def _finals(self, mask: int) -> dict[int, int]:
+    def finals(self, mask: int) -> dict[int, int]:
         """Units that each operator has written when the schedule ends.
 
         Fewer than all if every consumer in the group skips the last ones, as a strided 1x1
