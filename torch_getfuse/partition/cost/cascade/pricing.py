@@ -37,7 +37,7 @@ class Beside(NamedTuple):
     free: bool = True
 
 
-NOTHING = Beside()
+NOTHING = Beside(free=False)
 
 ANY = 1 << 62
 """As much traffic as may be."""
