@@ -113,6 +113,7 @@ class Cascade:
         slice_channels: int = 16,
     ) -> None:
         self.graph, self.buffer_bytes = graph, buffer_bytes
+        self.activation_bytes, self.weight_bytes = activation_bytes, weight_bytes
         self.slice_channels = slice_channels
         self.whole = {n: t.elements * activation_bytes for n, t in graph.tensors.items()}
         self.unit_bytes = {n: self.whole[n] // t.rows for n, t in graph.tensors.items()}

@@ -97,7 +97,7 @@ def with_residents(problem: StepProblem, masks: Sequence[int]) -> Found | None:
         OutOfWork: where a limit of the problem's work strikes first.
     """
     lattice = Lattice(problem, fixed=_chain(masks))
-    return _cheapest(lattice) if 0 in lattice.left else None
+    return None if 0 not in lattice.left else _cheapest(lattice)
 
 
 def improved(problem: StepProblem, known: Found, seconds: float | None = None) -> Solved:
