@@ -66,9 +66,9 @@ def random_around(rng: Random, oracle: Oracle, mask: int) -> Around:
         elsewhere = bool(oracle.read_by(name) & ~mask)
         if not elsewhere or (name in loads and rng.random() < 0.5):
             last.add(name)
-        if name in loads and name in graph.inputs:
-            if not elsewhere or (name not in last and rng.random() < 0.5):
-                first.add(name)
+        fresh = not elsewhere or (name not in last and rng.random() < 0.5)
+        if fresh and name in loads and name in graph.inputs:
+            first.add(name)
     others = rng.choice(list(oracle.whole.values())) if rng.random() < 0.4 else 0
     return Around(frozenset(resident), frozenset(first), frozenset(last), others)
 

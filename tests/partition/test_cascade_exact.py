@@ -168,7 +168,7 @@ def test_exact_without_residency() -> None:
     worse = 0
     for seed in range(300):
         oracle = random_cascade(Random(seed))
-        problem, found = assert_optimum(oracle, residency=False)
+        _, found = assert_optimum(oracle, residency=False)
         assert not found.residents
         worse += optimum(problem_of(oracle)).bound < found.dram_bytes
     assert worse >= 100
@@ -240,8 +240,7 @@ def test_bounds_are_never_above_what_is_left() -> None:
             if residents & ~problem.may_stay:
                 continue
             for done, rest in left_by_brute(brute, residents).items():
-                handed, to_read = lattice.handed(done)
-                owed = sum(size[t] for t in bits(to_read & ~residents))
+                owed = sum(size[t] for t in bits(lattice.handed(done).to_read & ~residents))
                 least = lattice.left[done]
                 assert max(least.moved, least.owing + owed) <= rest
                 assert problem.rest(done) <= rest
@@ -308,6 +307,26 @@ def test_windows_improve_a_plan(monkeypatch: pytest.MonkeyPatch, operators: int)
             missed += found.dram_bytes > best.bound
     assert better >= 40
     assert missed or operators == 6
+
+
+def test_a_search_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bound holds, and its plan, if it has one, is legal."""
+    seen: Counter[str] = Counter()
+    for seed in range(40):
+        oracle = larger_cascade(Random(seed), 8)
+        monkeypatch.setattr(windows, "MOST_GROUPS", 60_000)
+        whole = optimum(problem_of(oracle))
+        monkeypatch.setattr(windows, "MOST_GROUPS", whole.groups // 2)
+        problem = problem_of(oracle)
+        short = optimum(problem)
+        assert short.bound <= whole.bound
+        seen["stopped"] += bool(short.stopped)
+        seen["plan"] += bool(short.stopped and short.found)
+        assert (short.bound == whole.bound) or short.stopped
+        if short.found is not None:
+            assert short.found.dram_bytes >= whole.bound
+            assert_plan(oracle, problem, short.found)
+    assert min(seen["stopped"], seen["stopped"] - seen["plan"]) >= 4, seen
 
 
 # -- more buffer -----------------------------------------------------------------------------------
