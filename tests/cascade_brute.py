@@ -172,13 +172,13 @@ class Brute:
         write = sum(cascade.whole[n] for n in self.graph.outputs if n in made)
         return read + write + cascade.weights_of(left)
 
-    def optimum(self) -> Optimum:
-        """The least total, and one plan that has it."""
+    def optimum(self, residency: bool = True) -> Optimum:
+        """The least total, and one plan that has it; without residency, nothing is resident."""
         floors = {done: self.floor(done) for done in self.moves}
         order = sorted(self.moves, key=int.bit_count)
         best_steps: list[int] = []
         best, best_residents = 1 << 62, 0
-        for residents in range(1 << len(self.names)):
+        for residents in range(1 << len(self.names) if residency else 1):
             reached: dict[int, tuple[int, int]] = {0: (0, 0)}
             for done in order[:-1]:
                 if done not in reached:
@@ -233,3 +233,27 @@ def random_cascade(rng: Random, operators: int = 6) -> Cascade:
     grown = min(free.run_step(group, way).buffer for way in striped)
     buffer_bytes = interesting_buffer(rng, alone, whole, grown)
     return Cascade(graph, buffer_bytes, width, 1, slice_channels)
+
+
+def random_sequence(rng: Random, brute: Brute) -> list[int]:
+    """Steps that cover the graph, whether or not they fit."""
+    steps: list[int] = []
+    done = 0
+    while done != brute.everything:
+        steps.append(rng.choice(brute.moves[done]).step)
+        done |= steps[-1]
+    return steps
+
+
+def optimum_of_steps(brute: Brute, steps: list[int]) -> int | None:
+    """The least total of given steps; ``None`` where they fit beside no residents."""
+    moves, done = [], 0
+    for step in steps:
+        moves += [move for move in brute.moves[done] if move.step == step]
+        done |= step
+    found = []
+    for residents in range(1 << len(brute.names)):
+        prices = [brute.price(move, residents) for move in moves]
+        if None not in prices:
+            found.append(sum(price for price in prices if price is not None))
+    return min(found, default=None)

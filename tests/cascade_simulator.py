@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, combinations, product
 from typing import NamedTuple
 
@@ -112,6 +113,7 @@ class Cascade:
         slice_channels: int = 16,
     ) -> None:
         self.graph, self.buffer_bytes = graph, buffer_bytes
+        self.activation_bytes, self.weight_bytes = activation_bytes, weight_bytes
         self.slice_channels = slice_channels
         self.whole = {n: t.elements * activation_bytes for n, t in graph.tensors.items()}
         self.unit_bytes = {n: self.whole[n] // t.rows for n, t in graph.tensors.items()}
@@ -122,9 +124,13 @@ class Cascade:
         # A slice reads its input again after others have written, so nothing is in place there.
         self.apart = replace(graph, ops=tuple(replace(op, in_place=False) for op in graph.ops))
         self.runs: dict[tuple[int, int], Line | Stripes] = {}
-        self.unfusable = sum(
-            1 << i for i in range(len(graph)) if self.best_way(1 << i, ALONE) is None
-        )
+        self.sliced: dict[int, Line] = {}
+
+    @cached_property
+    def unfusable(self) -> int:
+        """The operators that fit in no way with nothing resident."""
+        each = [1 << i for i in range(len(self.graph))]
+        return sum(op for op in each if self.best_way(op, ALONE) is None)
 
     # -- one step ----------------------------------------------------------------------------------
 
@@ -300,7 +306,9 @@ class Cascade:
         op, weights = self.graph.ops[position], self.weights[position]
         if not weights or not 2 <= count <= self.channels(op):
             raise Illegal(f"{op.name} does not run in {count} slices")
-        run = Line(self.apart, mask)
+        if mask not in self.sliced:
+            self.sliced[mask] = Line(self.apart, mask)
+        run = self.sliced[mask]
         units = {n: self.units_held(run, n, n in around.resident) for n in run.tensors}
         return StepRun(
             units,

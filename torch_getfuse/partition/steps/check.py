@@ -67,6 +67,8 @@ def _check_residents(
         name = names[tensor]
         if not problem.residency:
             raise PlanError(f"{name!r} stays on chip in a plan without residency")
+        if tensor not in lives:
+            raise PlanError(f"{name!r} is said to stay on chip, but no step makes or reads it")
         first, last = lives[tensor]
         if life != (first, last):
             raise PlanError(

@@ -389,7 +389,7 @@ class Lattice:
                 once += storage.at_once
         if whole + line + group.weights < limit or whole + once + group.least_staging < limit:
             return 0
-        beside = Beside(resident)
+        beside = Beside(resident, free=self.problem.residency)
         again: int | None = None
         if group.weights + whole - (limit - 1) <= most:
             again = least_in_stripes(group, beside, limit, most)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from torch_getfuse.partition.cost.cascade.pricing import ANY
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
 from torch_getfuse.partition.steps.search import StepSearch
@@ -64,6 +65,7 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
             lattice = Lattice(problem, again=False, most=MOST_GROUPS)
             groups += lattice.groups
             best = _cheapest(lattice)
+            assert best is not None, "operators that are fusable fit one by one"
             ceiling = best.dram_bytes - 1
             lattice = Lattice(problem, ceiling, most=MOST_GROUPS)
             groups += lattice.groups
@@ -75,12 +77,16 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
     return Solved(best, bound, groups, time.perf_counter() - started, stopped)
 
 
-def _cheapest(lattice: Lattice) -> Found:
-    """The cheapest plan of a lattice without a ceiling, by ceilings that rise."""
+def _cheapest(lattice: Lattice) -> Found | None:
+    """The cheapest plan of a lattice without a ceiling, by ceilings that rise.
+
+    ``None`` where there is none: a step may fit beside some residents, as its relaxed price says,
+    and beside none that a plan can have.
+    """
     rise = lattice.bound // _FIRST_RISE + 1
     ceiling = lattice.bound
-    while (found := StepSearch(lattice, ceiling).run()) is None:
-        ceiling, rise = lattice.bound + rise, 2 * rise
+    while (found := StepSearch(lattice, ceiling).run()) is None and ceiling < ANY:
+        ceiling, rise = min(lattice.bound + rise, ANY), 2 * rise
     return found
 
 

@@ -149,14 +149,18 @@ class StepProblem:
     # -- sequences ------------------------------------------------------------------------
 
     def lives(self, masks: Sequence[int], residents: int) -> dict[int, Life]:
-        """From which to which step each resident is on chip."""
+        """From which to which step each resident is on chip.
+
+        An input of the graph that nothing reads has no life.
+        """
         step_of = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
         found = {}
         for tensor in bits(residents):
             steps = [
                 step_of[i] for i in bits(self.facts.readers[tensor] | self.facts.maker[tensor])
             ]
-            found[tensor] = Life(min(steps), max(steps))
+            if steps:
+                found[tensor] = Life(min(steps), max(steps))
         return found
 
     def beside(self, masks: Sequence[int], lives: Mapping[int, Life]) -> list[tuple[Beside, int]]:

@@ -120,7 +120,8 @@ class StepSearch:
                 if most < 0:
                     continue
                 problem.work.add(_PRICE)
-                beside = Beside((alive | chosen) & group.tensors, now & group.tensors, others)
+                touched = (alive | chosen) & group.tensors
+                beside = Beside(touched, now & group.tensors, others, problem.residency)
                 reread = least_reread(group, beside, limit, most)
                 if reread is not None:
                     self._enter(next_, now, reached, moved - saved + reread, done, alive, mask)

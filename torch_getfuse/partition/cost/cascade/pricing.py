@@ -37,7 +37,7 @@ class Beside(NamedTuple):
     free: bool = True
 
 
-NOTHING = Beside()
+NOTHING = Beside(free=False)
 
 ANY = 1 << 62
 """As much traffic as may be."""
@@ -332,9 +332,13 @@ def _held(
         return Held(most)
     wholes = [storage.whole for storage in group.storages]
     saved, joined = _join(costs, wholes, [links[k] for k in usable])
-    if total - saved < enough and any(link.others for link in joined):
+    if total - saved < enough and any(links[k].others for k in usable):
         eligible = links_of()
-        saved, joined = _join(costs, wholes, [links[k] for k in usable if eligible >> k & 1])
+        over: dict[int, Link] = {}  # several over one operand: none of them is ever written
+        for k in usable:
+            if eligible >> k & 1:
+                over.setdefault(links[k].source, links[k])
+        saved, joined = _join(costs, wholes, list(over.values()))
     return Held(total - saved, joined)
 
 
@@ -343,9 +347,9 @@ def _join(
 ) -> tuple[int, tuple[Link, ...]]:
     """Which links to use, so that the storages take least.
 
-    The storages and links are a forest, for at most one operator can be written over a tensor:
-    each reads what the other writes. Storages that are joined in a row take what one takes as a
-    whole; one that is joined to none takes its ``costs``.
+    Storages that are joined in a row take what one takes as a whole; one that is joined to none
+    takes its ``costs``. If at most one link leads from each storage, they are a forest, and what is
+    saved is exact; else it is an upper bound.
 
     Returns:
         Bytes saved, and the links.
