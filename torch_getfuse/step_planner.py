@@ -11,13 +11,13 @@ from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.fusion_group import Stage, make_step
 from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.steps.optimum import improved, optimum, with_residents
+from torch_getfuse.partition.steps.optimum import Solved, good_plan, proved, with_residents
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import why_steps_end
 from torch_getfuse.partition.work import INTERRUPTED
 
-_SHARE = 0.85
-"""Of the time limit, for the proof; the rest is for what improves a plan without one."""
+_SHARE = 0.4
+"""Of the time limit, at most, for the plan before the proof."""
 
 
 class StepStrategy:
@@ -38,20 +38,19 @@ class StepStrategy:
         self.interrupted = False
 
     def exact(self) -> None:
-        """The optimum and its proof; where that is out of reach, a plan improved in windows."""
+        """A plan improved in windows, then the optimum and its proof as far as time allows."""
         problem, seconds = self.problem, self.options.time_limit
-        stage = "exact"
+        stage = "windows"
         try:
             with problem.work.within(seconds, whole=True):
-                solved = optimum(problem, _SHARE * seconds)
-                self.bound = max(self.bound, solved.bound)
-                self._note(stage, solved.groups, solved.seconds, solved.stopped)
-                if solved.stopped:
-                    stage = "windows"
-                    self._improve()
+                self._note(stage, good_plan(problem, _SHARE * seconds))
+                assert problem.best is not None, "operators that are fusable fit one by one"
+                if self.bound < problem.best.dram_bytes:
+                    stage = "exact"
+                    self._note(stage, proved(problem))
         except KeyboardInterrupt:
             self.interrupted = True
-            self._note(stage, 0, 0.0, INTERRUPTED)
+            self._note(stage, Solved(problem.best, 0, 0, 0.0, INTERRUPTED))
 
     def given(self, groups: Sequence[int], method: str) -> None:
         """The best residents for groups that a search over groups has found."""
@@ -63,27 +62,17 @@ class StepStrategy:
         started = time.perf_counter()
         with problem.work.finishing():
             with_residents(problem, [masks[k] for k in order])
-        self._note("residents", len(masks), time.perf_counter() - started, "")
+        seconds = time.perf_counter() - started
+        self._note("residents", Solved(problem.best, 0, len(masks), seconds))
         self.method = method
 
-    def _improve(self) -> None:
-        """From what is known, or the operators one by one, in windows."""
-        problem = self.problem
-        started = time.perf_counter()
-        if problem.best is None:
-            with problem.work.finishing():
-                with_residents(problem, problem.one_by_one())
-        assert problem.best is not None, "operators that are fusable fit one by one"
-        solved = improved(problem, problem.best, problem.work.left)
-        self._note("windows", solved.groups, time.perf_counter() - started, solved.stopped)
-
-    def _note(self, stage: str, groups: int, seconds: float, stopped: str) -> None:
-        best = self.problem.best
-        known = [s.dram_bytes for s in self.stages if s.dram_bytes is not None]
+    def _note(self, stage: str, solved: Solved) -> None:
+        best, known = self.problem.best, [s.dram_bytes for s in self.stages if s.dram_bytes]
         if best is not None and (not known or best.dram_bytes < min(known)):
             self.method = stage
+        self.bound = max(self.bound, solved.bound)
         reached = None if best is None else best.dram_bytes
-        self.stages.append(Stage(stage, reached, groups, seconds, stopped))
+        self.stages.append(Stage(stage, reached, solved.groups, solved.seconds, solved.stopped))
 
     def record(self) -> PartitionPlan | None:
         """The best plan; ``None`` where there is none."""

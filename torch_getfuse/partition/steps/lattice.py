@@ -62,18 +62,6 @@ class Left(NamedTuple):
     owing: int
 
 
-class Handed(NamedTuple):
-    """The tensors that a down-set hands on.
-
-    Attributes:
-        tensors: mask of them.
-        to_read: mask of those that a fusable operator is still to read.
-    """
-
-    tensors: int
-    to_read: int
-
-
 class _Grown(NamedTuple):
     """A connected set on its way to a group.
 
@@ -98,7 +86,6 @@ class Lattice:
     Args:
         problem: graph, cost model, buffer.
         ceiling: bytes; steps that only dearer plans take are left out.
-        again: whether groups of several operators may read weights again.
         most: groups to grow at most.
         fixed: by down-set, the only step from it; between two of them, all steps are grown.
         inside: mask of the operators of which steps are grown.
@@ -106,6 +93,7 @@ class Lattice:
     Attributes:
         edges: by down-set, the steps from it.
         left: by down-set, what is left.
+        groups: that were grown.
 
     Raises:
         TooWide: where ``most`` is reached.
@@ -116,18 +104,14 @@ class Lattice:
         self,
         problem: StepProblem,
         ceiling: int = ANY,
-        again: bool = True,
         most: int = ANY,
         fixed: Mapping[int, int] | None = None,
         inside: int = -1,
     ) -> None:
         self.problem, self.ceiling = problem, ceiling
-        self._fixed, self._inside = fixed or {}, inside
-        self._again, self._most = again, most
+        self.inside, self._fixed, self._most = inside, fixed or {}, most
         self.groups = 0
-        self._handed: dict[int, Handed] = {}
         self.edges: dict[int, list[Edge]] = {}
-        self._rests: dict[int, int] = {}
         self._ahead: dict[int, Left] = {0: Left(0, 0)}
         self._build()
         self.left: dict[int, Left] = {problem.everything: Left(0, 0)}
@@ -139,17 +123,6 @@ class Lattice:
         start = self.left.get(0)
         return self.ceiling + 1 if start is None else max(start)
 
-    def handed(self, done: int) -> Handed:
-        """The tensors that a down-set hands on."""
-        found = self._handed.get(done)
-        if found is None:
-            problem = self.problem
-            tensors = problem.crossing(done)
-            left = problem.everything & ~done & ~problem.unfusable
-            to_read = sum(1 << t for t in bits(tensors) if problem.facts.readers[t] & left)
-            found = self._handed[done] = Handed(tensors, to_read)
-        return found
-
     def _build(self) -> None:
         problem = self.problem
         levels: list[set[int]] = [set() for _ in range(len(problem.graph) + 1)]
@@ -157,12 +130,12 @@ class Lattice:
         for level in levels[:-1]:
             for done in sorted(level):
                 ahead = self._ahead[done]
-                slack = self.ceiling - max(ahead) - self._rest(done)
+                slack = self.ceiling - max(ahead) - self.problem.rest(done)
                 edges = self.edges[done] = []
                 if slack < 0:
                     continue
                 only = self._fixed.get(done)
-                grown = self._grow(done, slack if self._again else 0) if only is None else [only]
+                grown = self._grow(done, slack) if only is None else [only]
                 for mask in grown:
                     edge = self._priced(done, mask)
                     if edge is None:
@@ -172,12 +145,6 @@ class Lattice:
                     reached = Left(ahead.moved + edge.moved, ahead.owing + edge.owing)
                     known = self._ahead.get(edge.next, reached)
                     self._ahead[edge.next] = Left(*map(min, zip(known, reached, strict=True)))
-
-    def _rest(self, done: int) -> int:
-        found = self._rests.get(done)
-        if found is None:
-            found = self._rests[done] = self.problem.rest(done)
-        return found
 
     def _bound(self) -> None:
         """Bounds from the end, and only the steps that a plan up to the ceiling can take."""
@@ -208,7 +175,7 @@ class Lattice:
         problem, graph = self.problem, self.problem.graph
         front: list[tuple[int, _Grown]] = []
         nothing = _Grown(0, 0, 0, 0, 0)
-        left = problem.everything & ~done & self._inside
+        left = problem.everything & ~done & self.inside
         for i in bits(left):
             if graph.predecessors[i] & left:
                 continue
@@ -285,13 +252,13 @@ class Lattice:
         next_ = done | mask
         if mask & problem.unfusable:
             step = problem.scheme.unfusable_step(mask).dram
-            after = self.handed(next_).to_read & ~self.handed(done).to_read
+            after = self.problem.handed(next_).to_read & ~self.problem.handed(done).to_read
             owed = sum([facts.size[t] for t in bits(after)])
             return Edge(mask, next_, step.total, step.total + owed)
-        room = self.ceiling - self._rest(next_)
+        room = self.ceiling - self.problem.rest(next_)
         group = problem.scheme.group(mask)
-        handed, to_read = self.handed(next_)
-        before = self.handed(done).tensors
+        handed, to_read = self.problem.handed(next_)
+        before = self.problem.handed(done).tensors
         size, outputs = facts.size, facts.outputs
         moved = owing = group.weights
         # (tensor, bytes saved if it is resident) by the one and the other price.

@@ -1,9 +1,8 @@
 """From a graph to the best sequence of steps: the optimum with its proof, or a good plan.
 
-First the plans whose groups of several operators read no weights again: their lattice is small, and
-their optimum is mostly that of all. Then, up to its cost, everything: a better plan, or the proof.
-Where a graph is too wide for that, a plan is improved in windows, each of which is searched whole
-while the rest of the sequence stays as it is.
+First a good plan: the operators one by one, improved in windows, each of which is searched whole
+while the rest of the sequence stays as it is. Then everything up to its cost: a better plan, or the
+proof that there is none. Where a graph is too wide for that, the good plan remains.
 """
 
 from __future__ import annotations
@@ -21,11 +20,14 @@ from torch_getfuse.partition.work import OutOfWork
 MOST_GROUPS = 60_000
 """Groups on the down-sets of a graph that is searched whole."""
 
-_WINDOW, _WINDOW_GROUPS = 24, 4_000
-"""Operators of a window, and groups on its down-sets."""
+_WINDOWS, _WINDOW_GROUPS = (24, 12, 6), 4_000
+"""Operators of a window, fewer where there are more groups on its down-sets than so many."""
 
-_FIRST_RISE = 500
-"""The first ceiling above a bound is higher by one part in so many, the next twice that, ..."""
+_WIDTH = 64
+"""Sets of residents that are followed from each down-set before the proof."""
+
+_SHARE = 0.4
+"""Of the time, at most, for the plan before the proof."""
 
 
 class Solved(NamedTuple):
@@ -58,46 +60,53 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
         reason.
     """
     started = time.perf_counter()
+    with problem.work.within(seconds):
+        good = good_plan(problem, None if seconds is None else _SHARE * seconds)
+        solved = proved(problem)
+    return solved._replace(
+        groups=good.groups + solved.groups, seconds=time.perf_counter() - started
+    )
+
+
+def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
+    """The operators one by one, improved in windows."""
+    started = time.perf_counter()
+    with problem.work.finishing():
+        found = with_residents(problem, problem.one_by_one())
+    assert found is not None, "operators that are fusable fit one by one"
+    solved = improved(problem, found, seconds)
+    return solved._replace(seconds=time.perf_counter() - started)
+
+
+def proved(problem: StepProblem, seconds: float | None = None) -> Solved:
+    """The optimum, with the best sequence that is known as a ceiling."""
+    started = time.perf_counter()
     groups, bound, stopped = 0, problem.unavoidable, ""
-    best: Found | None = None
+    ceiling = ANY if problem.best is None else problem.best.dram_bytes - 1
     try:
         with problem.work.within(seconds):
-            lattice = Lattice(problem, again=False, most=MOST_GROUPS)
-            groups += lattice.groups
-            best = _cheapest(lattice)
-            assert best is not None, "operators that are fusable fit one by one"
-            ceiling = best.dram_bytes - 1
-            lattice = Lattice(problem, ceiling, most=MOST_GROUPS)
-            groups += lattice.groups
-            bound = max(bound, lattice.bound)
-            best = StepSearch(lattice, ceiling).run() or best
-            bound = best.dram_bytes
+            if ceiling >= bound:
+                lattice = Lattice(problem, ceiling, MOST_GROUPS)
+                groups = lattice.groups
+                bound = max(bound, lattice.bound)
+                StepSearch(lattice, ceiling).run()
+            assert problem.best is not None, "operators that are fusable fit one by one"
+            bound = problem.best.dram_bytes
     except (TooWide, OutOfWork) as reason:
         stopped = str(reason)
-    return Solved(best, bound, groups, time.perf_counter() - started, stopped)
-
-
-def _cheapest(lattice: Lattice) -> Found | None:
-    """The cheapest plan of a lattice without a ceiling, by ceilings that rise.
-
-    ``None`` where there is none: a step may fit beside some residents, as its relaxed price says,
-    and beside none that a plan can have.
-    """
-    rise = lattice.bound // _FIRST_RISE + 1
-    ceiling = lattice.bound
-    while (found := StepSearch(lattice, ceiling).run()) is None and ceiling < ANY:
-        ceiling, rise = min(lattice.bound + rise, ANY), 2 * rise
-    return found
+    return Solved(problem.best, bound, groups, time.perf_counter() - started, stopped)
 
 
 def with_residents(problem: StepProblem, masks: Sequence[int]) -> Found | None:
-    """Steps that are given, with the best residents; ``None`` where the steps do not fit.
+    """Steps that are given, with good residents; ``None`` where the steps do not fit.
+
+    They are the best where no more than ``_WIDTH`` sets compete at any step.
 
     Raises:
         OutOfWork: where a limit of the problem's work strikes first.
     """
     lattice = Lattice(problem, fixed=_chain(masks))
-    return None if 0 not in lattice.left else _cheapest(lattice)
+    return StepSearch(lattice, width=_WIDTH).run() if 0 in lattice.left else None
 
 
 def improved(problem: StepProblem, known: Found, seconds: float | None = None) -> Solved:
@@ -111,24 +120,20 @@ def improved(problem: StepProblem, known: Found, seconds: float | None = None) -
     try:
         with problem.work.within(seconds):
             before = -1
-            while before != best.dram_bytes:
+            while best.dram_bytes not in (before, problem.unavoidable):
                 before, done = best.dram_bytes, 0
-                while done != problem.everything:
+                while done != problem.everything and best.dram_bytes > problem.unavoidable:
                     chain = _chain(best.masks)
-                    inside = _window(chain, done)
-                    fixed = {at: mask for at, mask in chain.items() if not mask & inside}
-                    ceiling = best.dram_bytes - 1
-                    try:
-                        lattice = Lattice(
-                            problem, ceiling, True, _WINDOW_GROUPS, fixed=fixed, inside=inside
-                        )
-                        groups += lattice.groups
-                        best = StepSearch(lattice, ceiling).run() or best
-                    except TooWide:
-                        groups += _WINDOW_GROUPS
+                    lattice = _window(problem, chain, done, best.dram_bytes - 1)
+                    inside = chain[done]
+                    if lattice is not None:
+                        inside, groups = lattice.inside, groups + lattice.groups
+                        search = StepSearch(lattice, best.dram_bytes - 1, _WIDTH)
+                        best = search.run() or best
                     done = _halfway(_chain(best.masks), done, inside)
     except OutOfWork as reason:
         stopped = str(reason)
+    best = problem.best or best
     return Solved(best, problem.unavoidable, groups, time.perf_counter() - started, stopped)
 
 
@@ -141,16 +146,25 @@ def _chain(masks: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _window(chain: dict[int, int], done: int) -> int:
-    """Mask of the operators of the next steps: two steps, and more up to a number of operators."""
-    inside = chain[done]
-    following = chain.get(done | inside)
-    count = 1
-    while following and (count < 2 or (inside | following).bit_count() <= _WINDOW):
-        inside |= following
+def _window(problem: StepProblem, chain: dict[int, int], done: int, ceiling: int) -> Lattice | None:
+    """All steps of the operators that come next in a chain, and the chain before and after them.
+
+    ``None`` where even the smallest window is too wide.
+    """
+    for operators in _WINDOWS:
+        inside = chain[done]
         following = chain.get(done | inside)
-        count += 1
-    return inside
+        count = 1
+        while following and (count < 2 or (inside | following).bit_count() <= operators):
+            inside |= following
+            following = chain.get(done | inside)
+            count += 1
+        fixed = {at: mask for at, mask in chain.items() if not mask & inside}
+        try:
+            return Lattice(problem, ceiling, _WINDOW_GROUPS, fixed, inside)
+        except TooWide:
+            continue
+    return None
 
 
 def _halfway(chain: dict[int, int], done: int, inside: int) -> int:

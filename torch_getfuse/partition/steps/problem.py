@@ -15,6 +15,21 @@ from torch_getfuse.partition.node_set import Neighbours, bits, neighbours
 from torch_getfuse.partition.problem import merge_in_place
 from torch_getfuse.partition.work import Work
 
+_TENSORS = 8
+"""Tensors that are looked at for each step of work."""
+
+
+class Handed(NamedTuple):
+    """The tensors that a down-set hands on.
+
+    Attributes:
+        tensors: mask of them.
+        to_read: mask of those that a fusable operator is still to read.
+    """
+
+    tensors: int
+    to_read: int
+
 
 class Found(NamedTuple):
     """A sequence: its steps, the residents between them (mask of tensors), its DRAM bytes."""
@@ -62,6 +77,8 @@ class StepProblem:
         self.work = work or Work()
         self.everything = (1 << len(graph)) - 1
         self.best: Found | None = None
+        self._handed: dict[int, Handed] = {}
+        self._rests: dict[int, int] = {}
         self.unfusable = sum(
             1 << i for i in range(len(graph)) if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
         )
@@ -121,6 +138,13 @@ class StepProblem:
         """Bytes that every plan moves once a down-set is done, but for reading again what it
         hands on: weights, inputs that nothing has read, outputs, the unfusable operators.
         """
+        found = self._rests.get(done)
+        if found is None:
+            self.work.add(len(self.facts.size) // _TENSORS)
+            found = self._rests[done] = self._rest(done)
+        return found
+
+    def _rest(self, done: int) -> int:
         facts, unfusable = self.facts, self.unfusable
         left = self.everything & ~done
         least = sum(self.scheme.weights[i] for i in bits(left))
@@ -137,13 +161,19 @@ class StepProblem:
             least += moves * size
         return least
 
-    def crossing(self, done: int) -> int:
-        """Mask of the tensors that a down-set hands on: made or read in it, and read outside."""
-        facts = self.facts
-        found = 0
-        for tensor, readers in enumerate(facts.readers):
-            if readers & ~done and (facts.maker[tensor] or readers) & done:
-                found |= 1 << tensor
+    def handed(self, done: int) -> Handed:
+        """The tensors that a down-set hands on: made or read in it, and read outside."""
+        found = self._handed.get(done)
+        if found is None:
+            facts, left = self.facts, self.everything & ~done
+            self.work.add(len(facts.size) // _TENSORS)
+            tensors = to_read = 0
+            for tensor, readers in enumerate(facts.readers):
+                if readers & left and (facts.maker[tensor] or readers) & done:
+                    tensors |= 1 << tensor
+                    if readers & left & ~self.unfusable:
+                        to_read |= 1 << tensor
+            found = self._handed[done] = Handed(tensors, to_read)
         return found
 
     # -- sequences ------------------------------------------------------------------------

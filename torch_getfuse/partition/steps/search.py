@@ -13,16 +13,18 @@ ceiling has left. docs/exact-search.md has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_reread
 from torch_getfuse.partition.node_set import bits
-from torch_getfuse.partition.steps.lattice import Edge, Lattice
+from torch_getfuse.partition.steps.lattice import Edge, Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found
 
-_PRICE = 50
-"""Counted as work for each time that a step is priced."""
+_PRICE, _CHOICE = 50, 4
+"""Counted as work for each time that a step is priced, and for each set of residents beside it."""
+
+_MOST_NEW = 12
+"""Tensors that a step makes and that may stay, of which all subsets are tried."""
 
 
 class Reached(NamedTuple):
@@ -48,10 +50,13 @@ class StepSearch:
     Args:
         lattice: the steps that it may take.
         ceiling: bytes; dearer plans are not looked for.
+        width: sets of residents that are followed from each down-set; ``None``: all, which makes
+            the result the cheapest.
     """
 
-    def __init__(self, lattice: Lattice, ceiling: int = ANY) -> None:
+    def __init__(self, lattice: Lattice, ceiling: int = ANY, width: int | None = None) -> None:
         self.problem, self.lattice, self.ceiling = lattice.problem, lattice, ceiling
+        self.width = width
         self.levels: list[dict[int, dict[int, Reached]]] = [
             {} for _ in range(len(self.problem.graph) + 1)
         ]
@@ -61,14 +66,29 @@ class StepSearch:
         """The cheapest plan up to the ceiling; ``None`` where there is none.
 
         Raises:
+            TooWide: where a step makes too many tensors that may stay.
             OutOfWork: where a limit of the problem's work strikes first.
         """
         for level in self.levels[:-1]:
             for done in sorted(level):
+                states = level[done]
+                if self.width is not None and len(states) > self.width:
+                    states = self._promising(done, states)
                 for edge in self.lattice.edges.get(done, ()):
-                    self._take(done, level[done], edge)
+                    self._take(done, states, edge)
         ends = self.levels[-1].get(self.problem.everything)
         return None if ends is None else self._found(ends[0])
+
+    def _promising(self, done: int, states: dict[int, Reached]) -> dict[int, Reached]:
+        """Of the pairs with one down-set those that cost least with what they owe."""
+        size, to_read = self.problem.facts.size, self.problem.handed(done).to_read
+
+        def promise(pair: tuple[int, Reached]) -> tuple[int, int, int]:
+            alive, reached = pair
+            owed = sum([size[t] for t in bits(to_read & ~alive)])
+            return reached.cost + owed, reached.steps, alive
+
+        return dict(sorted(states.items(), key=promise)[: self.width])
 
     def _found(self, last: Reached) -> Found:
         masks, residents = [], 0
@@ -87,7 +107,7 @@ class StepSearch:
         facts, size, limit = problem.facts, problem.facts.size, problem.buffer_bytes
         mask, next_ = edge.mask, edge.next
         left = self.lattice.left[next_]
-        handed, to_read = self.lattice.handed(next_)
+        handed, to_read = self.problem.handed(next_)
         if mask & problem.unfusable:
             if 0 in states:
                 moved = problem.scheme.unfusable_step(mask).dram.total
@@ -99,11 +119,11 @@ class StepSearch:
         group = problem.scheme.group(mask)
         made = group.makes & ~facts.outputs
         written = sum([size[t] for t in bits(group.makes & (facts.outputs | handed))])
-        known = self.lattice.handed(done).tensors
+        known = self.problem.handed(done).tensors
         starting = handed & problem.may_stay & (group.makes | group.loads & ~known)
         choices = [
             (chosen, sum([size[t] for t in bits(chosen & made)]))
-            for chosen in _subsets(list(bits(starting)))
+            for chosen in self._choices(starting)
         ]
         for alive, reached in states.items():
             moved = written + group.weights
@@ -112,6 +132,7 @@ class StepSearch:
                 continue
             staying = alive & handed
             others = sum([size[t] for t in bits(alive & ~group.tensors)])
+            problem.work.add(_CHOICE * len(choices))
             for chosen, saved in choices:
                 now = staying | chosen
                 owed = sum([size[t] for t in bits(to_read & ~now)])
@@ -143,10 +164,20 @@ class StepSearch:
         if known is None or (cost, steps) < (known.cost, known.steps):
             states[alive] = Reached(cost, steps, before, resident, mask)
 
+    def _choices(self, tensors: int) -> list[int]:
+        """Masks of the sets of new residents that are tried, the empty one first.
 
-def _subsets(tensors: Sequence[int]) -> list[int]:
-    """Masks of all subsets, the empty one first."""
-    found = [0]
-    for tensor in tensors:
-        found += [mask | 1 << tensor for mask in found]
-    return found
+        Raises:
+            TooWide: where there are too many.
+        """
+        count, size = tensors.bit_count(), self.problem.facts.size
+        found = [0]
+        if count > _MOST_NEW:
+            if self.width is None:
+                raise TooWide(f"a step that makes {count} tensors which may stay")
+            for tensor in sorted(bits(tensors), key=lambda t: (-size[t], t)):
+                found.append(found[-1] | 1 << tensor)
+            return found
+        for tensor in bits(tensors):
+            found += [mask | 1 << tensor for mask in found]
+        return found
