@@ -11,7 +11,13 @@ from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.fusion_group import Stage, make_step
 from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.steps.optimum import Solved, good_plan, proved, with_residents
+from torch_getfuse.partition.steps.optimum import (
+    Solved,
+    good_plan,
+    proved,
+    shortened,
+    with_residents,
+)
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import why_steps_end
 from torch_getfuse.partition.work import INTERRUPTED
@@ -48,6 +54,8 @@ class StepStrategy:
                 if self.bound < problem.best.dram_bytes:
                     stage = "exact"
                     self._note(stage, proved(problem))
+                stage = "fewer steps"
+                self._note(stage, shortened(problem, problem.best))
         except KeyboardInterrupt:
             self.interrupted = True
             self._note(stage, Solved(problem.best, 0, 0, 0.0, INTERRUPTED))

@@ -38,6 +38,10 @@ class Found(NamedTuple):
     residents: int
     dram_bytes: int
 
+    def rank(self) -> tuple[int, int]:
+        """Less is better: traffic, then steps."""
+        return self.dram_bytes, len(self.masks)
+
 
 class Life(NamedTuple):
     """The steps during which a tensor is resident: numbers of the first and the last."""
@@ -105,11 +109,7 @@ class StepProblem:
 
     def offer(self, found: Found) -> None:
         """Keep a sequence if it is the cheapest so far, or as cheap with fewer steps."""
-        best = self.best
-        if best is None or (found.dram_bytes, len(found.masks)) < (
-            best.dram_bytes,
-            len(best.masks),
-        ):
+        if self.best is None or found.rank() < self.best.rank():
             self.best = found
 
     def one_by_one(self) -> list[int]:
