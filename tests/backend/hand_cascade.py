@@ -19,87 +19,58 @@ from tests.cascade_schedules import Line, Stripes
 from torch_getfuse.ir import OpGraph, WindowKind
 from torch_getfuse.partition.cost.cascade.step_layout import StepLayout
 from torch_getfuse.partition.cost.cascade.way import LINE, SLICES, STRIPES, UNFUSABLE, Resident, Way
-from torch_getfuse.partition.cost.scheme import FusionScheme, boundary
+from torch_getfuse.partition.cost.scheme import boundary
+from torch_getfuse.partition.fusion_group import FusionGroup
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of, neighbours
-from torch_getfuse.partition.plan import FusionGroup, PartitionPlan
+from torch_getfuse.partition.plan import PartitionPlan
 
 Step = tuple[str, Way, tuple[int, int, int]]
 """Names of operators with a blank between, the way, bytes read, written, and of weights."""
 
 
-class HandCascade(FusionScheme):
-    """Lays out what a plan made by hand says; it prices nothing.
+def layouts_by_hand(plan: PartitionPlan, hasty: bool = False) -> list[StepLayout]:
+    """Layouts in which each elementwise operator writes over the first operand that it may.
 
-    Attributes:
+    Args:
         hasty: whether an operand is written over even if another operator still reads it.
     """
-
-    name = "cascade"
-    granularities = ("line",)
-    hasty = False
-    row_granularity = "line"
-
-    def __init__(
-        self,
-        graph: OpGraph,
-        granularity: str = "line",
-        activation_bytes: int = 1,
-        weight_bytes: int | None = 1,
-    ) -> None:
-        super().__init__(graph, activation_bytes, weight_bytes)
-        self.granularity = granularity
-
-    def buffer(self, mask: int, buffer_bytes: int) -> int:
-        """Nothing: no plan is searched."""
-        return 0
-
-    def steps_of(
-        self, masks: Sequence[int], ways: Sequence[Way], residents: Sequence[Resident]
-    ) -> list[StepLayout]:
-        """Layouts in which each elementwise operator writes over the first operand that it may."""
-        graph, found = self.graph, []
-        for k, (mask, way) in enumerate(zip(masks, ways, strict=True)):
-            alive = {r.tensor: r for r in residents if r.first <= k <= r.last}
-            run = schedule_of(graph, mask, way)
-            shared = dict(run.storage)
-            here = frozenset(alive.keys() & run.tensors.keys())
-            for op in run.group if way.kind != SLICES else ():
-                z = graph.tensors[op.writes]
-                elementwise = not op.mixes_channels and all(
-                    read.window.kind is WindowKind.IDENTITY for read in op.reads
-                )
-                for x in (graph.tensors[read.tensor] for read in op.reads):
-                    if (
-                        elementwise
-                        and {x.name, z.name} <= here
-                        and (x.shape, x.stream_axis) == (z.shape, z.stream_axis)
-                        and alive[x.name].last == k
-                        and shared[x.name] == x.name
-                        and (self.hasty or (op.name, x.name) not in run.kept)
-                    ):
-                        shared = {
-                            name: shared[z.name] if last == x.name else last
-                            for name, last in shared.items()
-                        }
-                        break
-            rings = {}
-            for last in dict.fromkeys(shared.values()):
-                whole = any(shared[name] == last for name in here)
-                rings[last] = run.units[last] if whole else max(1, run.peak[last])
-            loads, writes = boundary(graph, mask)
-            loads = [n for n in loads if n not in here or self._first(n, alive, k)]
-            writes = [n for n in writes if n not in here or n in graph.outputs]
-            found.append(StepLayout(mask, way, rings, shared, here, tuple(loads), tuple(writes)))
-        return found
-
-    def _first(self, name: str, alive: dict[str, Resident], k: int) -> bool:
-        return name in self.graph.inputs and alive[name].first == k
-
-
-class Hasty(HandCascade):
-    """Writes over operands that are still read."""
-
-    hasty = True
+    graph, found = plan.graph, []
+    for k, (mask, group) in enumerate(zip(plan.masks(), plan.groups, strict=True)):
+        way = group.way
+        assert way is not None
+        alive = {r.tensor: r for r in plan.resident if r.first <= k <= r.last}
+        run = schedule_of(graph, mask, way)
+        shared = dict(run.storage)
+        here = frozenset(alive.keys() & run.tensors.keys())
+        for op in run.group if way.kind != SLICES else ():
+            z = graph.tensors[op.writes]
+            elementwise = not op.mixes_channels and all(
+                read.window.kind is WindowKind.IDENTITY for read in op.reads
+            )
+            for x in (graph.tensors[read.tensor] for read in op.reads):
+                if (
+                    elementwise
+                    and {x.name, z.name} <= here
+                    and (x.shape, x.stream_axis) == (z.shape, z.stream_axis)
+                    and alive[x.name].last == k
+                    and shared[x.name] == x.name
+                    and (hasty or (op.name, x.name) not in run.kept)
+                ):
+                    shared = {
+                        name: shared[z.name] if last == x.name else last
+                        for name, last in shared.items()
+                    }
+                    break
+        rings = {}
+        for last in dict.fromkeys(shared.values()):
+            whole = any(shared[name] == last for name in here)
+            rings[last] = run.units[last] if whole else max(1, run.peak[last])
+        loads, writes = boundary(graph, mask)
+        inputs = [name for name in graph.inputs if name in alive and alive[name].first == k]
+        loads = [name for name in loads if name not in here or name in inputs]
+        writes = [name for name in writes if name not in here or name in graph.outputs]
+        found.append(StepLayout(mask, way, rings, shared, here, tuple(loads), tuple(writes)))
+    return found
 
 
 def schedule_of(graph: OpGraph, mask: int, way: Way) -> Line | Stripes:
@@ -116,7 +87,6 @@ def plan_by_hand(
     x: tuple[torch.Tensor, ...],
     steps: Sequence[Step],
     residents: Sequence[Resident] = (),
-    scheme: type[HandCascade] = HandCascade,
     **options: Any,
 ) -> PartitionPlan:
     """A cascade plan of given steps with given figures."""
@@ -137,7 +107,6 @@ def plan_by_hand(
         unfusable=tuple(g.ops[0] for g in groups if g.way and g.way.kind == UNFUSABLE),
         lower_bound_bytes=0,
         proof=None,
-        cost_model=scheme,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torch_getfuse
-from tests.backend.hand_cascade import Hasty, Step, plan_by_hand, random_steps
+from tests.backend.hand_cascade import Step, layouts_by_hand, plan_by_hand, random_steps
 from tests.backend.test_depth_first import ALWAYS, BATCHED, MODELS, SAMPLES, distance
 from torch_getfuse import Ledger
 from torch_getfuse.backend.rowwise import depth_first
@@ -30,8 +31,15 @@ from torch_getfuse.partition.cost.cascade.stripe_schedule import Turn, make_stri
 from torch_getfuse.partition.cost.cascade.way import Resident, Way
 from torch_getfuse.partition.plan import PartitionPlan
 
+pytestmark = pytest.mark.usefixtures("by_hand")
 LINE = Way("line")
 UNFUSABLE = Way("unfusable")
+
+
+@pytest.fixture
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are taken as they are, and laid out by plain counting."""
+    monkeypatch.setattr(depth_first, "layouts_of", layouts_by_hand)
 
 
 class Residual(nn.Module):
@@ -384,7 +392,10 @@ def test_weights_that_cannot_be_seen_count_as_the_plan_s() -> None:
 # -- what does not run by rows, among what does -------------------------------------------
 
 
-def test_a_sum_that_is_written_over_its_operand_too_early_is_refused() -> None:
+def test_a_sum_that_is_written_over_its_operand_too_early_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(depth_first, "layouts_of", partial(layouts_by_hand, hasty=True))
     ledger = run(
         Residual(),
         [
@@ -394,7 +405,6 @@ def test_a_sum_that_is_written_over_its_operand_too_early_is_refused() -> None:
         ],
         [Resident("a", 0, 1), Resident("add", 1, 1), Resident("relu", 1, 2)],
         batch=2,
-        scheme=Hasty,
     )
     first, middle, last = ledger.groups
     assert "written over 'a' up to row 0, of which 'b' still reads row 0" in middle.fallback
@@ -521,14 +531,6 @@ def test_what_is_no_step_finds_resident_tensors_in_memory(monkeypatch: pytest.Mo
     assert [group.agrees for group in ledger.groups] == [False, True, True]
     assert ledger.groups[0].copied == ("a",)
     assert not ledger.groups[0].fallback
-
-
-def test_a_plan_whose_ways_nothing_lays_out_is_refused() -> None:
-    model, x = Residual().eval(), torch.randn(1, 3, 8, 8)
-    plan = plan_by_hand(model, (x,), [("a b add relu c", LINE, (192, 128, 270))])
-    lbdf = replace(plan, scheme="lbdf", cost_model=None)
-    with pytest.raises(PlanError, match="1 of 1 groups have a way under 'lbdf'"):
-        torch_getfuse.run_counted(model, (x,), lbdf)
 
 
 def test_the_ledger_tells_ways_and_residents() -> None:

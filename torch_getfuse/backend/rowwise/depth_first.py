@@ -21,9 +21,12 @@ from torch_getfuse.backend.rowwise.onchip import NodeStep, OnChip, Stay
 from torch_getfuse.backend.rowwise.trial import try_rows
 from torch_getfuse.backend.split.grouping import localise_views, split_capture
 from torch_getfuse.errors import PlanError
-from torch_getfuse.partition.cost.cascade.step_layout import LaysOutSteps, StepLayout, line_layout
+from torch_getfuse.partition.cost.cascade.model import Cascade
+from torch_getfuse.partition.cost.cascade.step_layout import StepLayout, line_layout
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.steps.layouts import step_layouts
+from torch_getfuse.partition.steps.problem import Life, StepProblem
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +52,20 @@ def layouts_of(plan: PartitionPlan) -> list[StepLayout]:
     """What each group of a plan in rows holds, and how it runs.
 
     Raises:
-        PlanError: for groups with ways of a scheme that does not know any, or without.
+        PlanError: for steps that are not those of a legal plan, or in other ways than the cost
+            model's.
     """
     scheme, masks = plan.make_scheme(), plan.masks()
-    ways = [group.way for group in plan.groups if group.way is not None]
-    if isinstance(scheme, LaysOutSteps) and len(ways) == len(masks):
-        return scheme.steps_of(masks, ways, plan.resident)
-    if ways or isinstance(scheme, LaysOutSteps):
-        raise PlanError(f"{len(ways)} of {len(masks)} groups have a way under {plan.scheme!r}")
     layouts = []
+    if isinstance(scheme, Cascade):
+        problem = StepProblem(scheme, plan.buffer_bytes, plan.residency)
+        number = problem.facts.number
+        residents = {number[r.tensor]: Life(r.first, r.last) for r in plan.resident}
+        layouts = step_layouts(problem, masks, residents)
+        for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):
+            if group.way != layout.way:
+                raise PlanError(f"step {k} runs {group.way}; the cost model says {layout.way}")
+        return layouts
     for mask in masks:
         terms = scheme.terms(mask, plan.buffer_bytes)
         rings = {term.name: term.units for term in terms if term.kind == "lines"}

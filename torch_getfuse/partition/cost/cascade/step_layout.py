@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.partition.cost.cascade.way import LINE, Resident, Way
+from torch_getfuse.partition.cost.cascade.way import LINE, Way
 from torch_getfuse.partition.cost.lbdf.row_schedule import storages
 from torch_getfuse.partition.cost.scheme import boundary
 
@@ -33,16 +32,6 @@ class StepLayout:
     resident: frozenset[str]
     loads: tuple[str, ...]
     writes: tuple[str, ...]
-
-
-@runtime_checkable
-class LaysOutSteps(Protocol):
-    """A cost model whose plans are sequences of steps with ways and resident tensors."""
-
-    def steps_of(
-        self, masks: Sequence[int], ways: Sequence[Way], residents: Sequence[Resident]
-    ) -> list[StepLayout]:
-        """The layout of each step of a plan, in the plan's order."""
 
 
 def line_layout(graph: OpGraph, mask: int, rings: Mapping[str, int]) -> StepLayout:
