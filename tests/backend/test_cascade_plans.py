@@ -16,7 +16,7 @@ from torch_getfuse.partition.cost.cascade.way import Way
 
 
 def check(model: torch.nn.Module, x: tuple[torch.Tensor, ...], buffer: object) -> Counter[str]:
-    """Plan, run, compare; the kinds of the steps, and how many tensors stay."""
+    """Plan, run, compare; how many steps of each kind there are, and tensors that stay."""
     plan = plan_of(model, x, scheme="cascade", buffer=buffer)
     with torch.no_grad():
         expected = model(*x)
@@ -41,8 +41,12 @@ def test_every_step_counts_what_the_cost_model_says(name: str) -> None:
     build, shapes = MODELS[name]
     torch.manual_seed(0)
     model = build().eval()
+    found: Counter[str] = Counter()
     for batch, buffer in enumerate((400, 700, 1500, "3KB", "6KB", "1MB"), 1):
-        check(model, tuple(torch.randn(1 + batch % 2, *shape) for shape in shapes), buffer)
+        x = tuple(torch.randn(1 + batch % 2, *shape) for shape in shapes)
+        found += check(model, x, buffer)
+    if name == "excite":
+        assert found.keys() == {"line", "stripes", "slices", "resident"}
 
 
 @pytest.mark.slow
