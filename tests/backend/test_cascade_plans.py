@@ -12,7 +12,7 @@ import torch_getfuse
 from tests.backend.test_depth_first import MODELS, Skip, distance, plan_of
 from tests.networks import SIZES, network
 from torch_getfuse.errors import PlanError
-from torch_getfuse.partition.cost.cascade.way import Way
+from torch_getfuse.partition.cost.cascade.way import Resident, Way
 
 
 def check(model: torch.nn.Module, x: tuple[torch.Tensor, ...], buffer: object) -> Counter[str]:
@@ -62,6 +62,8 @@ def test_another_way_than_the_cost_model_s_is_refused() -> None:
     first = replace(plan.groups[0], way=Way("stripes", 17))
     with pytest.raises(PlanError, match="step 0 runs 17 stripes; the cost model says"):
         torch_getfuse.run_counted(model, x, replace(plan, groups=(first, *plan.groups[1:])))
+    with pytest.raises(PlanError, match="keeps 'nowhere' on chip, which its graph has not"):
+        torch_getfuse.run_counted(model, x, replace(plan, resident=(Resident("nowhere", 0, 0),)))
 
 
 def test_torch_compile_plans_and_runs_by_rows() -> None:

@@ -43,8 +43,8 @@ def check_runnable(plan: PartitionPlan) -> None:
         unit = f" in {scheme.granularity} granularity" if scheme.row_granularity else ""
         what = f"{plan.scheme}{unit}"
         raise PlanError(
-            f"the plan is for {what}; depth-first runs row by row: plan with scheme='lbdf' or "
-            "'cascade', granularity='line'"
+            f"the plan is for {what}; depth-first runs row by row: plan with scheme='lbdf', "
+            "granularity='line', or scheme='cascade'"
         )
 
 
@@ -60,7 +60,11 @@ def layouts_of(plan: PartitionPlan) -> list[StepLayout]:
     if isinstance(scheme, Cascade):
         problem = StepProblem(scheme, plan.buffer_bytes, plan.residency)
         number = problem.facts.number
-        residents = {number[r.tensor]: Life(r.first, r.last) for r in plan.resident}
+        try:
+            residents = {number[r.tensor]: Life(r.first, r.last) for r in plan.resident}
+        except KeyError as error:
+            told = f"the plan keeps {error.args[0]!r} on chip, which its graph has not"
+            raise PlanError(told) from error
         layouts = step_layouts(problem, masks, residents)
         for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):
             if group.way != layout.way:

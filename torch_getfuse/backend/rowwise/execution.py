@@ -13,6 +13,7 @@ from torch_getfuse.backend.rowwise.kernels import Accumulator, RowKernel, WholeK
 from torch_getfuse.backend.rowwise.ledger import Counts
 from torch_getfuse.backend.rowwise.onchip import OnChip, Stay, sample_of
 from torch_getfuse.backend.rowwise.rings import Part, Ring, RingView
+from torch_getfuse.backend.rowwise.turns import Turns
 from torch_getfuse.backend.rowwise.weights import Weights
 from torch_getfuse.ir import Tensor
 from torch_getfuse.partition.cost.cascade.step_layout import StepLayout
@@ -37,8 +38,7 @@ class Program:
 
     Attributes:
         layout: what the plan says of it.
-        stripes: its turns; a step by lines is one stripe of turns of one row each.
-        stays: operators whose weights are fetched once; those of others once per stripe.
+        turns: its schedule.
         kernels: tensor -> what computes it.
         weights: tensor -> what its operator fetches.
         takers: tensor -> the operators that take in its rows one by one.
@@ -48,8 +48,7 @@ class Program:
     """
 
     layout: StepLayout
-    stripes: tuple[tuple[Turn, ...], ...]
-    stays: frozenset[str]
+    turns: Turns
     kernels: Mapping[str, RowKernel | Accumulator]
     weights: Mapping[str, Weights]
     takers: Mapping[str, Sequence[Accumulator]]
@@ -165,8 +164,8 @@ class Execution:
             if layout.way.kind != STRIPES:
                 for name in sorted(self.there):
                     self._take_in(name)
-            for stripe in program.stripes:
-                self.present &= program.stays
+            for stripe in program.turns.stripes:
+                self.present &= program.turns.stays
                 for turn in stripe:
                     self._turn(turn)
         except Exception as error:

@@ -99,7 +99,7 @@ class DepthFirstGroup(nn.Module):
         graph = capture.graph
         self.samples = capture.samples
         self.ops = [op for i, op in enumerate(graph.ops) if layout.mask >> i & 1]
-        stripes, needed, stays = turns_of(graph, layout, stay)
+        turns = turns_of(graph, layout, stay)
         self.tensors: dict[str, Tensor] = {name: graph.tensors[name] for name in layout.shared}
         self.kernels = {op.writes: make_kernel(capture, op) for op in self.ops}
         takers: dict[str, list[Accumulator]] = {name: [] for name in self.tensors}
@@ -121,11 +121,10 @@ class DepthFirstGroup(nn.Module):
         }
         self.unseen = tuple(w.op for w in weights.values() if w.elements and w.counted is None)
         self.stay = stay
-        self.results = needed
+        self.results = turns.needed
         self.program = Program(
             layout,
-            stripes,
-            stays,
+            turns,
             self.kernels,
             weights,
             takers,

@@ -3,74 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from torch_getfuse.backend.rowwise.onchip import Stay
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.step_layout import StepLayout
-from torch_getfuse.partition.cost.cascade.stripe_schedule import StripeSchedule, Turn, make_stripes
-from torch_getfuse.partition.cost.cascade.way import KINDS, SLICES, STRIPES, UNFUSABLE
-from torch_getfuse.partition.cost.lbdf.row_schedule import Schedule, make_schedule
+from torch_getfuse.partition.cost.cascade.stripe_schedule import Turn, make_stripes
+from torch_getfuse.partition.cost.cascade.way import LINE, SLICES, STRIPES
+from torch_getfuse.partition.cost.lbdf.row_schedule import make_schedule
 from torch_getfuse.partition.node_set import bits
 
-Stripes = tuple[tuple[Turn, ...], ...]
+
+class Turns(NamedTuple):
+    """The schedule of a step, in the form that all ways have in common.
+
+    Attributes:
+        stripes: turns in order; a step by lines, or one of its slices, is one stripe of turns of
+            one row each.
+        needed: tensors that it makes and that are needed outside.
+        stays: operators whose weights are fetched once; those of others once per stripe.
+    """
+
+    stripes: tuple[tuple[Turn, ...], ...]
+    needed: tuple[str, ...]
+    stays: frozenset[str]
 
 
-def turns_of(
-    graph: OpGraph, layout: StepLayout, stay: Stay
-) -> tuple[Stripes, tuple[str, ...], frozenset[str]]:
-    """The turns of a step by stripes, and what else its schedule says.
-
-    Returns:
-        The stripes, one for a step by lines or of one slice; the tensors needed outside; the
-        operators whose weights are fetched once per stripe sequence, not in each.
+def turns_of(graph: OpGraph, layout: StepLayout, stay: Stay) -> Turns:
+    """The turns of a step that runs by rows.
 
     Raises:
         PlanError: where the layout is not one of the step, or does not do for its schedule.
     """
-    way, names = layout.way, frozenset(graph.ops[i].name for i in bits(layout.mask))
-    if way.kind not in KINDS or way.kind == UNFUSABLE:
-        raise PlanError(f"a step of way {way.kind!r} does not run by rows")
+    way, mask = layout.way, layout.mask
+    names = frozenset(graph.ops[i].name for i in bits(mask))
+    if way.kind not in (LINE, STRIPES, SLICES):
+        raise PlanError(f"a step that is {way.kind!r} does not run by rows")
     if way.kind == SLICES and (len(names) > 1 or way.count < 2):
         raise PlanError(f"{len(names)} operators in {way.count} slices; slices take one operator")
-    if not names.issuperset(way.weights_stay):
-        raise PlanError(f"the weights of {way.weights_stay} are not all of the step's {len(names)}")
-    schedule: Schedule | StripeSchedule
+    if strange := set(way.weights_stay) - names:
+        raise PlanError(f"the weights of {sorted(strange)} stay, which are not in the step")
     if way.kind == STRIPES:
-        schedule = make_stripes(
-            graph, layout.mask, way.count, layout.rings, layout.shared, stay.held
-        )
-        stripes = schedule.stripes
-        stays = frozenset(way.weights_stay)
+        made = make_stripes(graph, mask, way.count, layout.rings, layout.shared, stay.held)
+        turns = Turns(made.stripes, made.writes, frozenset(way.weights_stay))
+        loads = made.loads
     else:
-        schedule = make_schedule(graph, layout.mask, layout.rings, layout.shared, stay.held)
-        stripes = (tuple(Turn(name, unit, unit + 1) for name, unit in schedule.steps),)
-        stays = names
-    _equal("loads", layout.loads, schedule.loads)
+        schedule = make_schedule(graph, mask, layout.rings, layout.shared, stay.held)
+        rows = tuple(Turn(name, unit, unit + 1) for name, unit in schedule.steps)
+        turns = Turns((rows,), schedule.writes, names)
+        loads = schedule.loads
+    _check(graph, layout, stay, loads, turns.needed)
+    return turns
+
+
+def _check(
+    graph: OpGraph, layout: StepLayout, stay: Stay, loads: Iterable[str], needed: Iterable[str]
+) -> None:
+    """Check what crosses the border, and that what is on chip is there as a whole."""
     on_chip = layout.resident
-    needed = set(schedule.writes)
-    _equal(
-        "writes",
-        layout.writes,
-        [n for n in schedule.writes if n not in on_chip or n in graph.outputs],
-    )
-    if not on_chip <= layout.shared.keys() or stay.touched != on_chip:
-        raise PlanError(f"{sorted(on_chip)} are resident, of {sorted(layout.shared)}")
-    for name in on_chip:
+    crossing = [name for name in needed if name not in on_chip or name in graph.outputs]
+    for what, planned, found in (
+        ("loads", layout.loads, loads),
+        ("writes", layout.writes, crossing),
+        ("keeps on chip", on_chip, stay.touched),
+    ):
+        if set(planned) != set(found):
+            raise PlanError(f"the layout {what} {sorted(planned)}, the step {sorted(found)}")
+    for name in sorted(on_chip):
         last = layout.shared[name]
-        if layout.rings[last] != graph.tensors[last].rows:
+        rows = graph.tensors[name].rows
+        if layout.rings[last] != rows:
             raise PlanError(
-                f"{name!r} is resident, but its storage holds {layout.rings[last]} of "
-                f"{graph.tensors[last].rows} rows"
+                f"{name!r} stays on chip, where it has room for {layout.rings[last]} of {rows} rows"
             )
-    for name in (*stay.kept, *(needed & on_chip)):
-        if layout.shared[name] != name:
-            raise PlanError(
-                f"{name!r} is still read, but {layout.shared[name]!r} is written over it"
-            )
-    return stripes, schedule.writes, stays
-
-
-def _equal(what: str, planned: Iterable[str], found: Iterable[str]) -> None:
-    if set(planned) != set(found):
-        raise PlanError(f"the layout {what} {sorted(planned)}, the step {sorted(found)}")
+        if name in (*stay.kept, *needed) and last != name:
+            raise PlanError(f"{name!r} is needed after the step, but {last!r} is written over it")
