@@ -567,7 +567,7 @@ def check_random(model: nn.Module, x: tuple[torch.Tensor, ...], seed: int) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_random_plans_count_what_the_definition_says(name: str) -> None:
     build, shapes = MODELS[name]
-    for seed in range(6):
+    for seed in range(4):
         torch.manual_seed(seed)
         x = tuple(torch.randn(1 + seed % 2, *shape) for shape in shapes)
         check_random(build().eval(), x, seed)
