@@ -175,13 +175,14 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
     """Run a model as a plan says, depth-first and row by row, and count the bytes that move.
 
     Each fusion group keeps its tensors in rings of exactly the rows of the plan, recomputes
-    nothing, and counts what it loads from outside and writes to the outside. Unfusable operators
+    nothing, and counts what it loads from outside, writes to the outside and fetches of weights.
+    The steps of a cascade plan leave resident tensors to each other on chip. Unfusable operators
     run as usual. For inference: nothing has gradients. See ``docs/depth-first.md``.
 
     Args:
         model: a module, or an ExportedProgram.
         args: inputs of the shapes that the plan was made for; a batch runs image by image.
-        plan: LBDF at ``line`` granularity, of the same model and shapes.
+        plan: LBDF at ``line`` granularity, or cascade, of the same model and shapes.
 
     Returns:
         The outputs in the model's own structure, and the ledger: planned and counted bytes.

@@ -360,10 +360,10 @@ def test_the_schedule_fits_the_model_s_rings_and_no_smaller_ones(
 
 
 def test_a_ring_refuses_rows_that_it_no_longer_holds() -> None:
-    view = RingView(Ring(2, 6, torch.float32), Tensor.of("t", (1, 2, 5, 3)))
+    view = RingView(Ring(2, 6, 4), Tensor.of("t", (1, 2, 5, 3)), torch.float32)
     rows = torch.arange(30.0).view(1, 2, 5, 3)
     for unit in range(3):
-        view.write(unit, rows[:, :, unit : unit + 1])
+        view.write(unit, unit + 1, rows[:, :, unit : unit + 1])
     assert torch.equal(view.read(1, 3), rows[:, :, 1:3])
     assert torch.equal(view.read(2, 3), rows[:, :, 2:3])
     with pytest.raises(RuntimeError, match="row 0 of 't' is not in its ring of 2 rows"):
@@ -371,7 +371,7 @@ def test_a_ring_refuses_rows_that_it_no_longer_holds() -> None:
     with pytest.raises(RuntimeError, match="row 3 of 't' is not in its ring"):
         view.read(2, 4)
     with pytest.raises(RuntimeError, match="came as"):
-        view.write(3, rows)
+        view.write(3, 4, rows)
 
 
 # -- what is refused, and what falls back ---------------------------------------------------

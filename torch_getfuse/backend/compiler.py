@@ -125,7 +125,8 @@ def _check_depth_first(options: Options, given: PartitionPlan | None) -> None:
     if rows is None or rows != effective_granularity(options.scheme, options.granularity):
         raise OptionError(
             f"inner='depth_first' runs row by row, not scheme={name_of(options.scheme)!r} with "
-            f"granularity={options.granularity!r}; give scheme='lbdf', granularity='line'"
+            f"granularity={options.granularity!r}; give scheme='lbdf', granularity='line', or "
+            "scheme='cascade'"
         )
 
 

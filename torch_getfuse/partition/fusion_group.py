@@ -8,7 +8,7 @@ from typing import Any
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.json_fields import Fields
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
-from torch_getfuse.partition.cost.cascade.way import UNFUSABLE, Way
+from torch_getfuse.partition.cost.cascade.way import Way
 from torch_getfuse.partition.cost.scheme import FusionScheme
 from torch_getfuse.partition.node_set import bits
 
@@ -107,8 +107,5 @@ def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "
 def make_step(scheme: Cascade, step: Step, ends: str = "") -> FusionGroup:
     """The record of a step of a cascade plan."""
     names = tuple(scheme.graph.ops[i].name for i in bits(step.mask))
-    if step.priced is None:
-        return FusionGroup(names, 0, *step.dram, ends, Way(UNFUSABLE))
-    stay = tuple(scheme.graph.ops[i].name for i in bits(step.priced.stay))
-    way = Way(step.priced.kind, step.priced.count, stay)
-    return FusionGroup(names, step.priced.buffer, *step.dram, ends, way)
+    buffer = 0 if step.priced is None else step.priced.buffer
+    return FusionGroup(names, buffer, *step.dram, ends, scheme.way_of(step))

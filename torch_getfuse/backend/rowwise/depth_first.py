@@ -6,20 +6,27 @@ What cannot run by rows runs by its FX nodes, and the ledger says why.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.fx_nodes.effects import effects_in_words
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
-from torch_getfuse.backend.rowwise.group import DepthFirstGroup
+from torch_getfuse.backend.rowwise.group import DepthFirstGroup, base_node
 from torch_getfuse.backend.rowwise.kernels import WholeKernel
 from torch_getfuse.backend.rowwise.ledger import GroupLedger, Ledger
+from torch_getfuse.backend.rowwise.onchip import NodeStep, OnChip, Stay
 from torch_getfuse.backend.rowwise.trial import try_rows
 from torch_getfuse.backend.split.grouping import localise_views, split_capture
 from torch_getfuse.errors import PlanError
+from torch_getfuse.partition.cost.cascade.model import Cascade
+from torch_getfuse.partition.cost.cascade.step_layout import StepLayout, line_layout
+from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.steps.layouts import step_layouts
+from torch_getfuse.partition.steps.problem import Life, StepProblem
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +44,37 @@ def check_runnable(plan: PartitionPlan) -> None:
         what = f"{plan.scheme}{unit}"
         raise PlanError(
             f"the plan is for {what}; depth-first runs row by row: plan with scheme='lbdf', "
-            "granularity='line'"
+            "granularity='line', or scheme='cascade'"
         )
+
+
+def layouts_of(plan: PartitionPlan) -> list[StepLayout]:
+    """What each group of a plan in rows holds, and how it runs.
+
+    Raises:
+        PlanError: for steps that are not those of a legal plan, or in other ways than the cost
+            model's.
+    """
+    scheme, masks = plan.make_scheme(), plan.masks()
+    layouts = []
+    if isinstance(scheme, Cascade):
+        problem = StepProblem(scheme, plan.buffer_bytes, plan.residency)
+        number = problem.facts.number
+        try:
+            residents = {number[r.tensor]: Life(r.first, r.last) for r in plan.resident}
+        except KeyError as error:
+            told = f"the plan keeps {error.args[0]!r} on chip, which its graph has not"
+            raise PlanError(told) from error
+        layouts = step_layouts(problem, masks, residents)
+        for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):
+            if group.way != layout.way:
+                raise PlanError(f"step {k} runs {group.way}; the cost model says {layout.way}")
+        return layouts
+    for mask in masks:
+        terms = scheme.terms(mask, plan.buffer_bytes)
+        rings = {term.name: term.units for term in terms if term.kind == "lines"}
+        layouts.append(line_layout(plan.graph, mask, rings))
+    return layouts
 
 
 def split_depth_first(
@@ -66,10 +102,11 @@ def split_depth_first(
         The module (inference only), and the ledger that every run of it fills in anew.
 
     Raises:
-        PlanError: for a plan that is not in rows, or whose order mutation makes impossible.
+        PlanError: for a plan that is not in rows, or whose steps cannot run in its order.
         NoRowKernel: with ``strict``, for a group that cannot run by rows.
     """
     check_runnable(plan)
+    layouts = layouts_of(plan)
     capture = localise_views(capture, plan)
     split = split_capture(capture, plan)
     calls = {call.node for own in capture.calls.values() for call in own}
@@ -78,35 +115,32 @@ def split_depth_first(
         node.name: f"{owner.get(node, node.name)} {words}"
         for node, words in effects_in_words(capture.graph_module, calls).items()
     }
-    scheme = plan.make_scheme()
     ledger = Ledger([], plan.activation_bytes, capture.samples, plan.unfusable)
-    for k, (group, mask) in enumerate(zip(plan.groups, plan.masks(), strict=True)):
-        lines = [term for term in scheme.terms(mask, plan.buffer_bytes) if term.kind == "lines"]
-        entry = GroupLedger(
-            f"fusion_group_{k}",
-            group.ops,
-            group.dram_read_bytes,
-            group.dram_write_bytes,
-            sum(term.bytes for term in lines),
-            group.dram_weight_bytes,
-        )
+    border = _Border.of(capture, plan, split)
+    for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):
+        stay = border.stay(k, layout)
+        entry = _entry(plan, k, layout)
         ledger.groups.append(entry)
         child = getattr(split, entry.name)
-        rings = {term.name: term.units for term in lines}
+        by_nodes = border.by_nodes(child, stay)
         try:
+            if layout.way.kind == UNFUSABLE:
+                raise NoRowKernel(f"{group.ops[0]} is unfusable")
             for node in child.graph.nodes:
                 if node.op != "placeholder" and node.name in effects:
                     raise NoRowKernel(effects[node.name])
             runner = DepthFirstGroup(
-                child, capture, mask, rings, entry, plan.activation_bytes, tell, try_rows
+                child, capture, plan, layout, stay, by_nodes, entry, tell, try_rows
             )
             try_rows(runner)
         except (NoRowKernel, PlanError) as error:
-            if strict:
+            if strict and layout.way.kind != UNFUSABLE:
                 told = f"{entry.name} cannot run by rows: {error} (strict=False runs its FX nodes)"
                 raise type(error)(told) from error
-            entry.fall_back(str(error))
+            entry.fall_back(str(error), sorted(stay.touched))
             log.info("%s runs as its FX nodes: %s", entry.name, error)
+            if plan.resident:
+                setattr(split, entry.name, by_nodes)
             continue
         entry.whole = tuple(
             op.name
@@ -114,5 +148,109 @@ def split_depth_first(
             if isinstance(runner.kernels[op.writes], WholeKernel)
             and runner.tensors[op.writes].rows > 1
         )
+        entry.unseen = runner.unseen
+        entry.copied = tuple(sorted(runner.copied))
         setattr(split, entry.name, runner)
     return split, ledger
+
+
+def _entry(plan: PartitionPlan, k: int, layout: StepLayout) -> GroupLedger:
+    """The ledger of a group with the plan's figures, nothing counted yet."""
+    group, tensors, width = plan.groups[k], plan.graph.tensors, plan.activation_bytes
+    whole = {layout.shared[name] for name in layout.resident}
+    rings = sum(
+        rows * (tensors[last].elements // tensors[last].rows)
+        for last, rows in layout.rings.items()
+        if last not in whole
+    )
+    alive = {r.tensor for r in plan.resident if r.first <= k <= r.last}
+    resident = sum(tensors[name].elements for name in whole | (alive - layout.resident))
+    return GroupLedger(
+        f"fusion_group_{k}",
+        group.ops,
+        group.dram_read_bytes,
+        group.dram_write_bytes,
+        rings * width,
+        group.dram_weight_bytes,
+        "" if group.way is None else str(group.way),
+        resident * width,
+    )
+
+
+@dataclass(frozen=True)
+class _Border:
+    """What passes between the steps of a split graph.
+
+    Attributes:
+        plan: the plan.
+        samples: of the batch.
+        chip: what is on chip.
+        bases: resident tensor -> name of the node that gives it.
+        real: resident tensors that something else than a step reads.
+    """
+
+    plan: PartitionPlan
+    samples: int
+    chip: OnChip
+    bases: Mapping[str, str]
+    real: frozenset[str]
+
+    @classmethod
+    def of(cls, capture: Capture, plan: PartitionPlan, split: fx.GraphModule) -> _Border:
+        """Of a graph that was split by a plan.
+
+        Raises:
+            PlanError: where tensors stay on chip for steps that cannot run in the plan's order.
+        """
+        bases = {}
+        for resident in plan.resident:
+            try:
+                bases[resident.tensor] = base_node(capture, resident.tensor).name
+            except NoRowKernel:
+                continue  # of which every step is given views, so that none runs by rows
+        steps = [f"fusion_group_{k}" for k in range(len(plan.groups))]
+        real: set[str] = set()
+        order = []
+        for call in split.graph.find_nodes(op="call_module"):
+            if call.target not in steps:
+                continue
+            order.append(call.target)
+            outputs = _outputs(getattr(split, call.target))
+            picked = [call] if len(outputs) == 1 else list(call.users)
+            for value in picked:
+                output = outputs[0 if value is call else value.args[1]]
+                if any(user.target not in steps for user in value.users):
+                    real |= {name for name, node in bases.items() if node == output}
+        if plan.resident and order != steps:
+            late = next(a for a, b in zip(steps, order, strict=True) if a != b)
+            raise PlanError(f"{late} cannot run as early as the plan says: verify() tells why")
+        return cls(plan, capture.samples, OnChip(), bases, frozenset(real))
+
+    def stay(self, k: int, layout: StepLayout) -> Stay:
+        """What is on chip around a step."""
+        alive = {r.tensor: r for r in self.plan.resident if r.tensor in layout.resident}
+        return Stay(
+            self.chip,
+            k,
+            frozenset(alive),
+            frozenset(name for name, life in alive.items() if life.first < k),
+            frozenset(name for name, life in alive.items() if life.last > k),
+            self.real.intersection(alive),
+        )
+
+    def by_nodes(self, child: fx.GraphModule, stay: Stay) -> NodeStep:
+        """A step as its FX nodes."""
+        names = {node: name for name, node in self.bases.items()}
+        given = [node.name for node in child.graph.find_nodes(op="placeholder")]
+        inputs, outputs = (
+            {names[node]: at for at, node in enumerate(nodes) if node in names}
+            for nodes in (given, _outputs(child))
+        )
+        return NodeStep(child, stay, self.samples, self.plan.graph.tensors, inputs, outputs)
+
+
+def _outputs(child: fx.GraphModule) -> list[str]:
+    """Names of the nodes that a child returns."""
+    found = child.graph.output_node().args[0]
+    results = found if isinstance(found, (tuple, list)) else (found,)
+    return [node.name for node in results if isinstance(node, fx.Node)]

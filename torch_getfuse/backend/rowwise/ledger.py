@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from tabulate import tabulate
+
+from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 
 
 @dataclass
@@ -16,14 +19,18 @@ class Counts:
         read: loaded from tensors outside the group.
         written: written to tensors that are needed outside the group.
         rings: allocated as rings.
+        residents: on chip in stores, touched or not, of one sample.
         beside: most that was held beside the rings by operators that are computed whole.
+        weight_bytes: of weights, each time they are fetched, in bytes.
         samples: samples run.
     """
 
     read: int = 0
     written: int = 0
     rings: int = 0
+    residents: int = 0
     beside: int = 0
+    weight_bytes: int = 0
     samples: int = 0
 
 
@@ -31,17 +38,24 @@ class Counts:
 class GroupLedger:
     """One fusion group: the plan's figures and those counted, in bytes per sample.
 
-    Bytes are elements times the plan's ``activation_bytes``, whatever the dtype of the run.
+    Bytes are elements times the plan's ``activation_bytes``, for weights its ``weight_bytes``,
+    whatever the dtype of the run.
 
     Attributes:
         name: ``fusion_group_<k>``.
         ops: its operators.
         planned_read_bytes, planned_write_bytes, planned_ring_bytes: the plan's.
-        weight_bytes: the plan's; weights are read where they lie, and not counted.
-        counted_read_bytes, counted_write_bytes, counted_ring_bytes: ``None`` for a group that
-            did not run depth-first.
+        weight_bytes: the plan's, of all fetches.
+        way: how it runs, as a step of a cascade plan; ``""`` under other schemes.
+        planned_resident_bytes: the plan's, of all tensors that are on chip beside the rings.
+        counted_read_bytes, counted_write_bytes, counted_ring_bytes, counted_weight_bytes,
+            counted_resident_bytes: ``None`` for a group that did not run depth-first.
         beside_bytes: held beside the rings by operators that are computed whole.
         whole: those operators.
+        unseen: operators whose weights could not be counted where they are taken: each fetch
+            counts as the plan's.
+        copied: resident tensors that were in memory as well, since what reads or makes them does
+            not run by rows; that is not counted.
         fallback: why the group ran as its FX nodes; ``""`` for one that ran depth-first.
     """
 
@@ -51,11 +65,17 @@ class GroupLedger:
     planned_write_bytes: int
     planned_ring_bytes: int
     weight_bytes: int
+    way: str = ""
+    planned_resident_bytes: int = 0
     counted_read_bytes: int | None = None
     counted_write_bytes: int | None = None
     counted_ring_bytes: int | None = None
+    counted_weight_bytes: int | None = None
+    counted_resident_bytes: int | None = None
     beside_bytes: int = 0
     whole: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     fallback: str = ""
 
     def count(self, counts: Counts, activation_bytes: int) -> None:
@@ -65,31 +85,57 @@ class GroupLedger:
             RuntimeError: where the samples of a batch did not all move the same.
         """
         samples = counts.samples
-        if counts.read % samples or counts.written % samples:
+        if counts.read % samples or counts.written % samples or counts.weight_bytes % samples:
             raise RuntimeError(f"{self.name}: its {samples} samples moved different bytes")
         self.counted_read_bytes = counts.read // samples * activation_bytes
         self.counted_write_bytes = counts.written // samples * activation_bytes
         self.counted_ring_bytes = counts.rings * activation_bytes
+        self.counted_weight_bytes = counts.weight_bytes // samples
+        self.counted_resident_bytes = counts.residents * activation_bytes
         self.beside_bytes = counts.beside * activation_bytes
 
-    def fall_back(self, reason: str) -> None:
-        """The group runs as its FX nodes, so nothing is counted."""
+    def fall_back(self, reason: str, copied: Iterable[str] = ()) -> None:
+        """The group runs as its FX nodes, so nothing is counted.
+
+        Args:
+            copied: resident tensors that it reads or makes.
+        """
         self.fallback = reason
+        self.copied = tuple(copied)
         self.counted_read_bytes = self.counted_write_bytes = self.counted_ring_bytes = None
-        self.beside_bytes, self.whole = 0, ()
+        self.counted_weight_bytes = self.counted_resident_bytes = None
+        self.beside_bytes, self.whole, self.unseen = 0, (), ()
 
     @property
     def agrees(self) -> bool:
-        """Whether it ran by rows and all three counts are the plan's, to the byte."""
-        planned = self.planned_read_bytes, self.planned_write_bytes, self.planned_ring_bytes
-        counted = self.counted_read_bytes, self.counted_write_bytes, self.counted_ring_bytes
-        return planned == counted
+        """Whether it ran by rows and all counts are the plan's, to the byte."""
+        return not self.copied and all(planned == counted for planned, counted in self.figures())
+
+    def figures(self) -> list[tuple[int, int | None]]:
+        """Planned and counted: read, written, in rings, weights, resident."""
+        return [
+            (self.planned_read_bytes, self.counted_read_bytes),
+            (self.planned_write_bytes, self.counted_write_bytes),
+            (self.planned_ring_bytes, self.counted_ring_bytes),
+            (self.weight_bytes, self.counted_weight_bytes),
+            (self.planned_resident_bytes, self.counted_resident_bytes),
+        ]
+
+    @property
+    def standing(self) -> str:
+        """In words, how the counts stand to the plan's."""
+        if self.agrees:
+            return "equal"
+        if self.way == UNFUSABLE:
+            return "not counted"
+        return "not run by rows" if self.fallback else "DIFFERS"
 
     def to_dict(self) -> dict[str, Any]:
         """Every attribute, and ``agrees``."""
         return {
             "name": self.name,
             "ops": list(self.ops),
+            "way": self.way,
             "planned_read_bytes": self.planned_read_bytes,
             "counted_read_bytes": self.counted_read_bytes,
             "planned_write_bytes": self.planned_write_bytes,
@@ -97,8 +143,13 @@ class GroupLedger:
             "planned_ring_bytes": self.planned_ring_bytes,
             "counted_ring_bytes": self.counted_ring_bytes,
             "weight_bytes": self.weight_bytes,
+            "counted_weight_bytes": self.counted_weight_bytes,
+            "planned_resident_bytes": self.planned_resident_bytes,
+            "counted_resident_bytes": self.counted_resident_bytes,
             "beside_bytes": self.beside_bytes,
             "whole": list(self.whole),
+            "unseen": list(self.unseen),
+            "copied": list(self.copied),
             "fallback": self.fallback,
             "agrees": self.agrees,
         }
@@ -112,7 +163,8 @@ class Ledger:
         groups: in the plan's order.
         activation_bytes: the plan's width of an element.
         samples: the batch; every figure is per sample.
-        unfusable: operators outside the groups, which ran as their FX nodes and are not counted.
+        unfusable: operators that ran as their FX nodes and are not counted: outside the groups, or
+            steps of their own.
     """
 
     groups: list[GroupLedger] = field(default_factory=list)
@@ -122,8 +174,15 @@ class Ledger:
 
     @property
     def agrees(self) -> bool:
-        """Whether there are groups, and each ran depth-first and counted what the plan says."""
-        return bool(self.groups) and all(group.agrees for group in self.groups)
+        """Whether there are groups, and each ran depth-first and counted what the plan says.
+
+        Not asked of unfusable operators.
+        """
+        fusable = self._fusable()
+        return bool(fusable) and all(group.agrees for group in fusable)
+
+    def _fusable(self) -> list[GroupLedger]:
+        return [group for group in self.groups if group.way != UNFUSABLE]
 
     def to_dict(self) -> dict[str, Any]:
         """The form of ``--json``: the attributes, ``agrees``, and one object per group."""
@@ -137,46 +196,51 @@ class Ledger:
 
     def notes(self) -> list[str]:
         """What a reader of a report must know of how the groups run."""
-        rows = sum(not group.fallback for group in self.groups)
-        found = [f"inner depth_first: {rows} of {len(self.groups)} groups run row by row"]
-        found += [f"{g.name} runs as its FX nodes: {g.fallback}" for g in self.groups if g.fallback]
+        groups = self._fusable()
+        rows = sum(not group.fallback for group in groups)
+        found = [f"inner depth_first: {rows} of {len(groups)} groups run row by row"]
+        found += [f"{g.name} runs as its FX nodes: {g.fallback}" for g in groups if g.fallback]
         found += [
             f"{g.name} computes whole maps of {', '.join(g.whole)} beside its rings"
-            for g in self.groups
+            for g in groups
             if g.whole
+        ]
+        found += [
+            f"{g.name} has {', '.join(g.copied)} in memory as well as on chip"
+            for g in groups
+            if g.copied
         ]
         return found
 
     def __str__(self) -> str:
-        head = ["group", "operators"]
-        head += [f"{what}\n{who}" for what in ("read", "write", "ring") for who in _WHO]
-        head += ["weights", ""]
-        rows = [
-            [
-                group.name,
-                len(group.ops),
-                group.planned_read_bytes,
-                group.counted_read_bytes,
-                group.planned_write_bytes,
-                group.counted_write_bytes,
-                group.planned_ring_bytes,
-                group.counted_ring_bytes,
-                group.weight_bytes,
-                "equal" if group.agrees else "not run by rows" if group.fallback else "DIFFERS",
-            ]
-            for group in self.groups
-        ]
-        table = tabulate(rows, head, missingval="-")
+        ways = any(group.way for group in self.groups)
+        titles = ("read", "write", "ring", "weights", "resident")[: 5 if ways else 4]
+        head = ["group", *(["way"] if ways else []), "operators"]
+        head += [f"{what}\n{who}" for what in titles for who in ("planned", "counted")]
+        rows = []
+        for group in self.groups:
+            figures = [figure for pair in group.figures()[: len(titles)] for figure in pair]
+            own = [group.name, *([group.way] if ways else []), len(group.ops)]
+            rows.append([*own, *figures, group.standing])
+        table = tabulate(rows, [*head, ""], missingval="-")
         lines = [f"bytes per sample, elements of {self.activation_bytes} B", table]
-        lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in self.groups if g.fallback]
+        groups = self._fusable()
+        lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
         lines += [
             f"{g.name}: computed whole, {g.beside_bytes} B beside the rings: {', '.join(g.whole)}"
-            for g in self.groups
+            for g in groups
             if g.whole
+        ]
+        lines += [
+            f"{g.name}: weights counted as the plan's: {', '.join(g.unseen)}"
+            for g in groups
+            if g.unseen
+        ]
+        lines += [
+            f"{g.name}: in memory as well as on chip, not counted: {', '.join(g.copied)}"
+            for g in groups
+            if g.copied
         ]
         if self.unfusable:
             lines.append(f"unfusable, not counted: {', '.join(self.unfusable)}")
         return "\n".join(lines)
-
-
-_WHO = ("planned", "counted")

@@ -1,16 +1,30 @@
 """Line buffers: a ring holds the last rows of a tensor, exactly as many as the cost model says.
 
 A slot holds one unit. The rows lie one after the other, so that a window over them is no copy:
-when the last slot is full, the rows move up by one and the oldest goes. Tensors that are written
-in place over each other share a ring; every slot is labelled with the unit that it holds, and
-reading any other raises.
+when the last slot is full, the rows move up and the oldest go. Tensors that are written in place
+over each other share a ring; every slot is labelled with the unit that it holds, and reading any
+other raises. A ring of as many rows as the tensor has is a store: nothing in it ever moves.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from torch_getfuse.ir import Tensor
+
+
+class Part(NamedTuple):
+    """A slice of a tensor: ``size`` positions along an axis, from ``start`` on."""
+
+    axis: int
+    start: int
+    size: int
+
+    def of(self, block: torch.Tensor) -> torch.Tensor:
+        """The part of a block, where it lies."""
+        return block.narrow(self.axis, self.start, self.size)
 
 
 class Ring:
@@ -19,19 +33,39 @@ class Ring:
     Args:
         rows: slots; never more.
         unit_elements: elements of a unit.
-        dtype: of the elements.
+        itemsize: bytes of an element, of the widest tensor that it holds.
     """
 
-    def __init__(self, rows: int, unit_elements: int, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, unit_elements: int, itemsize: int) -> None:
         self.rows = rows
-        self.storage = torch.empty(rows * unit_elements, dtype=dtype)
-        self._slots = self.storage.view(rows, unit_elements)
+        self.unit_elements = unit_elements
+        self.itemsize = itemsize
+        self.slots = torch.empty(rows, unit_elements * itemsize, dtype=torch.uint8)
         self.clear()
+
+    @property
+    def elements(self) -> int:
+        """Room that it has."""
+        return self.rows * self.unit_elements
+
+    def widen(self, itemsize: int) -> None:
+        """Make room for tensors of wider elements in the same slots; what is held stays."""
+        if itemsize > self.itemsize:
+            held, self.itemsize = self.slots, itemsize
+            self.slots = torch.empty(self.rows, self.unit_elements * itemsize, dtype=torch.uint8)
+            self.slots[:, : held.shape[1]].copy_(held)
 
     def clear(self) -> None:
         """Forget what is held, for the next sample."""
         self._base = 0
         self._labels: list[tuple[str, int] | None] = [None] * self.rows
+
+    def copy(self) -> Ring:
+        """Another ring that holds the same."""
+        found = Ring(self.rows, self.unit_elements, self.itemsize)
+        found.slots.copy_(self.slots)
+        found._base, found._labels = self._base, list(self._labels)
+        return found
 
     def find(self, name: str, first: int, end: int) -> int:
         """The slot of unit ``first``; raises where units ``[first, end)`` are not all held."""
@@ -45,20 +79,27 @@ class Ring:
                 )
         return first - self._base
 
-    def label(self, name: str, unit: int) -> int:
-        """The slot for a unit that is about to be written."""
-        while unit - self._base >= self.rows:
-            for slot in range(1, self.rows):
-                self._slots[slot - 1].copy_(self._slots[slot])
-            self._labels = [*self._labels[1:], None]
-            self._base += 1
-        if unit < self._base:
+    def label(self, name: str, first: int, end: int) -> int:
+        """The slot of unit ``first`` of units ``[first, end)`` that are about to be written."""
+        if first < self._base:
             raise RuntimeError(
-                f"depth-first: row {unit} of {name!r} comes after its ring of {self.rows} rows has "
-                f"moved on to row {self._base}. This is an error of torch_getfuse: please report it"
+                f"depth-first: row {first} of {name!r} comes after its ring of {self.rows} rows "
+                f"has moved on to row {self._base}. This is an error of torch_getfuse: please "
+                "report it"
             )
-        self._labels[unit - self._base] = (name, unit)
-        return unit - self._base
+        if (gone := end - self._base - self.rows) > 0:
+            for slot in range(gone, self.rows):
+                self.slots[slot - gone].copy_(self.slots[slot])
+            self._labels = [*self._labels[gone:], *[None] * min(gone, self.rows)]
+            self._base += gone
+        if first < self._base:
+            raise RuntimeError(
+                f"depth-first: {end - first} rows of {name!r} do not fit into its ring of "
+                f"{self.rows} rows. This is an error of torch_getfuse: please report it"
+            )
+        for unit in range(first, end):
+            self._labels[unit - self._base] = (name, unit)
+        return first - self._base
 
 
 class RingView:
@@ -67,29 +108,33 @@ class RingView:
     Args:
         ring: where its units are.
         tensor: per sample.
+        dtype: of the tensor's elements.
     """
 
-    def __init__(self, ring: Ring, tensor: Tensor) -> None:
+    def __init__(self, ring: Ring, tensor: Tensor, dtype: torch.dtype) -> None:
         self.ring = ring
         self.name = tensor.name
         self.axis = tensor.stream_axis
         shape, rows = tensor.shape, ring.rows
+        units = ring.slots.view(dtype)[:, : ring.unit_elements]
         if self.axis is None:
-            self.data = ring.storage.view(shape)
+            self.data = units.view(shape)
         elif len(shape) == 4 and shape[0] == 1 and self.axis == 2:
             # A row is contiguous, and torch convolves it without a copy: channels last.
-            self.data = ring.storage.view(1, rows, shape[3], shape[1]).permute(0, 3, 1, 2)
+            self.data = units.view(1, rows, shape[3], shape[1]).permute(0, 3, 1, 2)
         else:
             rest = (*shape[: self.axis], *shape[self.axis + 1 :])
-            self.data = ring.storage.view(rows, *rest).movedim(0, self.axis)
+            self.data = units.view(rows, *rest).movedim(0, self.axis)
 
-    def write(self, unit: int, block: torch.Tensor) -> None:
-        """Put a unit in its slot."""
-        slot = self.ring.label(self.name, unit)
-        place = self.data if self.axis is None else self.data.narrow(self.axis, slot, 1)
+    def write(self, first: int, end: int, block: torch.Tensor, part: Part | None = None) -> None:
+        """Put units ``[first, end)`` in their slots, or a part of each beside what they hold."""
+        slot = self.ring.label(self.name, first, end)
+        place = self.data if self.axis is None else self.data.narrow(self.axis, slot, end - first)
+        if part is not None:
+            place = part.of(place)
         if block.shape != place.shape or block.dtype != place.dtype:
             raise RuntimeError(
-                f"depth-first: row {unit} of {self.name!r} came as {tuple(block.shape)} "
+                f"depth-first: row {first} of {self.name!r} came as {tuple(block.shape)} "
                 f"{block.dtype}, expected {tuple(place.shape)} {place.dtype}. This is an error of "
                 "torch_getfuse: please report it"
             )

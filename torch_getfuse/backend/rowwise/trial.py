@@ -113,7 +113,7 @@ def _inputs(group: DepthFirstGroup, given: Sequence[Any], positive: bool) -> lis
     zero or one, or all zero if positive.
     """
     generator = torch.Generator("cpu").manual_seed(0)
-    maps = {group.nodes[name] for name in group.schedule.loads}
+    maps = {group.nodes[name] for name in (*group.program.layout.loads, *group.stay.held)}
     found = []
     placeholders = group.child.graph.find_nodes(op="placeholder")
     likes = given or [traced_value(node) for node in placeholders]

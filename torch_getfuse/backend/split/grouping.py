@@ -36,7 +36,9 @@ def children_of(capture: Capture, plan: PartitionPlan) -> dict[str, list[fx.Node
 def _children(plan: PartitionPlan) -> dict[str, tuple[str, ...]]:
     """Name of each child -> its operators."""
     named = {f"fusion_group_{k}": group.ops for k, group in enumerate(plan.groups)}
-    return {**named, **{f"unfusable_{k}": (op,) for k, op in enumerate(plan.unfusable)}}
+    steps = {op for group in plan.groups for op in group.ops}
+    alone = [op for op in plan.unfusable if op not in steps]
+    return {**named, **{f"unfusable_{k}": (op,) for k, op in enumerate(alone)}}
 
 
 def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:

@@ -22,7 +22,7 @@ from torch_getfuse.partition.cost.cascade.pricing import (
     least_reread,
     smallest_way,
 )
-from torch_getfuse.partition.cost.cascade.way import SLICES
+from torch_getfuse.partition.cost.cascade.way import SLICES, UNFUSABLE, Way
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, FusionScheme, Steps, once
 from torch_getfuse.partition.node_set import bits
@@ -158,6 +158,14 @@ class Cascade(FusionScheme):
     def unfusable_step(self, mask: int) -> Step:
         """The step of an operator that fits in no way: everything once, by any method."""
         return Step(mask, once(self, mask), None)
+
+    def way_of(self, step: Step) -> Way:
+        """How a step runs, as plans record it."""
+        priced = step.priced
+        if priced is None:
+            return Way(UNFUSABLE)
+        stay = tuple(self.graph.ops[i].name for i in bits(priced.stay))
+        return Way(priced.kind, priced.count, stay)
 
     def terms_of(self, mask: int, beside: Beside, priced: Priced) -> tuple[CostTerm, ...]:
         """The terms that add up to ``F_b`` of a step: weights, streams, storages, residents."""

@@ -7,7 +7,7 @@ that each ring must hold. ``line`` granularity only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Schedule:
         storage: tensor -> last tensor that shares its storage: itself, unless an operator
             overwrites it.
         rings: last tensor of each storage -> rows of its ring.
-        loads, writes: tensors read from outside, and tensors needed outside.
+        loads, writes: tensors loaded from outside, and tensors needed outside.
     """
 
     steps: tuple[Step, ...]
@@ -43,7 +43,13 @@ class Schedule:
     writes: tuple[str, ...]
 
 
-def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
+def make_schedule(
+    graph: OpGraph,
+    mask: int,
+    rings: Mapping[str, int],
+    storage: Mapping[str, str] | None = None,
+    held: Collection[str] = (),
+) -> Schedule:
     """The schedule of a group in rings of a given size.
 
     After the sinks are done, tensors needed outside advance together to their ends, and then
@@ -55,57 +61,74 @@ def make_schedule(graph: OpGraph, mask: int, rings: dict[str, int]) -> Schedule:
         graph: the operator graph.
         mask: the group.
         rings: last tensor of each storage -> rows, from the cost model.
+        storage: tensor -> last tensor that shares its storage; without it, operators that may
+            overwrite their input do.
+        held: tensors from outside of which all rows are there from the start.
 
     Raises:
-        PlanError: if a ring is too small for the schedule.
+        PlanError: if a ring is too small for the schedule, or a row is overwritten too early.
     """
-    run = _Run(graph, mask, rings)
-    sinks = [op.writes for op in run.makers.values() if not run.readers[op.writes]]
-    longest = max(run.rows[name] for name in sinks)
+    run = ScheduleRun(graph, mask, rings, storage, held)
+    longest = max(run.rows[name] for name in run.sinks)
     for q in range(1, longest + 1):
-        for name in sinks:
+        for name in run.sinks:
             run.produce(name, -(-q * run.rows[name] // longest))
-    loads, writes = boundary(graph, mask)
-    left = {
-        name: run.rows[name] - run.made[name]
-        for name in reversed(run.makers)  # a consumer comes before the tensors that it reads
-        if name in writes and run.made[name] < run.rows[name]
+    run.complete()
+    return Schedule(tuple(run.steps), run.storage, dict(rings), run.loads, run.writes)
+
+
+def storages(graph: OpGraph, mask: int) -> dict[str, str]:
+    """Each tensor of a group -> the last tensor that shares its storage (section 3, "in place")."""
+    group = [(graph.ops[i], graph.overwrites[i]) for i in bits(mask)]
+    found = {
+        name: name for op, _ in group for name in (*(read.tensor for read in op.reads), op.writes)
     }
-    run.end_all_but(left)
-    longest = max(left.values(), default=0)
-    for q in range(1, longest + 1):
-        for name, rows in left.items():
-            run.produce(name, run.rows[name] - rows + -(-q * rows // longest))
-    run.end_all_but({})
-    for name in loads:
-        run.produce(name, run.rows[name])
-    return Schedule(tuple(run.steps), run.storage, dict(rings), tuple(loads), tuple(writes))
+    for op, overwrites in reversed(group):
+        if overwrites:
+            found[op.reads[0].tensor] = found[op.writes]
+    return found
 
 
-class _Run:
-    """Simulates the schedule on counts alone."""
+class ScheduleRun:
+    """Simulates a schedule on counts alone; arguments as of :func:`make_schedule`.
 
-    def __init__(self, graph: OpGraph, mask: int, rings: dict[str, int]) -> None:
+    Attributes:
+        makers: tensor -> operator of the group that writes it, in order.
+        rows, made: rows of each tensor, and how many of them there are by now.
+        readers: tensor -> operators that read it and still make something.
+        sinks: tensors that no operator of the group reads.
+        loads, writes: as in :class:`Schedule`.
+        steps: what was made and loaded by :meth:`produce`.
+        ends, keeps: per operator and operand, rows needed up to each output row, and the lowest
+            row that this or any later output row needs.
+    """
+
+    def __init__(
+        self,
+        graph: OpGraph,
+        mask: int,
+        rings: Mapping[str, int],
+        storage: Mapping[str, str] | None = None,
+        held: Collection[str] = (),
+    ) -> None:
         group = [graph.ops[i] for i in bits(mask)]
         self.makers: dict[str, Op] = {op.writes: op for op in group}
         names = dict.fromkeys(
             name for op in group for name in (*(read.tensor for read in op.reads), op.writes)
         )
         self.rows = {name: graph.tensors[name].rows for name in names}
-        self.made = dict.fromkeys(names, 0)
+        self.made = {name: self.rows[name] if name in held else 0 for name in names}
         self.readers: dict[str, list[tuple[Op, Read]]] = {name: [] for name in names}
         for op in group:
             for read in op.reads:
                 self.readers[read.tensor].append((op, read))
-        self.storage = {name: name for name in names}
-        for i in reversed(list(bits(mask))):
-            if graph.overwrites[i]:
-                op = graph.ops[i]
-                self.storage[op.reads[0].tensor] = self.storage[op.writes]
+        self.storage = storages(graph, mask) if storage is None else dict(storage)
         self.rings = rings
+        self.sinks = [name for name in self.makers if not self.readers[name]]
+        loads, writes = boundary(graph, mask)
+        self.loads = tuple(name for name in loads if name not in held)
+        self.writes = tuple(writes)
         self.steps: list[Step] = []
-        # Per operator and operand: rows needed up to each output row, and the lowest row that this
-        # or any later output row needs.
         self.ends: dict[tuple[str, str], list[int]] = {}
         self.keeps: dict[tuple[str, str], list[int]] = {}
         for op in group:
@@ -123,7 +146,23 @@ class _Run:
         self.ends[op.name, read.tensor] = [high + 1 if low <= high else 0 for low, high in spans]
         self.keeps[op.name, read.tensor] = keeps[::-1]
 
-    def end_all_but(self, wanted: Mapping[str, int]) -> None:
+    def complete(self) -> None:
+        """After the sinks are done: make what is needed outside to its end, load to the end."""
+        left = {
+            name: self.rows[name] - self.made[name]
+            for name in reversed(self.makers)  # a consumer comes before the tensors that it reads
+            if name in self.writes and self.made[name] < self.rows[name]
+        }
+        self._end_all_but(left)
+        longest = max(left.values(), default=0)
+        for q in range(1, longest + 1):
+            for name, rows in left.items():
+                self.produce(name, self.rows[name] - rows + -(-q * rows // longest))
+        self._end_all_but({})
+        for name in self.loads:
+            self.produce(name, self.rows[name])
+
+    def _end_all_but(self, wanted: Mapping[str, int]) -> None:
         """From here on, produce only the rest of these tensors and what it needs.
 
         Readers that produce nothing more are dropped.
@@ -158,21 +197,52 @@ class _Run:
             if wanted is not None:
                 stack.append(wanted)
                 continue
+            self.check_overwritten(name, unit + 1)
             self.made[name] += 1
             self.steps.append(Step(name, unit))
-            self._check(name)
+            self.check_ring(name, self.released(self.storage[name], self.made[name]))
 
-    def _check(self, name: str) -> None:
-        """Check that the live units of a tensor's storage fit into its ring."""
-        last = self.storage[name]
-        released = self.made[name]
-        for op, read in self.readers[last]:
+    def released(self, name: str, made: int) -> int:
+        """Of ``made`` rows of a tensor those that no reader needs, nor any row before them."""
+        released = made
+        for op, read in self.readers[name]:
             if read.window.kind is not WindowKind.REDUCE:
-                done = self.made[op.writes]
-                released = min(released, self.keeps[op.name, read.tensor][done])
+                keeps = self.keeps[op.name, read.tensor][self.made[op.writes]]
+                released = min(released, keeps)
+        return released
+
+    def check_ring(self, name: str, released: int) -> None:
+        """Check that the live rows of a tensor's storage fit into its ring.
+
+        Raises:
+            PlanError: if they do not.
+        """
+        last = self.storage[name]
         live = max(self.made[name] - released, 1)
         if live > self.rings[last]:
             raise PlanError(
                 f"the schedule holds {live} rows of {name!r} after its row {self.made[name] - 1}, "
                 f"the cost model gives its ring {self.rings[last]}"
             )
+
+    def check_overwritten(self, name: str, end: int, behind: Iterable[str] = ()) -> None:
+        """Check that rows below ``end`` of a tensor are written over rows that all have let go.
+
+        Args:
+            behind: ``reduce`` readers that have not taken in what there is; the others have.
+
+        Raises:
+            PlanError: if an operand that shares the tensor's storage is still read there.
+        """
+        op = self.makers.get(name)
+        for x in {read.tensor for read in op.reads} if op is not None else ():
+            if self.storage[x] != self.storage[name]:
+                continue
+            for other, read in self.readers[x]:
+                reduces = read.window.kind is WindowKind.REDUCE
+                kept = self.keeps[other.name, x][self.made[other.writes]]
+                if other is not op and (other.writes in behind if reduces else kept < end):
+                    raise PlanError(
+                        f"{name!r} is written over {x!r} up to row {end - 1}, of which "
+                        f"{other.name!r} still reads row {kept}"
+                    )

@@ -1,0 +1,78 @@
+"""Plans of the cascade scheme that are run: every step counts what the cost model says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import torch_getfuse
+from tests.backend.test_depth_first import MODELS, Skip, distance, plan_of
+from tests.networks import SIZES, network
+from torch_getfuse.errors import PlanError
+from torch_getfuse.partition.cost.cascade.way import Resident, Way
+
+
+def check(model: torch.nn.Module, x: tuple[torch.Tensor, ...], buffer: object) -> Counter[str]:
+    """Plan, run, compare; how many steps of each kind there are, and tensors that stay."""
+    plan = plan_of(model, x, scheme="cascade", buffer=buffer)
+    with torch.no_grad():
+        expected = model(*x)
+    got, ledger = torch_getfuse.run_counted(model, x, plan)
+    assert distance(got, expected) < 1e-4
+    fusable = [group for group in ledger.groups if group.way != "unfusable"]
+    assert [group.fallback for group in fusable] == [""] * len(fusable)
+    assert all(group.agrees for group in fusable), str(ledger)
+    kinds = Counter(group.way.kind for group in plan.groups if group.way)
+    for entry, group in zip(ledger.groups, plan.groups, strict=True):
+        if entry in fusable:
+            moved = entry.counted_read_bytes, entry.counted_write_bytes, entry.counted_weight_bytes
+            figures = group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes
+            assert moved == figures
+            held = (entry.counted_ring_bytes or 0) + (entry.counted_resident_bytes or 0)
+            assert held <= group.buffer_bytes
+    return kinds + Counter(resident=len(plan.resident))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_step_counts_what_the_cost_model_says(name: str) -> None:
+    build, shapes = MODELS[name]
+    torch.manual_seed(0)
+    model = build().eval()
+    found: Counter[str] = Counter()
+    for batch, buffer in enumerate((400, 700, 1500, "3KB", "6KB", "1MB"), 1):
+        x = tuple(torch.randn(1 + batch % 2, *shape) for shape in shapes)
+        found += check(model, x, buffer)
+    if name == "excite":
+        assert found.keys() == {"line", "stripes", "slices", "resident"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
+def test_whole_networks(name: str) -> None:
+    model, x = network(name)
+    check(model, (x,), "256KB")
+
+
+def test_another_way_than_the_cost_model_s_is_refused() -> None:
+    model, x = Skip(False).eval(), (torch.randn(1, 3, 17, 10),)
+    plan = plan_of(model, x, scheme="cascade", buffer="3KB")
+    first = replace(plan.groups[0], way=Way("stripes", 17))
+    with pytest.raises(PlanError, match="step 0 runs 17 stripes; the cost model says"):
+        torch_getfuse.run_counted(model, x, replace(plan, groups=(first, *plan.groups[1:])))
+    with pytest.raises(PlanError, match="keeps 'nowhere' on chip, which its graph has not"):
+        torch_getfuse.run_counted(model, x, replace(plan, resident=(Resident("nowhere", 0, 0),)))
+
+
+def test_torch_compile_plans_and_runs_by_rows() -> None:
+    model = Skip(False).eval()
+    options = {"scheme": "cascade", "buffer": "3KB", "inner": "depth_first", "strict": True}
+    compiled = torch.compile(model, backend="getfuse", options={**options, "cache": False})
+    for _ in range(2):
+        x = torch.randn(1, 3, 17, 10)
+        with torch.no_grad():
+            assert distance(compiled(x), model(x)) < 1e-5
+    (note,) = {n for n in torch_getfuse.report(compiled).sections[0].notes if "row by row" in n}
+    assert note.startswith("inner depth_first: ")
