@@ -41,21 +41,18 @@ class Reach:
 
         Args:
             planned: bytes of the whole network under the plan.
-            bounded: whether operators count in that at the least that they move.
+            bounded: whether unfusable operators count in that, at the least that they move.
         """
-        size = format_size(self.dram_bytes)
-        at_least = ""
-        if self.unfusable:
-            at_least = f", {self.unfusable} unfusable operators counted at the least they move"
+        alone = f", {self.unfusable} unfusable" if self.unfusable else ""
         change = self.dram_bytes - planned
-        compared = "as much as this plan"
+        compared = "as much"
         if change:
             compared = f"{abs(change) / planned:.1%} {'less' if change < 0 else 'more'}"
         if change > 0 and bounded:
-            compared += " than this plan, in which unfusable operators count at the least they move"
+            compared += " than the least that this plan moves"
         return (
             "scheme='cascade' (tensors that stay on chip, weights that stream) reaches "
-            f"{size} (proved{at_least}), {compared}"
+            f"{format_size(self.dram_bytes)} (proved{alone}), {compared}"
         )
 
     def to_dict(self) -> dict[str, Any]:
