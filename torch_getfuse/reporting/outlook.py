@@ -13,13 +13,13 @@ from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.optimum import optimum
 from torch_getfuse.partition.steps.problem import StepProblem
-from torch_getfuse.partition.work import OutOfWork, Work
+from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work
 
 COMPARED = ("lbdf", "brr")
 """Schemes whose reports tell it."""
 
-_STEPS = 240_000
-"""Counted steps of the search: half a second to two, for its steps are dear ones."""
+_STEPS = STEPS_PER_SECOND
+"""Counted steps of the search: a second or two."""
 
 _MODEL_STEPS = 100  # counted for each operator, for the cost model is made first
 

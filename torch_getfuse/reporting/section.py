@@ -82,8 +82,7 @@ class Section:
         plan, scheme = self.plan, self.scheme
         if not isinstance(scheme, Cascade):
             return scheme.dram(mask, plan.buffer_bytes)
-        beside = NOTHING._replace(free=plan.residency)
-        step = scheme.step(mask, beside, 0, plan.buffer_bytes)
+        step = scheme.step(mask, NOTHING, 0, plan.buffer_bytes)
         assert step is not None, "a fusable operator fits alone"
         return step.dram
 
