@@ -86,7 +86,9 @@ def _made(make: Callable[[], Any], what: str) -> tuple[Any, int]:
 
 def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
-        Report.check_suffix(args.output)
+        options = given_options(args)
+        steps = options.get("scheme") == "cascade" or "plan" in options
+        Report.check_suffix(args.output, pictures=steps)
     made, code = _made(lambda: with_model(args, _make_report), "report")
     if args.output is not None:
         write(args.output, made.save)

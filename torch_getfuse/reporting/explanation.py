@@ -32,6 +32,13 @@ SCHEMA_VERSION = 1
 
 CONTROLS = ("random", "all")
 
+_WEIGHTS = {
+    "weights": "weights",
+    "staging": "staging of streamed weights",
+    "slice": "a slice of the weights",
+}
+"""Kinds of terms that are no part of a map, in words."""
+
 _TERMS = 12  # rows of the tables; the data formats contain everything
 _EDGES = 16
 _CROSSING = 6
@@ -296,8 +303,8 @@ def _term_table(why: Explanation, style: Style) -> str:
 
 
 def _term(term: CostTerm) -> str:
-    if term.kind == "weights":
-        return f"weights of {term.name}"
+    if term.kind in _WEIGHTS:
+        return f"{_WEIGHTS[term.kind]} of {term.name}"
     unit = "pixel" if term.kind == "pixels" else "row"
     what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
     return (

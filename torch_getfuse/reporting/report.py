@@ -157,7 +157,7 @@ class Report:
         if not timelines:
             raise OptionError(
                 "there is nothing to draw: pictures of a report show the steps of plans of "
-                "scheme='cascade'"
+                "scheme='cascade'; others are saved as .txt, .json, .csv, .md or .html"
             )
         return timeline_figure(timelines)
 
@@ -176,13 +176,16 @@ class Report:
             replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
-    def check_suffix(path: str | Path) -> None:
+    def check_suffix(path: str | Path, pictures: bool = True) -> None:
         """Reject a path whose suffix :meth:`save` does not support, before any work is done.
+
+        Args:
+            pictures: whether the report will be one that has them.
 
         Raises:
             OptionError: for another suffix; lists the supported ones.
         """
-        known_suffix(path, "a report", _SUFFIXES)
+        known_suffix(path, "a report", _SUFFIXES if pictures else _FORMS)
 
     # -- tables ---------------------------------------------------------------------------
 
