@@ -410,7 +410,7 @@ def test_an_unfusable_operator_reaches_no_floor() -> None:
 
 
 def test_the_smallest_buffer_to_the_kb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By lines three rows and all weights take 3,664 B; between 1 and 64 KB there are 62 more sizes."""
+    """By lines three rows and all weights take 3,664 B; there are 62 sizes from 1 to 64 KB."""
     model = nn.Sequential(nn.Conv2d(16, 64, 1), nn.Conv2d(64, 16, 1)).eval()
     x = torch.zeros(1, 16, 64, 16)
     need = 256 + 1024 + 256 + 17 * 64 + 65 * 16
