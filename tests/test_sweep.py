@@ -451,13 +451,15 @@ def test_two_models_with_one_graph_have_a_line_each() -> None:
 
 def test_the_floor_is_drawn() -> None:
     pytest.importorskip("matplotlib")
-    result = torch_getfuse.sweep(wide(), (WIDE,), buffers=["1KB", "4KB"], **CASCADE)
+    result = torch_getfuse.sweep(wide(), (WIDE,), buffers=[600, "64KB"], within=0, **CASCADE)
+    assert result.tried
     (axes,) = result.plot().axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "Sequential, cascade, auto",
         "Sequential, floor",
     ]
     assert list(axes.lines[-1].get_ydata()) == [FLOOR / (1 << 20)] * 2
+    assert len(axes.lines[0].get_xdata()) == 2 + len(result.tried)
 
 
 def test_points_of_an_older_version_are_planned_again(

@@ -201,7 +201,7 @@ class Sweep:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         lines: dict[str, list[Record]] = {}
-        for record in self.records:
+        for record in (*self.records, *self.tried):
             if record["error"] is None:
                 lines.setdefault(_label(record), []).append(record)
         for label, records in lines.items():
