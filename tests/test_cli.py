@@ -104,6 +104,54 @@ def test_plan_is_saved_and_told_in_one_line(
     assert load_plan(path).verify().dram_bytes == 442
 
 
+def test_a_cascade_plan_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    wide = [*MODEL, "--activation-bytes", "1", "--weight-bytes", "1", "--scheme", "cascade"]
+    assert cli.main(["plan", *wide, "--buffer", "180", "-o", str(path)]) == 0
+    plan = load_plan(path).verify()
+    told = capsys.readouterr().out
+    assert f": {len(plan.groups)} steps, {plan.dram_bytes} B of DRAM access" in told
+    assert "unfusable" not in told
+    assert "fusion groups" not in told
+    assert cli.main(["verify", str(path), "--prove"]) == 0
+    assert f"OK, {len(plan.groups)} steps, " in capsys.readouterr().out
+    assert cli.main(["plan", *wide, "--buffer", "60", "-o", str(path)]) == 0
+    plan = load_plan(path).verify()
+    assert plan.unfusable
+    told = capsys.readouterr().out
+    assert f"{len(plan.groups)} steps, {len(plan.unfusable)} unfusable operators, " in told
+    assert f"{plan.dram_bytes} B of DRAM access" in told
+    assert "; unfusable ones at the least that they move)" in told
+
+
+def test_the_options_of_cascade(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    argv = [*SMALL, "--scheme", "cascade", "--no-residency", "--slice-channels", "3"]
+    assert cli.main(["plan", *argv, "-o", str(path)]) == 0
+    plan = load_plan(path)
+    assert (plan.residency, plan.slice_channels) == (False, 3)
+    capsys.readouterr()
+    assert cli.main(["report", *argv, "--json"]) == 0
+    (section,) = json.loads(capsys.readouterr().out)["sections"]
+    assert section["assumptions"]["residency"] is False
+    assert section["assumptions"]["slice_channels"] == 3
+    assert cli.main(["explain", *argv]) == 0
+    assert "scheme cascade" in capsys.readouterr().out
+    told = fails(capsys, 2, "report", *argv, "--slice-channels", "0")
+    assert "slice_channels=0" in told
+
+
+def test_a_picture_of_a_report_is_of_steps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "report.svg"
+    told = fails(capsys, 2, "report", *SMALL, "-o", path)
+    assert "the suffix must be one of .txt, .json, .csv, .md, .html" in told
+    assert cli.main(["report", *SMALL, "--scheme", "cascade", "-o", str(path)]) == 0
+    assert path.read_text().startswith("<?xml")
+
+
 def test_plan_json(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
     assert cli.main(["plan", *SMALL, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -337,6 +337,148 @@ def test_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+# -- floors -------------------------------------------------------------------------------
+
+
+def wide() -> nn.Module:
+    """Two 1x1 convolutions on 16 rows of 4 pixels, of 320 and 260 B, and 64 channels between.
+
+    By lines they take 868 B; in 8 stripes of two rows 836 B, and weights are read 8 times.
+    """
+    return nn.Sequential(nn.Conv2d(4, 64, 1), nn.Conv2d(64, 4, 1)).eval()
+
+
+WIDE = torch.zeros(1, 4, 16, 4)
+FLOOR = 256 + 256 + 580
+CASCADE: dict[str, Any] = {
+    "schemes": ["cascade"],
+    "activation_bytes": 1,
+    "weight_bytes": 1,
+    "n_jobs": 1,
+}
+
+
+def test_totals_of_cascade_are_of_the_whole_network() -> None:
+    result = torch_getfuse.sweep(wide(), (WIDE,), buffers=[40, 300, 600, 869], **CASCADE)
+    for record in result.records:
+        plan = torch_getfuse.plan(
+            wide(),
+            (WIDE,),
+            scheme="cascade",
+            buffer=record["buffer_bytes"],
+            activation_bytes=1,
+            weight_bytes=1,
+        )
+        assert record["dram_bytes"] == plan.dram_bytes
+        assert record["lower_bound_bytes"] == plan.lower_bound_bytes
+        assert record["unfusable"] == len(plan.unfusable)
+        assert record["floor_bytes"] == FLOOR
+        assert (record["residency"], record["slice_channels"]) == (True, 16)
+    assert [r["unfusable"] for r in result.records] == [2, 1, 0, 0]
+    assert result.records[-1]["dram_bytes"] == FLOOR
+    assert all(r["residency"] is r["slice_channels"] is None for r in run().records)
+
+
+def test_the_smallest_buffer_of_a_sweep() -> None:
+    result = torch_getfuse.sweep(wide(), (WIDE,), buffers=[2000, 600, 868, 869], **CASCADE)
+    (found,) = result.smallest()
+    assert (found.buffer_bytes, found.below_bytes, found.dram_bytes) == (869, 868, FLOOR)
+    assert (found.floor_bytes, found.percent, found.proved) == (FLOOR, 0, True)
+    text = (
+        "Sequential, cascade, auto: at the floor of 1.07 KB from 869 B up; 868 B does not suffice"
+    )
+    assert f"{text} (proved)" in str(result)
+    assert result.to_dict()["smallest"] == [found.to_dict()]
+    # In 8 stripes up to seven times the weights more.
+    at_868 = next(r["dram_bytes"] for r in result.records if r["buffer_bytes"] == 868)
+    (near,) = result.smallest(100 * (at_868 / FLOOR - 1) + 1e-9)
+    assert (near.buffer_bytes, near.below_bytes) == (868, 600)
+    (none,) = torch_getfuse.sweep(wide(), (WIDE,), buffers=[868], **CASCADE).smallest()
+    assert (none.buffer_bytes, none.dram_bytes, none.largest_bytes) == (None, at_868, 868)
+    above = f"no buffer at the floor of 1.07 KB; 868 B is {at_868 / FLOOR - 1:.1%} above it"
+    assert str(none) == f"Sequential, cascade, auto: {above}"
+
+
+def test_an_unfusable_operator_reaches_no_floor() -> None:
+    """Alone on the chip nothing fits, so that all is counted at the least that it moves."""
+    one = nn.Sequential(nn.Conv2d(4, 64, 1)).eval()
+    result = torch_getfuse.sweep(one, (WIDE,), buffers=[10, "4KB"], **CASCADE)
+    small, large = result.records
+    assert small["unfusable"] == 1
+    assert small["dram_bytes"] == large["dram_bytes"] == small["floor_bytes"]
+    assert [(f.buffer_bytes, f.below_bytes) for f in result.smallest()] == [(4096, 10)]
+
+
+def test_the_smallest_buffer_to_the_kb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By lines three rows and all weights take 3,664 B; there are 62 sizes from 1 to 64 KB."""
+    model = nn.Sequential(nn.Conv2d(16, 64, 1), nn.Conv2d(64, 16, 1)).eval()
+    x = torch.zeros(1, 16, 64, 16)
+    need = 256 + 1024 + 256 + 17 * 64 + 65 * 16
+    path = tmp_path / "sweep.jsonl"
+    asked: dict[str, Any] = {**CASCADE, "buffers": ["1KB", "64KB"], "within": 0, "path": path}
+    with counted(monkeypatch) as planned:
+        result = torch_getfuse.sweep(model, (x,), **asked)
+    (found,) = result.smallest()
+    assert found.buffer_bytes == 1024 * -(-(need + 1) // 1024)
+    assert found.below_bytes == found.buffer_bytes - 1024
+    assert found.proved
+    assert len(planned) == len(set(planned)) <= 2 + 6  # by halves
+    assert len(result.records) == 2
+    assert len(result.tried) == len(planned) - 2
+    assert {r["buffer_bytes"] % 1024 for r in result.tried} == {0}
+    with counted(monkeypatch) as planned:
+        again = torch_getfuse.sweep(model, (x,), **asked)
+    assert planned == []
+    assert again == result
+    assert json.loads(result.to_json()) == result.to_dict()
+    assert result.to_jsonl().count("\n") == len(result.records) + len(result.tried)
+    # Without a buffer of the sweep that suffices, there is nothing to halve.
+    none = torch_getfuse.sweep(model, (x,), **{**asked, "path": None, "buffers": ["1KB"]})
+    assert none.tried == ()
+    assert none.smallest()[0].buffer_bytes is None
+    assert "no buffer at the floor" in str(none)
+    with pytest.raises(OptionError, match="within=-1"):
+        torch_getfuse.sweep(model, (x,), **{**asked, "within": -1})
+
+
+def test_two_models_with_one_graph_have_a_line_each() -> None:
+    result = torch_getfuse.sweep(
+        [(wide(), (WIDE,)), (wide(), (WIDE,))], buffers=["4KB"], within=0, **CASCADE
+    )
+    assert [f.model for f in result.smallest()] == ["Sequential", "Sequential (2)"]
+    assert len({f.buffer_bytes for f in result.smallest()}) == 1
+
+
+def test_the_floor_is_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    result = torch_getfuse.sweep(wide(), (WIDE,), buffers=[600, "64KB"], within=0, **CASCADE)
+    assert result.tried
+    (axes,) = result.plot().axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "Sequential, cascade, auto",
+        "Sequential, floor",
+    ]
+    assert list(axes.lines[-1].get_ydata()) == [FLOOR / (1 << 20)] * 2
+    assert len(axes.lines[0].get_xdata()) == 2 + len(result.tried)
+
+
+def test_points_of_an_older_version_are_planned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.jsonl"
+    first = run(path=path)
+    older = []
+    for line in path.read_text().splitlines():
+        record = json.loads(line) | {"schema_version": 2}
+        for name in ("residency", "slice_channels", "floor_bytes"):
+            del record[name]
+        older.append(json.dumps(record) + "\n")
+    path.write_text("".join(older))
+    with counted(monkeypatch) as planned:
+        assert timeless(run(path=path)) == timeless(first)
+    assert len(planned) == len(first.records)
+
+
 # -- the command line ---------------------------------------------------------------------
 
 ARGV = ["sweep", "cli_models:small", "--input", "1x3x8x8", "-j", "1", "--buffers", "400,1KB"]
@@ -355,9 +497,21 @@ def test_cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (tmp_path / "sweep.csv").read_text().count("\n") == 3
 
 
+def test_cli_of_cascade(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*ARGV, "--scheme", "cascade", "--no-residency", "--slice-channels", "2", "--json"]
+    assert cli.main([*argv, "--within", "0"]) == 0
+    form = json.loads(capsys.readouterr().out)
+    assert form["within"] == 0
+    assert {(r["scheme"], r["residency"], r["slice_channels"]) for r in form["records"]} == {
+        ("cascade", False, 2)
+    }
+    assert len(form["smallest"]) == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ([*ARGV, "--within", "-1"], "within=-1.0 is not a number of per cent"),
         ([*ARGV, "--schemes", "lbfd"], "did you mean 'lbdf'"),
         ([*ARGV, "-o", "sweep.cvs"], "did you mean '.csv'"),
         ([*ARGV, "-o", "/nowhere/sweep.jsonl"], "cannot write '/nowhere/sweep.jsonl'"),

@@ -11,6 +11,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options, SweptKwargs
 from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.plugins import name_of
+from torch_getfuse.plugins import SCHEMES, fact, name_of
 from torch_getfuse.reporting.section import Section
+from torch_getfuse.reporting.smallest import next_buffer
 from torch_getfuse.reporting.sweep_result import (
     FIGURES,
     SCHEMA_VERSION,
@@ -28,6 +30,7 @@ from torch_getfuse.reporting.sweep_result import (
     Record,
     Sweep,
     identity,
+    line_of,
     title,
 )
 
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Point = tuple[OpGraph, Options, Record]
+"""A graph, what it is planned for, and the record without its figures."""
+
 SWEPT = {
     "buffers": "64KB,128KB,1MB",
     "schemes": "lbdf,brr",
@@ -43,13 +49,14 @@ SWEPT = {
     "methods": "auto,local",
 }
 """Arguments of which a sweep takes several values, each with an example of the command line."""
-_SINGLE = dict(zip(("buffer", "scheme", "granularity", "method"), SWEPT, strict=True))
+SINGLE = dict(zip(("buffer", "scheme", "granularity", "method"), SWEPT, strict=True))
+"""Options of a single plan -> the arguments that take several of their values."""
 _REFUSED = {
     "plan": "a sweep makes its plans",
     "inner": "a sweep runs no model",
     "strict": "a sweep runs no model",
 }
-NOT_SWEPT = (*_SINGLE, *_REFUSED)
+NOT_SWEPT = (*SINGLE, *_REFUSED)
 """Options that differ between points, or that do not apply to a sweep."""
 
 
@@ -63,6 +70,7 @@ def sweep(
     methods: Iterable[str | Callable[..., Any]] = ("auto",),
     n_jobs: int | None = -1,
     path: str | Path | None = None,
+    within: float | None = None,
     progress: bool | str = "auto",
     **options: Unpack[SweptKwargs],
 ) -> Sweep:
@@ -82,6 +90,9 @@ def sweep(
         path: a file of JSON lines. Every finished point is appended at once, and points that it
             holds already are not planned again, unless an object was given for them. One sweep at
             a time may write to it.
+        within: search the smallest buffer as well, in steps of 1 KB, whose plan is at most so many
+            per cent above the floor: inputs, outputs and weights once. For each model, scheme and
+            method of which a buffer of the sweep suffices; ``result.smallest()`` has them.
         progress: show a progress bar: ``True``, ``False``, or ``"auto"`` (only on a terminal).
         options: the other options of :class:`~torch_getfuse.options.Options`, for all points.
 
@@ -99,12 +110,14 @@ def sweep(
     chosen = _choices(buffers, schemes, granularities, methods, options)
     if progress not in (True, False, "auto"):
         raise OptionError(f"progress={progress!r} is not True, False or 'auto'")
+    if within is not None and (not isinstance(within, (int, float)) or not within >= 0):
+        raise OptionError(f"within={within!r} is not a number of per cent from 0 up")
     wanted = _models(model, args)
     kept = Journal(path) if path is not None else None
     with interrupts():
         graphs, failures = _captured(wanted)
     # Two models may have the same graph, which is planned once.
-    points: dict[tuple[Any, ...], tuple[OpGraph, Options, Record]] = {}
+    points: dict[tuple[Any, ...], Point] = {}
     for name, graph in graphs.items():
         for point in chosen:
             record = _request(graph, point, name)
@@ -117,11 +130,19 @@ def sweep(
     open_ = [work for key, work in points.items() if key not in done]
     log.info("sweep: %d points, %d of them done before", len(points), len(points) - len(open_))
     interrupted: KeyboardInterrupt | None = None
-    try:
+    tried: dict[tuple[Any, ...], Record] = {}
+
+    def plan_all(open_: Sequence[Point]) -> None:
         for record in _with_bar(_results(open_, n_jobs), len(open_), progress):
             finished[identity(record)] = record
             if kept is not None:
                 kept.append(record)
+
+    try:
+        plan_all(open_)
+        if within is not None:
+            for line in _narrowed(points, finished, within, plan_all):
+                tried.update((identity(record), record) for record in line)
     except KeyboardInterrupt as error:
         interrupted = error
     finally:
@@ -134,7 +155,17 @@ def sweep(
                 records.append(_empty_record(name, point) | {"error": failures[name]})
             elif (key := identity(_request(graphs[name], point, name))) in finished:
                 records.append(finished[key] | {"model": name})
-    result = Sweep(tuple(records), sum(identity(record) in done for record in records))
+    result = Sweep(
+        tuple(records),
+        sum(identity(record) in done for record in records),
+        within,
+        tuple(
+            record | {"model": name}
+            for name, graph in graphs.items()
+            for record in tried.values()
+            if record["fingerprint"] == graph.fingerprint
+        ),
+    )
     if interrupted is not None:
         raise Interrupted(sweep=result) from interrupted
     for record in result.errors:
@@ -153,7 +184,7 @@ def _choices(
     options: Mapping[str, Any],
 ) -> list[Options]:
     """The product of the four as validated options, without duplicates."""
-    for name, several in _SINGLE.items():
+    for name, several in SINGLE.items():
         if name in options:
             raise OptionError(f"a sweep takes {several}=[...], not {name}=")
     for name, reason in _REFUSED.items():
@@ -189,7 +220,7 @@ def _choices(
             one, other = getattr(same, name), getattr(chosen, name)
             if one is not other and one != other:
                 raise OptionError(
-                    f"two {_SINGLE[name]} are called {name_of(other)!r}; records tell them apart "
+                    f"two {SINGLE[name]} are called {name_of(other)!r}; records tell them apart "
                     "by their names: give each its own"
                 )
     return list(points.values())
@@ -281,6 +312,7 @@ def _capture(model: Any, inputs: tuple[Any, ...]) -> OpGraph:
 
 def _empty_record(name: str, options: Options) -> Record:
     """The record of a point that is not planned yet: its settings only."""
+    steps = fact(SCHEMES.load(options.scheme), "sequential", False)
     return {
         "model": name,
         "schema_version": SCHEMA_VERSION,
@@ -290,6 +322,8 @@ def _empty_record(name: str, options: Options) -> Record:
         "buffer_bytes": options.buffer_bytes,
         "activation_bytes": options.activation_bytes,
         "weight_bytes": options.weight_bytes,
+        "residency": options.residency if steps else None,
+        "slice_channels": options.slice_channels if steps else None,
         "method": name_of(options.method),
         "explainer": None if options.explainer is None else name_of(options.explainer),
         "split_rule": options.split_rule,
@@ -325,7 +359,8 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
             "feature_bytes": planned.read + planned.write,
             "unfused_bytes": section.network_unfused.total,
             "unfusable_bytes": section.outside.total,
-            "lower_bound_bytes": plan.lower_bound_bytes + section.outside.total,
+            "lower_bound_bytes": section.lower_bound,
+            "floor_bytes": section.floor.total,
             "proof": plan.proof,
             "groups": len(plan.groups),
             "unfusable": len(plan.unfusable),
@@ -339,9 +374,47 @@ def _plan(graph: OpGraph, options: Options, record: Record) -> Record:
     return {**record, **figures}
 
 
-def _results(
-    points: Sequence[tuple[OpGraph, Options, Record]], n_jobs: int | None
-) -> Iterator[Record]:
+def _narrowed(
+    points: Mapping[tuple[Any, ...], Point],
+    finished: Mapping[tuple[Any, ...], Record],
+    percent: float,
+    plan_all: Callable[[Sequence[Point]], None],
+) -> Iterator[list[Record]]:
+    """Search the smallest buffers by halves, those of all lines side by side.
+
+    Args:
+        points: what the sweep was asked for, by :func:`identity`.
+        finished: the records of what was planned.
+        percent: how far above the floor a plan may be.
+        plan_all: plans points and files them in ``finished``.
+
+    Yields:
+        The records that each round adds.
+    """
+    lines: dict[tuple[Any, ...], tuple[Point, list[Record]]] = {}
+    for key, point in points.items():
+        line = lines.setdefault(line_of(point[2]), (point, []))
+        if finished[key]["error"] is None:
+            line[1].append(finished[key])
+    while lines:
+        wanted: dict[tuple[Any, ...], Point] = {}
+        for name, ((graph, options, record), known) in list(lines.items()):
+            buffer = next_buffer(known, percent)
+            if buffer is None:
+                del lines[name]
+                continue
+            asked = {**record, "buffer_bytes": buffer}
+            wanted[name] = (graph, replace(options, buffer=buffer), asked)
+        plan_all([point for point in wanted.values() if identity(point[2]) not in finished])
+        found = {name: finished[identity(point[2])] for name, point in wanted.items()}
+        for name, record in found.items():
+            lines[name][1].append(record)
+            if record["error"] is not None:
+                del lines[name]
+        yield list(found.values())
+
+
+def _results(points: Sequence[Point], n_jobs: int | None) -> Iterator[Record]:
     """The records as they are finished, in any order."""
     if not points:
         return

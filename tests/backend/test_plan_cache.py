@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -63,9 +64,56 @@ def test_the_key_has_what_matters_and_nothing_else(plan: PartitionPlan) -> None:
         {"buffer": "1KB"}, {"scheme": "brr"}, {"granularity": "pixel"}, {"activation_bytes": 1},
         {"weight_bytes": 1}, {"method": "exact"}, {"explainer": None}, {"budget": 7},
         {"split_rule": "most_operators"}, {"seed": 1}, {"time_limit": 1},
-        {"accelerator": "eyeriss-v1"},
+        {"accelerator": "eyeriss-v1"}, {"residency": False}, {"slice_channels": 8},
     ):  # fmt: skip
         assert cache_key(plan.graph, Options.of(other)) != key, other
+
+
+def test_every_option_is_in_the_key_or_changes_no_plan() -> None:
+    known = {field.name for field in dataclasses.fields(Options)}
+    resolved = {"activation_bytes", "weight_bytes", "accelerator"}  # as the graph has them
+    named = {"scheme", "method", "explainer"}  # as what they stand for
+    running = {"inner", "backward", "cache", "plan", "strict", "progress"}
+    assert known == {*plan_cache._MATTERS} | resolved | named | running
+
+
+def test_a_file_of_other_steps_is_dropped(tmp_path: Path) -> None:
+    asked = options(tmp_path, scheme="cascade")
+    made = make_plan(MODEL, (X,), scheme="cascade")
+    store_plan(made, made.graph, asked)
+    plan_cache.clear_memory()
+    assert find_plan(made.graph, asked) == made
+    plan_cache.clear_memory()
+    (path,) = tmp_path.iterdir()
+    for changed in ({"residency": False}, {"slice_channels": 8}):
+        other = options(tmp_path, scheme="cascade", **changed)
+        path.rename(tmp_path / f"{cache_key(made.graph, other)}.json")
+        (path,) = tmp_path.iterdir()
+        with pytest.warns(UserWarning, match=f"its {next(iter(changed))} is"):
+            assert find_plan(made.graph, other) is None
+        store_plan(made, made.graph, asked)
+        plan_cache.clear_memory()
+        (path,) = tmp_path.iterdir()
+
+
+def test_weights_of_several_widths_are_found_again(tmp_path: Path) -> None:
+    mixed = nn.Sequential(nn.Conv2d(3, 4, 3), Half()).eval()
+    made = make_plan(mixed, (X,))
+    assert made.weight_bytes is None
+    store_plan(made, made.graph, options(tmp_path))
+    plan_cache.clear_memory()
+    assert find_plan(made.graph, options(tmp_path)) == made
+
+
+class Half(nn.Module):
+    """A convolution in half precision, between casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3).half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x.half()).float()
 
 
 def test_no_cache_keeps_nothing(plan: PartitionPlan) -> None:

@@ -48,7 +48,7 @@ from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 from torch_getfuse.reporting.sweep_result import Sweep
-from torch_getfuse.sweeps import NOT_SWEPT, SWEPT, sweep
+from torch_getfuse.sweeps import NOT_SWEPT, SINGLE, SWEPT, sweep
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,9 @@ def _made(make: Callable[[], Any], what: str) -> tuple[Any, int]:
 
 def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
-        Report.check_suffix(args.output)
+        options = given_options(args)
+        steps = options.get("scheme") == "cascade" or "plan" in options
+        Report.check_suffix(args.output, pictures=steps)
     made, code = _made(lambda: with_model(args, _make_report), "report")
     if args.output is not None:
         write(args.output, made.save)
@@ -244,12 +246,16 @@ def _figures(plan: PartitionPlan) -> str:
     }.get(plan.proof or "", "no bound proved")
     unfusable = f", {len(plan.unfusable)} unfusable operators" if plan.unfusable else ""
     network = ""
-    if plan.unfusable:
+    if plan.apart:
         network = f"; {format_size(Section(plan).network_planned.total)} with the unfusable ones"
+    elif plan.unfusable:
+        network = "; unfusable ones at the least that they move"
+    groups = "steps" if any(group.way for group in plan.groups) else "fusion groups"
+    stay = f", {len(plan.resident)} tensors stay on chip" if plan.resident else ""
     return (
-        f"{len(plan.groups)} fusion groups{unfusable}, {plan.dram_bytes} B of DRAM access "
+        f"{len(plan.groups)} {groups}{unfusable}, {plan.dram_bytes} B of DRAM access "
         f"({format_size(plan.dram_bytes)}{network}), {proof}, buffer {plan.max_buffer_bytes} of "
-        f"{plan.buffer_bytes} B"
+        f"{plan.buffer_bytes} B{stay}"
     )
 
 
@@ -277,7 +283,10 @@ def _sweep(args: argparse.Namespace) -> int:
     def plan_all(path: str | None) -> None:
         nonlocal made, code
         made, code = _made(
-            lambda: sweep(asked, n_jobs=args.jobs, path=path, **lists, **options), "sweep"
+            lambda: sweep(
+                asked, n_jobs=args.jobs, path=path, within=args.within, **lists, **options
+            ),
+            "sweep",
         )
 
     if args.output is None:
@@ -300,8 +309,20 @@ def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input", metavar="SHAPE", help="input shape of all models (default: each model's usual)"
     )
-    for name, example in SWEPT.items():
-        parser.add_argument(f"--{name}", metavar="LIST", help=f"with commas, such as {example}")
+    for (name, example), one in zip(SWEPT.items(), SINGLE, strict=True):
+        parser.add_argument(
+            f"--{name}",
+            f"--{one}",
+            metavar="LIST",
+            help=f"with commas, such as {example}",
+        )
+    parser.add_argument(
+        "--within",
+        type=float,
+        metavar="PERCENT",
+        help="search the smallest buffer too, to the KB, whose plan is at most so far above the "
+        "floor (inputs, outputs and weights once)",
+    )
     parser.add_argument(
         "-j", "--jobs", type=int, default=-1, metavar="N", help="processes (default: one per core)"
     )

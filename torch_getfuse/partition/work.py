@@ -140,6 +140,19 @@ class Work:
             yield
 
     @contextmanager
+    def steps_within(self, steps: int) -> Iterator[None]:
+        """Limit the work inside the context to so many steps, however long they take.
+
+        The caller catches :class:`OutOfWork`.
+        """
+        outer, outer_seconds = self._limit, self._seconds
+        if self.steps + steps < outer.steps:
+            message = f"work limit of {steps:,} steps"
+            self._limit = _Limit(self.steps + steps, outer.ended, message)
+        with self._restored(outer, outer_seconds):
+            yield
+
+    @contextmanager
     def finishing(self) -> Iterator[None]:
         """Lift all limits inside the context: for quick work that must be done in any case."""
         outer, outer_seconds = self._limit, self._seconds

@@ -17,12 +17,27 @@ from torch_getfuse.accelerator import format_size, format_width
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict
-from torch_getfuse.reporting.export import MARKDOWN, PLAIN, Style, compact, known_suffix
+from torch_getfuse.reporting.export import (
+    MARKDOWN,
+    PLAIN,
+    Style,
+    compact,
+    counted,
+    features,
+    known_suffix,
+)
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
 
 SCHEMA_VERSION = 1
 
 CONTROLS = ("random", "all")
+
+_WEIGHTS = {
+    "weights": "weights",
+    "staging": "staging of streamed weights",
+    "slice": "a slice of the weights",
+}
+"""Kinds of terms that are no part of a map, in words."""
 
 _TERMS = 12  # rows of the tables; the data formats contain everything
 _EDGES = 16
@@ -83,7 +98,7 @@ class Explanation:
         """Feature bytes that the cut moves to and from DRAM, minus those of the whole group."""
         if self.cut is None:
             return 0
-        return _features(self.cut.dram) - _features(self.dram)
+        return features(self.cut.dram) - features(self.dram)
 
     # -- text forms -----------------------------------------------------------------------
 
@@ -217,7 +232,7 @@ def _render(why: Explanation, style: Style) -> str:
 
 
 def _title(why: Explanation) -> str:
-    return f"{_count(len(why.operators), 'operator')} under a buffer of " + format_size(
+    return f"{counted(len(why.operators), 'operator')} under a buffer of " + format_size(
         why.buffer_bytes
     )
 
@@ -278,7 +293,7 @@ def _term_table(why: Explanation, style: Style) -> str:
     ]
     rest = sum(term.bytes for term in why.terms[_TERMS:])
     if rest:
-        left = _count(len(why.terms) - _TERMS, "smaller term")
+        left = counted(len(why.terms) - _TERMS, "smaller term")
         rows.append([left, format_size(rest), f"{rest / why.buffer_bytes:.1%}"])
     if not rows:
         return f"{why.scheme} has no schedule for this group, so nothing to add up."
@@ -288,12 +303,12 @@ def _term_table(why: Explanation, style: Style) -> str:
 
 
 def _term(term: CostTerm) -> str:
-    if term.kind == "weights":
-        return f"weights of {term.name}"
+    if term.kind in _WEIGHTS:
+        return f"{_WEIGHTS[term.kind]} of {term.name}"
     unit = "pixel" if term.kind == "pixels" else "row"
     what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
     return (
-        f"{_count(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
+        f"{counted(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
         f"{what.get(term.kind, '')}"
     )
 
@@ -327,7 +342,7 @@ def _blame_table(why: Explanation, style: Style) -> str:
             f"{blame.seconds * 1000:.1f} ms",
             "leave an invalid part"
             if blame.parts is None or blame.dram_bytes is None
-            else f"{_count(blame.parts, 'part')}, {format_size(blame.dram_bytes)} of DRAM access",
+            else f"{counted(blame.parts, 'part')}, {format_size(blame.dram_bytes)} of DRAM access",
         ]
         for blame in why.blames
     ]
@@ -353,7 +368,7 @@ def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
 
 
 def _cost(why: Explanation, cut: Cut) -> str:
-    before, after = _features(why.dram), _features(cut.dram)
+    before, after = features(why.dram), features(cut.dram)
     named = [f"{name} ({format_size(size)})" for name, size in cut.crossing.items()]
     more = len(named) - _CROSSING
     tensors = ", ".join(named[:_CROSSING]) + (f" and {more} more" if more > 0 else "")
@@ -368,11 +383,3 @@ def _cost(why: Explanation, cut: Cut) -> str:
         f"through DRAM: {tensors or 'nothing'}; {weights}."
     )
     return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _features(dram: Dram) -> int:
-    return dram.read + dram.write

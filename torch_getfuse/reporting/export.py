@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_file
 from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.partition.cost.scheme import Dram
 
 if TYPE_CHECKING:
     import pandas
@@ -98,6 +100,22 @@ def compact(ops: Sequence[str]) -> str:
     if len(ops) == 1:
         return ops[0]
     return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
+
+
+def counted(number: int, noun: str) -> str:
+    """``"1 step"``, ``"2 steps"``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def features(dram: Dram) -> int:
+    """Bytes of feature maps that are read and written."""
+    return dram.read + dram.write
+
+
+def saved(unfused: int, planned: int) -> str:
+    """What a plan saves, in bytes and in per cent."""
+    less = unfused - planned
+    return f"{format_size(less)} ({less / unfused:.1%})" if unfused and less else "0 B"
 
 
 def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:

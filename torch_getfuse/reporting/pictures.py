@@ -1,24 +1,29 @@
-"""Pictures of a group of operators, top to bottom, next to bars of the terms of its demand.
+"""Pictures: a group of operators next to bars of its demand, and the buffer from step to step.
 
-A :class:`Drawing` describes what to show, independent of its meaning; :func:`to_dot` writes it as
-DOT text, :func:`save_picture` draws it with matplotlib, which is imported only then.
+A :class:`Drawing` describes a group, independent of its meaning; :func:`to_dot` writes it as DOT
+text, :func:`save_picture` draws it. A :class:`Timeline` is what the buffer holds in each step of a
+plan; :func:`timeline_figure` draws it. matplotlib is imported only then.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, format_size
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.reporting.export import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _BARS = 12  # further terms are drawn as one bar
 _MARGIN = -2.4  # x of the longest skips; the boxes begin at 0
 _CALM, _BLAMED, _CUT, _BAR = "#9aa0a6", "#c5221f", "#1a56b0", "#5f8fd6"
+_PARTS = ("#5f8fd6", "#f2b134", "#4a9b6e", "#9aa0a6")  # of a timeline, from the bottom up
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,22 @@ class Drawing:
         return [*shown, Bar(f"{len(rest)} smaller terms", sum(bar.size for bar in rest))]
 
 
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What the buffer holds in each step of a plan.
+
+    Attributes:
+        title: one line.
+        parts: label of each part -> bytes in each step, from the bottom up; together below the
+            buffer size, or all of it.
+        buffer_bytes: the on-chip buffer.
+    """
+
+    title: str
+    parts: Mapping[str, Sequence[int]]
+    buffer_bytes: int
+
+
 def to_dot(drawing: Drawing) -> str:
     """The graph in the DOT language: a cluster per part, blamed edges red, cut edges dashed."""
     lines = [
@@ -132,6 +153,37 @@ def save_picture(drawing: Drawing, path: str | Path) -> None:
     _draw_graph(graph, drawing, rows)
     _draw_bars(terms, drawing, bars, rows[-1])
     save_figure(figure, path, dpi=110)
+
+
+def timeline_figure(timelines: Sequence[Timeline]) -> Figure:
+    """A bar per step, one plan below the other.
+
+    Raises:
+        GetfuseError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
+    longest = max(len(sizes) for line in timelines for sizes in line.parts.values())
+    width = min(30.0, max(7.0, 2.5 + 0.16 * longest))
+    figure = Figure(figsize=(width, 4.5 * len(timelines)), layout="constrained")
+    for axes, line in zip(figure.subplots(len(timelines), squeeze=False)[:, 0], timelines):
+        steps = range(longest)
+        below = [0.0] * longest
+        for (label, sizes), color in zip(line.parts.items(), _PARTS):
+            heights = [size / KB for size in sizes]
+            axes.bar(
+                steps[: len(heights)], heights, 0.9, below[: len(heights)], label=label, color=color
+            )
+            below = [low + more for low, more in zip(below, heights)]
+        axes.axhline(line.buffer_bytes / KB, color="black", linestyle="--", linewidth=1.2)
+        axes.set_title(line.title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylabel("KB on chip")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
 def _rows(drawing: Drawing) -> list[float]:

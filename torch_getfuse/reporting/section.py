@@ -1,7 +1,8 @@
 """The figures of one planned graph, as shown by its report.
 
 Totals are of the whole network. The fusion groups contain the *fusable* operators, the only ones
-that the paper counts; the *unfusable* ones add the same DRAM access under any plan.
+that the paper counts; the *unfusable* ones add the same DRAM access under any plan. Under cascade
+all operators stand in groups, which are steps; the unfusable ones are told apart all the same.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from functools import cached_property
 from typing import Any
 
 from torch_getfuse.ir import Op, Tensor
+from torch_getfuse.partition.cost.cascade.model import Cascade
+from torch_getfuse.partition.cost.cascade.pricing import NOTHING
+from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator, FusionScheme, once, smallest_buffer
 from torch_getfuse.partition.fusion_group import FusionGroup
 from torch_getfuse.partition.group_ends import find_borders
 from torch_getfuse.partition.node_set import mask_of
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
+from torch_getfuse.reporting.outlook import Outlook, Reach
+from torch_getfuse.reporting.steps import Occupancy, StepFigures
 
 _UNSTREAMED = "a map that is not streamed along an axis"
 
@@ -33,6 +39,8 @@ class Section:
         notes: other remarks for the reader, one sentence each.
         gradients: whether it was traced with gradients enabled. ``plan(model, (x,))`` traces
             without, and a model that checks the mode gives a different graph there.
+        outlook: what is known of cascade beside the plan; shared by copies of a section, so that
+            it is worked out once.
     """
 
     plan: PartitionPlan
@@ -40,23 +48,43 @@ class Section:
     unsupported: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gradients: bool = False
+    outlook: Outlook = field(default_factory=Outlook, compare=False, repr=False)
 
     @cached_property
     def scheme(self) -> FusionScheme:
         """The cost model of the plan."""
         return self.plan.make_scheme()
 
+    @cached_property
+    def steps(self) -> StepFigures | None:
+        """What only a cascade plan has; ``None`` under other schemes."""
+        return StepFigures(self.plan) if isinstance(self.scheme, Cascade) else None
+
+    @property
+    def reach(self) -> Reach | None:
+        """What cascade would reach in the same buffer; ``None`` where nothing is proved of it."""
+        return self.outlook.of(self.plan)
+
     # -- DRAM access ----------------------------------------------------------------------
 
     @cached_property
     def _alone(self) -> dict[str, Dram]:
         """Fusable operators -> DRAM access of each as a single-operator group."""
-        plan, apart = self.plan, set(self.plan.unfusable)
+        apart = set(self.plan.unfusable)
         return {
-            op.name: self.scheme.dram(1 << i, plan.buffer_bytes)
-            for i, op in enumerate(plan.graph)
+            op.name: self._single(1 << i)
+            for i, op in enumerate(self.plan.graph)
             if op.name not in apart
         }
+
+    def _single(self, mask: int) -> Dram:
+        """DRAM access of a fusable operator alone, with nothing resident."""
+        plan, scheme = self.plan, self.scheme
+        if not isinstance(scheme, Cascade):
+            return scheme.dram(mask, plan.buffer_bytes)
+        step = scheme.step(mask, NOTHING, 0, plan.buffer_bytes)
+        assert step is not None, "a fusable operator fits alone"
+        return step.dram
 
     @cached_property
     def unfused(self) -> Dram:
@@ -65,8 +93,8 @@ class Section:
 
     @cached_property
     def planned(self) -> Dram:
-        """DRAM access of the plan's groups, per sample."""
-        return added(map(group_dram, self.plan.groups))
+        """DRAM access of the plan's groups, per sample, but for steps of unfusable operators."""
+        return added(group_dram(group) for group in self.plan.groups if is_fusable(group))
 
     @cached_property
     def unfusable(self) -> dict[str, Dram]:
@@ -81,6 +109,22 @@ class Section:
     def outside(self) -> Dram:
         """Least DRAM access of all unfusable operators together, per sample."""
         return added(self.unfusable.values())
+
+    @cached_property
+    def floor(self) -> Dram:
+        """The inputs, outputs and weights of the network, each once: no plan moves less."""
+        return once(self.scheme, (1 << len(self.plan.graph)) - 1)
+
+    @property
+    def lower_bound(self) -> int:
+        """No legal plan of the whole network moves fewer bytes per sample."""
+        bound = self.plan.lower_bound_bytes
+        return bound + self.outside.total if self.plan.apart else bound
+
+    @property
+    def fusable_lower_bound(self) -> int:
+        """The same of the fusable operators alone."""
+        return max(0, self.lower_bound - self.outside.total)
 
     @property
     def network_unfused(self) -> Dram:
@@ -110,9 +154,14 @@ class Section:
     def border_needs(self) -> list[int | None]:
         """Per group, the smallest buffer for it and the operators over its border, in bytes.
 
-        ``None`` if the group does not end because of the buffer, or no size suffices.
+        ``None`` if the group does not end because of the buffer, or no size suffices, and for the
+        steps of a cascade plan, which end by tensors that leave (:attr:`StepFigures.leaving`).
         """
         plan = self.plan
+        if self.steps is not None:
+            return [
+                None if is_fusable(group) else self.needs[group.ops[0]] for group in plan.groups
+            ]
         evaluator = Evaluator(self.scheme, plan.buffer_bytes)
         apart = mask_of(plan.graph.index[name] for name in plan.unfusable)
         return [
@@ -157,28 +206,23 @@ class Section:
 
         ``totals`` are of the whole network; ``totals["fusable"]`` is the paper's figure, of the
         fusion groups alone, and ``totals["unfusable"]`` the rest. ``saved_bytes`` is unfused minus
-        planned.
+        planned. Under cascade each group is a step with its ``way``, unfusable operators among
+        them, and there are :meth:`StepFigures.to_dict` and ``totals["floor"]`` as well; under
+        LBDF and BRR ``cascade`` says what that would reach.
         """
-        plan = self.plan
+        plan, steps = self.plan, self.steps
+        floor = {} if steps is None else {"floor": dram_dict(self.floor)}
         return {
             "name": self.name,
             "fingerprint": plan.graph.fingerprint,
-            "assumptions": {
-                "scheme": plan.scheme,
-                "granularity": self.granularity,
-                "buffer_bytes": plan.buffer_bytes,
-                "activation_bytes": plan.activation_bytes,
-                "weight_bytes": plan.weight_bytes,
-                "samples": 1,
-                "gradients": self.gradients,
-            },
+            "assumptions": self._assumptions(),
             "totals": {
                 "operators": len(plan.graph),
                 "groups": len(plan.groups),
                 "unfused": dram_dict(self.network_unfused),
                 "planned": dram_dict(self.network_planned),
                 "saved_bytes": self.unfused.total - self.planned.total,
-                "lower_bound_bytes": plan.lower_bound_bytes + self.outside.total,
+                "lower_bound_bytes": self.lower_bound,
                 "proof": plan.proof,
                 "claimed_by": plan.claimed_by,
                 "max_buffer_bytes": plan.max_buffer_bytes,
@@ -187,9 +231,10 @@ class Section:
                     "unfused": dram_dict(self.unfused),
                     "planned": dram_dict(self.planned),
                     "saved_bytes": self.unfused.total - self.planned.total,
-                    "lower_bound_bytes": plan.lower_bound_bytes,
+                    "lower_bound_bytes": self.fusable_lower_bound,
                 },
                 "unfusable": {"operators": len(plan.unfusable), **dram_dict(self.outside)},
+                **floor,
             },
             "method": plan.method,
             "stages": plan.to_dict()["stages"],
@@ -202,9 +247,15 @@ class Section:
                     "needs_bytes": needs,
                     **dram_dict(group_dram(group)),
                     "ends": group.ends,
+                    **({} if group.way is None else {"way": group.way.to_dict()}),
                 }
                 for k, (group, needs) in enumerate(zip(plan.groups, self.border_needs, strict=True))
             ],
+            **(
+                {"cascade": self.reach and self.reach.to_dict()}
+                if steps is None
+                else steps.to_dict()
+            ),
             "unfusable": [
                 {
                     "name": name,
@@ -222,27 +273,49 @@ class Section:
             "notes": list(self.notes),
         }
 
+    def _assumptions(self) -> dict[str, Any]:
+        plan = self.plan
+        cascade = {"residency": plan.residency, "slice_channels": plan.slice_channels}
+        return {
+            "scheme": plan.scheme,
+            "granularity": self.granularity,
+            "buffer_bytes": plan.buffer_bytes,
+            "activation_bytes": plan.activation_bytes,
+            "weight_bytes": plan.weight_bytes,
+            **({} if self.steps is None else cascade),
+            "samples": 1,
+            "gradients": self.gradients,
+        }
+
     def records(self) -> list[dict[str, Any]]:
-        """Flat rows: one per fusion group, then one per unfusable operator.
+        """Flat rows: one per fusion group, then one per unfusable operator that stands in none.
 
         The sum of ``dram_bytes`` is that of the whole network as planned, the sum of
-        ``unfused_bytes`` that of the whole network with every operator alone.
+        ``unfused_bytes`` that of the whole network with every operator alone. Under cascade there
+        is a row per step, with its way and what is on chip.
         """
+        plan = self.plan
+        alone = {**self._alone, **self.unfusable}
+        held: Iterable[Occupancy | None] = [None] * len(plan.groups)
+        if self.steps is not None:
+            held = self.steps.occupancy
         groups = [
             {
                 "graph": self.name,
                 "group": f"fusion_group_{k}",
-                "fusable": True,
+                "fusable": is_fusable(group),
                 "operators": len(group.ops),
                 "ops": " ".join(group.ops),
+                "way": str(group.way or ""),
                 "buffer_bytes": group.buffer_bytes,
                 "needs_bytes": needs,
-                "unfused_bytes": sum(self._alone[name].total for name in group.ops),
+                "unfused_bytes": sum(alone[name].total for name in group.ops),
                 **dram_dict(group_dram(group)),
+                **_held(on_chip),
                 "ends": group.ends,
             }
-            for k, (group, needs) in enumerate(
-                zip(self.plan.groups, self.border_needs, strict=True)
+            for k, (group, needs, on_chip) in enumerate(
+                zip(plan.groups, self.border_needs, held, strict=True)
             )
         ]
         apart = [
@@ -252,15 +325,34 @@ class Section:
                 "fusable": False,
                 "operators": 1,
                 "ops": name,
+                "way": "",
                 "buffer_bytes": 0,
                 "needs_bytes": self.needs[name],
-                "unfused_bytes": dram.total,
-                **dram_dict(dram),
+                "unfused_bytes": self.unfusable[name].total,
+                **dram_dict(self.unfusable[name]),
+                **_held(None),
                 "ends": "unfusable",
             }
-            for k, (name, dram) in enumerate(self.unfusable.items())
+            for k, name in enumerate(plan.apart)
         ]
         return groups + apart
+
+
+ON_CHIP = ("weights_bytes", "lines_bytes", "residents_bytes", "idle_bytes")
+"""Fields of a row that only the steps of a cascade plan have."""
+
+
+def _held(on_chip: Occupancy | None) -> dict[str, int | None]:
+    """What the buffer holds; ``None`` of all where that is not known."""
+    if on_chip is None or on_chip.unknown:
+        return dict.fromkeys(ON_CHIP)
+    told = on_chip.to_dict()
+    return {name: told[name] for name in ON_CHIP}
+
+
+def is_fusable(group: FusionGroup) -> bool:
+    """Whether a group is a fusion group, and no step of an unfusable operator."""
+    return group.way is None or group.way.kind != UNFUSABLE
 
 
 def _is_unstreamed(tensor: Tensor) -> bool:

@@ -24,6 +24,7 @@ from torch_getfuse.reporting.export import (
     known_suffix,
     save_figure,
 )
+from torch_getfuse.reporting.smallest import Smallest, find_smallest
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 KEY = (
     "schema_version",
@@ -41,6 +42,8 @@ KEY = (
     "buffer_bytes",
     "activation_bytes",
     "weight_bytes",
+    "residency",
+    "slice_channels",
     "method",
     "explainer",
     "split_rule",
@@ -48,13 +51,17 @@ KEY = (
     "seed",
     "time_limit",
 )
-"""Fields of a record that define the point: everything that its figures depend on."""
+"""Fields of a record that define the point: everything that its figures depend on.
+
+``residency`` and ``slice_channels`` are ``None`` under schemes without steps.
+"""
 FIGURES = (
     "dram_bytes",
     "feature_bytes",
     "unfused_bytes",
     "unfusable_bytes",
     "lower_bound_bytes",
+    "floor_bytes",
     "proof",
     "groups",
     "unfusable",
@@ -64,6 +71,8 @@ FIGURES = (
 )
 """Fields of a record with its results."""
 _COLUMNS = ("model", *KEY, *FIGURES, "error")
+_SINCE_3 = ("residency", "slice_channels", "floor_bytes")
+"""Fields that points of an older ``schema_version`` have not; they are planned again."""
 
 Record = dict[str, Any]
 
@@ -79,18 +88,43 @@ class Sweep:
             planned (``feature_bytes`` of it features), ``unfused_bytes`` with every operator
             alone, ``lower_bound_bytes`` of any legal plan. All three include
             ``unfusable_bytes``, the least DRAM access of the ``unfusable`` operators; without it
-            they are the paper's figures. ``seconds`` is the planning time, ``stopped`` why a
-            search ended early.
+            they are the paper's figures. ``floor_bytes`` are inputs, outputs and weights once.
+            ``seconds`` is the planning time, ``stopped`` why a search ended early.
         kept: number of points that were finished before and taken from the file.
+        within: how many per cent above the floor a plan was to be whose buffer was searched for;
+            ``None`` if none was.
+        tried: the points that this search has planned beside.
     """
 
     records: tuple[Record, ...]
     kept: int = field(default=0, compare=False)
+    within: float | None = None
+    tried: tuple[Record, ...] = ()
 
     @property
     def errors(self) -> list[Record]:
         """The points that failed."""
         return [record for record in self.records if record["error"] is not None]
+
+    def smallest(self, percent: float | None = None) -> list[Smallest]:
+        """The smallest buffers known whose plans reach the floor of their network, or come near.
+
+        One per model, scheme and method (and unit or widths, if these differ), without those of
+        which no point was planned. A sweep with ``within=`` knows them to the KB.
+
+        Args:
+            percent: how far above the floor a plan may be; ``None`` for :attr:`within`, or 0.
+        """
+        wanted = (self.within or 0.0) if percent is None else percent
+        return [find_smallest(points, wanted) for points in self._lines()]
+
+    def _lines(self) -> list[list[Record]]:
+        """The points without error that differ in their buffers alone."""
+        lines: dict[tuple[Any, ...], list[Record]] = {}
+        for record in (*self.records, *self.tried):
+            if record["error"] is None:
+                lines.setdefault((record["model"], *line_of(record)), []).append(record)
+        return list(lines.values())
 
     def __str__(self) -> str:
         return self._render(PLAIN)
@@ -112,6 +146,11 @@ class Sweep:
         rows = [_row(record) for record in self.records if record["error"] is None]
         if rows:
             parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
+        parts += [
+            style.paragraph(str(found))
+            for found in self.smallest()
+            if self.within is not None or _has_steps(found.scheme)
+        ]
         parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
         parts.append(style.paragraph(f"{self._summary()}; sizes are of the whole network"))
         return "\n\n".join(parts)
@@ -121,6 +160,9 @@ class Sweep:
         return {
             "schema_version": SCHEMA_VERSION,
             "records": [{name: record[name] for name in _COLUMNS} for record in self.records],
+            "within": self.within,
+            "tried": [{name: record[name] for name in _COLUMNS} for record in self.tried],
+            "smallest": [found.to_dict() for found in self.smallest()],
         }
 
     def to_json(self) -> str:
@@ -129,7 +171,7 @@ class Sweep:
 
     def to_jsonl(self) -> str:
         """One JSON object per line and point, as ``sweep(path=...)`` writes and reads them."""
-        return "".join(json.dumps(record) + "\n" for record in self.records)
+        return "".join(json.dumps(record) + "\n" for record in (*self.records, *self.tried))
 
     def to_csv(self) -> str:
         """A header line, then one line per point."""
@@ -146,7 +188,8 @@ class Sweep:
     def plot(self) -> Figure:
         """DRAM access of the whole network against the buffer, a line per model, scheme and method.
 
-        Points that are not proved optimal are hollow.
+        Points that are not proved optimal are hollow. Under schemes with steps, which can reach it,
+        the floor of each model is dotted.
 
         Raises:
             GetfuseError: if matplotlib is not installed.
@@ -158,7 +201,7 @@ class Sweep:
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
         lines: dict[str, list[Record]] = {}
-        for record in self.records:
+        for record in (*self.records, *self.tried):
             if record["error"] is None:
                 lines.setdefault(_label(record), []).append(record)
         for label, records in lines.items():
@@ -174,6 +217,16 @@ class Sweep:
                 marker="o",
                 linestyle="",
                 markerfacecolor="white",
+            )
+        floors = {
+            record["model"]: record["floor_bytes"] / MB
+            for records in lines.values()
+            for record in records
+            if _has_steps(record["scheme"])
+        }
+        for k, (model, floor) in enumerate(floors.items()):
+            axes.axhline(
+                floor, color=f"{0.6 * k / len(floors):.2f}", linestyle=":", label=f"{model}, floor"
             )
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -202,6 +255,16 @@ class Sweep:
             OptionError: for another suffix; lists the supported ones.
         """
         known_suffix(path, "a sweep", _FORMS)
+
+
+def line_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The settings of a point but for its buffer."""
+    return tuple(record[name] for name in KEY if name != "buffer_bytes")
+
+
+def _has_steps(scheme: str) -> bool:
+    """Whether plans of a scheme are sequences of steps; not for one that is not installed here."""
+    return bool(SCHEMES.find(scheme) and fact(SCHEMES.load(scheme), "sequential", False))
 
 
 def identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -247,7 +310,7 @@ class Journal:
                     "left as it is: name another one"
                 )
             whole += len(line)
-            if record["error"] is None:
+            if record["error"] is None and record["schema_version"] == SCHEMA_VERSION:
                 self.records[identity(record)] = record
         self._file = self.path.open("ab")
         if whole < len(data):
@@ -276,8 +339,11 @@ def _parsed(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and all(name in record for name in _COLUMNS)
-    return record if whole else None
+    if not isinstance(record, dict):
+        return None
+    older = record.get("schema_version") in (1, 2)
+    wanted = [name for name in _COLUMNS if not older or name not in _SINCE_3]
+    return record if all(name in record for name in wanted) else None
 
 
 # -- forms --------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import some_of
 from torch_getfuse.partition.cost.cascade.model import Step
 from torch_getfuse.partition.node_set import bits
@@ -85,7 +86,9 @@ def why_steps_end(
             if more is None:
                 parts.append(f"{names[tensor]} leaves: step {step} is unfusable")
             else:
-                parts.append(f"{names[tensor]} leaves: step {step} lacks {more} B for it")
+                parts.append(
+                    f"{names[tensor]} leaves: step {step} lacks {format_size(more)} for it"
+                )
         if len(leave) > _NAMED:
             parts.append(f"{len(leave) - _NAMED} more leave")
         if not parts:

@@ -1,0 +1,216 @@
+"""The text of one section of a report: its tables, facts and notes."""
+
+from __future__ import annotations
+
+from torch_getfuse.accelerator import format_buffer, format_size, format_width
+from torch_getfuse.errors import some_of
+from torch_getfuse.partition.fusion_group import Stage
+from torch_getfuse.partition.search.recursive_split import SET_LIMIT
+from torch_getfuse.reporting.export import Style, compact, counted, features, saved
+from torch_getfuse.reporting.section import Section, added, group_dram
+from torch_getfuse.reporting.step_tables import (
+    floor_facts,
+    resident_fact,
+    step_assumptions,
+    step_parts,
+)
+
+
+def section_parts(section: Section, style: Style) -> list[str]:
+    """Headings, tables and notes of one section, in order."""
+    parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
+    parts.append(_dram_table(section, style))
+    parts.append(style.table(_facts(section), (), "ll", {1: 88}))
+    if section.steps is not None:
+        parts += step_parts(section.plan, section.steps, style)
+    elif section.plan.groups:
+        parts.append(style.heading("Fusion groups (group k is the child module fusion_group_k)"))
+        parts.append(_group_table(section, style))
+    if section.unfusable:
+        parts.append(style.heading("Unfusable operators: alone they do not fit the buffer"))
+        rows = [
+            [name, section.op(name).kind, _buffer(section.needs[name]), *map(format_size, dram)]
+            for name, dram in section.unfusable.items()
+        ]
+        headers = ("operator", "kind", "needs", "read", "write", "weights")
+        parts.append(style.table(rows, headers, "llrrrr", {0: 60}))
+    if section.unsupported:
+        parts.append(style.heading("Unsupported operators: priced as reading everything at once"))
+        counts = [[target, str(count)] for target, count in sorted(section.unsupported.items())]
+        parts.append(style.table(counts, ("operator", "count"), "lr", {0: 90}))
+    if section.held_whole:
+        parts.append(style.paragraph(f"Note: {_held_whole(section)}"))
+    parts += [style.paragraph(f"Note: {note}") for note in section.notes]
+    if section.reach is not None:
+        told = section.reach.told(section.network_planned.total, bool(section.unfusable))
+        parts.append(style.paragraph(told))
+    return parts
+
+
+_TITLE = "DRAM access per sample"
+_NAMED = 4  # operators of each kind that a note names; the data formats name all
+
+
+def _dram_table(section: Section, style: Style) -> str:
+    unfused, planned, outside = section.unfused, section.planned, section.outside
+    fusable = len(section.plan.graph) - len(section.unfusable)
+    rows = [
+        _row("fusable: features", features(unfused), features(planned)),
+        _row("fusable: weights", unfused.weight, planned.weight),
+    ]
+    if section.steps is None:
+        rows.append(
+            _row(f"{counted(fusable, 'fusable operator')} (the paper's figure)", *_both(section))
+        )
+    if section.unfusable:
+        rows += [
+            _row("unfusable: features", features(outside), features(outside)),
+            _row("unfusable: weights", outside.weight, outside.weight),
+            _row(
+                f"{counted(len(section.unfusable), 'unfusable operator')}, at least",
+                outside.total,
+                outside.total,
+            ),
+        ]
+    network = (section.network_unfused.total, section.network_planned.total)
+    least = ", at least" if section.steps is not None and section.unfusable else ""
+    rows.append(_row(f"whole network{least}", *network))
+    return style.table(rows, ("", "unfused", "planned", "saved"), "lrrr")
+
+
+def _both(section: Section) -> tuple[int, int]:
+    return section.unfused.total, section.planned.total
+
+
+def _row(name: str, unfused: int, planned: int) -> list[str]:
+    return [name, format_size(unfused), format_size(planned), saved(unfused, planned)]
+
+
+def _held_whole(section: Section) -> str:
+    """The operators whose cost assumes whole maps, their DRAM access, and what it means."""
+    held = section.held_whole
+    kinds: dict[str, list[str]] = {}
+    for name in held:
+        kinds.setdefault(section.op(name).kind, []).append(name)
+    named = []
+    for kind, names in kinds.items():
+        named.append(f"{kind} {some_of(names, _NAMED)}")
+    apart = [name for name in held if name in section.unfusable]
+    cost = "all of them still fit alone"
+    if apart:
+        moved = added(section.unfusable[name] for name in apart).total
+        cost = f"{len(apart)} of {len(held)} do not fit and move {format_size(moved)} on their own"
+    reasons = list(dict.fromkeys(held.values()))
+    why = "; ".join(reasons[:_NAMED]) + ("; ..." if len(reasons) > _NAMED else "")
+    return (
+        f"priced as holding whole maps: {', '.join(named)} ({why}); {cost}. This is a limit of "
+        "the cost model, not of the chip: streamed along an axis they could need less"
+    )
+
+
+def _bound(section: Section) -> str:
+    """What is known of the optimum."""
+    plan = section.plan
+    fusable = len(plan.graph) - len(plan.unfusable)
+    of_what, whose = f"of the {counted(fusable, 'fusable operator')}", "their"
+    bound, further = section.fusable_lower_bound, ""
+    if section.steps is not None:
+        of_what, whose, bound = "of the whole network", "the", section.lower_bound
+        if plan.unfusable:
+            further = "; in all of them unfusable operators count at the least that they move"
+    elif not fusable:
+        return "none: no operator fits the buffer"
+    if plan.proof == "optimal":
+        return f"optimal ({plan.standing}): no legal plan {of_what} has less DRAM access{further}"
+    if not bound:
+        return "none is known"
+    return (
+        f"{format_size(bound)} {of_what} ({plan.standing}); the plan is at most {plan.gap:.1%} "
+        f"above {whose} optimum{further}"
+    )
+
+
+def _facts(section: Section) -> list[list[str]]:
+    plan, steps = section.plan, section.steps
+    fusable = len(plan.graph) - len(plan.unfusable)
+    stages = [
+        f"{stage.method}: "
+        + ("no plan" if stage.dram_bytes is None else format_size(stage.dram_bytes))
+        + f" ({stage.plans} evaluated, {stage.seconds:.1f} s{_stopped(stage)})"
+        for stage in plan.stages
+    ]
+    unit = f"granularity {section.granularity}, " if section.granularity else ""
+    rows = [
+        ["lower bound", _bound(section)],
+        *([] if steps is None else floor_facts(section)),
+        ["maximum buffer usage", _share(plan.max_buffer_bytes, plan.buffer_bytes)],
+        ["fusion groups", f"{len(plan.groups)}, of {counted(fusable, 'fusable operator')}"]
+        if steps is None
+        else ["steps", f"{len(plan.groups)}, of {counted(len(plan.graph), 'operator')}"],
+        *([] if steps is None else [["tensors that stay", resident_fact(plan, steps)]]),
+        ["unfusable operators", _unfusable(section)],
+        ["search", "; then ".join(stages) or plan.method or "none"],
+        [
+            "assumptions",
+            f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
+            f"{plan.activation_bytes} B per activation, {format_width(plan.weight_bytes)}, "
+            + ("" if steps is None else step_assumptions(plan))
+            + "one sample at a time"
+            + (
+                ", traced with gradients enabled (report(model, x) traces without)"
+                if section.gradients
+                else ""
+            ),
+        ],
+    ]
+    return rows
+
+
+def _group_table(section: Section, style: Style) -> str:
+    buffer = section.plan.buffer_bytes
+    rows = [
+        [
+            str(k),
+            compact(group.ops),
+            format_size(group.buffer_bytes),
+            f"{group.buffer_bytes / buffer:.1%}",
+            *map(format_size, group_dram(group)),
+            group.ends,
+        ]
+        for k, group in enumerate(section.plan.groups)
+    ]
+    headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
+    return style.table(rows, headers, "llrrrrrl", {1: 28, 7: 33})
+
+
+def _stopped(stage: Stage) -> str:
+    """Why a stage ended early; not for the set limit, by which "direct" always ends."""
+    return "" if stage.stopped in ("", SET_LIMIT) else f", {stage.stopped}"
+
+
+def _unfusable(section: Section) -> str:
+    """Their number, and the buffers from which the first and the last of them would fit."""
+    if not section.unfusable:
+        return "none"
+    needs = {name: size for name, size in section.needs.items() if size is not None}
+    text = str(len(section.unfusable))
+    if not needs:
+        return f"{text}; the scheme has a schedule for none of them"
+    first = min(needs, key=lambda name: needs[name])
+    if len(needs) == len(section.unfusable) == 1:
+        return f"{text}; from a buffer of {format_buffer(needs[first])} up it fits"
+    last = "all of them do"
+    if len(needs) < len(section.unfusable):
+        last = f"all but {len(section.unfusable) - len(needs)}, which have no schedule, do"
+    return (
+        f"{text}; from a buffer of {format_buffer(needs[first])} up {first} fits, from "
+        f"{format_buffer(max(needs.values()))} up {last}"
+    )
+
+
+def _buffer(size: int | None) -> str:
+    return "no schedule" if size is None else format_buffer(size)
+
+
+def _share(used: int, buffer: int) -> str:
+    return f"{format_size(used)} of {format_size(buffer)} ({used / buffer:.1%})"
