@@ -15,7 +15,7 @@ from tests.cascade_simulator import LINE
 from tests.cascade_simulator import Cascade as Oracle
 from tests.graphs import IDENTITY, Builder, cascade_graph, with_order
 from tests.networks import operator_graph
-from torch_getfuse.ir import OpGraph, Tensor
+from torch_getfuse.ir import OpGraph, Tensor, Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.node_set import bits
@@ -202,6 +202,20 @@ def test_an_operator_that_fits_only_over_its_operand_is_unfusable() -> None:
     for buffer_bytes, total in ((16, 2 + 16 + 2), (17, 1 + 16 + 1)):
         _, found = assert_optimum(Oracle(graph, buffer_bytes))
         assert found.dram_bytes == total
+
+
+def test_an_operator_in_place_may_be_a_step_apart() -> None:
+    """It leaves a map that stays for the slices, for which the sums before it have no room."""
+    build = Builder()
+    shape, window = (1, 24, 5, 15), Window.sliding((3, 3), padding=(1, 1))
+    x = build.input(shape)
+    first = build.op("neg", [(x, IDENTITY)], shape)
+    middle = build.op("conv", [(first, window)], shape, weights=592, mixes=True)
+    total = build.add(build.add(middle, x, first), middle, first)
+    build.op("conv", [(build.act(total), window)], shape, weights=1616, mixes=True)
+    _, found = assert_optimum(Oracle(build.graph(), 2425))
+    assert found.dram_bytes == 18408
+    assert found.masks[-2:] == (0b010000, 0b100000)
 
 
 def test_an_input_that_nothing_reads_is_planned() -> None:

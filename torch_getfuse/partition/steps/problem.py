@@ -62,7 +62,7 @@ class StepProblem:
     Attributes:
         unfusable: mask of the operators that alone fit in no way.
         blocks: per operator, mask of the operators that it is moved with: itself, and those that
-            write over its output in place.
+            write over its output in place and leave what cannot be resident.
         ideals: per operator, its block, all that the block depends on, and their blocks.
         may_stay: mask of the tensors that may be resident at all.
         best: the cheapest sequence that any search has found.
@@ -93,7 +93,8 @@ class StepProblem:
                 near = facts.readers[tensor] | facts.maker[tensor]
                 if not near & self.unfusable and size < buffer_bytes:
                     self.may_stay |= 1 << tensor
-        # What writes in place over a streamed map may be a step apart to leave a resident one.
+        # An operator in place may be a step of its own that reads a map by rows and leaves it
+        # resident, where the step that made the map has no room for the whole of it.
         lines = self.facts.lines
         apart = mask_of(i for i in range(len(graph)) if self.may_stay >> lines.writes[i] & 1)
         self.blocks = [1 << i for i in range(len(graph))]
