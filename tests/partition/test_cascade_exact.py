@@ -13,7 +13,7 @@ from tests.cascade_both import model_of, tensor_names
 from tests.cascade_brute import Brute, optimum_of_steps, random_cascade, random_sequence
 from tests.cascade_simulator import LINE
 from tests.cascade_simulator import Cascade as Oracle
-from tests.graphs import IDENTITY, Builder, cascade_graph, with_order
+from tests.graphs import IDENTITY, Builder, cascade_graph, heavy_between, with_order
 from tests.networks import operator_graph
 from torch_getfuse.ir import OpGraph, Tensor, Window
 from torch_getfuse.options import Options
@@ -226,6 +226,27 @@ def test_an_input_that_nothing_reads_is_planned() -> None:
     for buffer_bytes in (80, 100, 1000):
         plan = plan_graph(graph, Options(scheme="cascade", buffer=buffer_bytes, weight_bytes=1))
         assert "unread" not in [resident.tensor for resident in plan.resident]
+
+
+def test_searches_over_groups_count_unfusable_operators_too() -> None:
+    """The stages of a plan are totals, as its bound is."""
+    graph = heavy_between()
+    for residency in (True, False):
+        plan = plan_graph(
+            graph,
+            Options(
+                scheme="cascade",
+                buffer=100,
+                activation_bytes=1,
+                weight_bytes=1,
+                method="random",
+                explainer=None,
+                residency=residency,
+            ),
+        )
+        assert plan.unfusable == (graph.ops[1].name,)
+        assert plan.dram_bytes == 34 + 1032 + 48
+        assert [stage.dram_bytes for stage in plan.stages] == [plan.dram_bytes] * len(plan.stages)
 
 
 # -- bounds ----------------------------------------------------------------------------------------
