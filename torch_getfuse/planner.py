@@ -91,7 +91,7 @@ def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
     else:
         groups = _Strategy(FusionProblem(Evaluator(scheme, options.buffer_bytes, work)), options)
         found = groups.run()
-        strategy.stages += groups.stages
+        strategy.searched(groups.stages)
         strategy.interrupted = groups.interrupted
         if found is not None:
             strategy.given(found.groups, groups.method)

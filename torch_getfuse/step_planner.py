@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Step
@@ -59,6 +60,16 @@ class StepStrategy:
         except KeyboardInterrupt:
             self.interrupted = True
             self._note(stage, Solved(problem.best, 0, 0, 0.0, INTERRUPTED))
+
+    def searched(self, stages: Sequence[Stage]) -> None:
+        """Note the stages of a search over groups, with what the unfusable operators move."""
+        problem = self.problem
+        more = sum(
+            problem.scheme.unfusable_step(1 << i).dram.total for i in bits(problem.unfusable)
+        )
+        for stage in stages:
+            reached = None if stage.dram_bytes is None else stage.dram_bytes + more
+            self.stages.append(replace(stage, dram_bytes=reached))
 
     def given(self, groups: Sequence[int], method: str) -> None:
         """The best residents for groups that a search over groups has found."""

@@ -13,9 +13,9 @@ from tests.cascade_both import model_of, tensor_names
 from tests.cascade_brute import Brute, optimum_of_steps, random_cascade, random_sequence
 from tests.cascade_simulator import LINE
 from tests.cascade_simulator import Cascade as Oracle
-from tests.graphs import IDENTITY, Builder, cascade_graph, with_order
+from tests.graphs import IDENTITY, Builder, cascade_graph, heavy_between, with_order
 from tests.networks import operator_graph
-from torch_getfuse.ir import OpGraph, Tensor
+from torch_getfuse.ir import OpGraph, Tensor, Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.node_set import bits
@@ -204,6 +204,20 @@ def test_an_operator_that_fits_only_over_its_operand_is_unfusable() -> None:
         assert found.dram_bytes == total
 
 
+def test_an_operator_in_place_may_be_a_step_apart() -> None:
+    """It leaves a map that stays for the slices, for which the sums before it have no room."""
+    build = Builder()
+    shape, window = (1, 24, 5, 15), Window.sliding((3, 3), padding=(1, 1))
+    x = build.input(shape)
+    first = build.op("neg", [(x, IDENTITY)], shape)
+    middle = build.op("conv", [(first, window)], shape, weights=592, mixes=True)
+    total = build.add(build.add(middle, x, first), middle, first)
+    build.op("conv", [(build.act(total), window)], shape, weights=1616, mixes=True)
+    _, found = assert_optimum(Oracle(build.graph(), 2425))
+    assert found.dram_bytes == 18408
+    assert found.masks[-2:] == (0b010000, 0b100000)
+
+
 def test_an_input_that_nothing_reads_is_planned() -> None:
     build = Builder()
     x = build.input((1, 2, 4, 4))
@@ -212,6 +226,27 @@ def test_an_input_that_nothing_reads_is_planned() -> None:
     for buffer_bytes in (80, 100, 1000):
         plan = plan_graph(graph, Options(scheme="cascade", buffer=buffer_bytes, weight_bytes=1))
         assert "unread" not in [resident.tensor for resident in plan.resident]
+
+
+def test_searches_over_groups_count_unfusable_operators_too() -> None:
+    """The stages of a plan are totals, as its bound is."""
+    graph = heavy_between()
+    for residency in (True, False):
+        plan = plan_graph(
+            graph,
+            Options(
+                scheme="cascade",
+                buffer=100,
+                activation_bytes=1,
+                weight_bytes=1,
+                method="random",
+                explainer=None,
+                residency=residency,
+            ),
+        )
+        assert plan.unfusable == (graph.ops[1].name,)
+        assert plan.dram_bytes == 34 + 1032 + 48
+        assert [stage.dram_bytes for stage in plan.stages] == [plan.dram_bytes] * len(plan.stages)
 
 
 # -- bounds ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.pricing import Beside
-from torch_getfuse.partition.node_set import Neighbours, bits, neighbours
+from torch_getfuse.partition.node_set import Neighbours, bits, mask_of, neighbours
 from torch_getfuse.partition.problem import merge_in_place
 from torch_getfuse.partition.work import Work
 
@@ -62,7 +62,7 @@ class StepProblem:
     Attributes:
         unfusable: mask of the operators that alone fit in no way.
         blocks: per operator, mask of the operators that it is moved with: itself, and those that
-            write over its output in place.
+            write over its output in place and leave what cannot be resident.
         ideals: per operator, its block, all that the block depends on, and their blocks.
         may_stay: mask of the tensors that may be resident at all.
         best: the cheapest sequence that any search has found.
@@ -86,8 +86,19 @@ class StepProblem:
         self.unfusable = sum(
             1 << i for i in range(len(graph)) if scheme.buffer(1 << i, buffer_bytes) >= buffer_bytes
         )
+        self.may_stay = 0
+        if residency:
+            facts = self.facts
+            for tensor, size in enumerate(facts.size):
+                near = facts.readers[tensor] | facts.maker[tensor]
+                if not near & self.unfusable and size < buffer_bytes:
+                    self.may_stay |= 1 << tensor
+        # An operator in place may be a step of its own that reads a map by rows and leaves it
+        # resident, where the step that made the map has no room for the whole of it.
+        lines = self.facts.lines
+        apart = mask_of(i for i in range(len(graph)) if self.may_stay >> lines.writes[i] & 1)
         self.blocks = [1 << i for i in range(len(graph))]
-        for block in merge_in_place(graph, self.unfusable):
+        for block in merge_in_place(graph, self.unfusable, apart):
             for i in bits(block):
                 self.blocks[i] = block
         self.ideals: list[int] = []
@@ -99,13 +110,6 @@ class StepProblem:
             for j in bits(before & ~self.blocks[i]):
                 ideal |= self.ideals[j]
             self.ideals.append(ideal)
-        self.may_stay = 0
-        if residency:
-            facts = self.facts
-            for tensor, size in enumerate(facts.size):
-                near = facts.readers[tensor] | facts.maker[tensor]
-                if not near & self.unfusable and size < buffer_bytes:
-                    self.may_stay |= 1 << tensor
 
     def offer(self, found: Found) -> None:
         """Keep a sequence if it is the cheapest so far, or as cheap with fewer steps."""
