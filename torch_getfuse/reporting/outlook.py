@@ -21,7 +21,7 @@ COMPARED = ("lbdf", "brr")
 _STEPS = STEPS_PER_SECOND
 """Counted steps of the search: a second or two."""
 
-_MODEL_STEPS = 100  # counted for each operator, for the cost model is made first
+_MODEL_STEPS = 300  # counted for each operator, for the cost model is made first
 
 
 @dataclass(frozen=True, slots=True)
