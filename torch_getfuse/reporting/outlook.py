@@ -1,6 +1,7 @@
 """What the cascade scheme would reach where a plan is of another: worked out when it is asked for.
 
-A search within a second of counted work, whatever the clock says, so that a report says the same on every machine.
+A search within a second of counted work, whatever the clock says, so that a report says the same on
+every machine.
 """
 
 from __future__ import annotations
