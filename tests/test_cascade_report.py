@@ -355,13 +355,13 @@ def test_more_less_and_as_much() -> None:
 
 def test_it_is_worked_out_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    original = outlook.optimum
+    original = outlook.proved
 
     def count(problem: object) -> object:
         asked.append(problem)
         return original(problem)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(outlook, "optimum", count)
+    monkeypatch.setattr(outlook, "proved", count)
     section = Section(plan_of(two_steps(), 600, scheme="lbdf"))
     Report([section]).to_records()
     assert not asked

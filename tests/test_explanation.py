@@ -52,6 +52,15 @@ def chain() -> OpGraph:
 WEIGHTS = (2 * 4 * 9 + 4) + (4 * 4 * 9 + 4)
 
 
+def test_weights_that_stream_are_told_as_such() -> None:
+    why = explain(chain(), scheme="cascade", buffer=300)
+    assert not why.valid
+    (staged,) = (term for term in why.terms if term.kind == "staging")
+    assert f"staging of streamed weights of {staged.name} {staged.bytes} B" in " ".join(
+        str(why).split()
+    )
+
+
 @pytest.fixture(scope="module")
 def mobile() -> Explanation:
     """The first blocks of MobileNetV2, all explainers of the GNN."""

@@ -98,6 +98,24 @@ def test_report_before_and_after() -> None:
     )
 
 
+def test_reports_in_a_loop_plan_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_getfuse.reporting import outlook
+
+    asked = []
+    original = outlook.proved
+
+    def count(*args: Any) -> Any:
+        asked.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(outlook, "proved", count)
+    _, compiled, x = compile_block()
+    for _ in range(3):
+        compiled(x)  # type: ignore[operator]
+        assert "scheme='cascade'" in str(torch_getfuse.report(compiled))
+    assert len(asked) == 1
+
+
 def test_second_instance_of_a_class_has_its_own_results_and_a_report() -> None:
     """Dynamo compiles the class once: the second instance never reaches the backend."""
     _, compiled, x = compile_block()

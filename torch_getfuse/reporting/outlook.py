@@ -1,6 +1,7 @@
 """What the cascade scheme would reach where a plan is of another: worked out when it is asked for.
 
-A search of about a second, by counted steps alone, so that a report says the same on every machine.
+A search within a second of counted work, whatever the clock says, so that a report says the same on
+every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.steps.optimum import optimum
+from torch_getfuse.partition.steps.optimum import good_plan, proved
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work
 
@@ -19,9 +20,12 @@ COMPARED = ("lbdf", "brr")
 """Schemes whose reports tell it."""
 
 _STEPS = STEPS_PER_SECOND
-"""Counted steps of the search: a second or two."""
+"""Counted steps of the search: a second of counted work, up to a few by the clock."""
 
-_MODEL_STEPS = 100  # counted for each operator, for the cost model is made first
+_FIRST_STEPS = 2 * _STEPS // 5
+"""Of these, at most, for a good plan before the proof."""
+
+_MODEL_STEPS = 300  # counted for each operator, for the cost model is made first
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,9 @@ def _reach(plan: PartitionPlan) -> Reach | None:
             work.add(_MODEL_STEPS * len(plan.graph))
             scheme = Cascade(plan.graph, plan.activation_bytes, plan.weight_bytes)
             problem = StepProblem(scheme, plan.buffer_bytes, work=work)
-            solved = optimum(problem)
+            with work.steps_within(_FIRST_STEPS):
+                good_plan(problem)
+            solved = proved(problem)
     except OutOfWork:
         return None
     if solved.found is None or solved.stopped:
