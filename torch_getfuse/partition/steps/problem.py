@@ -93,10 +93,7 @@ class StepProblem:
                 near = facts.readers[tensor] | facts.maker[tensor]
                 if not near & self.unfusable and size < buffer_bytes:
                     self.may_stay |= 1 << tensor
-        # An operator in place may be a step of its own that reads a map by rows and leaves it
-        # resident, where the step that made the map has no room for the whole of it.
-        lines = self.facts.lines
-        apart = mask_of(i for i in range(len(graph)) if self.may_stay >> lines.writes[i] & 1)
+        apart = mask_of(i for i in range(len(graph)) if self._gains_apart(i))
         self.blocks = [1 << i for i in range(len(graph))]
         for block in merge_in_place(graph, self.unfusable, apart):
             for i in bits(block):
@@ -110,6 +107,27 @@ class StepProblem:
             for j in bits(before & ~self.blocks[i]):
                 ideal |= self.ideals[j]
             self.ideals.append(ideal)
+
+    def _gains_apart(self, position: int) -> bool:
+        """Whether an operator in place may be better in another step than its producer.
+
+        A step of its own can read the map by rows and leave its result resident, where the step
+        that made the map has no room for the whole of it. That moves as much as to write and read
+        the result, so it is of use only if the one reader of the result runs in slices, where
+        all its weights beside lines take more than a slice of them beside the whole result; or
+        if the reader is written over the result.
+        """
+        facts = self.facts
+        lines, tensor = facts.lines, facts.lines.writes[position]
+        readers = facts.readers[tensor]
+        if not self.may_stay >> tensor & 1 or readers.bit_count() != 1:
+            return False
+        reader = readers.bit_length() - 1
+        if tensor in facts.may_overwrite[reader]:
+            return True
+        edge, weights = lines.edges[tensor, reader], lines.weights[reader]
+        rows = max(1, edge.widest(edge.units_out)) * lines.unit_bytes[tensor]
+        return weights + rows > facts.size[tensor] - (-weights // facts.channels[reader])
 
     def offer(self, found: Found) -> None:
         """Keep a sequence if it is the cheapest so far, or as cheap with fewer steps."""
