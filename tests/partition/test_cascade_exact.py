@@ -77,8 +77,8 @@ def test_exact_equals_enumeration(chunk: int) -> None:
     for seed in range(200 * chunk, 200 * (chunk + 1)):
         oracle = random_cascade(Random(seed))
         problem, found = assert_optimum(oracle)
-        note(seen, oracle, problem, found)
-    assert all(seen[what] >= 2 for what in WANTED), seen
+        note(seen, problem, found)
+    assert all(seen[what] for what in WANTED), seen
 
 
 WANTED = (
@@ -87,14 +87,13 @@ WANTED = (
     "slices",
     "input of several steps stays",
     "unfusable between residents",
-    "in place after slices",
     "output stays to be read",
 )
 
 
-def note(seen: Counter[str], oracle: Oracle, problem: StepProblem, found: Found) -> None:
+def note(seen: Counter[str], problem: StepProblem, found: Found) -> None:
     """Count what a plan shows."""
-    graph, facts, masks = oracle.graph, problem.facts, found.masks
+    facts, masks = problem.facts, found.masks
     lives = problem.lives(masks, found.residents)
     for k, step in enumerate(problem.priced(masks, lives)):
         assert step is not None
@@ -104,9 +103,6 @@ def note(seen: Counter[str], oracle: Oracle, problem: StepProblem, found: Found)
             before = any(life.last < k for life in lives.values())
             after = any(life.first > k for life in lives.values())
             seen["unfusable between residents"] += before or after
-        if step.priced is not None and step.priced.kind == "slices":
-            made = graph.ops[step.mask.bit_length() - 1].writes
-            seen["in place after slices"] += any(graph.overwrites[i] for i in graph.consumers[made])
     for tensor in lives:
         readers = facts.readers[tensor]
         if facts.inputs >> tensor & 1:
@@ -249,6 +245,19 @@ def test_searches_over_groups_count_unfusable_operators_too() -> None:
         assert [stage.dram_bytes for stage in plan.stages] == [plan.dram_bytes] * len(plan.stages)
 
 
+def test_what_an_unfusable_operator_makes_for_nobody_is_not_written() -> None:
+    """Its output is neither read nor returned, so no plan moves it; the bound must not either."""
+    build = Builder()
+    x, y = build.input((1, 1, 4, 4)), build.input((1, 1, 2, 2))
+    dead = build.op("conv", [(x, IDENTITY)], (1, 1, 4, 4), weights=100, mixes=True)
+    build.conv(build.conv(y, 1), 1)
+    graph = build.graph()
+    graph = replace(graph, outputs=tuple(name for name in graph.outputs if name != dead))
+    problem, found = assert_optimum(Oracle(graph, 40))
+    assert problem.unfusable == 0b001
+    assert found.dram_bytes == problem.unavoidable == (16 + 100) + (4 + 2 + 2 + 4)
+
+
 # -- bounds ----------------------------------------------------------------------------------------
 
 
@@ -275,7 +284,7 @@ def test_bounds_are_never_above_what_is_left() -> None:
             if residents & ~problem.may_stay:
                 continue
             for done, rest in left_by_brute(brute, residents).items():
-                owed = sum(size[t] for t in bits(lattice.handed(done).to_read & ~residents))
+                owed = sum(size[t] for t in bits(problem.handed(done).to_read & ~residents))
                 least = lattice.left[done]
                 assert max(least.moved, least.owing + owed) <= rest
                 assert problem.rest(done) <= rest
@@ -328,7 +337,7 @@ def test_windows_improve_a_plan(monkeypatch: pytest.MonkeyPatch, operators: int)
         assert not best.stopped
         assert_plan(oracle, problem_of(oracle), best.found)
         for size in (3, 24):
-            monkeypatch.setattr(windows, "_WINDOW", size)
+            monkeypatch.setattr(windows, "_WINDOWS", (size,))
             problem = problem_of(oracle)
             start = with_residents(problem, problem.one_by_one())
             assert start is not None
@@ -345,23 +354,21 @@ def test_windows_improve_a_plan(monkeypatch: pytest.MonkeyPatch, operators: int)
 
 
 def test_a_search_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bound holds, and its plan, if it has one, is legal."""
-    seen: Counter[str] = Counter()
+    """Its bound holds, and its plan is legal."""
+    stopped = 0
     for seed in range(40):
         oracle = larger_cascade(Random(seed), 8)
         monkeypatch.setattr(windows, "MOST_GROUPS", 60_000)
         whole = optimum(problem_of(oracle))
-        monkeypatch.setattr(windows, "MOST_GROUPS", whole.groups // 2)
+        monkeypatch.setattr(windows, "MOST_GROUPS", 8)
         problem = problem_of(oracle)
         short = optimum(problem)
-        assert short.bound <= whole.bound
-        seen["stopped"] += bool(short.stopped)
-        seen["plan"] += bool(short.stopped and short.found)
-        assert (short.bound == whole.bound) or short.stopped
-        if short.found is not None:
-            assert short.found.dram_bytes >= whole.bound
-            assert_plan(oracle, problem, short.found)
-    assert min(seen["stopped"], seen["stopped"] - seen["plan"]) >= 4, seen
+        assert short.found is not None
+        assert short.bound <= whole.bound <= short.found.dram_bytes
+        assert short.stopped or short.bound == whole.bound
+        assert_plan(oracle, problem, short.found)
+        stopped += bool(short.stopped)
+    assert stopped >= 4
 
 
 # -- more buffer -----------------------------------------------------------------------------------

@@ -176,7 +176,9 @@ class StepProblem:
             stubborn = readers & unfusable
             moves = stubborn.bit_count()
             if maker & left:
-                moves += facts.outputs >> tensor & 1 or bool((maker | stubborn) & unfusable)
+                moves += facts.outputs >> tensor & 1 or bool(
+                    readers and (maker | stubborn) & unfusable
+                )
                 moves += bool(maker & unfusable and readers & ~unfusable)
             elif not maker and readers == facts.readers[tensor] and readers & ~unfusable:
                 moves += 1
