@@ -403,3 +403,13 @@ def test_more_buffer_never_costs_more_on_networks(name: str) -> None:
     totals = [solved.bound for solved in found]
     assert totals == sorted(totals, reverse=True)
     assert totals[0] > totals[-1] >= fusable[-1].unavoidable
+
+
+def test_one_cost_model_serves_several_buffers() -> None:
+    """What a cost model remembers of groups is of one buffer each."""
+    graph = operator_graph("squeezenet1_0")
+    scheme = Cascade(graph)
+    for kilobytes in (64, 128):
+        shared = optimum(StepProblem(scheme, 1024 * kilobytes))
+        fresh = optimum(StepProblem(Cascade(graph), 1024 * kilobytes))
+        assert shared._replace(seconds=0) == fresh._replace(seconds=0)

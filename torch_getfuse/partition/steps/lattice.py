@@ -309,7 +309,8 @@ class Lattice:
             return None
         if self._least_again(group, sum([1 << tensor for tensor, _ in choices]), -1) == 0:
             return everything
-        key = tuple([(group.local(1 << tensor), saved) for tensor, saved in choices])
+        limit = self.problem.buffer_bytes
+        key = limit, *[(group.local(1 << tensor), saved) for tensor, saved in choices]
         known = group.memo.get(key)
         if known is None or (known[0] is None and known[1] < room):
             known = group.memo[key] = self._try_subsets(group, choices, room), room
