@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch_getfuse.partition.cost.cascade.layout import places
 from torch_getfuse.partition.cost.cascade.step_layout import StepLayout
@@ -32,7 +33,7 @@ def step_layouts(
         rings: dict[str, int] = {}
         shared: dict[str, str] = {}
         if step.priced is not None:
-            beside = beside._replace(free=False)
+            beside = replace(beside, free=False)
             for place in places(scheme.group(step.mask), beside, step.priced):
                 last = names[place.tensors[-1]]
                 rings[last] = place.units

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
@@ -30,7 +30,8 @@ _SHARE = 0.4
 """Of the time, at most, for the plan before the proof."""
 
 
-class Solved(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Solved:
     """What a search for a sequence of steps found.
 
     Attributes:
@@ -65,7 +66,8 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
         solved = proved(problem)
         assert solved.found is not None, "there is a plan before the proof"
         short = shortened(problem, solved.found)
-    return solved._replace(
+    return replace(
+        solved,
         found=short.found,
         groups=good.groups + solved.groups + short.groups,
         seconds=time.perf_counter() - started,
@@ -79,7 +81,7 @@ def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
         found = with_residents(problem, problem.one_by_one())
     assert found is not None, "operators that are fusable fit one by one"
     solved = improved(problem, found, seconds)
-    return solved._replace(seconds=time.perf_counter() - started)
+    return replace(solved, seconds=time.perf_counter() - started)
 
 
 def proved(problem: StepProblem, seconds: float | None = None) -> Solved:

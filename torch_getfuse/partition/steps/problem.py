@@ -6,6 +6,7 @@ docs/method.md, section 12. Sets of operators and of tensors are bit masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -247,6 +248,6 @@ class StepProblem:
             if mask & self.unfusable:
                 found.append(self.scheme.unfusable_step(mask))
             else:
-                beside = beside._replace(free=free and self.residency)
+                beside = replace(beside, free=free and self.residency)
                 found.append(self.scheme.step(mask, beside, known, self.buffer_bytes))
         return found

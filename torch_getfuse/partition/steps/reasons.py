@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch_getfuse.accelerator import format_size
@@ -50,9 +51,9 @@ def missing(
             beside, step = around[k][0], steps[k]
             assert step.priced is not None, "no step here is unfusable"
             if problem.scheme.group(masks[k]).tensors >> tensor & 1:
-                beside = beside._replace(touched=beside.touched | 1 << tensor)
+                beside = replace(beside, touched=beside.touched | 1 << tensor)
             else:
-                beside = beside._replace(others=beside.others + facts.size[tensor])
+                beside = replace(beside, others=beside.others + facts.size[tensor])
             terms = problem.scheme.terms_of(masks[k], beside, step.priced)
             more.append((sum(term.bytes for term in terms) - (problem.buffer_bytes - 1), -k))
         most, at = max(more)

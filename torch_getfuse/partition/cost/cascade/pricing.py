@@ -20,7 +20,8 @@ from torch_getfuse.partition.cost.cascade.weights import most_staying
 from torch_getfuse.partition.node_set import bits
 
 
-class Beside(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Beside:
     """The residents of a step.
 
     Attributes:
