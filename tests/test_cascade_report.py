@@ -17,6 +17,7 @@ from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import OptionError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
+from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.work import Work
@@ -321,6 +322,11 @@ def test_a_plan_that_breaks_a_rule_is_refused() -> None:
     wrong = replace(plan, groups=plan.groups[::-1])
     with pytest.raises(PlanError, match="must run after 'conv0' of a later step"):
         str(Report([Section(wrong)]))
+    stays = (*plan.resident, Resident("nowhere", 0, 0))
+    with pytest.raises(PlanError, match="keeps 'nowhere' on chip, which its graph has not"):
+        str(Report([Section(replace(plan, resident=stays))]))
+    with pytest.raises(PlanError, match="'conv0' is not called unfusable but does not fit 9 B"):
+        str(Report([Section(replace(plan, buffer_bytes=9))]))
 
 
 # -- beside other schemes -----------------------------------------------------------------

@@ -220,6 +220,9 @@ def test_what_a_scheme_does_not_promise_is_not_used() -> None:
     assert plan.stages[1].stopped == "not tried: scheme 'mine' does not promise additive traffic"
     with pytest.raises(OptionError, match="'saliency' asks a validity predictor, and scheme 'mi"):
         plan_graph(graph(), options(scheme=Mine, explainer="saliency"))
+    for scheme in (Mine, "cascade"):
+        with pytest.raises(OptionError, match="'saliency' asks a validity predictor, and scheme"):
+            explain_graph(graph(), options(scheme=scheme, buffer=1000), explainers=["saliency"])
     why = explain_graph(graph(), options(scheme=Mine, buffer=1000))
     assert not why.valid
     assert [blame.explainer for blame in why.blames] == ["all"], "the one that the options name"

@@ -112,10 +112,14 @@ class _Question:
         terms = scheme.terms(self.group, buffer_bytes)
         # Explain and cut an invalid set if it has an edge.
         ask = not valid and bool(self.positions)
-        asks = any(
-            plugins.fact(plugins.EXPLAINERS.load(each), "asks_predictor", False)
+        asking = [
+            each
             for each in explainers
-        )
+            if plugins.fact(plugins.EXPLAINERS.load(each), "asks_predictor", False)
+        ]
+        if asking and not scheme.has_predictor:
+            ranker_of(asking[0], self.problem, self.options)  # refuses by name
+        asks = bool(asking)
         return Explanation(
             operators=self._names(self.group),
             added=self._names(self.added),

@@ -147,6 +147,26 @@ def test_a_sum_is_written_over_a_resident_operand(batch: int) -> None:
     ]
 
 
+class TwoOutputs(nn.Module):
+    """A convolution and its activation, both returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.a(x)
+        return y, F.relu(y)
+
+
+@pytest.mark.parametrize("way", [LINE, Way("stripes", 1, ("a",))])
+def test_an_output_is_in_memory_before_it_is_written_over(way: Way) -> None:
+    residents = [Resident("a", 0, 0), Resident("relu", 0, 0)]
+    ledger = run(TwoOutputs(), [("a relu", way, (192, 512, 112))], residents, batch=2)
+    rows = 72 if way == LINE else 192
+    assert counts(ledger) == [(192, 512, rows, 112, 256)]
+
+
 def test_a_resident_input_is_read_once_and_a_resident_output_written_once() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.cascade_simulator import Cascade, Way
 from tests.graphs import Builder
 from torch_getfuse.atomic_files import PART_PREFIX, replace_file, replace_text
 from torch_getfuse.errors import PlanError
@@ -286,7 +287,73 @@ def _is_true(plan: PartitionPlan) -> bool:
     return plan.lower_bound_bytes <= plan.dram_bytes
 
 
-@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+def _is_true_sequence(plan: PartitionPlan) -> bool:
+    """The same of a cascade plan, by the simulator."""
+    oracle = Cascade(
+        plan.graph, plan.buffer_bytes, plan.activation_bytes, plan.weight_bytes, plan.slice_channels
+    )
+    names, steps = [], []
+    for group in plan.groups:
+        assert group.way is not None
+        names += group.ops
+        stays = sum(1 << plan.graph.index[name] for name in group.way.weights_stay)
+        mask = sum(1 << plan.graph.index[name] for name in set(group.ops))
+        steps.append((mask, Way(group.way.kind, group.way.count, stays)))
+    runs = oracle.run_plan(steps, [resident.tensor for resident in plan.resident])
+    return (
+        sorted(names) == sorted(plan.graph.index)
+        and oracle.lives([mask for mask, _ in steps]).items()
+        >= {(r.tensor, (r.first, r.last)) for r in plan.resident}
+        and [(run.buffer, run.read, run.write, run.weight) for run in runs]
+        == [
+            (g.buffer_bytes, g.dram_read_bytes, g.dram_write_bytes, g.dram_weight_bytes)
+            for g in plan.groups
+        ]
+        and plan.lower_bound_bytes <= plan.dram_bytes
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ops": []}, "step 0 has no operator"),
+        ({"ops": ["conv0", "conv0"]}, "'conv0' stands in step 0 twice"),
+        ({"ops": ["nobody"]}, "the plan names 'nobody', which its graph has not"),
+    ],
+)
+def test_operators_of_a_step(change: dict[str, Any], message: str) -> None:
+    form = planned(scheme="cascade").to_dict()
+    form["groups"][0].update(change)
+    with pytest.raises(PlanError, match=message):
+        PartitionPlan.from_dict(form).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tensor": "nowhere"}, "keeps 'nowhere' on chip, which its graph has not"),
+        ({}, "lists '.*' twice among what stays on chip"),
+        ({"first": 0, "last": 9}, "lists '.*' twice among what stays on chip"),
+    ],
+)
+def test_tensors_that_are_said_to_stay(change: dict[str, Any], message: str) -> None:
+    form = planned(2000, "cascade").to_dict()
+    form["resident"].append({**form["resident"][0], **change})
+    with pytest.raises(PlanError, match=message):
+        PartitionPlan.from_dict(form).verify()
+
+
+@pytest.mark.parametrize("change", [{"unfusable": ["nobody"]}, {"groups": ["nobody"]}])
+def test_names_are_held_against_the_graph_before_a_plan_is_used(change: dict[str, Any]) -> None:
+    plan = planned()
+    if "groups" in change:
+        first = replace(plan.groups[0], ops=("nobody",))
+        change = {"groups": (first, *plan.groups[1:])}
+    with pytest.raises(PlanError, match="'nobody'"):
+        replace(plan, **change).check_graph(plan.graph)
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr", "cascade"])
 def test_damaged_at_random(scheme: str) -> None:
     form, rng, passed, refusals = planned(scheme=scheme).to_dict(), Random(0), 0, []
     for _ in range(500):
@@ -296,7 +363,7 @@ def test_damaged_at_random(scheme: str) -> None:
         except PlanError as error:
             refusals.append(str(error))
             continue
-        assert _is_true(plan)
+        assert _is_true_sequence(plan) if plan.scheme == "cascade" else _is_true(plan)
         assert str(plan).replace("\n", "").isprintable()
         passed += 1
     assert all(map(str.isprintable, refusals))

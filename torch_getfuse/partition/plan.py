@@ -30,7 +30,7 @@ from torch_getfuse.partition.node_set import (
     topological_order,
 )
 from torch_getfuse.partition.steps.check import check_steps
-from torch_getfuse.partition.steps.problem import Life, StepProblem
+from torch_getfuse.partition.steps.problem import StepProblem
 
 SCHEMA_VERSION = 2
 _READ = (1, 2)
@@ -189,12 +189,10 @@ class PartitionPlan:
         if isinstance(scheme, Cascade):
             self._verify_steps(masks, scheme)
             return
-        if self.resident or any(group.way for group in self.groups):
-            raise PlanError(f"scheme {self.scheme!r} has no ways of steps and no resident tensors")
+        self.check_no_steps()
         seen: dict[str, int] = {}
+        self._check_unfusable()
         for name in self.unfusable:
-            if name not in graph.index:
-                raise PlanError(f"unfusable operator {name!r} is not in the plan's graph")
             if name in seen:
                 raise PlanError(f"{name!r} is listed twice among the unfusable operators")
             seen[name] = -1
@@ -231,13 +229,11 @@ class PartitionPlan:
     def _verify_steps(self, masks: list[int], scheme: Cascade) -> None:
         """The same of the steps of a cascade plan."""
         problem = StepProblem(scheme, self.buffer_bytes, self.residency)
-        number = problem.facts.number
-        residents = {}
-        for resident in self.resident:
-            tensor = number.get(resident.tensor)
-            if tensor is None or tensor in residents:
-                raise PlanError(f"resident tensor {resident.tensor!r} is unknown or listed twice")
-            residents[tensor] = Life(resident.first, resident.last)
+        residents = problem.stated(self.resident)
+        for k, group in enumerate(self.groups):
+            if len(set(group.ops)) < len(group.ops):
+                twice = next(name for name in group.ops if group.ops.count(name) > 1)
+                raise PlanError(f"{twice!r} stands in step {k} twice")
         named = tuple(self.graph.ops[i].name for i in bits(problem.unfusable))
         if sorted(self.unfusable) != sorted(named):
             raise PlanError(f"unfusable are {', '.join(named) or 'none'}, not {self.unfusable}")
@@ -249,6 +245,11 @@ class PartitionPlan:
                     f"step {k} ({group.ops[0]}, ...) states {_figures(group)}; the cost model says "
                     f"{_figures(right)}"
                 )
+
+    def _check_unfusable(self) -> None:
+        for name in self.unfusable:
+            if name not in self.graph.index:
+                raise PlanError(f"unfusable operator {name!r} is not in the plan's graph")
 
     def _verify_order(self, masks: list[int]) -> None:
         """The groups stand in an order in which they can run.
@@ -325,9 +326,20 @@ class PartitionPlan:
                 f"{need} B and {tuple(dram)} B"
             )
 
+    def check_no_steps(self) -> None:
+        """Refuse what only cascade plans have; raises :class:`PlanError`."""
+        if self.resident or any(group.way for group in self.groups):
+            raise PlanError(f"scheme {self.scheme!r} has no ways of steps and no resident tensors")
+
     def check_graph(self, graph: OpGraph) -> None:
-        """Refuse a plan that was made for another graph; raises :class:`PlanError`."""
+        """Refuse a plan that was made for another graph, or names what its graph has not.
+
+        Raises:
+            PlanError: with the first difference.
+        """
         if graph.fingerprint == self.graph.fingerprint:
+            self.masks()
+            self._check_unfusable()
             return
         ours, theirs = self.graph, graph
         for mine, other in zip(ours.ops, theirs.ops, strict=False):

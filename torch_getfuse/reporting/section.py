@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import Op, Tensor
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.cascade.pricing import NOTHING
@@ -83,7 +84,11 @@ class Section:
         if not isinstance(scheme, Cascade):
             return scheme.dram(mask, plan.buffer_bytes)
         step = scheme.step(mask, NOTHING, 0, plan.buffer_bytes)
-        assert step is not None, "a fusable operator fits alone"
+        if step is None:
+            name = plan.graph.ops[mask.bit_length() - 1].name
+            raise PlanError(
+                f"{name!r} is not called unfusable but does not fit {plan.buffer_bytes} B"
+            )
         return step.dram
 
     @cached_property

@@ -12,7 +12,7 @@ from torch_getfuse.partition.cost.cascade.way import SLICES
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.check import check_steps
-from torch_getfuse.partition.steps.problem import Life, StepProblem
+from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import missing
 from torch_getfuse.reporting.export import counted
 from torch_getfuse.reporting.pictures import Timeline
@@ -140,10 +140,7 @@ class StepFigures:
         facts = problem.facts
         self._names = facts.lines.names
         self._masks = plan.masks()
-        self._lives = {
-            facts.number[resident.tensor]: Life(resident.first, resident.last)
-            for resident in plan.resident
-        }
+        self._lives = problem.stated(plan.resident)
         self._steps = check_steps(problem, self._masks, self._lives)
         self._beside = [beside for beside, _ in problem.beside(self._masks, self._lives)]
         self.occupancy = tuple(

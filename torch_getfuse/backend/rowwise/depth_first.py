@@ -26,7 +26,7 @@ from torch_getfuse.partition.cost.cascade.step_layout import StepLayout, line_la
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.layouts import step_layouts
-from torch_getfuse.partition.steps.problem import Life, StepProblem
+from torch_getfuse.partition.steps.problem import StepProblem
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +59,12 @@ def layouts_of(plan: PartitionPlan) -> list[StepLayout]:
     layouts = []
     if isinstance(scheme, Cascade):
         problem = StepProblem(scheme, plan.buffer_bytes, plan.residency)
-        number = problem.facts.number
-        try:
-            residents = {number[r.tensor]: Life(r.first, r.last) for r in plan.resident}
-        except KeyError as error:
-            told = f"the plan keeps {error.args[0]!r} on chip, which its graph has not"
-            raise PlanError(told) from error
-        layouts = step_layouts(problem, masks, residents)
+        layouts = step_layouts(problem, masks, problem.stated(plan.resident))
         for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):
             if group.way != layout.way:
                 raise PlanError(f"step {k} runs {group.way}; the cost model says {layout.way}")
         return layouts
+    plan.check_no_steps()
     for mask in masks:
         terms = scheme.terms(mask, plan.buffer_bytes)
         rings = {term.name: term.units for term in terms if term.kind == "lines"}

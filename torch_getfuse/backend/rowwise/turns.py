@@ -77,5 +77,7 @@ def _check(
             raise PlanError(
                 f"{name!r} stays on chip, where it has room for {layout.rings[last]} of {rows} rows"
             )
-        if name in (*stay.kept, *needed) and last != name:
+        # What is written to memory is written row by row, before anything is written over it.
+        later = name in stay.kept or (name in needed and name not in layout.writes)
+        if later and last != name:
             raise PlanError(f"{name!r} is needed after the step, but {last!r} is written over it")

@@ -26,6 +26,8 @@ def check_steps(
     graph = problem.graph
     done = 0
     for k, mask in enumerate(masks):
+        if not mask:
+            raise PlanError(f"step {k} has no operator")
         if mask & done:
             twice = graph.ops[(mask & done).bit_length() - 1].name
             raise PlanError(f"{twice!r} stands in step {k} and in one before it")

@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
+from torch_getfuse.errors import PlanError
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.pricing import Beside
+from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.node_set import Neighbours, bits, mask_of, neighbours
 from torch_getfuse.partition.problem import merge_in_place
 from torch_getfuse.partition.work import Work
@@ -216,6 +218,22 @@ class StepProblem:
             ]
             if steps:
                 found[tensor] = Life(min(steps), max(steps))
+        return found
+
+    def stated(self, residents: Sequence[Resident]) -> dict[int, Life]:
+        """The lives that a plan states, by tensor number.
+
+        Raises:
+            PlanError: for a tensor that the graph has not, or that is listed twice.
+        """
+        found: dict[int, Life] = {}
+        for name, first, last in ((r.tensor, r.first, r.last) for r in residents):
+            tensor = self.facts.number.get(name)
+            if tensor is None:
+                raise PlanError(f"the plan keeps {name!r} on chip, which its graph has not")
+            if tensor in found:
+                raise PlanError(f"the plan lists {name!r} twice among what stays on chip")
+            found[tensor] = Life(first, last)
         return found
 
     def beside(self, masks: Sequence[int], lives: Mapping[int, Life]) -> list[tuple[Beside, int]]:
