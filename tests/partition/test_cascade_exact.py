@@ -413,3 +413,17 @@ def test_one_cost_model_serves_several_buffers() -> None:
         shared = optimum(StepProblem(scheme, 1024 * kilobytes))
         fresh = optimum(StepProblem(Cascade(graph), 1024 * kilobytes))
         assert replace(shared, seconds=0) == replace(fresh, seconds=0)
+
+
+def test_a_window_that_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No window may use up the time of all: it is tried with fewer operators, then left."""
+    problem = StepProblem(Cascade(operator_graph("squeezenet1_0")), 64 * 1024)
+    start = with_residents(problem, problem.one_by_one())
+    assert start is not None
+    monkeypatch.setattr(windows, "_MANY_WINDOWS", 1 << 40)
+    left = improved(problem, start, 10)
+    assert (left.found, left.groups, left.stopped) == (start, 0, "")
+    monkeypatch.setattr(windows, "_MANY_WINDOWS", 40)
+    some = improved(problem, start, 10)
+    assert some.found is not None
+    assert some.found.dram_bytes < start.dram_bytes

@@ -10,18 +10,22 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
 from torch_getfuse.partition.steps.search import StepSearch
-from torch_getfuse.partition.work import OutOfWork
+from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork
 
 MOST_GROUPS = 60_000
 """Groups on the down-sets of a graph that is searched whole."""
 
 _WINDOWS, _WINDOW_GROUPS = (24, 12, 6), 4_000
 """Operators of a window, fewer where there are more groups on its down-sets than so many."""
+
+_MANY_WINDOWS = 12
+"""No window takes more than one part in so many of the time of all."""
 
 _WIDTH = 64
 """Sets of residents that are followed from each down-set before the proof."""
@@ -145,12 +149,10 @@ def _in_windows(problem: StepProblem, known: Found, seconds: float | None, saved
                 while done != problem.everything:
                     ceiling = best.dram_bytes - saved
                     chain = _chain(best.masks)
-                    lattice = _window(problem, chain, done, ceiling)
-                    inside = chain[done]
-                    if lattice is not None:
-                        inside, groups = lattice.inside, groups + lattice.groups
-                        found = StepSearch(lattice, ceiling, _WIDTH).run() or best
-                        best = min(best, found, key=Found.rank)
+                    window = _window(problem, chain, done, ceiling, seconds)
+                    inside, groups = window.inside, groups + window.groups
+                    if window.found is not None:
+                        best = min(best, window.found, key=Found.rank)
                     done = _halfway(_chain(best.masks), done, inside)
     except OutOfWork as reason:
         stopped = str(reason)
@@ -167,11 +169,30 @@ def _chain(masks: Sequence[int]) -> dict[int, int]:
     return found
 
 
-def _window(problem: StepProblem, chain: dict[int, int], done: int, ceiling: int) -> Lattice | None:
-    """All steps of the operators that come next in a chain, and the chain before and after them.
+class _Window(NamedTuple):
+    """What a window gave: its operators, the best plan (``None``: none is better), groups grown."""
 
-    ``None`` where even the smallest window is too wide.
+    inside: int
+    found: Found | None
+    groups: int
+
+
+def _window(
+    problem: StepProblem,
+    chain: dict[int, int],
+    done: int,
+    ceiling: int,
+    seconds: float | None,
+) -> _Window:
+    """All steps of the operators that come next in a chain are tried, the others stay as they are.
+
+    A window that is too wide, or takes too much of the time, is tried again with fewer operators.
+
+    Args:
+        seconds: of all windows together.
     """
+    groups = 0
+    share = ANY if seconds is None else int(seconds * STEPS_PER_SECOND / _MANY_WINDOWS)
     for operators in _WINDOWS:
         inside = chain[done]
         following = chain.get(done | inside)
@@ -182,10 +203,13 @@ def _window(problem: StepProblem, chain: dict[int, int], done: int, ceiling: int
             count += 1
         fixed = {at: mask for at, mask in chain.items() if not mask & inside}
         try:
-            return Lattice(problem, ceiling, _WINDOW_GROUPS, fixed, inside)
-        except TooWide:
-            continue
-    return None
+            with problem.work.steps_within(share):
+                lattice = Lattice(problem, ceiling, _WINDOW_GROUPS, fixed, inside)
+                groups += lattice.groups
+                return _Window(inside, StepSearch(lattice, ceiling, _WIDTH).run(), groups)
+        except (TooWide, OutOfWork):
+            problem.work.check()  # ends here where the limit of all windows has struck
+    return _Window(chain[done], None, groups)
 
 
 def _halfway(chain: dict[int, int], done: int, inside: int) -> int:
