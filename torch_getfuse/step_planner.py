@@ -13,6 +13,7 @@ from torch_getfuse.partition.fusion_group import Stage, make_step
 from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.optimum import (
+    SHARE,
     Solved,
     good_plan,
     proved,
@@ -22,9 +23,6 @@ from torch_getfuse.partition.steps.optimum import (
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import why_steps_end
 from torch_getfuse.partition.work import INTERRUPTED
-
-_SHARE = 0.4
-"""Of the time limit, at most, for the plan before the proof."""
 
 
 class StepStrategy:
@@ -50,7 +48,7 @@ class StepStrategy:
         stage = "windows"
         try:
             with problem.work.within(seconds, whole=True):
-                self._note(stage, good_plan(problem, _SHARE * seconds))
+                self._note(stage, good_plan(problem, SHARE * seconds))
                 assert problem.best is not None, "operators that are fusable fit one by one"
                 if self.bound < problem.best.dram_bytes:
                     stage = "exact"

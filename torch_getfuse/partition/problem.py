@@ -292,6 +292,29 @@ class Search(Protocol):
         ...
 
 
+def blocks_and_ideals(graph: OpGraph, merged: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Per operator, mask of its block, and its ideal: the block, all that it depends on, and the
+    blocks of those.
+
+    Args:
+        merged: masks of the blocks; an operator in none of them is one of its own.
+    """
+    blocks = [1 << i for i in range(len(graph))]
+    for block in merged:
+        for i in bits(block):
+            blocks[i] = block
+    ideals: list[int] = []
+    for block in blocks:
+        before = 0
+        for j in bits(block):
+            before |= graph.predecessors[j]
+        ideal = block
+        for j in bits(before & ~block):
+            ideal |= ideals[j]
+        ideals.append(ideal)
+    return blocks, ideals
+
+
 def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int, ...]:
     """Blocks of fusable operators that some optimal plan keeps together.
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem, SearchResult, blocks_and_ideals
 from torch_getfuse.partition.work import OutOfWork
 
 
@@ -268,20 +268,7 @@ class _Search:
         self.near = problem.near if graph.ordered else None
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
         self.leading = problem.leading
-        self.block = [1 << i for i in range(len(graph))]
-        for block in problem.tight:
-            for i in bits(block):
-                self.block[i] = block
-        # The ideal of an operator: its block, all that the block depends on, and their blocks.
-        self.ideal = [0] * len(graph)
-        for i in range(len(graph)):
-            before = 0
-            for j in bits(self.block[i]):
-                before |= graph.predecessors[j]
-            ideal = self.block[i]
-            for j in bits(before & ~self.block[i]):
-                ideal |= self.ideal[j]
-            self.ideal[i] = ideal
+        self.block, self.ideal = blocks_and_ideals(graph, problem.tight)
         scheme = self.evaluator.scheme
         self.weights = scheme.weights
         self.crossings = problem.crossings_of

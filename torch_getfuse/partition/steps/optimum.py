@@ -30,7 +30,7 @@ _MANY_WINDOWS = 12
 _WIDTH = 64
 """Sets of residents that are followed from each down-set before the proof."""
 
-_SHARE = 0.4
+SHARE = 0.4
 """Of the time, at most, for the plan before the proof."""
 
 
@@ -66,7 +66,7 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
     """
     started = time.perf_counter()
     with problem.work.within(seconds):
-        good = good_plan(problem, None if seconds is None else _SHARE * seconds)
+        good = good_plan(problem, None if seconds is None else SHARE * seconds)
         solved = proved(problem)
         assert solved.found is not None, "there is a plan before the proof"
         short = shortened(problem, solved.found)

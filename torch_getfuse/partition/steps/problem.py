@@ -15,7 +15,7 @@ from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.pricing import Beside
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.node_set import Neighbours, bits, mask_of, neighbours
-from torch_getfuse.partition.problem import merge_in_place
+from torch_getfuse.partition.problem import blocks_and_ideals, merge_in_place
 from torch_getfuse.partition.work import Work
 
 _TENSORS = 8
@@ -97,19 +97,8 @@ class StepProblem:
                 if not near & self.unfusable and size < buffer_bytes:
                     self.may_stay |= 1 << tensor
         apart = mask_of(i for i in range(len(graph)) if self._gains_apart(i))
-        self.blocks = [1 << i for i in range(len(graph))]
-        for block in merge_in_place(graph, self.unfusable, apart):
-            for i in bits(block):
-                self.blocks[i] = block
-        self.ideals: list[int] = []
-        for i in range(len(graph)):
-            before = 0
-            for j in bits(self.blocks[i]):
-                before |= graph.predecessors[j]
-            ideal = self.blocks[i]
-            for j in bits(before & ~self.blocks[i]):
-                ideal |= self.ideals[j]
-            self.ideals.append(ideal)
+        merged = merge_in_place(graph, self.unfusable, apart)
+        self.blocks, self.ideals = blocks_and_ideals(graph, merged)
 
     def _gains_apart(self, position: int) -> bool:
         """Whether an operator in place may be better in another step than its producer.
