@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -15,13 +16,15 @@ from torch_getfuse.errors import PlanError
 from torch_getfuse.partition.cost.cascade.way import Resident, Way
 
 
-def check(model: torch.nn.Module, x: tuple[torch.Tensor, ...], buffer: object) -> Counter[str]:
+def check(
+    model: torch.nn.Module, x: tuple[torch.Tensor, ...], buffer: object, tolerance: float = 1e-4
+) -> Counter[str]:
     """Plan, run, compare; how many steps of each kind there are, and tensors that stay."""
     plan = plan_of(model, x, scheme="cascade", buffer=buffer)
     with torch.no_grad():
         expected = model(*x)
     got, ledger = torch_getfuse.run_counted(model, x, plan)
-    assert distance(got, expected) < 1e-4
+    assert distance(got, expected) < tolerance
     fusable = [group for group in ledger.groups if group.way != "unfusable"]
     assert [group.fallback for group in fusable] == [""] * len(fusable)
     assert all(group.agrees for group in fusable), str(ledger)
@@ -52,8 +55,10 @@ def test_every_step_counts_what_the_cost_model_says(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_whole_networks(name: str) -> None:
+    # In double precision: in single precision ResNet-152's eager outputs are 4e-4 from exact
+    # themselves, whichever kernels run. Resizing computes its scales in single precision.
     model, x = network(name)
-    check(model, (x,), "256KB")
+    check(deepcopy(model).double(), (x.double(),), "256KB", tolerance=1e-7)
 
 
 def test_another_way_than_the_cost_model_s_is_refused() -> None:
