@@ -55,10 +55,11 @@ def test_every_step_counts_what_the_cost_model_says(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_whole_networks(name: str) -> None:
-    # In double precision: in single precision ResNet-152's eager outputs are 4e-4 from exact
-    # themselves, whichever kernels run. Resizing computes its scales in single precision.
+    # ResNet-152's eager outputs are 4e-4 from exact in single precision, whichever kernels run.
     model, x = network(name)
-    check(deepcopy(model).double(), (x.double(),), "256KB", tolerance=1e-7)
+    if not name.startswith("deeplab"):  # resizing rounds its scales to single precision
+        model, x = deepcopy(model).double(), x.double()
+    check(model, (x,), "256KB", tolerance=1e-10 if x.dtype == torch.float64 else 1e-4)
 
 
 def test_another_way_than_the_cost_model_s_is_refused() -> None:
