@@ -35,9 +35,10 @@ test-quick: $(VENV)/.dev ## run the tests under half a second, of all but backen
 	@$(BIN)/python -m pytest -n $(JOBS) -m "quick and not opinfo" $(ARGS)
 
 test-rest: $(VENV)/.dev ## run what make test leaves out: whole networks, random programs, torch's samples
-	@$(BIN)/python -m pytest -n $(JOBS) -m "slow or opinfo" $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) -m "(slow or opinfo) and not exhaustive" $(ARGS)
 
-test-all: test test-rest ## run everything that CI runs
+test-all: test test-rest ## run everything that CI runs, and more random cases
+	@$(BIN)/python -m pytest -n $(JOBS) -m exhaustive $(ARGS)
 
 durations: $(VENV)/.dev ## run everything, and record how long each test takes
 	@$(BIN)/python -m pytest -n $(JOBS) -m "" --store-durations $(ARGS)

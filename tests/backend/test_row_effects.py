@@ -188,6 +188,7 @@ def test_random_programs_leave_everything_as_eager_does() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_many_random_programs() -> None:
     assert programs(6, 300) >= 150
 

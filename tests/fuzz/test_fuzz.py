@@ -9,10 +9,16 @@ from fuzz.generate import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 
-PROGRAMS, BLOCK = 2000, 50
+PROGRAMS, IN_CI, BLOCK = 2000, 1000, 50
 
 
-@pytest.mark.parametrize("start", range(0, PROGRAMS, BLOCK))
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(start, marks=[pytest.mark.exhaustive] if start >= IN_CI else [])
+        for start in range(0, PROGRAMS, BLOCK)
+    ],
+)
 def test_programs_hold(start: int) -> None:
     failures, skipped, planned = [], 0, 0
     with quietly():

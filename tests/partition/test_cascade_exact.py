@@ -70,7 +70,9 @@ def assert_optimum(oracle: Oracle, residency: bool = True) -> tuple[StepProblem,
 # -- the optimum -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("chunk", range(10))
+@pytest.mark.parametrize(
+    "chunk", [*range(4), *(pytest.param(k, marks=pytest.mark.exhaustive) for k in range(4, 10))]
+)
 def test_exact_equals_enumeration(chunk: int) -> None:
     """2,000 graphs in all."""
     seen: Counter[str] = Counter()
