@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch_getfuse.reporting.report import Report
     from torch_getfuse.reporting.sweep_result import Sweep
     from torch_getfuse.sweeps import sweep
+    from torch_getfuse.version import __version__
 
 _HOMES = {
     "Accelerator": "accelerator",
@@ -66,6 +67,7 @@ _HOMES = {
     "Tensor": "ir",
     "Window": "ir",
     "WindowKind": "ir",
+    "__version__": "version",
     "bits": "partition.node_set",
     "boundary": "partition.cost.scheme",
     "explain": "api",
@@ -108,6 +110,7 @@ __all__ = [
     "Tensor",
     "Window",
     "WindowKind",
+    "__version__",
     "bits",
     "boundary",
     "explain",

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import importlib.metadata
 import json
 import os
 import re
@@ -49,6 +48,7 @@ from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 from torch_getfuse.reporting.sweep_result import Sweep
 from torch_getfuse.sweeps import NOT_SWEPT, SINGLE, SWEPT, sweep
+from torch_getfuse.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -507,7 +507,7 @@ def _parser() -> _Parser:
         epilog=f"example: {PROGRAM} {COMMANDS[0].example}",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {_version()}")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         sub = commands.add_parser(
@@ -520,13 +520,6 @@ def _parser() -> _Parser:
         command.arguments(sub)
         sub.set_defaults(run=command.run, flags=sorted(sub._option_string_actions))
     return parser
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version(PROGRAM)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed: run from its sources)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
