@@ -17,12 +17,12 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick lint format clean
+.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick lint html-libraries format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
 	@echo "torch_getfuse: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@awk '/^#   [A-Z]/ { sub(/^# /, ""); print }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## compile, run and check MobileNetV2, and print the report
@@ -62,6 +62,9 @@ lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+html-libraries: ## bundle the HTML report's JavaScript libraries again, through npm
+	@cd tools/html-libraries && npm ci --no-audit --no-fund && npm run --silent build
 
 format: $(VENV)/.dev ## sort imports and format the code
 	@$(BIN)/ruff check --fix --quiet .

@@ -287,7 +287,7 @@ def test_data_forms_agree() -> None:
     frame = report.to_pandas()
     assert frame["dram_bytes"].sum() == section.plan.dram_bytes
     assert str(frame["idle_bytes"].dtype) == "Int64"
-    for text in (report.to_markdown(), report.to_html()):
+    for text in (report.to_markdown(), report._repr_html_()):
         assert text.count("unfusable: it fits in no way") == 1
         assert "Tensors that go through DRAM" in text
 

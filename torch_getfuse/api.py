@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import ExplainerLike, plan_graph
 from torch_getfuse.reporting.explanation import Explanation
+from torch_getfuse.reporting.html.page import Origin
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 
@@ -86,13 +88,16 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
             target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
             notes = mode_notes(captured.graph_module)
+            origin = _origin(target, options)
             try:
                 plan = plan_graph(captured.graph, chosen)
             except Interrupted as error:
                 if error.plan is not None:
-                    error.report = Report([Section(error.plan, "", captured.unsupported, notes)])
+                    error.report = Report(
+                        [Section(error.plan, "", captured.unsupported, notes)], origin=origin
+                    )
                 raise
-            return Report([Section(plan, "", captured.unsupported, notes)])
+            return Report([Section(plan, "", captured.unsupported, notes)], origin=origin)
     if not callable(model) or isinstance(model, type):
         raise _no_model(model)
     if options:
@@ -252,7 +257,21 @@ def _compiled_report(model: object) -> Report:
     if not sections and not unplanned:
         return Report([], empty=_nothing(model))
     pairs = itertools.combinations(records, 2)
-    return Report(sections, unplanned, alternatives=any(a.replaces(b) for a, b in pairs))
+    return Report(
+        sections,
+        unplanned,
+        alternatives=any(a.replaces(b) for a, b in pairs),
+        origin=_origin(original_module(model), {}),
+    )
+
+
+def _origin(model: object, options: Mapping[str, object]) -> Origin:
+    """Class of the model and the options as they were given, for the page of a report."""
+    told = {
+        name: str(value) if isinstance(value, (str, int, float, NoneType)) else type(value).__name__
+        for name, value in options.items()
+    }
+    return Origin(type(model).__name__, told)
 
 
 def _nothing(model: object) -> str:

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import typing
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_getfuse.accelerator import format_size
+from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.cli import run_command
 from torch_getfuse.cli.options import (
     MODEL_HELP,
@@ -90,6 +92,7 @@ def _report(args: argparse.Namespace) -> int:
         steps = options.get("scheme") == "cascade" or "plan" in options
         Report.check_suffix(args.output, pictures=steps)
     made, code = _made(lambda: with_model(args, _make_report), "report")
+    _tell_origin(made, args)
     if args.output is not None:
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
@@ -102,6 +105,11 @@ def _make_report(
     from torch_getfuse import api
 
     return api.report(model, x, **options)
+
+
+def _tell_origin(report: Report, args: argparse.Namespace) -> None:
+    """The model's name and the whole command line, for the page of a report."""
+    report.origin = dataclasses.replace(report.origin, model=args.model, command=args.line)
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -130,18 +138,26 @@ def _make_plan(
 
 def _explain(args: argparse.Namespace) -> int:
     check_explainers(args.explainers or ())
-    if args.output is not None:
+    page = args.output is not None and Path(args.output).suffix.lower() == ".html"
+    if args.output is not None and not page:
         Explanation.check_suffix(args.output)
 
     def make(
         model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
-    ) -> Explanation:
+    ) -> tuple[Explanation, Report | None]:
         from torch_getfuse import api
 
-        return api.explain(model, (x,), args.operators, args.explainers, **options)
+        why = api.explain(model, (x,), args.operators, args.explainers, **options)
+        return why, api.report(model, x, **options) if page else None
 
-    made: Explanation = with_model(args, make)
-    if args.output is not None:
+    made: Explanation
+    report: Report | None
+    made, report = with_model(args, make)
+    if report is not None:
+        _tell_origin(report, args)
+        text = report.to_html(made)
+        write(args.output, lambda path: replace_text(path, text))
+    elif args.output is not None:
         write(args.output, made.save)
     print(made.to_json() if args.json else made)
     return 0
@@ -530,6 +546,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = unknown[0].partition("=")[0]
             hint = nearest(name, args.flags) or f"; see {PROGRAM} {args.command} --help"
             raise UsageError(f"{args.command} does not take {name!r}{hint}")
+        args.line = shlex.join([PROGRAM, *(sys.argv[1:] if argv is None else argv)])
         code: int = args.run(args)
         sys.stdout.flush()
         return code

@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.accelerator import format_size
+from torch_getfuse.partition.cost.scheme import CostTerm, Dram
+from torch_getfuse.reporting.export import counted
+
+_WEIGHTS = {
+    "weights": "weights",
+    "staging": "staging of streamed weights",
+    "slice": "a slice of the weights",
+}
+"""Kinds of terms that are no part of a map, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +149,17 @@ def dram_dict(dram: Dram) -> dict[str, int]:
         "dram_weight_bytes": dram.weight,
         "dram_bytes": dram.total,
     }
+
+
+def term_text(term: CostTerm) -> str:
+    """A term of a group's buffer in words."""
+    if term.kind in _WEIGHTS:
+        return f"{_WEIGHTS[term.kind]} of {term.name}"
+    if term.kind == "resident":
+        return f"{term.name}, on chip between steps"
+    unit = "pixel" if term.kind == "pixels" else "row"
+    what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
+    return (
+        f"{counted(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
+        f"{what.get(term.kind, '')}"
+    )

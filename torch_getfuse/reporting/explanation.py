@@ -16,7 +16,7 @@ from typing import Any
 from torch_getfuse.accelerator import format_size, format_width
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
-from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict
+from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict, term_text
 from torch_getfuse.reporting.export import (
     MARKDOWN,
     PLAIN,
@@ -31,13 +31,6 @@ from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_pict
 SCHEMA_VERSION = 1
 
 CONTROLS = ("random", "all")
-
-_WEIGHTS = {
-    "weights": "weights",
-    "staging": "staging of streamed weights",
-    "slice": "a slice of the weights",
-}
-"""Kinds of terms that are no part of a map, in words."""
 
 _TERMS = 12  # rows of the tables; the data formats contain everything
 _EDGES = 16
@@ -136,7 +129,7 @@ class Explanation:
                 Arrow(order[edge.producer], order[edge.consumer], score / most, k in cut)
                 for k, (edge, score) in enumerate(zip(self.edges, scores, strict=True))
             ),
-            bars=tuple(Bar(_term(term), term.bytes) for term in self.terms),
+            bars=tuple(Bar(term_text(term), term.bytes) for term in self.terms),
             buffer_bytes=self.buffer_bytes,
         )
 
@@ -288,7 +281,7 @@ def _judged(why: Explanation, probability: float) -> str:
 
 def _term_table(why: Explanation, style: Style) -> str:
     rows = [
-        [_term(term), format_size(term.bytes), f"{term.bytes / why.buffer_bytes:.1%}"]
+        [term_text(term), format_size(term.bytes), f"{term.bytes / why.buffer_bytes:.1%}"]
         for term in why.terms[:_TERMS]
     ]
     rest = sum(term.bytes for term in why.terms[_TERMS:])
@@ -300,17 +293,6 @@ def _term_table(why: Explanation, style: Style) -> str:
     total = sum(term.bytes for term in why.terms)
     rows.append(["together", format_size(total), f"{total / why.buffer_bytes:.1%}"])
     return style.table(rows, ("", "bytes", "of the buffer"), "lrr", {0: 88})
-
-
-def _term(term: CostTerm) -> str:
-    if term.kind in _WEIGHTS:
-        return f"{_WEIGHTS[term.kind]} of {term.name}"
-    unit = "pixel" if term.kind == "pixels" else "row"
-    what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
-    return (
-        f"{counted(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
-        f"{what.get(term.kind, '')}"
-    )
 
 
 def _edge_table(why: Explanation, style: Style) -> str:

@@ -25,6 +25,8 @@ from torch_getfuse.reporting.export import (
     save_figure,
     saved,
 )
+from torch_getfuse.reporting.html.figures import explanation_figures, section_figures
+from torch_getfuse.reporting.html.page import Origin, make_page
 from torch_getfuse.reporting.pictures import timeline_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
 from torch_getfuse.reporting.section_tables import section_parts
@@ -33,12 +35,9 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-SCHEMA_VERSION = 2
+    from torch_getfuse.reporting.explanation import Explanation
 
-_CSS = (
-    "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
-    "td,th{border:1px solid #bbb;padding:.2em .6em;vertical-align:top}"
-)
+SCHEMA_VERSION = 2
 
 
 class Report:
@@ -50,6 +49,7 @@ class Report:
         alternatives: whether some graphs are the same code compiled for several inputs or
             settings, of which a call runs one; then there are no totals.
         empty: the text if there are neither sections nor unplanned graphs.
+        origin: model, options and command line, for the page of :meth:`to_html`.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class Report:
         *,
         alternatives: bool = False,
         empty: str = "Nothing to report: no graph has been compiled yet.",
+        origin: Origin | None = None,
     ) -> None:
         self.sections = tuple(sections)
         self.unplanned = tuple(unplanned)
         self.alternatives = alternatives
         self.empty = empty
+        self.origin = origin or Origin()
 
     # -- text forms -----------------------------------------------------------------------
 
@@ -81,13 +83,29 @@ class Report:
         """Headings and pipe tables."""
         return self._render(MARKDOWN) + "\n"
 
-    def to_html(self) -> str:
-        """A self-contained page, without scripts or external resources."""
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            f"<title>torch-getfuse report</title><style>{_CSS}</style></head>\n"
-            f"<body>\n{self._render(HTML)}\n</body></html>\n"
-        )
+    def to_html(self, explanation: Explanation | None = None) -> str:
+        """An interactive page in one file, which fetches nothing.
+
+        It shows the operator graph with its fusion groups, what the buffer holds, DRAM access, and
+        tables to sort and search. Where scripts do not run, it shows the tables of the text. The
+        same report gives the same page, but for its date: ``SOURCE_DATE_EPOCH`` pins that.
+
+        Args:
+            explanation: of the same model; the page then shows its blamed edges and its cut.
+
+        Raises:
+            OptionError: for an explanation of another graph.
+        """
+        sections = [section_figures(section) for section in self.sections]
+        known = {figures["fingerprint"] for figures in sections}
+        if explanation is not None and explanation.fingerprint not in known:
+            raise OptionError(
+                f"the explanation is of another graph (fingerprint {explanation.fingerprint[:12]}) "
+                "than the report: explain and report the same model at the same input shape"
+            )
+        blamed = None if explanation is None else explanation_figures(explanation)
+        figures = {"sections": sections, "explanation": blamed}
+        return make_page(self.origin, figures, self._render(HTML))
 
     # -- data forms -----------------------------------------------------------------------
 
@@ -246,7 +264,7 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".json": lambda report: report.to_json() + "\n",
     ".csv": Report.to_csv,
     ".md": Report.to_markdown,
-    ".html": Report.to_html,
+    ".html": lambda report: report.to_html(),
 }
 _PICTURES = (".svg", ".png")
 _SUFFIXES = (*_FORMS, *_PICTURES)

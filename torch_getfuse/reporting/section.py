@@ -91,6 +91,10 @@ class Section:
             )
         return step.dram
 
+    def alone(self, name: str) -> Dram:
+        """DRAM access of an operator by itself, per sample; of an unfusable one the least."""
+        return self.unfusable[name] if name in self.unfusable else self._alone[name]
+
     @cached_property
     def unfused(self) -> Dram:
         """DRAM access with every fusable operator as a single-operator group, per sample."""

@@ -20,7 +20,7 @@ def section_parts(section: Section, style: Style) -> list[str]:
     """Headings, tables and notes of one section, in order."""
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
     parts.append(_dram_table(section, style))
-    parts.append(style.table(_facts(section), (), "ll", {1: 88}))
+    parts.append(style.table(section_facts(section), (), "ll", {1: 88}))
     if section.steps is not None:
         parts += step_parts(section.plan, section.steps, style)
     elif section.plan.groups:
@@ -130,7 +130,8 @@ def _bound(section: Section) -> str:
     )
 
 
-def _facts(section: Section) -> list[list[str]]:
+def section_facts(section: Section) -> list[list[str]]:
+    """Bound, buffer, counts, search and assumptions: rows of a name and a text."""
     plan, steps = section.plan, section.steps
     fusable = len(plan.graph) - len(plan.unfusable)
     stages = [

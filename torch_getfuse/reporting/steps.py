@@ -7,8 +7,8 @@ from typing import Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
-from torch_getfuse.partition.cost.cascade.pricing import Beside
 from torch_getfuse.partition.cost.cascade.way import SLICES
+from torch_getfuse.partition.cost.scheme import CostTerm
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.check import check_steps
@@ -143,10 +143,7 @@ class StepFigures:
         self._lives = problem.stated(plan.resident)
         self._steps = check_steps(problem, self._masks, self._lives)
         self._beside = [beside for beside, _ in problem.beside(self._masks, self._lives)]
-        self.occupancy = tuple(
-            self._occupancy(k, step, beside)
-            for k, (step, beside) in enumerate(zip(self._steps, self._beside, strict=True))
-        )
+        self.occupancy = tuple(self._occupancy(k, step) for k, step in enumerate(self._steps))
         self.staying = tuple(
             Staying(self._names[tensor], facts.size[tensor], *life)
             for tensor, life in sorted(
@@ -162,6 +159,13 @@ class StepFigures:
     def most_staying(self) -> int:
         """The most bytes of resident tensors in any step."""
         return max((held.residents for held in self.occupancy), default=0)
+
+    def terms(self, number: int) -> tuple[CostTerm, ...]:
+        """The terms that add up to what a step needs; none for an unfusable operator's."""
+        step = self._steps[number]
+        if step.priced is None:
+            return ()
+        return self._scheme.terms_of(step.mask, self._beside[number], step.priced)
 
     def timeline(self, name: str) -> Timeline:
         """What the buffer holds in each step, for drawing.
@@ -185,12 +189,12 @@ class StepFigures:
             plan.buffer_bytes,
         )
 
-    def _occupancy(self, number: int, step: Step, beside: Beside) -> Occupancy:
+    def _occupancy(self, number: int, step: Step) -> Occupancy:
         buffer = self._plan.buffer_bytes
         if step.priced is None:
             return Occupancy(number, 0, 0, 0, buffer, 0)
         weights = lines = residents = 0
-        for term in self._scheme.terms_of(step.mask, beside, step.priced):
+        for term in self.terms(number):
             if term.kind in _WEIGHTS:
                 weights += term.bytes
             elif term.kind == "resident":
