@@ -93,6 +93,25 @@ def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
+def test_a_page_tells_its_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    assert cli.main(["report", *SMALL, "-o", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert f'"model":"{SMALL[0]}"' in text
+    assert f'"command":"torch-getfuse report {SMALL[0]} ' in text
+    assert '"explanation":null' in text
+
+
+def test_a_page_of_an_explanation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    page = tmp_path / "why.html"
+    assert cli.main(["explain", *SMALL, "--explainers", "all", "-o", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert f'"command":"torch-getfuse explain {SMALL[0]} ' in text
+    assert '"explanation":{"schema_version":1,' in text
+    capsys.readouterr()
+    assert ".svg, .png, .html" in fails(capsys, 2, "explain", *SMALL, "-o", "why.pdf")
+
+
 def test_plan_is_saved_and_told_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

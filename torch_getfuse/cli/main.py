@@ -138,9 +138,10 @@ def _make_plan(
 
 def _explain(args: argparse.Namespace) -> int:
     check_explainers(args.explainers or ())
-    page = args.output is not None and Path(args.output).suffix.lower() == ".html"
-    if args.output is not None and not page:
-        Explanation.check_suffix(args.output)
+    page = False
+    if args.output is not None:
+        Explanation.check_suffix(args.output, page=True)
+        page = Path(args.output).suffix.lower() == ".html"
 
     def make(
         model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]

@@ -191,9 +191,16 @@ class Explanation:
             replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
-    def check_suffix(path: str | Path) -> None:
-        """Raise :class:`OptionError` for a path whose suffix :meth:`save` does not support."""
-        known_suffix(path, "an explanation", _SUFFIXES)
+    def check_suffix(path: str | Path, page: bool = False) -> None:
+        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
+
+        Args:
+            page: whether .html will do as well: :meth:`Report.to_html` shows an explanation.
+
+        Raises:
+            OptionError: for another suffix; lists the supported ones.
+        """
+        known_suffix(path, "an explanation", (*_SUFFIXES, ".html") if page else _SUFFIXES)
 
 
 _PICTURES = (".svg", ".png")

@@ -75,8 +75,8 @@ class Graph {
       starts.get(from).push(points[0].x);
     }
     const done = new Set();
-    return this.made.edges.flatMap(({ tensor: t, from, to, points: [{ x, y }, next] }) => {
-      if (from === null || to === null || done.has(t) || Math.abs(next.x - x) > 12) return [];
+    return this.made.edges.flatMap(({ tensor: t, from, to, points: [{ x, y }, , next] }) => {
+      if (from === null || to === null || done.has(t) || next.x - x > 12) return [];
       const tensor = this.section.tensors[t];
       const text = `${shape(tensor)}  ${bytes(tensor.bytes)}`;
       if (starts.get(from).some((other) => other > x && other - x < text.length * letter.small)) return [];
@@ -253,8 +253,12 @@ class Graph {
 
   // -- moving ------------------------------------------------------------------------------------
 
+  /** Width and height of the canvas; what the map covers of its width is left out. */
   size() {
-    this.seen ??= { width: this.element.clientWidth, height: this.element.clientHeight };
+    this.seen ??= {
+      width: this.element.clientWidth - this.map.offsetWidth - 8,
+      height: this.element.clientHeight,
+    };
     return this.seen;
   }
 
@@ -264,6 +268,7 @@ class Graph {
 
   moved(transform) {
     this.transform = transform;
+    this.hint(null);
     this.view.setAttribute("transform", transform.toString());
     this.drawMap();
   }

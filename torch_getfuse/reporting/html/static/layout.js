@@ -5,7 +5,9 @@
 // between two cuts, and the results are stacked. So its time grows with the blocks and not with
 // the network, and opening a unit asks it for that unit's block alone.
 
-const RANK = 30; // between ranks, in pixels
+const RANK = 30; // between ranks of operators, in pixels
+const APART = 48; // between ranks of units
+const LEAD = 12; // that an edge runs straight out of a unit
 const SIDE = 18; // between nodes of a rank
 const HEADER = 50;
 const PAD = 12;
@@ -18,7 +20,7 @@ const blocks = new Map();
  * Coordinates of a graph: nodes are {key, w, h} in topological order, edges {a, b, weight} by
  * position, with the places of their ports beside the centres (out, into). Returns centres of nodes, points of edges, and the box around all.
  */
-function arrange(nodes, edges) {
+function arrange(nodes, edges, rank) {
   const starts = nodes.map(() => []);
   edges.forEach((edge, k) => starts[edge.a].push(k));
   const cuts = [];
@@ -38,6 +40,7 @@ function arrange(nodes, edges) {
     const block = arrangeBlock(
       inside,
       own.map((k) => ({ ...edges[k], a: edges[k].a - first, b: edges[k].b - first })),
+      rank,
     );
     const { x, y } = places[first];
     const move = (point) => ({ x: point.x + x, y: point.y + y });
@@ -59,32 +62,33 @@ const least = (numbers) => numbers.reduce((a, b) => Math.min(a, b), Infinity);
 const most = (numbers) => numbers.reduce((a, b) => Math.max(a, b), -Infinity);
 
 /** The same of one block, around the centre of its first node; blocks alike are laid out once. */
-function arrangeBlock(nodes, edges) {
-  if (nodes.length === 2 && edges.length < 2) return arrangePair(nodes, edges);
-  const key = JSON.stringify([nodes.map(({ w, h }) => [w, h]), edges]);
+function arrangeBlock(nodes, edges, rank) {
+  if (nodes.length === 2) return arrangePair(nodes, edges, rank);
+  const key = JSON.stringify([nodes.map(({ w, h }) => [w, h]), edges, rank]);
   if (!blocks.has(key)) {
     const ranks = nodes.map(() => 0);
     for (const { a, b } of [...edges].sort((one, other) => one.a - other.a)) {
       ranks[b] = Math.max(ranks[b], ranks[a] + 1);
     }
     const spans = sum(edges.map(({ a, b }) => ranks[b] - ranks[a]));
-    blocks.set(key, (spans > MOST_SPANS ? arrangeColumn : arrangeLayers)(nodes, edges));
+    blocks.set(key, (spans > MOST_SPANS ? arrangeColumn : arrangeLayers)(nodes, edges, rank));
   }
   return blocks.get(key);
 }
 
-/** One above the other, their ports in line. */
-function arrangePair([one, other], [edge]) {
-  const y = one.h / 2 + RANK + other.h / 2;
-  const [out, into] = [edge?.out ?? 0, edge?.into ?? 0];
-  const route = [{ x: out, y: one.h / 2 }, { x: out, y: y - other.h / 2 }];
-  return { places: [{ x: 0, y: 0 }, { x: out - into, y }], routes: edge ? [route] : [] };
+/** One above the other, their ports in line as far as they can be. */
+function arrangePair([one, other], edges, rank) {
+  const y = one.h / 2 + rank + other.h / 2;
+  const ports = edges.map(({ out, into }) => [out ?? 0, into ?? 0]);
+  const x = sum(ports.map(([out, into]) => out - into)) / Math.max(1, ports.length);
+  const routes = ports.map(([out, into]) => [{ x: out, y: one.h / 2 }, { x: x + into, y: y - other.h / 2 }]);
+  return { places: [{ x: 0, y: 0 }, { x, y }], routes };
 }
 
 /** In layers, by dagre; the first node stands alone above all others, the last one below. */
-function arrangeLayers(nodes, edges) {
+function arrangeLayers(nodes, edges, rank) {
   const graph = new libraries.graphlib.Graph({ multigraph: true });
-  graph.setGraph({ ranksep: RANK, nodesep: SIDE, edgesep: SIDE });
+  graph.setGraph({ ranksep: rank, nodesep: SIDE, edgesep: SIDE });
   nodes.forEach(({ w, h }, k) => graph.setNode(String(k), { width: w, height: h }));
   const last = nodes.length - 1;
   edges.forEach(({ a, b, weight }, k) => {
@@ -106,19 +110,19 @@ function arrangeLayers(nodes, edges) {
 }
 
 /** One below the other, edges that skip some in lanes at their left: for dense blocks. */
-function arrangeColumn(nodes, edges) {
+function arrangeColumn(nodes, edges, rank) {
   const places = [];
   let y = -nodes[0].h / 2;
   for (const { h } of nodes) {
     places.push({ x: 0, y: y + h / 2 });
-    y += h + RANK;
+    y += h + rank;
   }
   const left = -most(nodes.map(({ w }) => w)) / 2;
   const routes = edges.map(({ a, b }) => {
     const [from, to] = [places[a].y + nodes[a].h / 2, places[b].y - nodes[b].h / 2];
     if (b === a + 1) return [{ x: 0, y: from }, { x: 0, y: to }];
     const lane = left - SIDE - 3 * Math.min(b - a, 60);
-    return [[0, from], [lane, from + RANK / 2], [lane, (from + to) / 2], [lane, to - RANK / 2], [0, to]]
+    return [[0, from], [lane, from + rank / 2], [lane, (from + to) / 2], [lane, to - rank / 2], [0, to]]
       .map(([x, at]) => ({ x, y: at }));
   });
   return { places, routes };
@@ -170,7 +174,7 @@ function unitText(section, unit) {
   const what = unit.fusable
     ? `${counted(unit.ops.length, "operator")}, ${percent(unit.buffer, section.buffer)} of the buffer`
     : "unfusable";
-  const range = first === last ? short(first, 40) : `${short(first, 19)} … ${short(last, 19)}`;
+  const range = first === last ? short(first, 48) : `${short(first, 24)} … ${short(last, 24)}`;
   return [unit.title, what, range];
 }
 
@@ -203,11 +207,12 @@ function openUnit(section, unit) {
     join(at.get(`out${tensor}`), nodes.length - 1, null);
   }
   edges.sort((one, other) => one.a - other.a);
-  const made = arrange(nodes, edges.map(({ a, b, weight }) => ({ a, b, weight })));
+  const made = arrange(nodes, edges.map(({ a, b, weight }) => ({ a, b, weight })), RANK);
 
   // From the header's lower edge to the box's: what the ports' own ranks take is left out.
   const opsAt = unit.ops.map((k) => made.places[at.get(k)]);
-  const top = least(opsAt.map((place) => place.y)) - OP / 2 - (ins.length > 1 ? RANK : 16);
+  const straight = ins.length === 1 && edges.filter(({ a, tensor }) => tensor !== null && a === 1).length === 1;
+  const top = least(opsAt.map((place) => place.y)) - OP / 2 - (straight ? 16 : RANK);
   const bottom = most(opsAt.map((place) => place.y)) + OP / 2 + (outs.length > 1 ? RANK : 16);
   const w = Math.max(230, made.width + 2 * PAD);
   const h = HEADER + bottom - top;
@@ -278,7 +283,7 @@ function arrangeGraph(section, open, boxes) {
     b,
     out: (from !== null && box(from).outs.get(tensor)) || 0,
     into: (to !== null && box(to).ins.get(tensor)) || 0,
-  })));
+  })), APART);
   const shift = ({ x, y }) => ({ x: x - made.left, y: y - made.top });
   const placed = edges.map((edge, k) => ({ ...edge, points: made.routes[k].map(shift) }));
   const places = new Map(nodes.map(({ key, w, h }, k) => [key, { ...shift(made.places[k]), w, h }]));
@@ -298,6 +303,7 @@ function arrangeGraph(section, open, boxes) {
 /**
  * End edges at the ports of a unit; where it is closed, side by side in the order they come.
  * The end of an edge is its point `end`, its neighbour `near`: from the front, or from behind.
+ * There it runs straight for a while.
  */
 function joinPorts(place, ports, edges, end, near) {
   const order = [...edges].sort((one, other) => one.points.at(near).x - other.points.at(near).x);
@@ -307,6 +313,7 @@ function joinPorts(place, ports, edges, end, near) {
     const free = order.length > 1 ? (n - (order.length - 1) / 2) * step : point.x - place.x;
     point.x = place.x + (ports.get(tensor) ?? free);
     point.y = place.y + ((end ? -1 : 1) * place.h) / 2;
+    points.splice(end || 1, 0, { x: point.x, y: point.y + (end ? -LEAD : LEAD) });
   });
 }
 

@@ -80,7 +80,7 @@ function unitTable(section) {
     text("last operator", (u) => section.ops[u.ops.at(-1)].name),
     number("operators", (u) => u.ops.length),
     ...(step ? [text("way", (u) => u.way)] : []),
-    { ...size("buffer", (u) => (u.fusable ? u.buffer : null)), cell: (u) => (u.fusable ? [el("span", { class: "bar" }, PARTS.map(([part]) => el("i", { class: part, style: `width:${(100 * u.parts[part]) / section.buffer}%` }))), bytes(u.buffer)] : "unfusable") },
+    { ...size("buffer", (u) => (u.fusable ? u.buffer : null)), cell: (u) => (u.fusable ? [el("span", { class: "bar" }, PARTS.map(([part]) => el("i", { class: part, style: `width:${(100 * u.parts[part]) / section.buffer}%` }))), el("span", { class: "number" }, bytes(u.buffer))] : "unfusable") },
     size("read", (u) => u.dram[0]),
     size("written", (u) => u.dram[1]),
     size("weights", (u) => u.dram[2]),
