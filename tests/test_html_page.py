@@ -66,7 +66,7 @@ def embedded(page: str) -> dict[str, Any]:
 @pytest.mark.parametrize("scheme", ["lbdf", "brr", "cascade"])
 def test_units_cover_the_network_in_order_and_add_up(scheme: str) -> None:
     checked = 0
-    for seed in range(24):
+    for seed in range(16):
         graph = random_graph(Random(seed), operators=9)
         buffer = Random(seed).choice((150, 400, 1200))
         try:
@@ -88,7 +88,7 @@ def test_units_cover_the_network_in_order_and_add_up(scheme: str) -> None:
                 maker = form["tensors"][read["tensor"]]["maker"]
                 assert maker is None or ops[maker]["unit"] <= op["unit"]
         checked += 1
-    assert checked >= 18
+    assert checked >= 12
 
 
 def test_totals_are_those_of_the_report() -> None:
