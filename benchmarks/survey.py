@@ -407,19 +407,21 @@ def summary(found: Mapping[str, Row]) -> list[str]:
                 f"{scheme} at {buffer} KB: {proved} of {len(done)} proved "
                 f"({proved / len(done):.1%}){rest}{unknown}."
             )
-    ratios = [
-        plan["seconds"] / row["export_seconds"]
-        for row in measured
-        if row.get("export_seconds")
-        for plan in row["plans"].values()
-        if plan["status"] == "done"
-    ]
-    if ratios:
-        within = sum(ratio <= 1 for ratio in ratios)
-        lines.append(
-            f"Planning took at most torch.export's CPU time in {within} of {len(ratios)} "
-            f"({within / len(ratios):.1%}); the median ratio is {median(ratios):.2f}."
-        )
+    for scheme in SCHEMES:
+        ratios = [
+            plan["seconds"] / row["export_seconds"]
+            for row in measured
+            if row.get("export_seconds")
+            for key, plan in row["plans"].items()
+            if plan["status"] == "done" and key.startswith(f"{scheme} ")
+        ]
+        if ratios:
+            within = sum(ratio <= 1 for ratio in ratios)
+            lines.append(
+                f"Planning under {scheme} took at most torch.export's CPU time in {within} of "
+                f"{len(ratios)} ({within / len(ratios):.1%}); the median ratio is "
+                f"{median(ratios):.2f}."
+            )
     return lines
 
 
@@ -432,13 +434,13 @@ def page(found: Mapping[str, Row]) -> str:
         [
             "# Survey of public networks",
             "",
-            f"Written by `python -m benchmarks.survey --table docs/survey.md` from what it measured "
-            f"(torch {', '.join(versions)}; one thread). Plans are for one byte per element and end "
-            "within the default time limit; buffers in KB. `=` in a column of plans is a proved "
-            "optimum, a percentage how far the plan can be above the optimum at most; `=` under "
-            "eager says that the compiled model gives eager's result to the last bit. plan / export: "
-            "CPU seconds of the slowest of the nine plans beside those of torch.export's second "
-            "trace, in one process.",
+            "Written by `python -m benchmarks.survey --table docs/survey.md` from what it "
+            f"measured (torch {', '.join(versions)}; one thread). Plans are for one byte per "
+            "element and end within the default time limit; buffers in KB. `=` in a column of "
+            "plans is a proved optimum, a percentage how far the plan can be above the optimum at "
+            "most; `=` under eager says that the compiled model gives eager's result to the last "
+            "bit. plan / export: CPU seconds of the slowest of the nine plans beside those of "
+            "torch.export's second trace, in one process.",
             "",
             *(f"- {line}" for line in summary(found)),
             *(f"- Not surveyed: torchvision's {k}: {why}." for k, why in _NOT_SURVEYED.items()),
@@ -451,12 +453,8 @@ def page(found: Mapping[str, Row]) -> str:
 
 def chosen(patterns: Sequence[str]) -> list[str]:
     """Models in the order of the libraries; ``patterns`` as in file names, or all."""
-    libraries = [
-        library
-        for library in LIBRARIES
-        if not patterns
-        or any(fnmatch.fnmatch(f"{library}:", p.split(":")[0] + ":") for p in patterns)
-    ]
+    wanted = [pattern.partition(":")[0] for pattern in patterns] or ["*"]
+    libraries = [name for name in LIBRARIES if any(fnmatch.fnmatch(name, w) for w in wanted)]
     specs = [spec for library in libraries for spec in LIBRARIES[library]()]
     if not patterns:
         return specs
