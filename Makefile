@@ -17,7 +17,7 @@ TORCH := 'torch>=2.13,<2.14'
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick lint html-libraries format clean
+.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick docs lint html-libraries format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -58,6 +58,9 @@ paper: $(VENV)/.dev ## the paper's tables, plots and claims, to docs/paper.md: h
 paper-quick: $(VENV)/.dev ## the same with one seed and few plans, to runs/paper/quick.md
 	@$(BIN)/python -m benchmarks.paper quick $(ARGS)
 
+docs: $(VENV)/.dev ## the pages as a site, to build/site/index.html; fails at a link that leads nowhere
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lint: $(VENV)/.dev ## check style (ruff), format (ruff) and types (mypy)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -90,5 +93,5 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	@echo "installing torch_getfuse, the model libraries and the tools (some minutes the first time)"
-	@$(INSTALL) --editable '.[explain,models,search,plots,test,dev]'
+	@$(INSTALL) --editable '.[explain,models,search,plots,clients,docs,test,dev]'
 	@touch $@

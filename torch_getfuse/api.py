@@ -121,7 +121,8 @@ def explain(
     the recursive split takes with its price in DRAM access. Operators that fit are told to fit.
 
     Args:
-        model, args: as for :func:`plan`.
+        model: as for :func:`plan`.
+        args: as for :func:`plan`.
         operators: names of operators as reports show them, or module paths, which select every
             operator below them; operators on paths between them are added. ``None``: all that
             fit alone.

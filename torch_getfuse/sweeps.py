@@ -83,8 +83,10 @@ def sweep(
         args: example inputs of a single module; by default those usual for a model given by name.
         buffers: on-chip buffers, bytes or text like ``"256KB"``; by default the one of
             ``accelerator``, or 256 KB.
-        schemes, granularities, methods: cost models and searches, by name or as objects (which
-            worker processes must be able to unpickle). BRR has no granularity and is planned once.
+        schemes: cost models, by name or as objects (which worker processes must be able to
+            unpickle).
+        granularities: of the schemes that have one; the others are planned once.
+        methods: searches, by name or as objects.
         n_jobs: worker processes; -1 for one per core, 1 for this process only, ``None`` for the
             setting of ``joblib.parallel_config``.
         path: a file of JSON lines. Every finished point is appended at once, and points that it
