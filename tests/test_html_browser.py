@@ -54,7 +54,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pages = {
         "groups": Report([groups], origin=origin).to_html(why),
         "steps": Report([steps]).to_html(),
-        "two": Report([Section(groups.plan, "graph 0"), Section(steps.plan, "graph 1")]).to_html(),
+        "two": Report(
+            [
+                Section(groups.plan, "graph 0", {"aten.sort": 2}, ("a note",)),
+                Section(steps.plan, "graph 1"),
+            ],
+            ("graph 2 runs unplanned: no reason",),
+        ).to_html(),
     }
     for name, text in pages.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -254,6 +260,11 @@ def test_steps_and_tensors_that_stay(opened: Opened) -> None:
 def test_several_graphs(opened: Opened) -> None:
     page = opened.page
     assert page.locator("role=tab[name='Groups']").count() == 1
+    text = page.locator("#app").inner_text()
+    assert "graph 2 runs unplanned: no reason" in text
+    assert "2 graphs: " in text
+    assert "no rule for aten.sort (2)" in page.locator(".details").inner_text()
+    assert "a note" in page.locator(".details").inner_text()
     page.locator("select").select_option("1")
     assert page.locator("role=tab[name='Steps']").count() == 1
     click(page, "[data-op='2']")

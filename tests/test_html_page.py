@@ -10,8 +10,10 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from graphs import Builder, random_graph
 
+import torch_getfuse
 from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph, Window
@@ -176,6 +178,18 @@ def test_a_date_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PINNED_DATE, "today")
     with pytest.raises(OptionError, match="SOURCE_DATE_EPOCH='today'"):
         Report([]).to_html()
+
+
+def test_a_report_knows_its_model_and_options() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)).eval()
+    x = torch.zeros(1, 3, 8, 8)
+    report = torch_getfuse.report(model, x, buffer="2KB", accelerator=None, residency=True)
+    assert report.origin == Origin(
+        "Sequential", {"buffer": "2KB", "accelerator": "None", "residency": "True"}
+    )
+    about = embedded(report.to_html())["about"]
+    assert (about["model"], about["command"]) == ("Sequential", "")
+    assert about["version"] == torch_getfuse.__version__
 
 
 def test_an_explanation_and_what_it_belongs_to() -> None:

@@ -17,6 +17,15 @@ _WEIGHTS = {
 }
 """Kinds of terms that are no part of a map, in words."""
 
+_UNITS = {
+    "lines": ("row", ""),
+    "pixels": ("pixel", ""),
+    "full": ("row", ", all channels"),
+    "partial": ("row", ", some channels"),
+    "input": ("row", ", read from DRAM"),
+}
+"""Kinds of terms that are units of a map: the unit, and which channels of it are held."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupEdge:
@@ -157,9 +166,8 @@ def term_text(term: CostTerm) -> str:
         return f"{_WEIGHTS[term.kind]} of {term.name}"
     if term.kind == "resident":
         return f"{term.name}, on chip between steps"
-    unit = "pixel" if term.kind == "pixels" else "row"
-    what = {"full": ", all channels", "partial": ", some channels", "input": ", read from DRAM"}
-    return (
-        f"{counted(term.units, unit)} of {term.name}, {format_size(term.unit_bytes)} each"
-        f"{what.get(term.kind, '')}"
-    )
+    if term.kind not in _UNITS:
+        return f"{term.kind} {term.name}"  # a cost model's own word
+    unit, channels = _UNITS[term.kind]
+    each = format_size(term.unit_bytes)
+    return f"{counted(term.units, unit)} of {term.name}, {each} each{channels}"

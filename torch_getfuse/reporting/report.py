@@ -104,7 +104,8 @@ class Report:
                 "than the report: explain and report the same model at the same input shape"
             )
         blamed = None if explanation is None else explanation_figures(explanation)
-        figures = {"sections": sections, "explanation": blamed}
+        told = [*self.unplanned, *([self._overall()] if len(sections) > 1 else [])]
+        figures = {"sections": sections, "explanation": blamed, "remarks": told}
         return make_page(self.origin, figures, self._render(HTML))
 
     # -- data forms -----------------------------------------------------------------------

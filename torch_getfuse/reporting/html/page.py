@@ -55,7 +55,8 @@ def make_page(origin: Origin, figures: Mapping[str, Any], tables: str) -> str:
 
     Args:
         origin: where the report comes from.
-        figures: plain values under ``sections`` and ``explanations`` (:mod:`.figures`).
+        figures: plain values under ``sections`` and ``explanation`` (:mod:`.figures`), and
+            ``remarks``, sentences on the whole report.
         tables: the report as HTML tables, shown where scripts do not run.
 
     Raises:

@@ -24,6 +24,8 @@ function overview(section) {
   return [
     el("h3", {}, "The plan"),
     facts(section.facts),
+    ...Object.entries(section.unsupported).map(([target, number]) =>
+      el("p", { class: "remark" }, `no rule for ${target} (${number}): priced as reading everything at once`)),
     ...section.notes.map((note) => el("p", { class: "remark" }, note)),
     el("p", { class: "hint" }, "Pick an operator, an edge or a group for its details."),
   ];

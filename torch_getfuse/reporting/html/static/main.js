@@ -124,10 +124,11 @@ function showSection(k) {
 function start() {
   if (!sections.length) return; // the text says why there is nothing to show
   const app = el("div", { id: "app" }, masthead());
+  app.append(...figures.remarks.map((remark) => el("p", { class: "remark" }, remark)));
   if (sections.length > 1) {
     const choice = el("select", { "aria-label": "graph", onchange: () => showSection(Number(choice.value)) },
       sections.map(({ name }, k) => el("option", { value: k }, name)));
-    app.append(el("p", { class: "choice" }, `${sections.length} graphs: `, choice));
+    app.append(el("p", { class: "choice" }, "shown: ", choice));
   }
   app.append(el("div", { id: "section" }));
   const plain = document.getElementById("plain");
