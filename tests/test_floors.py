@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors",),
+    ("widths",),
     (
         "json_fields",
         "atomic_files",
@@ -62,7 +63,7 @@ UPWARD = {
 """The imports within functions that point up on purpose."""
 
 NO_TORCH = (
-    *("errors", "json_fields", "atomic_files", "ordering", "accelerator", "plugins"),
+    *("errors", "widths", "json_fields", "atomic_files", "ordering", "accelerator", "plugins"),
     *("ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
