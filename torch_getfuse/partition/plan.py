@@ -83,6 +83,9 @@ class PartitionPlan:
     claimed_by: str = field(default="", compare=False)
     cost_model: Callable[..., FusionScheme] | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graph", self.graph.stored_as(self.activation_bytes))
+
     @property
     def apart(self) -> tuple[str, ...]:
         """Unfusable operators that stand outside the groups: under cascade none do."""
@@ -365,7 +368,7 @@ class PartitionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """plan.json, schema_version 2."""
-        graph = self.graph.stored_as(self.activation_bytes)
+        graph = self.graph
         return {
             "schema_version": SCHEMA_VERSION,
             "scheme": self.scheme,
