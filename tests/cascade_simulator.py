@@ -14,6 +14,7 @@ from itertools import chain, combinations, product
 from typing import NamedTuple
 
 from tests.cascade_schedules import Line, Stripes
+from tests.widths import bits_in, unit_bytes
 from torch_getfuse.ir import Op, OpGraph, WindowKind
 from torch_getfuse.partition.node_set import bits
 
@@ -99,7 +100,7 @@ class Cascade:
     Args:
         graph: the operator graph.
         buffer_bytes: the on-chip buffer; what is held must be less.
-        activation_bytes: width of an element of a feature map.
+        activation_bytes: width of an element of a feature map; ``None`` for what the graph stores.
         weight_bytes: width of a weight; ``None`` for what the model stores.
         slice_channels: output channels of a streamed weight that are on chip at once, twice.
     """
@@ -108,15 +109,20 @@ class Cascade:
         self,
         graph: OpGraph,
         buffer_bytes: int,
-        activation_bytes: int = 1,
+        activation_bytes: int | None = 1,
         weight_bytes: int | None = 1,
         slice_channels: int = 16,
     ) -> None:
         self.graph, self.buffer_bytes = graph, buffer_bytes
         self.activation_bytes, self.weight_bytes = activation_bytes, weight_bytes
         self.slice_channels = slice_channels
-        self.whole = {n: t.elements * activation_bytes for n, t in graph.tensors.items()}
-        self.unit_bytes = {n: self.whole[n] // t.rows for n, t in graph.tensors.items()}
+        if activation_bytes is None:
+            self.unit_bytes = {name: unit_bytes(graph, name) for name in graph.tensors}
+        else:
+            self.unit_bytes = {
+                n: t.elements // t.rows * activation_bytes for n, t in graph.tensors.items()
+            }
+        self.whole = {n: self.unit_bytes[n] * t.rows for n, t in graph.tensors.items()}
         self.weights = [
             graph.stored_bytes(op) if weight_bytes is None else op.weight_elements * weight_bytes
             for op in graph.ops
@@ -213,6 +219,7 @@ class Cascade:
                     elementwise(op)
                     and {x.name, z.name} <= around.resident
                     and (x.shape, x.stream_axis) == (z.shape, z.stream_axis)
+                    and self.alike(x.name, z.name)
                     and x.name in around.last
                     and (op.name, x.name) not in run.kept
                     and run.storage[x.name] != run.storage[z.name]
@@ -221,6 +228,12 @@ class Cascade:
             if pairs:
                 found.append(pairs)
         return found
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether elements of two tensors are of one width."""
+        if self.activation_bytes is not None:
+            return True
+        return bits_in(self.graph, one) == bits_in(self.graph, other)
 
     def units_held(self, run: Line | Stripes, last: str, whole: bool) -> int:
         """Units of a storage: all, or its peak; one at least, even where none is ever needed."""

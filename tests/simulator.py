@@ -5,6 +5,7 @@ It shares with the package only the graph and ``Window.span``; nothing of the fa
 
 from __future__ import annotations
 
+from tests.widths import unit_bytes, written_over
 from torch_getfuse.ir import OpGraph, Read, Tensor, WindowKind
 from torch_getfuse.partition.node_set import bits
 
@@ -58,8 +59,9 @@ class Simulator:
             self.keep[name, tensor] = kept[::-1]
         # Tensors in place over their input share its storage; the last one releases for all.
         self.storage = {name: name for name in names}
+        over = written_over(graph)
         for op in reversed(self.group):
-            if graph.overwrites[graph.index[op.name]]:
+            if over[graph.index[op.name]]:
                 self.storage[op.reads[0].tensor] = self.storage[op.writes]
         self.peak = dict.fromkeys(self.storage.values(), 0)
         self.run()
@@ -95,10 +97,12 @@ class Simulator:
         live = max(self.made[name] - released, 1)
         self.peak[last] = max(self.peak[last], live)
 
-    def buffer_bytes(self, activation_bytes: int = 1, weight_bytes: int = 1) -> int:
+    def buffer_bytes(self, activation_bytes: int | None = 1, weight_bytes: int = 1) -> int:
+        """``activation_bytes=None``: each tensor as the graph stores it."""
         total = sum(op.weight_elements for op in self.group) * weight_bytes
         for name, units in self.peak.items():
-            total += (
-                max(units, 1) * (self.tensors[name].elements // self.units[name]) * activation_bytes
-            )
+            size = unit_bytes(self.graph, name, self.pixel)
+            if activation_bytes is not None:
+                size = self.tensors[name].elements // self.units[name] * activation_bytes
+            total += max(units, 1) * size
         return total

@@ -17,6 +17,7 @@ from torch_getfuse.backend.rowwise.ledger import Counts, GroupLedger
 from torch_getfuse.cli import main as cli
 from torch_getfuse.cli import options as cli_options
 from torch_getfuse.errors import GetfuseError
+from torch_getfuse.ir import OpGraph
 
 MODEL = ["cli_models:small", "--input", "1x3x8x8"]
 SMALL = [*MODEL, "--buffer", "400", "--activation-bytes", "1", "--weight-bytes", "1"]
@@ -71,12 +72,22 @@ def test_run_takes_plans_in_rows_only(capsys: pytest.CaptureFixture[str]) -> Non
 def test_run_tells_a_count_that_differs(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def count(self: GroupLedger, counts: Counts, activation_bytes: int) -> None:
-        self.counted_read_bytes = counts.read * activation_bytes + 1
+    def count(self: GroupLedger, counts: Counts, graph: OpGraph) -> None:
+        self.counted_read_bytes = sum(counts.read.values()) + 1
 
     monkeypatch.setattr(GroupLedger, "count", count)
     assert cli.main(["run", *SMALL]) == 1
     assert "DIFFERS" in capsys.readouterr().out
+
+
+def test_widths_of_eighths_and_aligned_channels(capsys: pytest.CaptureFixture[str]) -> None:
+    """3x8x8 in and 2x8x8 out, 16 channels of 4 bits each; weights are read in place."""
+    widths = ["--activation-bytes", "0.5", "--weight-bytes", "0", "--align-channels", "16"]
+    assert cli.main(["report", *MODEL, "--buffer", "1KB", *widths, "--json"]) == 0
+    (section,) = json.loads(capsys.readouterr().out)["sections"]
+    told = section["assumptions"]
+    assert (told["activation_bytes"], told["weight_bytes"], told["align_channels"]) == (0.5, 0, 16)
+    assert section["totals"]["planned"]["dram_bytes"] == 2 * 64 * 16 // 2
 
 
 def test_report_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -351,6 +362,8 @@ def test_a_plan_of_another_graph(capsys: pytest.CaptureFixture[str], saved: Path
         (["report", *MODEL, "--granularity", "pixle"], "did you mean 'pixel'"),
         (["report", *MODEL, "--method", "exat"], "did you mean 'exact'"),
         (["report", *MODEL, "--activation-bytes", "0"], "activation_bytes=0"),
+        (["report", *MODEL, "--activation-bytes", "0.3"], "0.25 and 0.375"),
+        (["report", *MODEL, "--align-channels", "0"], "align_channels=0"),
         (["report", *MODEL, "--activation-bytes", "two"], "activation_bytes='two'"),
         (["report", *MODEL, "--time-limit", "soon"], "time_limit='soon'"),
         (["report", *MODEL, "--accelerator", "edge-tpus"], "did you mean 'edge-tpu'"),

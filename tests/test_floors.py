@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors", "version"),
+    ("widths",),
     (
         "json_fields",
         "atomic_files",
@@ -62,8 +63,8 @@ UPWARD = {
 """The imports within functions that point up on purpose."""
 
 NO_TORCH = (
-    *("errors", "version", "json_fields", "atomic_files", "ordering", "accelerator", "plugins"),
-    *("ir", "options", "partition"),
+    *("errors", "version", "widths", "json_fields", "atomic_files", "ordering", "accelerator"),
+    *("plugins", "ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.widths import Width, as_width, not_a_width
 
 KB = 1024
 MB = 1024 * KB
@@ -54,9 +55,37 @@ def format_size(size: int) -> str:
     return f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f} {unit}"
 
 
-def format_width(weight_bytes: int | None) -> str:
-    """``"4 B per weight"``, or that each counts at the width it is stored in."""
-    return "weights as stored" if weight_bytes is None else f"{weight_bytes} B per weight"
+def format_width(weight_bytes: Width | None) -> str:
+    """``"4 B per weight"``, that each counts at the width it is stored in, or that none does."""
+    if weight_bytes is None:
+        return "weights as stored"
+    if not weight_bytes:
+        return "weights read in place (0 B: they cost neither DRAM access nor buffer)"
+    return f"{weight_bytes} B per weight"
+
+
+def format_activations(activation_bytes: Width | None, align_channels: int = 1) -> str:
+    """``"1 B per activation"``, or that each tensor counts at its own; and how channels lie."""
+    width = "activations as stored"
+    if activation_bytes is not None:
+        width = f"{activation_bytes} B per activation"
+    return width if align_channels == 1 else f"{width}, channels in multiples of {align_channels}"
+
+
+def checked_width(value: object, name: str, zero: bool = False) -> Width:
+    """Bytes of an element, whole numbers as ``int``.
+
+    Args:
+        name: what the message begins with.
+        zero: whether 0 is one.
+
+    Raises:
+        OptionError: for what is no multiple of 1/8 byte, or 0.
+    """
+    width = as_width(value)
+    if width is None or (not width and not zero):
+        raise OptionError(f"{name}={value!r} {not_a_width(value, zero)}")
+    return width
 
 
 def format_buffer(size: int) -> str:
@@ -74,27 +103,33 @@ class Accelerator:
     Attributes:
         name: what people type, for one of the presets.
         buffer_bytes: the on-chip buffer ``B`` that fusion groups must fit.
-        activation_bytes, weight_bytes: element widths of its arithmetic.
+        activation_bytes, weight_bytes: element widths of its arithmetic, multiples of 1/8; 0 for
+            weights that are read where they are stored.
         source: where the figures are public.
+        align_channels: it stores feature maps with channels padded to a multiple of this.
 
     Raises:
-        OptionError: for sizes that are no whole number of bytes from 1 up.
+        OptionError: for sizes that are no whole number from 1 up, and for other widths.
     """
 
     name: str
     buffer_bytes: int
-    activation_bytes: int
-    weight_bytes: int
+    activation_bytes: Width
+    weight_bytes: Width
     source: str = ""
+    align_channels: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("buffer_bytes", "activation_bytes", "weight_bytes"):
+        for name, unit in (("buffer_bytes", "bytes"), ("align_channels", "channels")):
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise OptionError(
-                    f"Accelerator {self.name!r}: {name}={size!r} is not a whole number of bytes "
+                    f"Accelerator {self.name!r}: {name}={size!r} is not a whole number of {unit} "
                     "from 1 up"
                 )
+        for name, zero in (("activation_bytes", False), ("weight_bytes", True)):
+            width = checked_width(getattr(self, name), f"Accelerator {self.name!r}: {name}", zero)
+            object.__setattr__(self, name, width)
 
 
 _PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (docs/method.md)"

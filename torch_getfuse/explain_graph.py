@@ -129,6 +129,7 @@ class _Question:
             granularity=scheme.granularity if scheme.granularities else None,
             activation_bytes=scheme.activation_bytes,
             weight_bytes=scheme.weight_bytes,
+            align_channels=self.graph.align_channels,
             buffer_bytes=buffer_bytes,
             demand_bytes=evaluator.buffer(self.group),
             valid=valid,
@@ -165,7 +166,7 @@ class _Question:
         return tuple(obstacles)
 
     def _edges(self, terms: Sequence[CostTerm]) -> tuple[GroupEdge, ...]:
-        graph, scheme = self.graph, self.evaluator.scheme
+        graph = self.graph
         held = {term.name: term.bytes for term in terms if term.kind != "weights"}
         edges = []
         for i, j in self.positions:
@@ -176,7 +177,7 @@ class _Question:
                     consumer=graph.ops[j].name,
                     tensor=tensor.name,
                     shape=tensor.shape[1:],
-                    tensor_bytes=tensor.elements * scheme.activation_bytes,
+                    tensor_bytes=graph.tensor_bytes[tensor.name],
                     held_bytes=held.get(tensor.name, 0),
                 )
             )
@@ -255,7 +256,7 @@ class _Question:
         crossing = {}
         for k in edges:
             tensor = graph.tensors[graph.ops[self.positions[k][0]].writes]
-            crossing[tensor.name] = tensor.elements * self.evaluator.scheme.activation_bytes
+            crossing[tensor.name] = graph.tensor_bytes[tensor.name]
         return Cut(
             by=plugins.name_of(explainer),
             parts=tuple(

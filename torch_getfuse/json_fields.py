@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from torch_getfuse.errors import GraphError, PlanError
+from torch_getfuse.widths import Width, as_width
 
 MOST = 2**60
 """Largest count of bytes, elements or plans in a file."""
 MOST_POSITIONS = 2**31
 """Largest size of an axis, and of a kernel, stride, dilation or padding."""
+MOST_WIDTH = 2**10
+"""Bytes of the widest element."""
 _LARGEST_FILE = 64 * 2**20
 """Bytes of the largest plan file that is read."""
 _SHOWN = 60
@@ -71,6 +74,16 @@ class Fields:
         if not good or not 0 <= value <= MOST:
             raise _wrong(self._at(name), value, "a number that is not negative")
         return float(value)
+
+    def width(self, name: str, zero: bool = False) -> Width:
+        """Bytes of an element, a multiple of 1/8; above 0, but for ``zero``."""
+        value, at = self.value(name), self._at(name)
+        width = as_width(value)
+        whole = isinstance(value, float) and isinstance(width, int)  # 1.0 is no integer
+        if width is None or whole or (not width and not zero) or width > MOST_WIDTH:
+            least = "0" if zero else "1/8"
+            raise _wrong(at, value, f"a number of bytes from {least} to {MOST_WIDTH} in eighths")
+        return width
 
     def text(self, name: str) -> str:
         """A printable string."""

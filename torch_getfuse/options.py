@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from torch_getfuse.accelerator import Accelerator, accelerator, parse_size
+from torch_getfuse.accelerator import Accelerator, accelerator, checked_width, parse_size
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
+from torch_getfuse.widths import Width
 
 GRANULARITIES = ("line", "pixel")
 SPLIT_RULES = ("least_traffic", "most_operators")
@@ -33,8 +34,9 @@ class SweptKwargs(TypedDict, total=False):
 
     residency: bool
     slice_channels: int
-    activation_bytes: int | None
-    weight_bytes: int | None
+    activation_bytes: Width | None
+    weight_bytes: Width | None
+    align_channels: int | None
     accelerator: str | Accelerator | None
     explainer: str | Callable[..., Any] | None
     split_rule: str
@@ -68,9 +70,13 @@ class Options:
         granularity: unit of LBDF's streams; the others have none and ignore it.
         residency: whether tensors may stay on chip between steps (cascade; others ignore it).
         slice_channels: output channels of which streamed weights are staged at a time (cascade).
-        activation_bytes, weight_bytes: element widths; ``None`` for the traced dtype's.
-        accelerator: a preset of buffer and element widths, where these are not given, by name or
-            as an ``Accelerator``.
+        activation_bytes, weight_bytes: bytes of an element, in steps of 1/8 (0.5 for 4 bits);
+            ``None``: each tensor as it is stored. ``weight_bytes=0``: weights are read where they
+            are stored (flash), and cost neither DRAM access nor buffer.
+        align_channels: channels of stored feature maps are padded to a multiple of this, as on
+            Ethos-U to 16; ``None`` for the accelerator's, or 1.
+        accelerator: a preset of buffer, element widths and alignment, where these are not given,
+            by name or as an ``Accelerator``.
         method: the search, by name or as a function.
         explainer: says which edges make a group too big, by name or as what makes an
             ``EdgeRanker`` of a problem and a seed; ``None``: split at random.
@@ -101,8 +107,9 @@ class Options:
     granularity: str = "line"
     residency: bool = True
     slice_channels: int = 16
-    activation_bytes: int | None = None
-    weight_bytes: int | None = None
+    activation_bytes: Width | None = None
+    weight_bytes: Width | None = None
+    align_channels: int | None = None
     accelerator: str | Accelerator | None = None
     method: str | Callable[..., Any] = "auto"
     explainer: str | Callable[..., Any] | None = "all"
@@ -142,12 +149,19 @@ class Options:
             object.__setattr__(self, "buffer", parse_size(buffer))
         except OptionError as error:
             raise OptionError(f"buffer={error}") from None
-        for name in ("activation_bytes", "weight_bytes"):
-            width = getattr(self, name)
-            if width is None and preset:
+        for name in ("activation_bytes", "weight_bytes", "align_channels"):
+            if getattr(self, name) is None and preset:
                 object.__setattr__(self, name, getattr(preset, name))
-            elif width is not None and (not _is_int(width) or width < 1):
-                raise OptionError(f"{name}={width!r} is not a whole number of bytes from 1 up")
+        for name, zero in (("activation_bytes", False), ("weight_bytes", True)):
+            width = getattr(self, name)
+            if width is not None:
+                object.__setattr__(self, name, checked_width(width, name, zero))
+        if self.align_channels is None:
+            object.__setattr__(self, "align_channels", 1)
+        if not _is_int(self.align_channels) or self.align_channels < 1:  # type: ignore[operator]
+            raise OptionError(
+                f"align_channels={self.align_channels!r} is not a number of channels from 1 up"
+            )
         if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
             raise OptionError(f"time_limit={self.time_limit!r} is not a number of seconds above 0")
         if not _is_int(self.budget) or self.budget < 1:

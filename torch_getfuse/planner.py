@@ -128,19 +128,20 @@ def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
         slice_channels=plan.slice_channels,
         activation_bytes=plan.activation_bytes,
         weight_bytes=plan.weight_bytes,
+        align_channels=plan.align_channels,
         time_limit=time_limit,
     )
     return plan_graph(plan.graph, options)
 
 
 def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
-    """The cost model that the options name; widths default to the traced ones."""
+    """The cost model that the options name; widths default to those that are stored."""
     return make_scheme(
         options.scheme,
-        graph,
+        graph.stored_as(options.activation_bytes, options.align_channels),
         options.granularity,
-        options.activation_bytes or graph.activation_bytes,
-        options.weight_bytes or graph.weight_width,
+        options.activation_bytes,
+        graph.weight_width if options.weight_bytes is None else options.weight_bytes,
         options.slice_channels,
     )
 

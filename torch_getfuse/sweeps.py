@@ -324,6 +324,7 @@ def _empty_record(name: str, options: Options) -> Record:
         "buffer_bytes": options.buffer_bytes,
         "activation_bytes": options.activation_bytes,
         "weight_bytes": options.weight_bytes,
+        "align_channels": options.align_channels,
         "residency": options.residency if steps else None,
         "slice_channels": options.slice_channels if steps else None,
         "method": name_of(options.method),
@@ -340,8 +341,10 @@ def _empty_record(name: str, options: Options) -> Record:
 def _request(graph: OpGraph, options: Options, name: str) -> Record:
     return _empty_record(name, options) | {
         "fingerprint": graph.fingerprint,
-        "activation_bytes": options.activation_bytes or graph.activation_bytes,
-        "weight_bytes": options.weight_bytes or graph.weight_width,
+        "activation_bytes": graph.stored_as(options.activation_bytes).activation_width,
+        "weight_bytes": (
+            graph.weight_width if options.weight_bytes is None else options.weight_bytes
+        ),
     }
 
 

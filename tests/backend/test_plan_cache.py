@@ -65,13 +65,15 @@ def test_the_key_has_what_matters_and_nothing_else(plan: PartitionPlan) -> None:
         {"weight_bytes": 1}, {"method": "exact"}, {"explainer": None}, {"budget": 7},
         {"split_rule": "most_operators"}, {"seed": 1}, {"time_limit": 1},
         {"accelerator": "eyeriss-v1"}, {"residency": False}, {"slice_channels": 8},
+        {"align_channels": 16}, {"activation_bytes": 0.5}, {"weight_bytes": 0},
     ):  # fmt: skip
         assert cache_key(plan.graph, Options.of(other)) != key, other
 
 
 def test_every_option_is_in_the_key_or_changes_no_plan() -> None:
     known = {field.name for field in dataclasses.fields(Options)}
-    resolved = {"activation_bytes", "weight_bytes", "accelerator"}  # as the graph has them
+    # As the graph has them.
+    resolved = {"activation_bytes", "weight_bytes", "align_channels", "accelerator"}
     named = {"scheme", "method", "explainer"}  # as what they stand for
     running = {"inner", "backward", "cache", "plan", "strict", "progress"}
     assert known == {*plan_cache._MATTERS} | resolved | named | running
@@ -237,6 +239,8 @@ def test_a_plan_from_the_disk_claims_its_bound(plan: PartitionPlan, tmp_path: Pa
         {"granularity": "pixel"},
         {"activation_bytes": 1},
         {"weight_bytes": 1},
+        {"weight_bytes": 0},
+        {"align_channels": 16},
     ],
     ids=str,
 )

@@ -15,6 +15,7 @@ from tests.brute import brute_force
 from tests.graphs import Builder, grown_group, random_graph
 from tests.legal import assert_legal
 from tests.networks import operator_graph
+from tests.widths import mixed_widths, unit_bytes
 from torch_getfuse.ir import OpGraph, Window, WindowKind
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator
@@ -413,9 +414,8 @@ def chosen(brr: Brr, mask: int, size: int) -> tuple[int, int] | None:
                     known = held.get(operand.read.tensor, (0, 0))
                     held[operand.read.tensor] = max(known[0], rows), max(known[1], further)
         for name, (rows, further) in held.items():
-            tensor = graph.tensors[name]
-            need += rows * (tensor.elements // tensor.rows)
-            line += further * (tensor.elements // tensor.rows)
+            need += rows * unit_bytes(graph, name)
+            line += further * unit_bytes(graph, name)
         if need >= size:
             continue
         passes = 1
@@ -432,7 +432,8 @@ def test_starts_are_chosen_as_by_enumeration(seed: int) -> None:
     several = compared = 0
     for _ in range(700):
         graph = heavier(rng, random_graph(rng, rng.randint(2, 10), rng.choice((6, 12))))
-        brr = Brr(graph, kappa=rng.choice((1, 2)))
+        graph = mixed_widths(rng, graph) if rng.random() < 0.5 else graph.stored_as(1)
+        brr = Brr(graph, None, kappa=rng.choice((1, 2)))
         mask = grown_group(rng, graph, rng.randint(1, 10))
         if not is_convex(mask, ancestors(graph), descendants(graph)) or mask.bit_count() < 2:
             continue

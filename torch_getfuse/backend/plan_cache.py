@@ -32,6 +32,7 @@ from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.partition.cost.scheme import weights_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.work import by_machine
+from torch_getfuse.widths import Width
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,10 @@ def cache_key(graph: OpGraph, options: Options) -> str | None:
     form = {
         "graph": graph.fingerprint,
         "code": code_digest(),
-        "activation_bytes": options.activation_bytes or graph.activation_bytes,
-        "weight_bytes": options.weight_bytes or graph.weight_width,
+        **_widths(graph, options),
+        "tensors": list(
+            graph.stored_as(options.activation_bytes, options.align_channels).tensor_bytes.values()
+        ),
         "weights": weights_of(graph, options.weight_bytes),
         **{name: getattr(options, name) for name in _MATTERS},
         **{
@@ -207,14 +210,24 @@ def _check_asked(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
         "buffer_bytes": options.buffer_bytes,
         "scheme": options.scheme,
         "granularity": effective_granularity(options.scheme, options.granularity),
-        "activation_bytes": options.activation_bytes or graph.activation_bytes,
-        "weight_bytes": options.weight_bytes or graph.weight_width,
+        **_widths(graph, options),
     }
     if any(group.way for group in plan.groups):
         asked |= {"residency": options.residency, "slice_channels": options.slice_channels}
     for name, value in asked.items():
         if getattr(plan, name) != value:
             raise PlanError(f"its {name} is {getattr(plan, name)!r}, asked for is {value!r}")
+
+
+def _widths(graph: OpGraph, options: Options) -> dict[str, Width | int | None]:
+    """How a plan stores tensors and weights, by its attributes."""
+    stored = graph.stored_as(options.activation_bytes, options.align_channels)
+    weight_bytes = options.weight_bytes
+    return {
+        "activation_bytes": stored.activation_width,
+        "align_channels": stored.align_channels,
+        "weight_bytes": graph.weight_width if weight_bytes is None else weight_bytes,
+    }
 
 
 def _drop(path: Path, reason: str) -> None:

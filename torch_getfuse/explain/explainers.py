@@ -41,6 +41,7 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.edge_cuts import Edge
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, all_edges, random_edges
+from torch_getfuse.widths import Width
 
 EXPLAINERS = plugins.EXPLAINERS.built_in
 
@@ -138,8 +139,8 @@ def make_ranker(
     buffer_bytes: int,
     *,
     granularity: str = "line",
-    activation_bytes: int = 1,
-    weight_bytes: int | None = 1,
+    activation_bytes: Width | None = 1,
+    weight_bytes: Width | None = 1,
     threshold: float | None = None,
     seed: int = 0,
     model: ValidityModel | None = None,
@@ -152,7 +153,7 @@ def make_ranker(
         graph: the operator graph.
         scheme, granularity: the cost model that the explained predictor was trained on.
         buffer_bytes: the on-chip buffer.
-        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
         threshold: of solution edges; ``None`` for the explainer's default. The baselines have
             none.
         seed: the same seed and group give the same edges.

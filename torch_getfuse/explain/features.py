@@ -22,6 +22,7 @@ import torch
 from torch_getfuse.ir import Op, OpGraph, WindowKind
 from torch_getfuse.partition.cost.lbdf.axis_maps import make_edge
 from torch_getfuse.partition.cost.scheme import weights_of
+from torch_getfuse.widths import Width, packed
 
 FEATURE_VERSION = 2
 
@@ -116,7 +117,7 @@ class FeatureTable:
     Args:
         graph: the operator graph.
         granularity: ``"line"`` or ``"pixel"``: the unit whose bytes and windows count.
-        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
 
     Attributes:
         alone: ``(operators, 2)`` bytes that each needs as a single-operator group: the units held
@@ -127,10 +128,10 @@ class FeatureTable:
         self,
         graph: OpGraph,
         granularity: str = "line",
-        activation_bytes: int = 1,
-        weight_bytes: int | None = 1,
+        activation_bytes: Width | None = 1,
+        weight_bytes: Width | None = 1,
     ) -> None:
-        self.graph = graph
+        self.graph = graph = graph.stored_as(activation_bytes)
         count = len(graph)
         static = np.zeros((count, STATIC), np.float32)
         sizes = np.zeros((count, BYTES), np.float64)
@@ -138,23 +139,22 @@ class FeatureTable:
         tensors, readers, held = [], [], []
         pixel = granularity == "pixel"
         weights = weights_of(graph, weight_bytes)
+        unit_bytes = graph.pixel_bytes if pixel else graph.row_bytes
         for i, op in enumerate(graph.ops):
             static[i] = _describe(graph, i)
             out = graph.tensors[op.writes]
             rows, cols = out.rows, out.cols
-            map_bytes = out.elements * activation_bytes
             sizes[i, 0] = weights[i]
-            sizes[i, 1] = map_bytes // (rows * cols if pixel else rows)
-            sizes[i, 4] = map_bytes
+            sizes[i, 1] = unit_bytes[out.name]
+            sizes[i, 4] = graph.tensor_bytes[out.name]
             channels = min(out.elements // (rows * cols), _PARTIAL_CHANNELS)
-            sizes[i, 5] = channels * (1 if pixel else cols) * activation_bytes
+            sizes[i, 5] = packed(channels * (1 if pixel else cols), graph.width(out.name))
             for read in op.reads:
                 edge = make_edge(graph, read, op.writes, pixel)
                 units = max(1, edge.widest(edge.units_out))
-                unit_bytes = graph.tensors[read.tensor].elements * activation_bytes / edge.units_in
                 tensors.append(number[read.tensor])
                 readers.append(i)
-                held.append(0.0 if graph.overwrites[i] else units * unit_bytes)
+                held.append(0.0 if graph.overwrites[i] else units * unit_bytes[read.tensor])
         self._static = static
         self._sizes = sizes.astype(np.float32)
         # One entry per operand, ordered by reader: the first reader of a tensor comes first.

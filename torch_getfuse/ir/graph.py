@@ -10,20 +10,26 @@ entry is 1 for an ordinary model (docs/method.md, section 1).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch_getfuse.errors import GraphError
 from torch_getfuse.ir.window import Window, WindowKind
 from torch_getfuse.json_fields import MOST, MOST_POSITIONS, Fields, as_integer, as_text
+from torch_getfuse.widths import Width, bits_of, packed, width_of
 
 MOST_OPERATORS = 20_000
 """Most operators that a plan file may have; sets of operators are bit masks of that length."""
+
+
+_BY_WIDTH = ("activation_width", "row_bytes", "pixel_bytes", "tensor_bytes", "overwrites")
+"""What a graph has worked out that depends on how its tensors are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,9 @@ class Tensor:
         stream_axis: the axis whose positions are the rows of the stream; ``None`` for a
             tensor that is one unit. A tensor of rank 4 streams over axis 2 by default.
         bits: width of an element where it is stored, in bits; ``None``: the graph's
-            ``activation_bytes``. No part of the graph's identity, as the widths of weights.
+            ``activation_bytes``. No part of the graph's identity, as the widths of weights. Which
+            tensors are written over others, and all bytes, follow from it: ask the graph
+            (:attr:`OpGraph.tensor_bytes`), not ``elements``.
     """
 
     name: str
@@ -71,9 +79,33 @@ class Tensor:
             return 1
         return self.shape[self.stream_axis + 1]
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis of channels: axis 1 of what streams over a later one (``(1, C, H, W)``,
+        ``(1, C, L)``), else the last (``(1, T, C)``, ``(1, H, W, C)``, ``(1, C)``).
+
+        ``None`` where that is the axis of rows, or the batch.
+        """
+        if self.stream_axis is not None and self.stream_axis > 1:
+            return 1
+        last = len(self.shape) - 1
+        return last if last > 0 and last != self.stream_axis else None
+
     def extent(self, axis: int) -> int:
         """Rows (axis 0) or columns (axis 1)."""
         return self.cols if axis else self.rows
+
+    def padded(self, units: int, align_channels: int) -> int:
+        """Elements of one of so many units (:attr:`rows`, or rows times :attr:`cols`) as stored.
+
+        Args:
+            align_channels: channels are padded to a multiple of it.
+        """
+        elements, axis = self.elements // units, self.channel_axis
+        if align_channels == 1 or axis is None:
+            return elements
+        channels = self.shape[axis]
+        return elements // channels * (-(-channels // align_channels) * align_channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +208,11 @@ class OpGraph:
         outputs: names of the tensors that the model returns.
         ops: operators, each after all producers of what it reads.
         tensors: every tensor by name.
-        activation_bytes: traced element width, the default of the option.
+        activation_bytes: bytes of an element of tensors that do not state their bits: that of the
+            first input as traced.
         weight_bytes: element width of the weights of operators that do not state their bytes.
+        align_channels: the channels of stored tensors are padded to a multiple of it. No part of
+            the graph's identity, as all widths.
 
     Raises:
         GraphError: where a rule of :meth:`verify` is broken.
@@ -187,8 +222,9 @@ class OpGraph:
     outputs: tuple[str, ...]
     ops: tuple[Op, ...]
     tensors: Mapping[str, Tensor]
-    activation_bytes: int = field(default=4, compare=False)
-    weight_bytes: int = field(default=4, compare=False)
+    activation_bytes: Width = field(default=4, compare=False)
+    weight_bytes: Width = field(default=4, compare=False)
+    align_channels: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         self.verify()
@@ -265,15 +301,87 @@ class OpGraph:
     def overwrites(self) -> tuple[bool, ...]:
         """Per operator, whether it writes over its input (docs/method.md, section 3, "in place").
 
-        A unary elementwise operator whose input has no other consumer in the whole graph and
-        is no graph output. A graph input may be written over: it is loaded, not owned.
+        A unary elementwise operator whose input has no other consumer in the whole graph, is no
+        graph output, and takes the same bytes. A graph input may be written over: it is loaded,
+        not owned.
         """
         return tuple(
             op.in_place
             and len(self.consumers[op.reads[0].tensor]) == 1
             and op.reads[0].tensor not in self.outputs
+            and self.stored_alike(op.reads[0].tensor, op.writes)
             for op in self.ops
         )
+
+    # -- bytes of tensors -----------------------------------------------------------------
+
+    def stored_as(
+        self, activation_bytes: Width | None = None, align_channels: int | None = None
+    ) -> OpGraph:
+        """The graph with its tensors stored otherwise; all bytes are asked of the result.
+
+        Args:
+            activation_bytes: width of all elements; ``None``: each tensor keeps its own.
+            align_channels: ``None`` for the graph's.
+        """
+        width = self.activation_width if activation_bytes is None else activation_bytes
+        align = self.align_channels if align_channels is None else align_channels
+        if (width, align) == (self.activation_width, self.align_channels):
+            return self
+        # Names, shapes and windows stay, so nothing is verified or worked out again but bytes.
+        found = copy.copy(self)
+        for name in _BY_WIDTH:
+            found.__dict__.pop(name, None)
+        found.__dict__["align_channels"] = align
+        if activation_bytes is not None:
+            found.__dict__["activation_bytes"] = activation_bytes
+            found.__dict__["tensors"] = {
+                name: tensor if tensor.bits is None else replace(tensor, bits=None)
+                for name, tensor in self.tensors.items()
+            }
+        return found
+
+    def width(self, tensor: str) -> Width:
+        """Bytes of an element of a tensor."""
+        bits = self.tensors[tensor].bits
+        return self.activation_bytes if bits is None else width_of(bits)
+
+    @cached_property
+    def activation_width(self) -> Width | None:
+        """Bytes of an element of every tensor; ``None`` where widths differ."""
+        widths = {self.width(name) for name in self.tensors}
+        return widths.pop() if len(widths) == 1 else None if widths else self.activation_bytes
+
+    @cached_property
+    def row_bytes(self) -> dict[str, int]:
+        """Bytes of a row of each tensor: its elements packed, filled up to a whole byte."""
+        align = self.align_channels
+        return {
+            name: packed(tensor.padded(tensor.rows, align), self.width(name))
+            for name, tensor in self.tensors.items()
+        }
+
+    @cached_property
+    def pixel_bytes(self) -> dict[str, int]:
+        """Bytes of a pixel of each tensor that a buffer of pixels holds, whole ones."""
+        align = self.align_channels
+        return {
+            name: packed(tensor.padded(tensor.rows * tensor.cols, align), self.width(name))
+            for name, tensor in self.tensors.items()
+        }
+
+    @cached_property
+    def tensor_bytes(self) -> dict[str, int]:
+        """Bytes of each tensor where it is stored: of all its rows."""
+        return {name: self.tensors[name].rows * size for name, size in self.row_bytes.items()}
+
+    def stored_alike(self, one: str, other: str) -> bool:
+        """Whether two tensors take the same bytes, in all and an element."""
+        return self.width(one) == self.width(other) and (
+            self.tensor_bytes[one] == self.tensor_bytes[other]
+        )
+
+    # -- identity -------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
@@ -281,6 +389,8 @@ class OpGraph:
         form = self.to_dict()
         for op in form["ops"]:
             op.pop("weight_bytes", None)
+        for tensor in form["tensors"].values():
+            tensor.pop("bytes", None)
         text = json.dumps(form, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -292,21 +402,31 @@ class OpGraph:
     def stored_bytes(self, op: Op) -> int:
         """Bytes of an operator's weights as the model stores them."""
         if op.weight_bytes is None:
-            return op.weight_elements * self.weight_bytes
+            return packed(op.weight_elements, self.weight_bytes)
         return op.weight_bytes
 
     @cached_property
-    def weight_width(self) -> int | None:
-        """Bytes of every weight element as stored; ``None`` where widths differ."""
+    def weight_width(self) -> Width | None:
+        """Bytes of every weight element as stored; ``None`` where widths differ.
+
+        A width that is no number of whole bytes is less than one: others are means of several.
+        """
         weighty = [op for op in self.ops if op.weight_elements]
         if not weighty:
             return self.weight_bytes
-        width = self.stored_bytes(weighty[0]) // weighty[0].weight_elements
-        same = all(self.stored_bytes(op) == op.weight_elements * width for op in weighty)
-        return width if same else None
+        most = max(weighty, key=lambda op: op.weight_elements)
+        bits = 8 * self.stored_bytes(most) // most.weight_elements
+        width = width_of(bits)
+        same = all(self.stored_bytes(op) == packed(op.weight_elements, width) for op in weighty)
+        return width if same and (bits < 8 or bits % 8 == 0) else None
 
     def verify(self) -> None:
         """Hold every rule of a well-formed graph, else raise :class:`GraphError`."""
+        if bits_of(self.activation_bytes) < 1 or self.align_channels < 1:
+            raise GraphError(
+                f"the graph has elements of {self.activation_bytes} B, channels in multiples of "
+                f"{self.align_channels}; both are above zero"
+            )
         names = [op.name for op in self.ops]
         if len(set(names)) != len(names):
             twice = max(names, key=names.count)
@@ -316,6 +436,8 @@ class OpGraph:
                 raise GraphError(f"tensor {tensor.name!r} is filed under {name!r}")
             if any(size < 1 for size in tensor.shape):
                 raise GraphError(f"tensor {name!r} has an empty shape {tensor.shape}")
+            if tensor.bits is not None and tensor.bits < 1:
+                raise GraphError(f"tensor {name!r} has elements of {tensor.bits} bits")
             axis = tensor.stream_axis
             if axis is not None and not 0 < axis < len(tensor.shape):
                 raise GraphError(f"tensor {name!r} of rank {len(tensor.shape)} has no axis {axis}")
@@ -387,6 +509,8 @@ class OpGraph:
             tensors[name] = {"shape": list(tensor.shape)}
             if tensor.stream_axis != Tensor.default_axis(tensor.shape):
                 tensors[name]["stream_axis"] = tensor.stream_axis
+            if self.width(name) != self.activation_bytes:
+                tensors[name]["bytes"] = self.width(name)
         return {
             "inputs": list(self.inputs),
             "outputs": list(self.outputs),
@@ -410,7 +534,8 @@ class OpGraph:
             axis = Tensor.default_axis(shape)
             if "stream_axis" in entry:
                 axis = None if entry.value("stream_axis") is None else entry.integer("stream_axis")
-            tensors[as_text(name, "the name of a tensor")] = Tensor(name, shape, axis)
+            bits = bits_of(entry.width("bytes")) if "bytes" in entry else None
+            tensors[as_text(name, "the name of a tensor")] = Tensor(name, shape, axis, bits)
         if len(ops := fields.items("ops")) > MOST_OPERATORS:
             raise GraphError(f"graph.ops holds {len(ops)} operators, more than {MOST_OPERATORS}")
         return cls(

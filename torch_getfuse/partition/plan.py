@@ -31,6 +31,7 @@ from torch_getfuse.partition.node_set import (
 )
 from torch_getfuse.partition.steps.check import check_steps
 from torch_getfuse.partition.steps.problem import StepProblem
+from torch_getfuse.widths import Width
 
 SCHEMA_VERSION = 2
 _READ = (1, 2)
@@ -43,9 +44,9 @@ class PartitionPlan:
     """A set of fusion groups that covers every fusable operator once (docs/method.md, section 1).
 
     Attributes:
-        graph: the operator graph.
-        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model;
-            ``weight_bytes`` is ``None`` where weights count at the widths they are stored in.
+        graph: the operator graph, with its tensors stored as the plan has them.
+        scheme, granularity, buffer_bytes, activation_bytes, weight_bytes: the cost model; a width
+            is ``None`` where tensors, or weights, count at the widths they are stored in.
         groups: fusion groups in an order in which they can run. Under cascade: all steps, those of
             unfusable operators among them.
         unfusable: operators that alone do not fit the buffer; not in ``dram_bytes``, but under
@@ -68,8 +69,8 @@ class PartitionPlan:
     scheme: str
     granularity: str
     buffer_bytes: int
-    activation_bytes: int
-    weight_bytes: int | None
+    activation_bytes: Width | None
+    weight_bytes: Width | None
     groups: tuple[FusionGroup, ...]
     unfusable: tuple[str, ...] = ()
     resident: tuple[Resident, ...] = ()
@@ -82,6 +83,9 @@ class PartitionPlan:
     claimed_by: str = field(default="", compare=False)
     cost_model: Callable[..., FusionScheme] | None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "graph", self.graph.stored_as(self.activation_bytes))
+
     @property
     def apart(self) -> tuple[str, ...]:
         """Unfusable operators that stand outside the groups: under cascade none do."""
@@ -91,6 +95,11 @@ class PartitionPlan:
     def dram_bytes(self) -> int:
         """Reads, writes and weights of all groups, per sample."""
         return sum(group.dram_bytes for group in self.groups)
+
+    @property
+    def align_channels(self) -> int:
+        """Channels of stored tensors are padded to a multiple of it."""
+        return self.graph.align_channels
 
     @property
     def feature_bytes(self) -> int:
@@ -359,14 +368,16 @@ class PartitionPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """plan.json, schema_version 2."""
+        graph = self.graph
         return {
             "schema_version": SCHEMA_VERSION,
             "scheme": self.scheme,
             "granularity": self.granularity,
             "buffer_bytes": self.buffer_bytes,
-            "activation_bytes": self.activation_bytes,
+            "activation_bytes": graph.activation_bytes,
             "weight_bytes": self.weight_bytes,
-            "graph": {"fingerprint": self.graph.fingerprint, **self.graph.to_dict()},
+            **({} if graph.align_channels == 1 else {"align_channels": graph.align_channels}),
+            "graph": {"fingerprint": graph.fingerprint, **graph.to_dict()},
             "groups": [group.to_dict() for group in self.groups],
             "unfusable": list(self.unfusable),
             **(self._residents() if any(group.way for group in self.groups) else {}),
@@ -408,25 +419,28 @@ class PartitionPlan:
             )
         entry = fields.child("graph")
         graph = OpGraph.from_dict(entry.form)
-        width: int | None = None
+        width: Width | None = None
         if fields.value("weight_bytes") is not None:
-            width = fields.integer("weight_bytes", 1)
+            width = fields.width("weight_bytes", zero=True)
             graph = replace(graph, weight_bytes=width)
         elif any(op.weight_bytes is None for op in graph):
             raise GraphError(
                 "it states neither one width of all weights (weight_bytes) nor the bytes of each "
                 "operator's"
             )
-        activation_bytes = fields.integer("activation_bytes", 1)
+        align = fields.integer("align_channels", 1) if "align_channels" in fields else 1
+        graph = replace(
+            graph, activation_bytes=fields.width("activation_bytes"), align_channels=align
+        )
         proof = fields.value("proof")
         if not (proof is None or isinstance(proof, str)) or proof not in _PROOFS:
             raise PlanError(f"the plan file is damaged: unknown proof {ascii(proof)[:60]}")
         plan = cls(
-            graph=replace(graph, activation_bytes=activation_bytes),
+            graph=graph,
             scheme=fields.text("scheme"),
             granularity=fields.text("granularity"),
             buffer_bytes=fields.integer("buffer_bytes", 1),
-            activation_bytes=activation_bytes,
+            activation_bytes=graph.activation_width,
             weight_bytes=width,
             groups=tuple(map(FusionGroup.read, fields.objects("groups"))),
             unfusable=fields.texts("unfusable"),

@@ -102,17 +102,15 @@ class FusionProblem:
     @cached_property
     def crossings(self) -> tuple[Crossing, ...]:
         """The tensors that a fusable operator reads or writes."""
-        graph, size = self.graph, self.evaluator.scheme.activation_bytes
+        graph, size = self.graph, self.graph.tensor_bytes
         found = []
-        for name, tensor in graph.tensors.items():
+        for name in graph.tensors:
             everyone = mask_of(graph.consumers[name])
             maker = (1 << graph.producer[name] if name in graph.producer else 0) & self.fusable
             readers = everyone & self.fusable
             forced = name in graph.outputs or everyone != readers
             if maker | readers:
-                found.append(
-                    Crossing(maker, readers, maker | readers, tensor.elements * size, forced)
-                )
+                found.append(Crossing(maker, readers, maker | readers, size[name], forced))
         return tuple(found)
 
     @cached_property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.accelerator import format_size, format_width
+from torch_getfuse.accelerator import format_activations, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict, term_text
@@ -27,6 +27,7 @@ from torch_getfuse.reporting.export import (
     known_suffix,
 )
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.widths import Width
 
 SCHEMA_VERSION = 1
 
@@ -47,7 +48,8 @@ class Explanation:
         unfusable: those of them that do not fit even alone.
         obstacles: other reasons why this is not a group, one sentence each.
         scheme, granularity: the cost model; granularity is ``None`` for BRR, which has none.
-        activation_bytes, weight_bytes: element widths; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths; ``None``: as stored.
+        align_channels: channels of stored tensors are padded to a multiple of it.
         buffer_bytes: the on-chip buffer ``B``.
         demand_bytes: ``F_b``; ``None`` if the scheme has no schedule for the group.
         valid: ``F_b < B``, and nothing in ``unfusable`` or ``obstacles``.
@@ -67,8 +69,9 @@ class Explanation:
     obstacles: tuple[str, ...]
     scheme: str
     granularity: str | None
-    activation_bytes: int
-    weight_bytes: int | None
+    activation_bytes: Width | None
+    weight_bytes: Width | None
+    align_channels: int
     buffer_bytes: int
     demand_bytes: int | None
     valid: bool
@@ -144,6 +147,7 @@ class Explanation:
             "granularity": self.granularity,
             "activation_bytes": self.activation_bytes,
             "weight_bytes": self.weight_bytes,
+            "align_channels": self.align_channels,
             "operators": list(self.operators),
             "added": list(self.added),
             "unfusable": list(self.unfusable),
@@ -269,7 +273,8 @@ def _facts(why: Explanation) -> list[list[str]]:
     rows.append(
         [
             "assumptions",
-            f"scheme {why.scheme}{unit}, {why.activation_bytes} B per activation, "
+            f"scheme {why.scheme}{unit}, "
+            f"{format_activations(why.activation_bytes, why.align_channels)}, "
             f"{format_width(why.weight_bytes)}, one sample at a time",
         ]
     )

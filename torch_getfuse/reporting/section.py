@@ -291,6 +291,7 @@ class Section:
             "buffer_bytes": plan.buffer_bytes,
             "activation_bytes": plan.activation_bytes,
             "weight_bytes": plan.weight_bytes,
+            "align_channels": plan.align_channels,
             **({} if self.steps is None else cascade),
             "samples": 1,
             "gradients": self.gradients,

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from torch_getfuse.accelerator import format_buffer, format_size, format_width
+from torch_getfuse.accelerator import (
+    format_activations,
+    format_buffer,
+    format_size,
+    format_width,
+)
 from torch_getfuse.errors import some_of
 from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.search.recursive_split import SET_LIMIT
@@ -154,7 +159,8 @@ def section_facts(section: Section) -> list[list[str]]:
         [
             "assumptions",
             f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
-            f"{plan.activation_bytes} B per activation, {format_width(plan.weight_bytes)}, "
+            f"{format_activations(plan.activation_bytes, plan.align_channels)}, "
+            f"{format_width(plan.weight_bytes)}, "
             + ("" if steps is None else step_assumptions(plan))
             + "one sample at a time"
             + (

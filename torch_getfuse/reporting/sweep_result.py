@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 KEY = (
     "schema_version",
@@ -42,6 +42,7 @@ KEY = (
     "buffer_bytes",
     "activation_bytes",
     "weight_bytes",
+    "align_channels",
     "residency",
     "slice_channels",
     "method",

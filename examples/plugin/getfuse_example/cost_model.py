@@ -49,11 +49,11 @@ class WholeMaps(FusionScheme):
             if self.weights[i]
         ]
         maps = [
-            CostTerm("maps", tensor, graph.tensors[tensor].elements, self.activation_bytes)
+            CostTerm("maps", tensor, graph.tensors[tensor].rows, graph.row_bytes[tensor])
             for tensor in first
             if first[tensor] <= peak <= last[tensor]
         ]
         return (*weights, *maps)
 
     def _bytes(self, tensor: str) -> int:
-        return self.graph.tensors[tensor].elements * self.activation_bytes
+        return self.graph.tensor_bytes[tensor]

@@ -23,7 +23,12 @@ class Bases:
         return self._bases[base]
 
     def add(
-        self, info: TensorInfo, batch: tuple[int, int] | None, stream: int | None, op: int | None
+        self,
+        info: TensorInfo,
+        batch: tuple[int, int] | None,
+        stream: int | None,
+        op: int | None,
+        bits: int | None = None,
     ) -> int:
         """A tensor more, and its number.
 
@@ -31,6 +36,7 @@ class Bases:
             batch: axis that the batch is in, and the product of the sizes inside of it there.
             stream: axis whose positions are rows.
             op: number of the operator that writes it.
+            bits: of an element where it is stored; ``None`` for those of its dtype.
         """
         shape = list(info.shape)
         if batch is not None:
@@ -39,7 +45,8 @@ class Bases:
             stream = Tensor.default_axis(shape)
         elif not 0 < stream < len(shape) or (len(shape) == 4 and stream == 3):
             stream = None
-        self._bases.append(Base(info, batch, Tensor("", tuple(shape), stream), op))
+        bits = 8 * info.dtype.itemsize if bits is None else bits
+        self._bases.append(Base(info, batch, Tensor("", tuple(shape), stream, bits), op))
         return len(self._bases) - 1
 
     def find_batch(self, feature: Feature) -> tuple[int, int] | None:

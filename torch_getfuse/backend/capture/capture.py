@@ -50,7 +50,7 @@ from torch_getfuse.backend.torch_private import (
     tree_leaves,
 )
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
-from torch_getfuse.ir import OpGraph
+from torch_getfuse.ir import OpGraph, Tensor
 from torch_getfuse.partition.plan import PartitionPlan
 
 log = logging.getLogger(__name__)
@@ -429,6 +429,7 @@ def _capture(
         operator_of(draft, name, tensors, tuple(names[k] for k in after))
         for draft, name, after in zip(drafts, names, order.after(drafts), strict=True)
     )
+    width = _input_width(read)
     # An input that is returned as it is crosses no operator; Dynamo does not even record it.
     returned = [draft.writes for draft in drafts if draft.writes in builder.outputs]
     graph = OpGraph(
@@ -436,9 +437,9 @@ def _capture(
         outputs=tuple(tensors[base] for base in returned),
         ops=ops,
         tensors={
-            name: replace(builder.bases[base].tensor, name=name) for base, name in tensors.items()
+            name: _stored(builder.bases[base].tensor, name, width) for base, name in tensors.items()
         },
-        activation_bytes=_input_width(read),
+        activation_bytes=width,
     )
     nodes = {
         name: tuple(node for node in draft.nodes if order.joins(node, draft))
@@ -477,6 +478,11 @@ def _given(gm: fx.GraphModule, role: Callable[[fx.Node], Role]) -> list[fx.Node]
     # Dynamo drops the inputs that nothing computes with, torch.export keeps them.
     used = [n for n in inputs if any(user.op != "output" for user in n.users)]
     return [n for n in used if isinstance(traced_value(n), torch.Tensor)]
+
+
+def _stored(tensor: Tensor, name: str, width: int) -> Tensor:
+    """A tensor under its name; its width is left out where it is that of the graph."""
+    return replace(tensor, name=name, bits=None if tensor.bits == 8 * width else tensor.bits)
 
 
 def _input_width(inputs: Iterable[fx.Node]) -> int:

@@ -334,13 +334,14 @@ class GraphBuilder:
     # -- operators --------------------------------------------------------------------------
 
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
+        bits = None
         if len(call.outputs) == 1:
             info = call.outputs[0]
         else:
-            info = self._joint(call.outputs)
+            info, bits = self._joint(call.outputs)
         batch = self.bases.batch_of(spec, info)
         stream = self.bases.stream_of(spec, info) if len(call.outputs) == 1 else None
-        base = self.bases.add(info, batch, stream, len(self.drafts))
+        base = self.bases.add(info, batch, stream, len(self.drafts), bits)
         reads, reason = self._reads(spec, self.bases[base].tensor)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
@@ -363,11 +364,16 @@ class GraphBuilder:
         self.drafts.append(draft)
         return base
 
-    def _joint(self, infos: Sequence[TensorInfo]) -> TensorInfo:
-        """Several tensors that one call makes are one tensor of all their elements."""
-        total = sum(math.prod(info.shape) for info in infos)
+    def _joint(self, infos: Sequence[TensorInfo]) -> tuple[TensorInfo, int]:
+        """Several tensors that one call makes are one tensor of all their elements, whose width is
+        their mean: of values and their indices (``topk``), the bytes of both.
+        """
+        sizes = [math.prod(info.shape) for info in infos]
+        total = sum(sizes)
         whole = -(-total // self.batch) * self.batch
-        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype)
+        bits = sum(8 * i.dtype.itemsize * n for i, n in zip(infos, sizes, strict=True))
+        mean = -(-bits // total) if total else 8 * infos[0].dtype.itemsize
+        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype), mean
 
     def _reads(self, spec: Spec, target: Tensor) -> tuple[list[tuple[int, Window]], str]:
         reads: dict[int, Window] = {}
@@ -462,10 +468,11 @@ class GraphBuilder:
         """Makes the tensors, parts of which a call writes, by one operator: a call has one."""
         written = {place_of(target.value): target.value for target in targets}
         infos = [self._info(value) for value in written.values()]
-        info = infos[0] if len(infos) == 1 else self._joint(infos)
+        info, bits = (infos[0], None) if len(infos) == 1 else self._joint(infos)
         old = [value for value in written.values() if isinstance(value, Feature)]
         features = [*old, *(source.value for source in sources)]
-        base = self._copy(node, info, [feature.base for feature in features], kind, weights)
+        read = [feature.base for feature in features]
+        base = self._copy(node, info, read, kind, weights, bits)
         for value in written.values():
             self._memory.write(value, base, whole=True, alone=len(written) == 1)
         results = flat_tensors(traced_value(node))
@@ -475,7 +482,13 @@ class GraphBuilder:
         self._give(node, parts)
 
     def _copy(
-        self, node: fx.Node, info: TensorInfo, sources: list[int], kind: str, weights: Stored
+        self,
+        node: fx.Node,
+        info: TensorInfo,
+        sources: list[int],
+        kind: str,
+        weights: Stored,
+        bits: int | None,
     ) -> int:
         reason = "writes into a part of a tensor in place: it reads its whole inputs"
         spec = Spec(kind, (), reason=reason)
@@ -483,7 +496,7 @@ class GraphBuilder:
         same = like.info.shape == info.shape
         batch = like.batch if same else self.bases.guess_batch(info)
         base = self.bases.add(
-            info, batch, like.tensor.stream_axis if same else None, len(self.drafts)
+            info, batch, like.tensor.stream_axis if same else None, len(self.drafts), bits
         )
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(

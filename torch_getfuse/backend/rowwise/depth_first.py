@@ -151,24 +151,22 @@ def split_depth_first(
 
 def _entry(plan: PartitionPlan, k: int, layout: StepLayout) -> GroupLedger:
     """The ledger of a group with the plan's figures, nothing counted yet."""
-    group, tensors, width = plan.groups[k], plan.graph.tensors, plan.activation_bytes
+    group, graph = plan.groups[k], plan.graph
     whole = {layout.shared[name] for name in layout.resident}
     rings = sum(
-        rows * (tensors[last].elements // tensors[last].rows)
-        for last, rows in layout.rings.items()
-        if last not in whole
+        rows * graph.row_bytes[last] for last, rows in layout.rings.items() if last not in whole
     )
     alive = {r.tensor for r in plan.resident if r.first <= k <= r.last}
-    resident = sum(tensors[name].elements for name in whole | (alive - layout.resident))
+    resident = sum(graph.tensor_bytes[name] for name in whole | (alive - layout.resident))
     return GroupLedger(
         f"fusion_group_{k}",
         group.ops,
         group.dram_read_bytes,
         group.dram_write_bytes,
-        rings * width,
+        rings,
         group.dram_weight_bytes,
         "" if group.way is None else str(group.way),
-        resident * width,
+        resident,
     )
 
 

@@ -45,6 +45,7 @@ class Program:
         tensors, nodes, dtypes: of each tensor that it touches.
         samples: of the batch.
         stay: what is on chip around it.
+        tensor_bytes: of each tensor, as the plan stores it.
     """
 
     layout: StepLayout
@@ -57,6 +58,7 @@ class Program:
     dtypes: Mapping[str, torch.dtype]
     samples: int
     stay: Stay
+    tensor_bytes: Mapping[str, int]
 
     def ring(self, last: str) -> Ring:
         """A new ring for a storage."""
@@ -94,8 +96,8 @@ class Execution:
         self.slices = layout.way.count if layout.way.kind == SLICES else 1
         self.whole = {layout.shared[name] for name in layout.resident}
         self.own = {last: program.ring(last) for last in layout.rings if last not in self.whole}
-        counts.rings = sum(ring.elements for ring in self.own.values())
-        counts.residents = chip.elements(but=layout.resident)
+        counts.rings.update({last: ring.elements for last, ring in self.own.items()})
+        counts.residents.update(chip.elements(but=layout.resident))
         self.beside = 0
 
     def run(self) -> None:
@@ -114,7 +116,7 @@ class Execution:
             for last in self.whole - rings.keys():
                 rings[last] = program.ring(last)
             if sample == 0:
-                self.counts.residents += sum(rings[last].elements for last in self.whole)
+                self.counts.residents.update({last: rings[last].elements for last in self.whole})
             self._sample(sample, rings)
             left.append({name: rings[program.layout.shared[name]] for name in program.stay.kept})
         for name in program.layout.resident:
@@ -192,7 +194,7 @@ class Execution:
             if name in self.there:
                 return
             block = rows_of(self.loads[name], self.program.tensors[name], low, high)
-            self.counts.read += block.numel()
+            self.counts.read[name] += block.numel()
             self.views[name].write(low, high, block)
         else:
             if self.idle:
@@ -220,7 +222,7 @@ class Execution:
         if name in self.writes:
             place = rows_of(self.writes[name], tensor, low, high)
             (place if part is None else part.of(place)).copy_(block)
-            self.counts.written += block.numel()
+            self.counts.written[name] += block.numel()
 
     def _take_in(self, name: str) -> None:
         for taker in self.program.takers[name]:
@@ -273,11 +275,12 @@ class Execution:
             if high == rows:
                 return found
             self.full[name] = found
-            self.beside += found.numel()
+            self.beside += self.program.tensor_bytes[name]
             self.counts.beside = max(self.counts.beside, self.beside)
         block = rows_of(self.full[name], kernel.target, low, high)
         if high == rows:
-            self.beside -= self.full.pop(name).numel()
+            del self.full[name]
+            self.beside -= self.program.tensor_bytes[name]
         return block
 
     # -- values -----------------------------------------------------------------------------

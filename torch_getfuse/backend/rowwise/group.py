@@ -49,7 +49,7 @@ class DepthFirstGroup(nn.Module):
         child: the group's FX module; weights are among its inputs or are its attributes.
         capture: of the graph that the child was split from, views brought to their readers
             (:func:`~torch_getfuse.backend.split.grouping.localise_views`).
-        plan: whose group it is: for the widths of its elements.
+        plan: whose group it is: for how its tensors and weights are stored.
         layout: what the group holds, and how it runs.
         stay: what is on chip around it.
         by_nodes: runs the child among the other steps.
@@ -84,7 +84,7 @@ class DepthFirstGroup(nn.Module):
         self.child = child
         self.by_nodes = by_nodes
         self.entry = entry
-        self.activation_bytes = plan.activation_bytes
+        self.stored = plan.graph
         self.tell = tell
         self.trial = trial
         self.layouts: dict[tuple[Any, ...], Layouts] = {}
@@ -133,6 +133,7 @@ class DepthFirstGroup(nn.Module):
             self.dtypes,
             self.samples,
             stay,
+            plan.graph.tensor_bytes,
         )
         self._before, self._after = self._around()
 
@@ -208,7 +209,7 @@ class DepthFirstGroup(nn.Module):
                 results = self.by_nodes(*args)
             self._give_up(error)
             return results
-        self.entry.count(counts, self.activation_bytes)
+        self.entry.count(counts, self.stored)
         return results
 
     def _give_up(self, error: Exception) -> None:

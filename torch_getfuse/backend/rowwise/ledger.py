@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tabulate import tabulate
 
+from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
+from torch_getfuse.widths import Width
 
 
 @dataclass
 class Counts:
-    """Elements, counted as they move, of all samples of a run.
+    """What a run of all samples moved and held, counted as it happens.
 
     Attributes:
-        read: loaded from tensors outside the group.
-        written: written to tensors that are needed outside the group.
-        rings: allocated as rings.
-        residents: on chip in stores, touched or not, of one sample.
-        beside: most that was held beside the rings by operators that are computed whole.
+        read: elements loaded from tensors outside the group, by tensor.
+        written: elements written to tensors that are needed outside the group, by tensor.
+        rings: elements allocated as rings, under the last tensor of each.
+        residents: elements on chip in stores, touched or not, of one sample, by tensor.
+        beside: most bytes that were held beside the rings by operators that are computed whole.
         weight_bytes: of weights, each time they are fetched, in bytes.
         samples: samples run.
     """
 
-    read: int = 0
-    written: int = 0
-    rings: int = 0
-    residents: int = 0
+    read: Counter[str] = field(default_factory=Counter)
+    written: Counter[str] = field(default_factory=Counter)
+    rings: Counter[str] = field(default_factory=Counter)
+    residents: Counter[str] = field(default_factory=Counter)
     beside: int = 0
     weight_bytes: int = 0
     samples: int = 0
@@ -38,8 +41,8 @@ class Counts:
 class GroupLedger:
     """One fusion group: the plan's figures and those counted, in bytes per sample.
 
-    Bytes are elements times the plan's ``activation_bytes``, for weights its ``weight_bytes``,
-    whatever the dtype of the run.
+    Bytes are rows times the bytes of a row of their tensor as the plan stores it, for weights its
+    ``weight_bytes``, whatever the dtype of the run.
 
     Attributes:
         name: ``fusion_group_<k>``.
@@ -78,21 +81,39 @@ class GroupLedger:
     copied: tuple[str, ...] = ()
     fallback: str = ""
 
-    def count(self, counts: Counts, activation_bytes: int) -> None:
+    def count(self, counts: Counts, graph: OpGraph) -> None:
         """Enter what a run counted, per sample.
 
+        Args:
+            graph: the plan's, which says how its tensors are stored.
+
         Raises:
-            RuntimeError: where the samples of a batch did not all move the same.
+            RuntimeError: where the samples of a batch did not all move the same, or some moved
+                parts of rows.
         """
         samples = counts.samples
-        if counts.read % samples or counts.written % samples or counts.weight_bytes % samples:
+        if counts.weight_bytes % samples:
             raise RuntimeError(f"{self.name}: its {samples} samples moved different bytes")
-        self.counted_read_bytes = counts.read // samples * activation_bytes
-        self.counted_write_bytes = counts.written // samples * activation_bytes
-        self.counted_ring_bytes = counts.rings * activation_bytes
+        self.counted_read_bytes = self._bytes(counts.read, graph, samples)
+        self.counted_write_bytes = self._bytes(counts.written, graph, samples)
+        self.counted_ring_bytes = self._bytes(counts.rings, graph)
         self.counted_weight_bytes = counts.weight_bytes // samples
-        self.counted_resident_bytes = counts.residents * activation_bytes
-        self.beside_bytes = counts.beside * activation_bytes
+        self.counted_resident_bytes = self._bytes(counts.residents, graph)
+        self.beside_bytes = counts.beside
+
+    def _bytes(self, elements: Mapping[str, int], graph: OpGraph, samples: int = 1) -> int:
+        """Bytes of the rows that elements of tensors make up."""
+        total = 0
+        for name, count in elements.items():
+            tensor = graph.tensors[name]
+            rows, rest = divmod(count, samples * (tensor.elements // tensor.rows))
+            if rest:
+                raise RuntimeError(
+                    f"{self.name}: {count} elements of {name!r} in {samples} samples are no equal "
+                    "number of rows in each"
+                )
+            total += rows * graph.row_bytes[name]
+        return total
 
     def fall_back(self, reason: str, copied: Iterable[str] = ()) -> None:
         """The group runs as its FX nodes, so nothing is counted.
@@ -161,14 +182,14 @@ class Ledger:
 
     Attributes:
         groups: in the plan's order.
-        activation_bytes: the plan's width of an element.
+        activation_bytes: the plan's width of an element; ``None``: tensors as stored.
         samples: the batch; every figure is per sample.
         unfusable: operators that ran as their FX nodes and are not counted: outside the groups, or
             steps of their own.
     """
 
     groups: list[GroupLedger] = field(default_factory=list)
-    activation_bytes: int = 1
+    activation_bytes: Width | None = 1
     samples: int = 1
     unfusable: tuple[str, ...] = ()
 
@@ -223,7 +244,10 @@ class Ledger:
             own = [group.name, *([group.way] if ways else []), len(group.ops)]
             rows.append([*own, *figures, group.standing])
         table = tabulate(rows, [*head, ""], missingval="-")
-        lines = [f"bytes per sample, elements of {self.activation_bytes} B", table]
+        stored = "tensors as stored"
+        if self.activation_bytes is not None:
+            stored = f"elements of {self.activation_bytes} B"
+        lines = [f"bytes per sample, {stored}", table]
         groups = self._fusable()
         lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
         lines += [

@@ -42,9 +42,9 @@ class OnChip(threading.local):
     def __contains__(self, name: str) -> bool:
         return all(name in stores for stores in self.stores)
 
-    def elements(self, but: Collection[str] = ()) -> int:
-        """Of the stores of one sample, except those of some tensors."""
-        return sum(ring.elements for n, ring in self.stores[0].items() if n not in but)
+    def elements(self, but: Collection[str] = ()) -> dict[str, int]:
+        """Of each store of one sample, except those of some tensors."""
+        return {n: ring.elements for n, ring in self.stores[0].items() if n not in but}
 
     def put(self, tensor: Tensor, full: torch.Tensor) -> None:
         """Fill a store from memory."""

@@ -22,6 +22,7 @@ from torch_getfuse.backend.rowwise.kernels import Accumulator, RowKernel
 from torch_getfuse.backend.rowwise.rings import Part
 from torch_getfuse.backend.rowwise.spatial_kernels import ConvKernel, TransposedConvKernel
 from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.widths import Width, packed
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Weights:
         op: its name.
         elements: of all weights, by the operator graph.
         bytes: of all weights, by the plan.
-        width: bytes of an element; ``None`` for those of each tensor.
+        width: bytes of an element; ``None`` for those of each tensor. One that is no number of
+            whole bytes packs all elements of the operator.
         counted: the nodes whose tensors are counted when they are fetched; ``None`` where they
             cannot be seen.
         cuts: node -> axis of output channels, of weights that a slice takes a part of.
@@ -45,7 +47,7 @@ class Weights:
     op: str
     elements: int
     bytes: int
-    width: int | None
+    width: Width | None
     counted: tuple[fx.Node, ...] | None
     cuts: Mapping[fx.Node, int]
     by_slices: bool
@@ -80,8 +82,16 @@ class Weights:
         if part is not None and not self.by_slices and self.cuts:
             axes = [self.cuts[node] for node in self.counted]
             taken = [_narrow(one, axis, part) for one, axis in zip(taken, axes, strict=True)]
-        width = self.width
-        total = sum(one.numel() * (width or one.element_size()) for one in taken)
+        if self.width is None:
+            total = sum(one.nbytes for one in taken)
+        else:
+            elements = sum(one.numel() for one in taken)
+            if part is not None and part.size and self.cuts:
+                # Slices of elements that are no whole bytes add up to all of them.
+                start, each = part.start, elements // part.size
+                before, until = each * start, each * (start + part.size)
+                return packed(until, self.width) - packed(before, self.width)
+            total = packed(elements, self.width)
         return total if self.cuts else self._share(total, part)
 
     def _share(self, total: int, part: Part | None) -> int:
@@ -93,7 +103,7 @@ class Weights:
 
 
 def make_weights(
-    capture: Capture, kernel: RowKernel | Accumulator, weight_bytes: int | None
+    capture: Capture, kernel: RowKernel | Accumulator, weight_bytes: Width | None
 ) -> Weights:
     """The weights of the operator of a kernel.
 
@@ -136,7 +146,7 @@ def make_weights(
     return Weights(
         op.name,
         op.weight_elements,
-        total if weight_bytes is None else op.weight_elements * weight_bytes,
+        total if weight_bytes is None else packed(op.weight_elements, weight_bytes),
         weight_bytes,
         counted if seen and (not cuts or cuts.keys() >= set(counted)) else None,
         cuts,

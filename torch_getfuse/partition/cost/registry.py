@@ -9,6 +9,7 @@ from torch_getfuse import plugins
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.scheme import NO_CHOICE, FusionScheme
+from torch_getfuse.widths import Width
 
 SCHEMES = plugins.SCHEMES.built_in
 
@@ -20,8 +21,8 @@ def make_scheme(
     scheme: SchemeLike,
     graph: OpGraph,
     granularity: str,
-    activation_bytes: int,
-    weight_bytes: int | None,
+    activation_bytes: Width | None,
+    weight_bytes: Width | None,
     slice_channels: int = 16,
 ) -> FusionScheme:
     """The cost model of a graph.
@@ -29,6 +30,8 @@ def make_scheme(
     Args:
         scheme: a name, or called as ``scheme(graph, activation_bytes=, weight_bytes=)``, with
             ``granularity=`` where it has ``granularities``.
+        graph: its channels are aligned as it says (:meth:`OpGraph.stored_as`).
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
         granularity: unit of the streams; of no account where the scheme has no choice.
         slice_channels: of no account where plans are not sequences of steps.
 
@@ -44,7 +47,10 @@ def make_scheme(
         chosen["granularity"] = unit
     if plugins.fact(make, "sequential", False):
         chosen["slice_channels"] = slice_channels
-    found = make(graph, activation_bytes=activation_bytes, weight_bytes=weight_bytes, **chosen)
+    graph = graph.stored_as(activation_bytes)
+    found = make(
+        graph, activation_bytes=graph.activation_width, weight_bytes=weight_bytes, **chosen
+    )
     if not isinstance(found, FusionScheme):
         raise OptionError(
             f"scheme={plugins.name_of(scheme)} makes a {type(found).__name__} of a graph; it must "

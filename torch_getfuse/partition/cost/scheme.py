@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.work import Work
+from torch_getfuse.widths import Width, packed
 
 _MOST_REMEMBERED = 1 << 14
 _LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
@@ -92,8 +93,14 @@ class FusionScheme(ABC):
 
     Args:
         graph: whose groups it prices.
-        activation_bytes: of one element of a feature map.
-        weight_bytes: of one weight element; ``None``: each at the width that it is stored in.
+        activation_bytes: of one element of a feature map; ``None``: each tensor at the width that
+            it is stored in.
+        weight_bytes: of one weight element; ``None``: each at the width that it is stored in; 0:
+            weights that cost neither DRAM access nor buffer.
+
+    Sizes of tensors are asked of :attr:`graph`, which has them in the width asked for
+    (``tensor_bytes``, ``row_bytes``, ``pixel_bytes``): an element need not be a whole byte, and
+    channels may be padded.
 
     A scheme with :attr:`granularities` takes the keyword ``granularity`` as well.
 
@@ -102,8 +109,8 @@ class FusionScheme(ABC):
         granularities: units in which it can stream, the default first; empty: it has no choice.
         additive: ``F_D`` of a group is a sum over tensors and weights, whatever else it holds: the
             bytes of each distinct tensor that it reads from outside, and of each that it produces
-            and that is needed outside, at :attr:`activation_bytes` an element, its :attr:`weights`,
-            and :meth:`reread`. The exact searches and every lower bound add
+            and that is needed outside (``graph.tensor_bytes``), its :attr:`weights`, and
+            :meth:`reread`. The exact searches and every lower bound add
             traffic up so and never ask :meth:`dram`; what they believe is compared with it when a
             plan is recorded. Where this is ``False``, plans are searched but nothing is proved of
             them.
@@ -126,6 +133,8 @@ class FusionScheme(ABC):
             (``docs/depth-first.md``); ``None``: in none.
         steps: what questions count as work.
         granularity: the unit of this one's streams.
+        graph: with its tensors stored as asked for.
+        activation_bytes: of an element of every tensor; ``None`` where widths differ.
         weights: bytes of the weights of each operator (:func:`weights_of`).
     """
 
@@ -143,16 +152,16 @@ class FusionScheme(ABC):
     steps: ClassVar[Steps] = Steps(14, 4, 10, 10)
 
     graph: OpGraph
-    activation_bytes: int
-    weight_bytes: int | None
+    activation_bytes: Width | None
+    weight_bytes: Width | None
     weights: Sequence[int]
     granularity: str = NO_CHOICE
 
     def __init__(
-        self, graph: OpGraph, activation_bytes: int = 1, weight_bytes: int | None = 1
+        self, graph: OpGraph, activation_bytes: Width | None = 1, weight_bytes: Width | None = 1
     ) -> None:
-        self.graph = graph
-        self.activation_bytes = activation_bytes
+        self.graph = graph.stored_as(activation_bytes)
+        self.activation_bytes = self.graph.activation_width
         self.weight_bytes = weight_bytes
         self.weights = weights_of(graph, weight_bytes)
 
@@ -212,7 +221,7 @@ class FusionScheme(ABC):
         return Dram(read, write, weight + self.reread(mask, buffer_bytes))
 
 
-def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
+def weights_of(graph: OpGraph, weight_bytes: Width | None) -> list[int]:
     """Bytes of the weights of each operator.
 
     Args:
@@ -220,7 +229,7 @@ def weights_of(graph: OpGraph, weight_bytes: int | None) -> list[int]:
     """
     if weight_bytes is None:
         return [graph.stored_bytes(op) for op in graph.ops]
-    return [op.weight_elements * weight_bytes for op in graph.ops]
+    return [packed(op.weight_elements, weight_bytes) for op in graph.ops]
 
 
 def boundary(graph: OpGraph, mask: int) -> tuple[list[str], list[str]]:
@@ -242,11 +251,11 @@ def once(scheme: FusionScheme, mask: int) -> Dram:
 
     The least that any method moves that runs the set at once, whether or not it fits the buffer.
     """
-    graph = scheme.graph
-    reads, writes = boundary(graph, mask)
+    size = scheme.graph.tensor_bytes
+    reads, writes = boundary(scheme.graph, mask)
     return Dram(
-        sum(graph.tensors[name].elements for name in reads) * scheme.activation_bytes,
-        sum(graph.tensors[name].elements for name in writes) * scheme.activation_bytes,
+        sum(size[name] for name in reads),
+        sum(size[name] for name in writes),
         sum(scheme.weights[i] for i in bits(mask)),
     )
 

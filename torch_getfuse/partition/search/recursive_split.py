@@ -320,10 +320,10 @@ class _Cutter:
             (
                 1 << graph.producer[name] if name in graph.producer else 0,
                 sum(1 << c for c in graph.consumers[name]),
-                tensor.elements,
+                size,
                 name in graph.outputs,
             )
-            for name, tensor in graph.tensors.items()
+            for name, size in graph.tensor_bytes.items()
         ]
 
     @property
@@ -370,7 +370,7 @@ class _Cutter:
         return added / good.bit_count()
 
     def traffic(self, mask: int) -> int:
-        """Feature elements that cross a set's border; unlike ``F_D``, defined for invalid sets.
+        """Bytes of features that cross a set's border; unlike ``F_D``, defined for invalid sets.
 
         Its differences rank cuts like those of ``F_D`` under LBDF, whose weight term is the same
         for every plan.
@@ -378,12 +378,12 @@ class _Cutter:
         if mask not in self._traffic:
             self._count(len(self._tensors) // _TENSORS + 1)
             total = 0
-            for maker, readers, elements, output in self._tensors:
+            for maker, readers, size, output in self._tensors:
                 if maker & mask:
                     if output or readers & ~mask:
-                        total += elements
+                        total += size
                 elif readers & mask:
-                    total += elements
+                    total += size
             self._traffic[mask] = total
         return self._traffic[mask]
 

@@ -84,9 +84,8 @@ class Skeleton:
             room[k] = traffic[k] = sum(scheme.weights[i] for i in bits(mask))
         streams: list[Stream] = []
         touches: list[list[int]] = [[] for _ in masks]
-        for number, (name, tensor) in enumerate(graph.tensors.items()):
+        for number, (name, size) in enumerate(graph.tensor_bytes.items()):
             problem.evaluator.work.add(_STREAM)
-            size = tensor.elements * scheme.activation_bytes
             unit = scheme.unit_bytes[number]
             maker = home[graph.producer[name]] if name in graph.producer else -1
             readers = graph.consumers[name]

@@ -257,5 +257,4 @@ class _Ascent:
 
 def _granularity(problem: FusionProblem) -> int:
     """Greatest common divisor of all tensor sizes, in bytes."""
-    width = problem.evaluator.scheme.activation_bytes
-    return math.gcd(*(tensor.elements * width for tensor in problem.graph.tensors.values()))
+    return math.gcd(*problem.graph.tensor_bytes.values())

@@ -46,8 +46,7 @@ class Columns:
         graph, scheme = problem.graph, problem.evaluator.scheme
         self._lbdf = isinstance(scheme, Lbdf)
         number = {name: k for k, name in enumerate(graph.tensors)}
-        sizes = [tensor.elements * scheme.activation_bytes for tensor in graph.tensors.values()]
-        self._sizes = np.array(sizes, np.int64)
+        self._sizes = np.array(list(graph.tensor_bytes.values()), np.int64)
         self._weights = np.array(scheme.weights, np.int64)
         self._kept = np.array([name in graph.outputs for name in graph.tensors])
         pairs = {(i, number[read.tensor]) for i, op in enumerate(graph.ops) for read in op.reads}

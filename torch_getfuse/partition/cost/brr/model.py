@@ -51,6 +51,7 @@ from torch_getfuse.partition.cost.scheme import (
     remember,
 )
 from torch_getfuse.partition.node_set import bits, mask_of
+from torch_getfuse.widths import Width, packed
 
 KAPPA = 32
 _HOPELESS = 1 << 62
@@ -135,7 +136,7 @@ class Brr(FusionScheme):
 
     Args:
         graph: the operator graph.
-        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
         kappa: output channels that a partial convolution holds.
     """
 
@@ -150,23 +151,18 @@ class Brr(FusionScheme):
     def __init__(
         self,
         graph: OpGraph,
-        activation_bytes: int = 1,
-        weight_bytes: int | None = 1,
+        activation_bytes: Width | None = 1,
+        weight_bytes: Width | None = 1,
         kappa: int = KAPPA,
     ) -> None:
         super().__init__(graph, activation_bytes, weight_bytes)
-        self._row_bytes = {
-            name: tensor.elements // tensor.rows * activation_bytes
-            for name, tensor in graph.tensors.items()
-        }
+        graph = self.graph
+        self._row_bytes = graph.row_bytes
         self._out = [graph.tensors[op.writes] for op in graph.ops]
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
         self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
-        self._row_some = [
-            b * min(kappa, _channels(t)) // _channels(t)
-            for b, t in zip(self._row_full, self._out, strict=True)
-        ]
+        self._row_some = [self._some_channels(out, kappa) for out in self._out]
         stored = zip(self._row_full, self._row_some, strict=True)
         self._demand = demand = Demand(
             graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
@@ -181,10 +177,7 @@ class Brr(FusionScheme):
             ]
             for rows in (self._row_full, self._row_some)
         )
-        inputs = [
-            sum(self._row_bytes[r.tensor] * graph.tensors[r.tensor].rows for r in op.reads)
-            for op in graph.ops
-        ]
+        inputs = [sum(graph.tensor_bytes[r.tensor] for r in op.reads) for op in graph.ops]
         self._starts = Starts(graph, self._local, full, some, inputs)
         # What follows an operator alone and leaves it one: it works on the output row in place.
         self._trailing = mask_of(
@@ -192,6 +185,15 @@ class Brr(FusionScheme):
         )
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
+
+    def _some_channels(self, out: Tensor, kappa: int) -> int:
+        """Bytes of a row of which a convolution holds ``kappa`` channels, as aligned as all."""
+        channels, align = _channels(out), self.graph.align_channels
+        if kappa >= channels:
+            return self._row_bytes[out.name]
+        some = -(-kappa // align) * align if out.channel_axis is not None else kappa
+        held = out.elements // (out.rows * channels) * some
+        return min(self._row_bytes[out.name], packed(held, self.graph.width(out.name)))
 
     # -- the two figures ------------------------------------------------------------------
 
@@ -253,9 +255,8 @@ class Brr(FusionScheme):
     def dram(self, mask: int, buffer_bytes: int) -> Dram:
         """``F_D`` of a valid group: the weights are read once per pass."""
         reads, writes = boundary(self.graph, mask)
-        tensors = self.graph.tensors
-        read = sum(tensors[name].elements for name in reads) * self.activation_bytes
-        write = sum(tensors[name].elements for name in writes) * self.activation_bytes
+        size = self.graph.tensor_bytes
+        read, write = sum(size[name] for name in reads), sum(size[name] for name in writes)
         weights = self._makeup(mask).weights
         passes = self._valid_passes(mask, buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
@@ -445,13 +446,8 @@ class Brr(FusionScheme):
         if room < 1 or not self.weights[i]:
             return None
         count = -(-self.weights[i] // room)
-        tensors = self.graph.tensors
-        return _Slices(
-            count,
-            held,
-            -(-self.weights[i] // count),
-            sum(tensors[name].elements for name in inputs) * self.activation_bytes,
-        )
+        read = sum(self.graph.tensor_bytes[name] for name in inputs)
+        return _Slices(count, held, -(-self.weights[i] // count), read)
 
     def _input_rows(self, first: int) -> dict[str, int]:
         """Rows of what an operator reads that one row of its output needs."""

@@ -124,6 +124,7 @@ class Facts:
             for read in op.reads
             if (source := graph.tensors[read.tensor]).shape == out.shape
             and source.stream_axis == out.stream_axis
+            and graph.stored_alike(source.name, out.name)
         )
 
     def floor(self, mask: int, part: int = 0) -> int:

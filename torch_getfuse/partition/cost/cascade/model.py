@@ -26,6 +26,7 @@ from torch_getfuse.partition.cost.cascade.way import SLICES, UNFUSABLE, Way
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, FusionScheme, Steps, once
 from torch_getfuse.partition.node_set import bits
+from torch_getfuse.widths import Width
 
 _MOST_GROUPS = 1 << 15
 
@@ -49,7 +50,7 @@ class Cascade(FusionScheme):
 
     Args:
         graph: the operator graph.
-        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
         slice_channels: output channels of which streamed weights are staged at a time.
 
     Attributes:
@@ -67,15 +68,15 @@ class Cascade(FusionScheme):
     def __init__(
         self,
         graph: OpGraph,
-        activation_bytes: int = 1,
-        weight_bytes: int | None = 1,
+        activation_bytes: Width | None = 1,
+        weight_bytes: Width | None = 1,
         slice_channels: int = 16,
     ) -> None:
         if slice_channels < 1:
             raise OptionError(f"slice_channels={slice_channels} is not a number from 1 up")
         super().__init__(graph, activation_bytes, weight_bytes)
         self.slice_channels = slice_channels
-        self.facts = Facts(Lbdf(graph, "line", activation_bytes, weight_bytes), slice_channels)
+        self.facts = Facts(Lbdf(self.graph, "line", activation_bytes, weight_bytes), slice_channels)
         self._groups: dict[int, Group] = {}
         self._ways: dict[tuple[int, int], Priced] = {}
 

@@ -30,6 +30,7 @@ from torch_getfuse.partition.cost.scheme import (
     remember,
 )
 from torch_getfuse.partition.node_set import bits, descendants
+from torch_getfuse.widths import Width
 
 GRANULARITIES = ("line", "pixel")
 
@@ -40,7 +41,7 @@ class Lbdf(FusionScheme):
     Args:
         graph: the operator graph.
         granularity: ``"line"`` (a unit is a row) or ``"pixel"`` (a unit is a pixel).
-        activation_bytes, weight_bytes: element widths in bytes; ``None``: weights as stored.
+        activation_bytes, weight_bytes: element widths in bytes; ``None``: as stored.
 
     Attributes:
         unit_bytes: bytes of one unit, per tensor in the order of ``graph.tensors``.
@@ -67,12 +68,13 @@ class Lbdf(FusionScheme):
         self,
         graph: OpGraph,
         granularity: str = "line",
-        activation_bytes: int = 1,
-        weight_bytes: int | None = 1,
+        activation_bytes: Width | None = 1,
+        weight_bytes: Width | None = 1,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise OptionError(f"granularity={granularity!r} is not one of {GRANULARITIES}")
         super().__init__(graph, activation_bytes, weight_bytes)
+        graph = self.graph
         self.granularity = granularity
         pixel = granularity == "pixel"
         names = list(graph.tensors)
@@ -80,8 +82,8 @@ class Lbdf(FusionScheme):
         self.names = names
         self.units = [t.rows * t.cols if pixel else t.rows for t in graph.tensors.values()]
         self._rows = [t.rows for t in graph.tensors.values()]
-        self.tensor_bytes = [t.elements * activation_bytes for t in graph.tensors.values()]
-        self.unit_bytes = [b // u for b, u in zip(self.tensor_bytes, self.units, strict=True)]
+        self.tensor_bytes = list(graph.tensor_bytes.values())
+        self.unit_bytes = list((graph.pixel_bytes if pixel else graph.row_bytes).values())
         self.writes = [number[op.writes] for op in graph.ops]
         self.readers = [sum(1 << c for c in graph.consumers[name]) for name in names]
         self._first_reader = [min(graph.consumers[name], default=0) for name in names]
@@ -260,7 +262,7 @@ class Lbdf(FusionScheme):
         weights = []
         for i in bits(mask):
             op, size = graph.ops[i], self.weights[i]
-            if op.weight_elements:
+            if size:
                 width, left = divmod(size, op.weight_elements)
                 units = (size, 1) if left else (op.weight_elements, width)  # widths may differ
                 weights.append(CostTerm("weights", op.name, *units))
