@@ -34,7 +34,8 @@ class Tensor:
         name: unique in its graph.
         shape: elements per axis, batch first and divided out (``(1, C, H, W)``).
         stream_axis: the axis whose positions are the rows of the stream; ``None`` for a
-            tensor that is one unit. A tensor of rank 4 streams over axis 2 by default.
+            tensor that is one unit. A tensor of rank 4 streams over axis 2 by default; capture
+            finds the axis of any other (docs/method.md, section 2).
         bits: width of an element where it is stored, in bits; ``None``: the graph's
             ``activation_bytes``. No part of the graph's identity, as the widths of weights.
     """
@@ -317,7 +318,7 @@ class OpGraph:
             if any(size < 1 for size in tensor.shape):
                 raise GraphError(f"tensor {name!r} has an empty shape {tensor.shape}")
             axis = tensor.stream_axis
-            if axis is not None and not 0 < axis < len(tensor.shape):
+            if axis is not None and not 0 <= axis < len(tensor.shape):
                 raise GraphError(f"tensor {name!r} of rank {len(tensor.shape)} has no axis {axis}")
             if axis is not None and len(tensor.shape) == 4 and axis == 3:
                 raise GraphError(f"tensor {name!r} streams over its last axis: no columns are left")

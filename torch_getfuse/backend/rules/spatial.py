@@ -41,9 +41,9 @@ def _spatial_spec(
         *per_axis,
     )
     reads = () if operand.weight else (Reading(operand, accesses),)
-    # Rows are the first map axis, unless there are three (a volume has no rows here).
-    stream = lead if len(per_axis) <= 2 else None
-    return Spec(kind, reads, stream_axis=stream, **more)
+    # Rows are the first map axis; of a volume the longer one of depth and height.
+    higher = len(per_axis) == 3 and operand.shape[lead + 1] > operand.shape[lead]
+    return Spec(kind, reads, stream_axis=lead + higher, **more)
 
 
 def _convolution(call: Call) -> Spec:

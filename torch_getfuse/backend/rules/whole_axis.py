@@ -19,6 +19,7 @@ from torch_getfuse.backend.rules.rule import (
     Sample,
     Spec,
     held_axes,
+    pointwise_accesses,
     whole,
 )
 from torch_getfuse.backend.rules.view_windows import Access, All, Along
@@ -93,20 +94,46 @@ def _linear(call: Call) -> Spec:
 
 
 def _matmul(call: Call) -> Spec:
-    """With a matrix of weights on the right like a linear layer; else whole operands."""
+    """With a matrix of weights on the right like a linear layer; of two maps a row of the left
+    one needs all of the right one.
+    """
     left, right = call.args.get("input"), call.args.get("other", call.args.get("mat2"))
-    if (
-        isinstance(left, Operand)
-        and isinstance(right, Operand)
-        and not left.weight
-        and right.weight
-        and right.rank == 2
-        and left.rank > 1
-    ):
+    if not isinstance(left, Operand) or not isinstance(right, Operand):
+        return whole(call, call.name, mixes=True)
+    if not left.weight and right.weight and right.rank == 2 and left.rank > 1:
         accesses: list[Access] = [Along(axis) for axis in range(left.rank)]
         accesses[-1] = All(reduce=True)
         return Spec(call.name, (Reading(left, tuple(accesses)),), mixes_channels=True)
-    return whole(call, call.name, mixes=True)
+    if min(left.rank, right.rank) < 2:
+        return whole(call, call.name, mixes=True)
+    rows, columns = _aligned(left, call.rank), _aligned(right, call.rank)
+    rows[-1] = columns[-2] = All()
+    reads = ((left, rows), (right, columns))
+    return Spec(
+        call.name,
+        tuple(Reading(o, tuple(accesses)) for o, accesses in reads if not o.weight),
+        mixes_channels=True,
+    )
+
+
+def _aligned(operand: Operand, rank: int) -> list[Access]:
+    """Accesses of an operand that is aligned with the last axes of an output of ``rank`` axes."""
+    return list(pointwise_accesses(operand, rank))
+
+
+def _attention(call: Call) -> Spec:
+    """A row of the queries, and of a mask, needs all keys and values."""
+    query = call.args["query"]
+    if query.rank != call.rank:
+        return whole(call, call.name, mixes=True)
+    reads = []
+    for operand in call.activations:
+        accesses = _aligned(operand, call.rank)
+        held = (-1,) if operand is query or operand is call.args.get("attn_mask") else (-2, -1)
+        for axis in held:
+            accesses[axis] = All()
+        reads.append(Reading(operand, tuple(accesses)))
+    return Spec(call.name, tuple(reads), mixes_channels=True)
 
 
 def _everything(call: Call) -> Spec:
@@ -216,11 +243,11 @@ RULES: tuple[OpRule, ...] = (
     OpRule(
         "attention",
         ("scaled_dot_product_attention",),
-        _everything,
+        _attention,
         Sample(
             lambda: Run(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1)), ((2, 6, 4),)
         ),
-        ("query", "key", "value"),
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
         product=True,
         batched=True,
     ),
