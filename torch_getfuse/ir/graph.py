@@ -102,6 +102,8 @@ class Op:
         mixes_channels: every output channel may need every input channel (convolution,
             linear, matmul); ``False`` for the "local" operators of BRR (docs/method.md, section 4).
         groups: channel groups of a convolution.
+        channel_axis: axis of the output's channels, where it is not axis 1 of a map of rank 4 and
+            the last one of any other tensor.
         reason: why there is no better rule for it; empty for operators that have one.
         after: names of operators that must run before it although it reads nothing of theirs:
             both draw random numbers, or one writes where the other reads. Only what does not
@@ -117,6 +119,7 @@ class Op:
     in_place: bool = False
     mixes_channels: bool = False
     groups: int = 1
+    channel_axis: int | None = None
     reason: str = ""
     after: tuple[str, ...] = ()
     weight_bytes: int | None = field(default=None, compare=False)
@@ -138,6 +141,8 @@ class Op:
             form["mixes_channels"] = True
         if self.groups != 1:
             form["groups"] = self.groups
+        if self.channel_axis is not None:
+            form["channel_axis"] = self.channel_axis
         if self.reason:
             form["reason"] = self.reason
         if self.after:
@@ -162,6 +167,7 @@ class Op:
             in_place=fields.flag("in_place"),
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
+            channel_axis=fields.integer("channel_axis") if "channel_axis" in fields else None,
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
             weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,
@@ -285,6 +291,17 @@ class OpGraph:
         text = json.dumps(form, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def channel_axis(self, op: Op) -> int | None:
+        """The axis of an operator's output that its channels are on; ``None`` for a scalar."""
+        rank = len(self.tensors[op.writes].shape)
+        axis = default_channels(rank) if op.channel_axis is None else op.channel_axis
+        return axis if rank else None
+
+    def channels(self, op: Op) -> int:
+        """Output channels of an operator."""
+        axis = self.channel_axis(op)
+        return 1 if axis is None else self.tensors[op.writes].shape[axis]
+
     @property
     def weight_elements(self) -> int:
         """Elements of all weights."""
@@ -355,6 +372,12 @@ class OpGraph:
                 )
             if op.in_place and len(op.reads) != 1:
                 raise GraphError(f"{op.name} ({op.kind}) is marked in place but is not unary")
+            if op.channel_axis is not None:
+                rank = len(self.tensors[op.writes].shape)
+                if not 0 <= op.channel_axis < rank:
+                    raise GraphError(
+                        f"{op.name} ({op.kind}) has channels on axis {op.channel_axis} of rank {rank}"
+                    )
             known.add(op.writes)
             self._verify_windows(op)
         for name in self.outputs:
@@ -420,3 +443,8 @@ class OpGraph:
             ops=tuple(map(Op.from_dict, ops)),
             tensors=tensors,
         )
+
+
+def default_channels(rank: int) -> int:
+    """The axis of channels where an operator states none: 1 of a map of rank 4, else the last."""
+    return 1 if rank == 4 else rank - 1

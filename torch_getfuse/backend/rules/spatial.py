@@ -89,6 +89,7 @@ def _convolution(call: Call) -> Spec:
         All(),
         mixes_channels=True,
         groups=int(call.get("groups", 1)),
+        channel_axis=lead - 1,
         weights=weight.stored + own_bias,
         bias=own_bias,
     )

@@ -279,7 +279,7 @@ class _Finder:
         if len(runs) > 1:
             # The axis is cut up: along the output's rows run blocks of ``atom.stride`` positions.
             inside = sorted((run for _, run in runs if run is not atom), key=lambda run: run.stride)
-            if within > 1 or not _is_block(inside, atom.stride):
+            if within > 1 or not is_run(inside, atom.stride):
                 return "whole"
             return _in_blocks(access, atom.stride, start)
         if within > 1:
@@ -299,7 +299,7 @@ class _Finder:
         )
 
 
-def _is_block(atoms: Sequence[Atom], size: int) -> bool:
+def is_run(atoms: Sequence[Atom], size: int) -> bool:
     """Whether runs, the fastest first, together go through ``size`` positions in a row."""
     reached = 1
     for atom in atoms:

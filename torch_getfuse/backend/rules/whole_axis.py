@@ -90,7 +90,8 @@ def _linear(call: Call) -> Spec:
         return whole(call, "linear", mixes=True)
     accesses: list[Access] = [Along(axis) for axis in range(operand.rank)]
     accesses[-1] = All(reduce=True)
-    return Spec("linear", (Reading(operand, tuple(accesses)),), mixes_channels=True)
+    reads = (Reading(operand, tuple(accesses)),)
+    return Spec("linear", reads, mixes_channels=True, channel_axis=call.rank - 1)
 
 
 def _matmul(call: Call) -> Spec:
@@ -103,7 +104,12 @@ def _matmul(call: Call) -> Spec:
     if not left.weight and right.weight and right.rank == 2 and left.rank > 1:
         accesses: list[Access] = [Along(axis) for axis in range(left.rank)]
         accesses[-1] = All(reduce=True)
-        return Spec(call.name, (Reading(left, tuple(accesses)),), mixes_channels=True)
+        return Spec(
+            call.name,
+            (Reading(left, tuple(accesses)),),
+            mixes_channels=True,
+            channel_axis=call.rank - 1,
+        )
     if min(left.rank, right.rank) < 2:
         return whole(call, call.name, mixes=True)
     rows, columns = _aligned(left, call.rank), _aligned(right, call.rank)

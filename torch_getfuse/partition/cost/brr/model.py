@@ -29,7 +29,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch_getfuse.ir import OpGraph, Tensor, WindowKind
+from torch_getfuse.ir import OpGraph, WindowKind
 from torch_getfuse.partition.cost.brr.rows import Demand, Held, Rows
 from torch_getfuse.partition.cost.brr.starts import (
     NO_OPERATORS,
@@ -164,8 +164,8 @@ class Brr(FusionScheme):
         # Bytes of one row of an operator's output: all channels, and kappa of them.
         self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
         self._row_some = [
-            b * min(kappa, _channels(t)) // _channels(t)
-            for b, t in zip(self._row_full, self._out, strict=True)
+            b * min(kappa, channels) // channels
+            for b, channels in zip(self._row_full, map(graph.channels, graph.ops), strict=True)
         ]
         stored = zip(self._row_full, self._row_some, strict=True)
         self._demand = demand = Demand(
@@ -474,14 +474,13 @@ def _sums(held: Mapping[int, Held], mask: int) -> Held:
     return whole, some, further, further_some
 
 
-def _channels(tensor: Tensor) -> int:
-    return tensor.elements // (tensor.rows * tensor.cols)
-
-
 def _is_local(graph: OpGraph, position: int) -> bool:
     """Pooling, add, concat, elementwise, and depthwise convolution: channel by channel."""
     op = graph.ops[position]
     if not op.mixes_channels:
         return True
     source = graph.tensors[op.reads[0].tensor] if op.reads else graph.tensors[op.writes]
-    return op.groups > 1 and op.groups == _channels(source)
+    axis, rank = graph.channel_axis(op), len(graph.tensors[op.writes].shape)
+    if axis is None or len(source.shape) != rank:
+        return op.groups > 1 and op.groups == source.elements // (source.rows * source.cols)
+    return op.groups > 1 and op.groups == source.shape[axis]
