@@ -199,7 +199,10 @@ EXACT = {
     "view": {"kernel": [3, 3], "stride": [3, 3], "dilation": [1, 1], "padding": [0, 0]},
     "split": "identity",
     "cat": "identity",
-    "cat over rows": "whole",
+    "cat over rows": {
+        "kernel": [1, 1], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 0],
+        "padding_end": [6, 0],
+    },
     "roll": "whole",
     "crop, pool": {
         "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1], "padding": [-2, -1],

@@ -376,7 +376,8 @@ class OpGraph:
                 rank = len(self.tensors[op.writes].shape)
                 if not 0 <= op.channel_axis < rank:
                     raise GraphError(
-                        f"{op.name} ({op.kind}) has channels on axis {op.channel_axis} of rank {rank}"
+                        f"{op.name} ({op.kind}) has its channels on axis {op.channel_axis} of a "
+                        f"tensor of rank {rank}"
                     )
             known.add(op.writes)
             self._verify_windows(op)

@@ -37,9 +37,10 @@ def make(site: Site, name: str) -> RowKernel | None:
         return CatKernel(site, args["tensors"])
     if name in _PRODUCTS:
         left, right = args["input"], args.get("other", args.get("mat2"))
-        # Along the output's columns, all of the left operand is taken; along its rows, of the right.
+        # A row of the output takes all of the right operand, a column all of the left one.
+        last = site.rank - 1
         return ProductKernel(
-            site, [n for n, axis in ((left, -1), (right, -2)) if stream != site.rank + axis]
+            site, [*([left] if stream != last else []), *([right] if stream != last - 1 else [])]
         )
     if name == "scaled_dot_product_attention":
         if args.get("is_causal") and stream == site.rank - 2:
@@ -88,12 +89,11 @@ class CatKernel(RowKernel):
             begin, end = self._part(first, size, low, high)
             if begin == end:
                 continue
-            block = blocks.get(node)
-            found.append(
-                values[node].narrow(self.axis, begin, end - begin) if block is None else block
-            )
-        dtype = self.dtype
-        return torch.cat([block.to(dtype) for block in found], self.axis)
+            if node in blocks:
+                found.append(blocks[node].to(self.dtype))
+            else:
+                found.append(values[node].narrow(self.axis, begin, end - begin).to(self.dtype))
+        return torch.cat(found, self.axis)
 
     def _part(self, first: int, size: int, low: int, high: int) -> tuple[int, int]:
         begin = min(max(low - first, 0), size)
