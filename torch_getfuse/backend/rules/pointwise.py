@@ -343,6 +343,15 @@ RULES: tuple[OpRule, ...] = (
 
 EXTRA_SAMPLES: dict[str, Sample] = {
     "cat over rows": Sample(lambda: Run(lambda x, y: torch.cat((x, y), 2)), (_MAP, _MAP)),
+    "cat over tokens": Sample(
+        lambda: Run(
+            lambda x, w: torch.cat((w.expand(len(x), -1, -1), x.tanh(), x.exp()), 1), (2, 4)
+        ),
+        ((5, 4),),
+    ),
+    "batch norm of a signal": Sample(
+        lambda: nn.Sequential(nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5), nn.PReLU()).eval(), ((4, 9),)
+    ),
     "cat over columns": Sample(lambda: Run(lambda x, y: torch.cat((x, y), -1)), (_MAP, _MAP)),
     "glu over columns": Sample(lambda: nn.GLU(3), ((4, 6, 8),)),
     "same operand twice": Sample(lambda: Run(lambda x: x * x), (_MAP,)),

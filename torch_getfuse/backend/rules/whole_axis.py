@@ -291,6 +291,31 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "response norm": Sample(lambda: nn.LocalResponseNorm(3), (_MAP,)),
     "topk": Sample(lambda: Run(lambda x: torch.topk(x, 2, 1)[0]), (_MAP,)),
     "roll": Sample(lambda: Run(lambda x: torch.roll(x, 1, 2)), (_MAP,)),
+    "attention by rows": Sample(
+        lambda: Run(
+            lambda x, y, m: F.scaled_dot_product_attention(x.tanh(), y, y * 2, attn_mask=m), (6, 5)
+        ),
+        ((2, 6, 4), (2, 5, 4)),
+    ),
+    "causal attention": Sample(
+        lambda: Run(
+            lambda x, y: F.scaled_dot_product_attention(x.tanh(), y, y * 2, is_causal=True)
+        ),
+        ((2, 6, 4), (2, 6, 4)),
+    ),
+    "matmul of maps": Sample(
+        lambda: Run(lambda x, y: (x.tanh() @ y.transpose(1, 2)).softmax(-1) @ y),
+        ((6, 4), (5, 4)),
+    ),
+    "norms of a signal": Sample(
+        lambda: nn.Sequential(
+            nn.Conv1d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.GELU(), nn.InstanceNorm1d(4)
+        ),
+        ((4, 12),),
+    ),
+    "mean of tokens": Sample(
+        lambda: Run(lambda x: x.relu().flatten(2).transpose(1, 2).mean(1)), (_MAP,)
+    ),
     "attention": Sample(
         lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), ((5, 8),)
     ),
