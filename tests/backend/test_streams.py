@@ -13,7 +13,7 @@ from torch import nn
 import torch_getfuse
 from tests.backend.test_depth_first import check
 from tests.cascade_both import assert_step, model_of, random_around, random_buffer, random_step
-from tests.cascade_simulator import Oracle
+from tests.cascade_simulator import Cascade as Oracle
 from tests.graphs import random_group
 from tests.simulator import Simulator
 from torch_getfuse.backend.capture.capture import capture_model
