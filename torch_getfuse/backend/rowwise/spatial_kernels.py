@@ -328,8 +328,6 @@ class PadKernel(SlidingKernel):
         if self.mode != "constant" and (begin, end) != (0, 0):
             raise NoRowKernel(f"{self.op.name}: padding by {self.mode} copies rows")
         pads[place : place + 2] = [0, 0][: max(0, len(pads) - place)]
-        if self.mode != "constant":
-            pads = pads[: max(place, 2)]
         self.pads = pads
         self.value = float(or_default(args.get("value"), 0.0))
         self.kernel = self.stride = self.dilation = 1
