@@ -172,6 +172,8 @@ class Cascade:
     def channels(self, op: Op) -> int:
         """Output channels."""
         shape = self.graph.tensors[op.writes].shape
+        if op.channel_axis is not None:
+            return shape[op.channel_axis]
         return shape[1] if len(shape) == 4 else shape[-1]
 
     def crossing(self, mask: int, around: Around, times: int = 1) -> tuple[int, int]:

@@ -31,9 +31,14 @@ from torch_getfuse.partition.plan import PartitionPlan
 SAMPLES = {**{rule.kind: rule.sample for rule in RULES}, **EXTRA_SAMPLES}
 
 # What cannot run by rows, and for all else must: sample -> part of the reason, by batch.
-ALWAYS = {"std_mean": "no rule that takes them", "max_pool2d, both": "gives several tensors"}
+ALWAYS = {
+    "std_mean": "no rule that takes them",
+    "max_pool2d, both": "gives several tensors",
+    "causal attention": "is causal",
+}
 BATCHED = {
     "stack": "batch on the first axis",
+    "samples behind tokens": "batch on the first axis",
     "attention": "batch on the first axis",
     "mean of all": "batch on the first axis",
     "variance of all": "batch on the first axis",

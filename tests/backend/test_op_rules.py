@@ -199,7 +199,23 @@ EXACT = {
     "view": {"kernel": [3, 3], "stride": [3, 3], "dilation": [1, 1], "padding": [0, 0]},
     "split": "identity",
     "cat": "identity",
-    "cat over rows": "whole",
+    "cat over rows": {
+        "kernel": [1, 1], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 0],
+        "padding_end": [6, 0],
+    },
+    "map to tokens": {
+        "kernel": [7, 7], "stride": [7, 1], "dilation": [1, 1], "padding": [0, 6],
+        "transposed": True,
+    },
+    "tokens to map": {
+        "kernel": [21, 4], "stride": [14, 1], "dilation": [1, 1], "padding": [6, 3],
+        "padding_end": [0, 3],
+    },
+    "conv3d along depth": "identity",
+    "attention by rows": {
+        "kernel": [1, 7], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 3],
+    },
+    "norms of a signal": "whole",
     "roll": "whole",
     "crop, pool": {
         "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1], "padding": [-2, -1],

@@ -40,7 +40,8 @@ class Tensor:
         name: unique in its graph.
         shape: elements per axis, batch first and divided out (``(1, C, H, W)``).
         stream_axis: the axis whose positions are the rows of the stream; ``None`` for a
-            tensor that is one unit. A tensor of rank 4 streams over axis 2 by default.
+            tensor that is one unit. A tensor of rank 4 streams over axis 2 by default; capture
+            finds the axis of any other (docs/method.md, section 2).
         bits: width of an element where it is stored, in bits; ``None``: the graph's
             ``activation_bytes``. No part of the graph's identity, as the widths of weights. Which
             tensors are written over others, and all bytes, follow from it: ask the graph
@@ -133,6 +134,8 @@ class Op:
         mixes_channels: every output channel may need every input channel (convolution,
             linear, matmul); ``False`` for the "local" operators of BRR (docs/method.md, section 4).
         groups: channel groups of a convolution.
+        channel_axis: axis of the output's channels, where it is not axis 1 of a map of rank 4 and
+            the last one of any other tensor.
         reason: why there is no better rule for it; empty for operators that have one.
         after: names of operators that must run before it although it reads nothing of theirs:
             both draw random numbers, or one writes where the other reads. Only what does not
@@ -148,6 +151,7 @@ class Op:
     in_place: bool = False
     mixes_channels: bool = False
     groups: int = 1
+    channel_axis: int | None = None
     reason: str = ""
     after: tuple[str, ...] = ()
     weight_bytes: int | None = field(default=None, compare=False)
@@ -169,6 +173,8 @@ class Op:
             form["mixes_channels"] = True
         if self.groups != 1:
             form["groups"] = self.groups
+        if self.channel_axis is not None:
+            form["channel_axis"] = self.channel_axis
         if self.reason:
             form["reason"] = self.reason
         if self.after:
@@ -193,6 +199,7 @@ class Op:
             in_place=fields.flag("in_place"),
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
+            channel_axis=fields.integer("channel_axis") if "channel_axis" in fields else None,
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
             weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,
@@ -394,6 +401,17 @@ class OpGraph:
         text = json.dumps(form, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def channel_axis(self, op: Op) -> int | None:
+        """The axis of an operator's output that its channels are on; ``None`` for a scalar."""
+        rank = len(self.tensors[op.writes].shape)
+        axis = default_channels(rank) if op.channel_axis is None else op.channel_axis
+        return axis if rank else None
+
+    def channels(self, op: Op) -> int:
+        """Output channels of an operator."""
+        axis = self.channel_axis(op)
+        return 1 if axis is None else self.tensors[op.writes].shape[axis]
+
     @property
     def weight_elements(self) -> int:
         """Elements of all weights."""
@@ -439,7 +457,7 @@ class OpGraph:
             if tensor.bits is not None and tensor.bits < 1:
                 raise GraphError(f"tensor {name!r} has elements of {tensor.bits} bits")
             axis = tensor.stream_axis
-            if axis is not None and not 0 < axis < len(tensor.shape):
+            if axis is not None and not 0 <= axis < len(tensor.shape):
                 raise GraphError(f"tensor {name!r} of rank {len(tensor.shape)} has no axis {axis}")
             if axis is not None and len(tensor.shape) == 4 and axis == 3:
                 raise GraphError(f"tensor {name!r} streams over its last axis: no columns are left")
@@ -476,6 +494,13 @@ class OpGraph:
                 )
             if op.in_place and len(op.reads) != 1:
                 raise GraphError(f"{op.name} ({op.kind}) is marked in place but is not unary")
+            if op.channel_axis is not None:
+                rank = len(self.tensors[op.writes].shape)
+                if not 0 <= op.channel_axis < rank:
+                    raise GraphError(
+                        f"{op.name} ({op.kind}) has its channels on axis {op.channel_axis} of a "
+                        f"tensor of rank {rank}"
+                    )
             known.add(op.writes)
             self._verify_windows(op)
         for name in self.outputs:
@@ -544,3 +569,8 @@ class OpGraph:
             ops=tuple(map(Op.from_dict, ops)),
             tensors=tensors,
         )
+
+
+def default_channels(rank: int) -> int:
+    """The axis of channels where an operator states none: 1 of a map of rank 4, else the last."""
+    return 1 if rank == 4 else rank - 1

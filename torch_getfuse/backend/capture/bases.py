@@ -1,10 +1,13 @@
-"""The tensors that capture finds: where their batch is, and which axis runs along their rows."""
+"""The tensors that capture finds, and where their batch is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch_getfuse.backend.capture.graph_values import Base, Feature
 from torch_getfuse.backend.rules.rule import Spec, TensorInfo
-from torch_getfuse.backend.rules.view_windows import Along
+from torch_getfuse.backend.rules.view_windows import Along, Layout
 from torch_getfuse.ir import Tensor
 
 
@@ -26,28 +29,40 @@ class Bases:
         self,
         info: TensorInfo,
         batch: tuple[int, int] | None,
-        stream: int | None,
         op: int | None,
         bits: int | None = None,
     ) -> int:
-        """A tensor more, and its number.
+        """A tensor more, and its number; its rows are found later (:mod:`streams`).
 
         Args:
             batch: axis that the batch is in, and the product of the sizes inside of it there.
-            stream: axis whose positions are rows.
             op: number of the operator that writes it.
             bits: of an element where it is stored; ``None`` for those of its dtype.
         """
         shape = list(info.shape)
         if batch is not None:
             shape[batch[0]] //= self.batch
-        if stream is None:
-            stream = Tensor.default_axis(shape)
-        elif not 0 < stream < len(shape) or (len(shape) == 4 and stream == 3):
-            stream = None
         bits = 8 * info.dtype.itemsize if bits is None else bits
-        self._bases.append(Base(info, batch, Tensor("", tuple(shape), stream, bits), op))
+        tensor = replace(Tensor.of("", shape), bits=bits)
+        self._bases.append(Base(info, batch, tensor, op))
         return len(self._bases) - 1
+
+    def stream(self, base: int, axis: int | None) -> None:
+        """Let a tensor stream over ``axis``; where it has no such rows, over the default one."""
+        old = self._bases[base]
+        shape = old.tensor.shape
+        if axis is None:
+            axis = Tensor.default_axis(shape)
+        elif not has_rows(shape, axis):
+            axis = None
+        self._bases[base] = replace(old, tensor=replace(old.tensor, stream_axis=axis))
+
+    def of_one_sample(self, feature: Feature) -> Layout:
+        """What a view shows of one sample."""
+        batch = self._bases[feature.base].batch
+        if batch is None:
+            return feature.layout
+        return feature.layout.without_batch(*batch, self.batch)
 
     def find_batch(self, feature: Feature) -> tuple[int, int] | None:
         """Axis of a view that the batch is in, and the product of the sizes inside of it."""
@@ -90,24 +105,7 @@ class Bases:
             return 0, info.shape[0] // self.batch
         return (info.shape.index(self.batch), 1) if self.batch in info.shape else None
 
-    def stream_of(self, spec: Spec, info: TensorInfo) -> int | None:
-        """The axis of the output that runs along the rows of an operand."""
-        if spec.stream_axis is not None:
-            return spec.stream_axis
-        rank = len(info.shape)
-        rows = {id(r): self._bases[r.operand.value.base].tensor.rows for r in spec.reads}
-        for reading in sorted(spec.reads, key=lambda r: -rows[id(r)]):
-            feature: Feature = reading.operand.value
-            source = self._bases[feature.base].tensor
-            hits = [] if source.stream_axis is None else feature.layout.find(source.stream_axis)
-            if len(hits) != 1:
-                continue
-            axis: int | None = hits[0][0]
-            if reading.accesses is not None:
-                access = reading.accesses[hits[0][0]]
-                axis = access.axis if isinstance(access, Along) else None
-            elif reading.operand.shape != info.shape:
-                axis = None
-            if axis is not None and 0 < axis < rank and (rank, axis) != (4, 3):
-                return axis
-        return None
+
+def has_rows(shape: Sequence[int], axis: int) -> bool:
+    """Whether a tensor can stream over an axis: not over the columns of a map, or one sample."""
+    return (axis > 0 or shape[0] > 1) and (len(shape), axis) != (4, 3)

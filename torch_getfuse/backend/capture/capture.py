@@ -426,7 +426,13 @@ def _capture(
     for base in read.values():
         tensors[base] = unique("input", taken)
     ops = tuple(
-        operator_of(draft, name, tensors, tuple(names[k] for k in after))
+        operator_of(
+            draft,
+            name,
+            len(builder.bases[draft.writes].info.shape),
+            tensors,
+            tuple(names[k] for k in after),
+        )
         for draft, name, after in zip(drafts, names, order.after(drafts), strict=True)
     )
     width = _input_width(read)

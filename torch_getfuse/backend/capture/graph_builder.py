@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,18 +13,16 @@ from torch import fx
 from torch_getfuse.backend.capture.bases import Bases
 from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
-    Base,
     Draft,
     Feature,
     Role,
     Value,
     Weight,
     covers,
-    fits,
-    input_stream,
     only_pick,
 )
 from torch_getfuse.backend.capture.memory import Memory, place_of
+from torch_getfuse.backend.capture.streams import settle_streams
 from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, full_name, normalise
 from torch_getfuse.backend.fx_nodes.values import (
@@ -41,18 +38,15 @@ from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
     Operand,
-    Reading,
     Spec,
     Stored,
     TensorInfo,
     operands_in,
     whole,
 )
-from torch_getfuse.backend.rules.view_windows import Layout, read_window
+from torch_getfuse.backend.rules.view_windows import Layout
 from torch_getfuse.backend.torch_private import FakeScriptObject, script_class
-from torch_getfuse.ir import Tensor, Window, WindowKind
-
-log = logging.getLogger(__name__)
+from torch_getfuse.ir import Window
 
 
 @dataclass
@@ -88,6 +82,7 @@ class GraphBuilder:
         """Takes in all nodes of the graph."""
         for node in self.owner.graph.nodes:
             self._add(node)
+        settle_streams(self.bases, self.live(), list(self.inputs.values()))
         return self
 
     def live(self) -> list[Draft]:
@@ -136,7 +131,7 @@ class GraphBuilder:
         lead = info.shape[0] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
         batch = None if shared else (0, lead // self.batch)
-        base = self.bases.add(info, batch, input_stream(node, info), None)
+        base = self.bases.add(info, batch, None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))
 
@@ -339,10 +334,7 @@ class GraphBuilder:
             info = call.outputs[0]
         else:
             info, bits = self._joint(call.outputs)
-        batch = self.bases.batch_of(spec, info)
-        stream = self.bases.stream_of(spec, info) if len(call.outputs) == 1 else None
-        base = self.bases.add(info, batch, stream, len(self.drafts), bits)
-        reads, reason = self._reads(spec, self.bases[base].tensor)
+        base = self.bases.add(info, self.bases.batch_of(spec, info), len(self.drafts), bits)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
             self.bases[features[0].value.base].info.shape
@@ -351,14 +343,15 @@ class GraphBuilder:
             kind=spec.kind,
             target=str(node.target) if isinstance(node.target, str) else call.name,
             module=module_path(node),
-            reads=reads,
+            reads=[(o, Window.whole()) for o in dict.fromkeys(f.value.base for f in features)],
             writes=base,
             nodes=[node],
             spec=spec,
             weights=_weights(call, spec),
-            in_place=spec.in_place and len(features) == 1 and self._keeps(reads, base),
-            reason=reason,
+            in_place=False,
+            reason=spec.reason,
             direct=direct,
+            joint=len(call.outputs) > 1,
             calls=[(node, [(o.node, o.value) for o in call.activations])],
         )
         self.drafts.append(draft)
@@ -374,43 +367,6 @@ class GraphBuilder:
         bits = sum(8 * i.dtype.itemsize * n for i, n in zip(infos, sizes, strict=True))
         mean = -(-bits // total) if total else 8 * infos[0].dtype.itemsize
         return TensorInfo((self.batch, whole // self.batch), infos[0].dtype), mean
-
-    def _reads(self, spec: Spec, target: Tensor) -> tuple[list[tuple[int, Window]], str]:
-        reads: dict[int, Window] = {}
-        reason = spec.reason
-        for reading in spec.reads:
-            feature: Feature = reading.operand.value
-            source = self.bases[feature.base]
-            window = self._window(reading, source, target)
-            if not fits(window, source.tensor, target):
-                reason = f"{window} of {source.tensor.shape} does not give {target.shape}"
-                log.warning("%s: %s; it is taken to read its whole input", spec.kind, reason)
-                window = Window.whole()
-            if feature.base in reads and reads[feature.base] != window:
-                # One tensor through two windows: no single window says both.
-                window = Window.whole()
-            reads[feature.base] = window
-        return list(reads.items()), reason
-
-    def _window(self, reading: Reading, source: Base, target: Tensor) -> Window:
-        if reading.accesses is None:
-            return Window.whole()
-        pure = source.batch is not None and source.tensor.shape[source.batch[0]] == 1
-        axis = source.batch[0] if source.batch is not None and pure else None
-        layout = reading.operand.value.layout
-        return read_window(source.tensor, layout, reading.accesses, target, axis)
-
-    def _keeps(self, reads: Sequence[tuple[int, Window]], base: int) -> bool:
-        """True where the result can take the place of the one operand."""
-        if len(reads) != 1 or reads[0][1].kind is not WindowKind.IDENTITY:
-            return False
-        source, target = self.bases[reads[0][0]], self.bases[base]
-        same_units = source.tensor.elements == target.tensor.elements
-        return (
-            same_units
-            and source.info.dtype == target.info.dtype
-            and (source.tensor.rows == target.tensor.rows)
-        )
 
     # -- writes -----------------------------------------------------------------------------
 
@@ -495,9 +451,7 @@ class GraphBuilder:
         like = self.bases[sources[0]]
         same = like.info.shape == info.shape
         batch = like.batch if same else self.bases.guess_batch(info)
-        base = self.bases.add(
-            info, batch, like.tensor.stream_axis if same else None, len(self.drafts), bits
-        )
+        base = self.bases.add(info, batch, len(self.drafts), bits)
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
         self.drafts.append(
             Draft(kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason)

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.fx_nodes.values import traced_value
-from torch_getfuse.backend.rules.registry import positional
 from torch_getfuse.backend.rules.rule import Spec, Stored, TensorInfo
 from torch_getfuse.backend.rules.view_windows import Layout
 from torch_getfuse.ir import Tensor, Window, WindowKind
@@ -123,7 +121,10 @@ class Base:
 
 @dataclass
 class Draft:
-    """An operator whose tensors are bases; :mod:`capture` prunes, folds and names them."""
+    """An operator whose tensors are bases; :mod:`capture` prunes, folds and names them.
+
+    Its windows are whole until :mod:`streams` has found them.
+    """
 
     kind: str
     target: str
@@ -137,20 +138,10 @@ class Draft:
     reason: str
     direct: bool = False
     """Reads one tensor, and that itself rather than a view of it."""
+    joint: bool = False
+    """Writes several tensors, which are one of all their elements."""
     calls: list[tuple[fx.Node, list[tuple[fx.Node, Feature]]]] = field(default_factory=list)
     """The call, and that of a folded batch norm, each with its feature maps."""
-
-
-def input_stream(node: fx.Node, info: TensorInfo) -> int | None:
-    """A signal ``(N, C, L)`` that a one-dimensional convolution or pool reads has rows too."""
-    if len(info.shape) != 3:
-        return None
-    for user in node.users:
-        if user.op in ("call_function", "call_method") and user.args[:1] == (node,):
-            name = normalise(user, positional).name
-            if name.endswith("1d") and ("conv" in name or "pool" in name):
-                return 2
-    return None
 
 
 def only_pick(node: fx.Node) -> int | None:

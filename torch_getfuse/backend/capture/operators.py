@@ -9,6 +9,7 @@ from torch_getfuse.backend.capture.graph_values import Draft
 from torch_getfuse.backend.capture.op_order import OperatorOrder
 from torch_getfuse.backend.rules.rule import Stored
 from torch_getfuse.ir import Op, Read
+from torch_getfuse.ir.graph import default_channels
 from torch_getfuse.json_fields import escaped
 
 
@@ -77,8 +78,11 @@ def unique(name: str, taken: set[str]) -> str:
     return found
 
 
-def operator_of(draft: Draft, name: str, tensors: Mapping[int, str], after: tuple[str, ...]) -> Op:
+def operator_of(
+    draft: Draft, name: str, rank: int, tensors: Mapping[int, str], after: tuple[str, ...]
+) -> Op:
     """The operator of a draft, whose tensors have names by now."""
+    axis = draft.spec.channel_axis
     return Op(
         name=name,
         kind=draft.kind,
@@ -90,6 +94,7 @@ def operator_of(draft: Draft, name: str, tensors: Mapping[int, str], after: tupl
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,
+        channel_axis=None if axis == default_channels(rank) else axis,
         reason=draft.reason,
         after=after,
     )

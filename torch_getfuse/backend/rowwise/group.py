@@ -101,6 +101,7 @@ class DepthFirstGroup(nn.Module):
         self.ops = [op for i, op in enumerate(graph.ops) if layout.mask >> i & 1]
         turns = turns_of(graph, layout, stay)
         self.tensors: dict[str, Tensor] = {name: graph.tensors[name] for name in layout.shared}
+        self._check_batch(capture)
         self.kernels = {op.writes: make_kernel(capture, op) for op in self.ops}
         takers: dict[str, list[Accumulator]] = {name: [] for name in self.tensors}
         for op in self.ops:
@@ -115,7 +116,6 @@ class DepthFirstGroup(nn.Module):
             if tensor.device.type != "cpu":
                 raise NoRowKernel(f"{name!r} is on {tensor.device}; rows run on the CPU")
         self.dtypes = {name: tensor.dtype for name, tensor in traced.items()}
-        self._check_batch(capture)
         weights = {
             name: make_weights(capture, k, plan.weight_bytes) for name, k in self.kernels.items()
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.fx_nodes.normalize import normalise
-from torch_getfuse.backend.rowwise import reduction_kernels, spatial_kernels
+from torch_getfuse.backend.rowwise import joining_kernels, reduction_kernels, spatial_kernels
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
 from torch_getfuse.backend.rowwise.kernels import (
     Accumulator,
@@ -49,6 +49,9 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     spatial = spatial_kernels.make(site, name)
     if spatial is not None:
         return spatial
+    joining = joining_kernels.make(site, name)
+    if joining is not None:
+        return joining
     held = [site.held(k) for k in reads]
     if all(held) or (any(held) and not site.broadcasts):
         if not all(held) and any(site.source(k).rows > 1 for k in reads if not held[k]):

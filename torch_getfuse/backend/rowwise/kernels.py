@@ -124,6 +124,7 @@ class _Kernel:
     def __init__(self, site: Site, operands: Sequence[Operand]) -> None:
         self.op = site.op
         self.target = site.target
+        self.dtype = site.dtype
         self.operands = tuple(operands)
         self.weights: tuple[fx.Node, ...] = tuple(site.others())
         """Nodes whose values ``rows`` looks up."""
@@ -135,7 +136,10 @@ class _Kernel:
 
     def _finish(self, values: Values, result: Any) -> torch.Tensor:
         """The picked result of a call, through the folded batch norm."""
-        block: torch.Tensor = result if self._pick is None else result[self._pick]
+        return self._through_tail(values, result if self._pick is None else result[self._pick])
+
+    def _through_tail(self, values: Values, block: torch.Tensor) -> torch.Tensor:
+        """A block through the folded batch norm."""
         for call, operand in self._tail:
             block = call(_Env(values, {operand: block}))
         return block

@@ -7,6 +7,7 @@ number of rows there is now in place of the number there was in the trace.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.rowwise.calls import NoRowKernel, make_call
 from torch_getfuse.backend.rules.registry import facts_of, positional
 from torch_getfuse.backend.rules.rule import ViewForm
-from torch_getfuse.backend.rules.view_windows import Atom, Layout
+from torch_getfuse.backend.rules.view_windows import Layout, is_run
 from torch_getfuse.ir import Op
 
 Step = Callable[[Any, int], Any]
@@ -38,6 +39,9 @@ class Operand:
         axis: its axis of rows; ``None`` where it is taken whole.
         size: its rows, of which row ``i`` is row ``start + stride * i`` of the tensor; the rows
             of the tensor where it is taken whole.
+        block: rows of the tensor in one of its rows, that one and those after it, where a view
+            has cut the rows up (``stride`` is the same then).
+        within: its rows in one row of the tensor, where a view has joined other axes to them.
         source_axis: axis of rows of the tensor.
         steps: the views from the tensor to the operand.
     """
@@ -49,6 +53,8 @@ class Operand:
     size: int
     start: int
     stride: int
+    block: int
+    within: int
     source_axis: int | None
     steps: tuple[Step, ...]
 
@@ -60,7 +66,9 @@ class Operand:
             return 0, self.size
         if high <= low:
             return 0, 0
-        return self.start + self.stride * low, self.start + self.stride * (high - 1) + 1
+        if self.within > 1:
+            return low // self.within, (high - 1) // self.within + 1
+        return self.start + self.stride * low, self.start + self.stride * (high - 1) + self.block
 
     def take(self, block: torch.Tensor, first: int, low: int, high: int) -> torch.Tensor:
         """Rows ``[low, high)`` of the operand out of a block that starts at row ``first``.
@@ -68,17 +76,23 @@ class Operand:
         Where it is taken whole, the block holds the whole tensor, and so does the result.
         """
         rows = self.size if self.axis is None else max(0, high - low)
+        begin = 0
         if self.axis is not None and self.source_axis is not None:
-            begin = self.start + self.stride * low - first if rows else 0
-            span = self.stride * (rows - 1) + 1 if rows else 0
-            if (begin, span) != (0, block.shape[self.source_axis]):
-                block = block.narrow(self.source_axis, begin, span)
-            if self.stride > 1:
+            begin, end = self.needs(low, high)
+            rows = end - begin
+            if rows and (begin - first, rows) != (0, block.shape[self.source_axis]):
+                block = block.narrow(self.source_axis, begin - first, rows)
+            elif not rows:
+                block = block.narrow(self.source_axis, 0, 0)
+            if self.stride > self.block:
+                rows = high - low
                 index = [slice(None)] * block.dim()
                 index[self.source_axis] = slice(None, None, self.stride)
                 block = block[tuple(index)]
         for step in self.steps:
             block = step(block, rows)
+        if self.axis is not None and self.within > 1 and rows * self.within != high - low:
+            block = block.narrow(self.axis, low - begin * self.within, high - low)
         return block
 
 
@@ -103,10 +117,9 @@ def make_operand(
     chain = follow.chain(node, view)
     place = follow.place(view.layout) if by_rows else None
     shape = follow.resized(view, None)
-    start, stride, size = 0, 1, tensor.rows
+    found = place or _Place(0, tensor.rows, 0, 1, 1, 1)
     if place is not None:
-        axis, atom = place
-        start, stride, size = atom.start, atom.stride, atom.size
+        axis = place.axis
     elif by_rows and tensor.rows > 1:
         raise NoRowKernel(f"{op.name}: {node.name} has lost the rows of {view.tensor!r}")
     elif axis is not None and -len(shape) <= axis < len(shape) and shape[axis] != 1:
@@ -124,9 +137,11 @@ def make_operand(
         node,
         shape,
         axis,
-        size,
-        start,
-        stride,
+        found.size * found.within,
+        found.start,
+        found.stride,
+        found.block,
+        found.within,
         tensor.stream_axis,
         tuple(steps),
     )
@@ -177,24 +192,38 @@ class _Follower:
             )
         return found[::-1]
 
-    def place(self, layout: Layout) -> tuple[int, Atom] | None:
-        """The axis that holds the rows of the tensor, and which of them it holds."""
+    def place(self, layout: Layout) -> _Place | None:
+        """Where a view has the rows of the tensor, and which of them."""
         if self.stream is None:
             return None
         found = layout.find(self.stream)
         hits = [(place, atom) for place, atom in found if atom.size > 1]
         if not hits and self.rows > 1:
             hits = found  # one row of several
+        if not hits:
+            return None
+        axis, atom = max(hits, key=lambda hit: hit[1].stride)
+        start = sum(one.start for _, one in found)
         if len(hits) > 1:
-            raise NoRowKernel(f"{self.op.name} reads rows that a view has cut up")
-        return hits[0] if hits else None
+            inside = sorted((one for _, one in hits if one is not atom), key=lambda one: one.stride)
+            if len(layout.axes[axis]) > 1 or not is_run(inside, atom.stride):
+                raise NoRowKernel(f"{self.op.name} reads rows that a view has cut up")
+            return _Place(axis, atom.size, start, atom.stride, atom.stride, 1)
+        along = layout.axes[axis]
+        number = along.index(atom)
+        before = math.prod(one.size for one in along[:number])
+        # With other axes before the rows, these are not in one piece: as a linear layer reads them.
+        joined = before in (1, self.capture.samples)
+        within = math.prod(one.size for one in along[number + 1 :]) if joined else 1
+        if within > 1 and (start, atom.stride, atom.size) != (0, 1, self.rows):
+            raise NoRowKernel(f"{self.op.name} reads some of the rows, joined to other axes")
+        return _Place(axis, atom.size, start, atom.stride, 1, within)
 
     def resized(self, view: View, rows: int | None) -> tuple[int, ...]:
         """The shape of a view of one sample with so many rows (``None``: all)."""
         shape = list(view.layout.shape)
         if rows is not None and (place := self.place(view.layout)) is not None:
-            axis, atom = place
-            shape[axis] = shape[axis] // atom.size * rows
+            shape[place.axis] = shape[place.axis] // place.size * (rows // place.block)
         samples = self.capture.samples
         if samples > 1 and self.capture.batch_axes[view.tensor] is not None:
             batch = view.batch
@@ -236,12 +265,12 @@ class _Follower:
             if part:
                 return lambda block, rows: block[index]
             if place is not None:
-                index = _without(index, place[0], rank)
+                index = _without(index, place.axis, rank)
             return lambda block, rows: block[index]
         dim = args.get("dim")
         axis = (0 if dim is None else int(dim)) % rank
         if form in (ViewForm.SLICE, ViewForm.SPLIT, ViewForm.SELECT):
-            if place is None or place[0] != axis:
+            if place is None or place.axis != axis:
                 return replay
             if form is ViewForm.SLICE:
                 return None  # the rows were picked out of the tensor
@@ -251,6 +280,18 @@ class _Follower:
 
     def _shape(self, view: View, rows: int) -> tuple[int, ...]:
         return self.resized(view, rows if self.by_rows else None)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the rows of a tensor are in a view of it; fields as those of :class:`Operand`."""
+
+    axis: int
+    size: int
+    start: int
+    stride: int
+    block: int
+    within: int
 
 
 class _Same:

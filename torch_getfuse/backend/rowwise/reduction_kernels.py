@@ -70,13 +70,19 @@ class _Rows(Accumulator):
         self.operand = operands[0]
         if self._pick is not None:
             raise NoRowKernel(f"{self.op.name} gives positions beside values")
-        if self.operand.size != site.source(0).rows:
-            raise NoRowKernel(f"{self.op.name} takes in some of the rows only")
+        self.units = site.source(0).rows
+        if self.operand.block > 1 or self.operand.size != self.units * self.operand.within:
+            raise NoRowKernel(f"{self.op.name} takes in some of the rows, or rows that are cut up")
         self.out_dtype = site.dtype
+
+    def row(self, block: torch.Tensor, row: int) -> torch.Tensor:
+        """The part of the operand that is a row of the tensor."""
+        within = self.operand.within
+        return self.operand.take(block, row, row * within, (row + 1) * within)
 
     def block(self, block: torch.Tensor, row: int) -> torch.Tensor:
         """The operand's row, in float32 where it is shorter."""
-        found = self.operand.take(block, row, row, row + 1)
+        found = self.row(block, row)
         return found.float() if found.dtype in (torch.bfloat16, torch.float16) else found
 
     def finish(self, values: Values, state: Any) -> torch.Tensor:
@@ -172,7 +178,7 @@ class _Spread(_Reduce):
     def take(self, values: Values, state: Any, block: torch.Tensor, row: int) -> Any:
         """Mean and squares of the rows so far and of one more."""
         block = self.block(block, row)
-        count = self.count // self.operand.size
+        count = self.count // self.units
         mean = block.mean(self.dims, True)
         squares = (block - mean).square().sum(self.dims, True)
         if state is None:
@@ -246,7 +252,7 @@ class _Linear(_Rows):
         else:
             share = weight.view(*self.sizes, -1).select(self.place, row)
             share = share.reshape(-1, weight.shape[1])
-        product = self.operand.take(block, row, row, row + 1) @ share
+        product = self.row(block, row) @ share
         if product.dtype in (torch.bfloat16, torch.float16):
             product = product.float()
         return product if state is None else state + product

@@ -21,7 +21,7 @@ from torch_getfuse.backend.rowwise.sliding import SpatialKernel
 from torch_getfuse.backend.rules.rule import Call
 from torch_getfuse.backend.rules.spatial import given_scale, resize_mode
 
-_MODES = ("nearest", "nearest-exact", "linear", "bilinear")
+_MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear")
 
 
 class ResizeKernel(SpatialKernel):
@@ -31,18 +31,19 @@ class ResizeKernel(SpatialKernel):
         mode: torch's name of it.
         align: whether the corners are aligned.
         step: input rows per output row.
-        scales: per axis the scale factor that torch was given instead of a size, else ``None``.
+        scales: per axis the scale factor that torch was given instead of a size, else ``None``;
+            rows first.
     """
 
     def __init__(self, site: Site, mode: str, align: bool, scales: tuple[float | None, ...]):
         super().__init__(site, len(scales))
-        self.mode, self.align, self.scales = mode, align, scales
+        self.mode, self.align, self.scales = mode, align, self.ordered(scales)
         rows = self.target.rows
-        self.out = tuple(self.target.shape[self.axis :])
+        self.out = self.ordered(self.target.shape[self.axis :])
         if align:
             self.step = (self.size - 1) / (rows - 1) if rows > 1 else 0.0
         else:
-            scale = scales[0]
+            scale = self.scales[0]
             self.step = self.size / rows if scale is None else 1.0 / scale
 
     def _source(self, row: int) -> tuple[int, int, float]:
@@ -87,15 +88,15 @@ class ResizeKernel(SpatialKernel):
     def _columns(self, block: torch.Tensor) -> torch.Tensor:
         if self.axes == 1:
             return block
-        linear = self.mode == "bilinear"
+        linear = self.mode in ("bilinear", "trilinear")
         corners = self.align if linear else None
         rows = block.shape[self.axis]
         if self.scales[1] is None:
             return F.interpolate(
-                block, size=(rows, self.out[1]), mode=self.mode, align_corners=corners
+                block, size=(rows, *self.out[1:]), mode=self.mode, align_corners=corners
             )
         return F.interpolate(
-            block, scale_factor=(1.0, self.scales[1]), mode=self.mode, align_corners=corners
+            block, scale_factor=(1.0, *self.scales[1:]), mode=self.mode, align_corners=corners
         )
 
 
@@ -103,6 +104,6 @@ def make(site: Site, call: Call) -> RowKernel | None:
     """The kernel of a resizing; ``None`` for a mode that is computed whole."""
     mode, align = resize_mode(call)
     axes = site.rank - 2
-    if mode not in _MODES or call.get("antialias", False) or axes > 2:
+    if mode not in _MODES or call.get("antialias", False) or axes > 3:
         return None
     return ResizeKernel(site, mode, align, tuple(given_scale(call, a, axes) for a in range(axes)))

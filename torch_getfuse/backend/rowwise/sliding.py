@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +15,23 @@ from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values
 from torch_getfuse.backend.rowwise.kernels import RowKernel, Site
 from torch_getfuse.backend.rowwise.operand_views import Operand
 from torch_getfuse.backend.rules.registry import positional
+from torch_getfuse.backend.rules.rule import spread
 from torch_getfuse.ir.window import positions_needed
+
+_T = TypeVar("_T")
 
 
 class SpatialKernel(RowKernel):
-    """One feature map, of which the axis before ``axes - 1`` others is that of rows.
+    """One feature map, whose last ``axes`` axes slide; one of them is that of rows.
+
+    Kernels compute with the axis of rows in front of the other ones, whichever it is in the map.
 
     Attributes:
         args: the call's arguments by name; weights are nodes.
         axes: axes of the map.
-        axis: the axis of rows.
+        axis: the axis of rows, as kernels see it.
         size: rows of the operand.
+        columns: its sizes along the other axes.
     """
 
     def __init__(self, site: Site, axes: int) -> None:
@@ -33,20 +39,32 @@ class SpatialKernel(RowKernel):
         self.args = dict(normalise(site.core.node, positional).args)
         self.axes = axes
         self.axis = site.rank - axes
+        stream = site.target.stream_axis
+        self.row_axis = self.axis if stream is None else stream
+        if self.row_axis < self.axis:
+            raise NoRowKernel(f"{site.op.name} ({site.op.kind}): its rows are no axis of the map")
         try:
-            operands = site.operands(axis=self.axis)
+            operands = site.operands(axis=self.row_axis)
         except NoRowKernel:
             if site.source(0).rows > 1:
                 raise
             operands = site.operands(by_rows=False)
         super().__init__(site, operands)
-        if len(operands) != 1 or operands[0].axis not in (None, self.axis):
+        if len(operands) != 1 or operands[0].axis not in (None, self.row_axis):
             raise NoRowKernel(
                 f"{self.op.name} ({self.op.kind}): the rows of {node.name} lie across"
             )
         self.operand = operands[0]
-        self.size = self.operand.shape[self.axis]
-        self.columns = self.operand.shape[self.axis + 1 :]
+        self.size, *self.columns = self.ordered(self.operand.shape[self.axis :])
+
+    def ordered(self, values: Sequence[_T]) -> tuple[_T, ...]:
+        """Values, one per axis of the map, in the order in which kernels see the axes."""
+        rest = list(values)
+        return (rest.pop(self.row_axis - self.axis), *rest)
+
+    def per_axis(self, name: str, default: int) -> tuple[int, ...]:
+        """An argument of one number, or one per axis of the map, in that order."""
+        return self.ordered(spread(or_default(self.args.get(name), default), self.axes))
 
     def rows(
         self, values: Values, inputs: Sequence[torch.Tensor], low: int, high: int
@@ -56,9 +74,11 @@ class SpatialKernel(RowKernel):
         first, _ = self.needs(0, low, high)
         block = self.operand.take(inputs[0], first, begin, end)
         if self.operand.axis is None:
-            block = block.narrow(self.axis, begin, end - begin)
+            block = block.narrow(self.row_axis, begin, end - begin)
+        block = block.movedim(self.row_axis, self.axis)
         found = self.compute(values, {self.operand.node: block}, low, high)
-        return self._finish(values, found)
+        made: torch.Tensor = found if self._pick is None else found[self._pick]
+        return self._through_tail(values, made.movedim(self.axis, self.row_axis))
 
     def _block(self, blocks: Mapping[fx.Node, torch.Tensor]) -> torch.Tensor:
         return blocks[self.operand.node]

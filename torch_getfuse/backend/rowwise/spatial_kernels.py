@@ -1,8 +1,8 @@
 """Row kernels of operators that slide over a map: convolution, pooling, resizing, padding.
 
-The axis of rows is the first of the map's axes. Rows above and below the map are added here, as
-the operator defines them (zeros, or minus infinity for a maximum); the other axes are left to
-torch.
+The axis of rows comes first of the map's axes (:class:`SpatialKernel` brings it there). Rows above
+and below the map are added here, as the operator defines them (zeros, or minus infinity for a
+maximum); the other axes are left to torch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,31 @@ from torch_getfuse.backend.rules.rule import Call, spread
 from torch_getfuse.backend.rules.spatial import UPSAMPLES, resize_mode
 from torch_getfuse.ir.window import positions_added
 
-_CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {1: F.conv1d, 2: F.conv2d}
-_TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d}
+_CONVOLUTIONS: dict[int, Callable[..., torch.Tensor]] = {
+    1: F.conv1d,
+    2: F.conv2d,
+    3: F.conv3d,
+}
+_TRANSPOSED: dict[int, Callable[..., torch.Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
+_MAXIMA: dict[int, Callable[..., torch.Tensor]] = {
+    1: F.max_pool1d,
+    2: F.max_pool2d,
+    3: F.max_pool3d,
+}
 
 _ADAPTIVE_MAX: dict[int, Callable[..., torch.Tensor]] = {
     1: F.adaptive_max_pool1d,
     2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
 }
 _ADAPTIVE_AVERAGE: dict[int, Callable[..., torch.Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
 }
 
 
@@ -73,16 +88,20 @@ class _Convolution(SpatialKernel):
         self.weight, self.bias = weight, self.args.get("bias")
         if any(isinstance(a, fx.Node) and a not in self.weights for a in (weight, self.bias)):
             raise NoRowKernel(f"{self.op.name} has a kernel that is itself computed from the input")
-        if axes not in by_axes:
-            raise NoRowKernel(f"{self.op.name} convolves over {axes} axes")
-        self.kernels = shape[2:]
-        self.strides = spread(or_default(self.args.get("stride"), 1), axes)
-        self.dilations = spread(or_default(self.args.get("dilation"), 1), axes)
+        self.call = by_axes[axes]
+        self.kernels = self.ordered(shape[2:])
+        self.strides = self.per_axis("stride", 1)
+        self.dilations = self.per_axis("dilation", 1)
         self.groups = int(or_default(self.args.get("groups"), 1))
+
+    def taps(self, values: Values) -> torch.Tensor:
+        """The weight, the axis of rows in front of the other ones of the map."""
+        weight: torch.Tensor = fill(self.weight, values)
+        return weight.movedim(2 + self.row_axis - self.axis, 2)
 
 
 class ConvKernel(_Convolution, SlidingKernel):
-    """Convolution over one or two axes.
+    """Convolution over one, two or three axes.
 
     Attributes:
         begins, ends: padding per axis of the map.
@@ -96,7 +115,9 @@ class ConvKernel(_Convolution, SlidingKernel):
             self.begins = tuple(r // 2 for r in reach)
             self.ends = tuple(r - r // 2 for r in reach)
         else:
-            self.begins = self.ends = spread(0 if padding == "valid" else padding, self.axes)
+            self.begins = self.ends = self.ordered(
+                spread(0 if padding == "valid" else padding, self.axes)
+            )
         self.kernel, self.stride = self.kernels[0], self.strides[0]
         self.dilation, self.padding = self.dilations[0], self.begins[0]
 
@@ -119,9 +140,9 @@ class ConvKernel(_Convolution, SlidingKernel):
             sides = zip(reversed(self.begins[1:]), reversed(self.ends[1:]), strict=True)
             block = F.pad(block, [size for side in sides for size in side])
             padding = (0,) * len(padding)
-        made = _CONVOLUTIONS[self.axes](
+        made = self.call(
             block,
-            fill(self.weight, values),
+            self.taps(values),
             fill(self.bias, values),
             self.strides,
             (above, *padding),
@@ -136,8 +157,8 @@ class TransposedConvKernel(_Convolution):
 
     def __init__(self, site: Site, name: str) -> None:
         super().__init__(site, _TRANSPOSED)
-        self.paddings = spread(or_default(self.args.get("padding"), 0), self.axes)
-        self.extra = spread(or_default(self.args.get("output_padding"), 0), self.axes)
+        self.paddings = self.per_axis("padding", 0)
+        self.extra = self.per_axis("output_padding", 0)
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
         """Input rows that add to some of the output rows, clipped to the map."""
@@ -152,12 +173,12 @@ class TransposedConvKernel(_Convolution):
     ) -> Any:
         """All rows that the input rows add to, cut to those asked for."""
         begin, end = self.operand_rows(self.operand, low, high)
-        weight, bias = fill(self.weight, values), fill(self.bias, values)
+        weight, bias = self.taps(values), fill(self.bias, values)
         block = self._block(blocks)
         if begin == end:
             # Only output padding: no input row adds to it. One row of zeros gives its shape.
             block = block.new_zeros([1 if a == self.axis else n for a, n in enumerate(block.shape)])
-        made = _TRANSPOSED[self.axes](
+        made = self.call(
             block,
             weight,
             bias,
@@ -186,18 +207,17 @@ class TransposedConvKernel(_Convolution):
 
 
 class PoolKernel(SlidingKernel):
-    """Maximum and average pooling over one or two axes, ceil mode included."""
+    """Maximum and average pooling over one, two or three axes, ceil mode included."""
 
     def __init__(self, site: Site, name: str) -> None:
-        axes = 1 if "1d" in name else 2
-        super().__init__(site, axes)
+        super().__init__(site, _axes(name))
         args = self.args
         self.maximum = name.startswith("max")
-        self.kernels = spread(args["kernel_size"], axes)
+        self.kernels = self.per_axis("kernel_size", 1)
         given = args.get("stride")
-        self.strides = self.kernels if given in (None, (), []) else spread(given, axes)
-        self.paddings = spread(or_default(args.get("padding"), 0), axes)
-        self.dilations = spread(or_default(args.get("dilation"), 1), axes)
+        self.strides = self.kernels if given in (None, (), []) else self.per_axis("stride", 1)
+        self.paddings = self.per_axis("padding", 0)
+        self.dilations = self.per_axis("dilation", 1)
         self.ceil = bool(args.get("ceil_mode"))
         # By position where nn.AvgPool2d calls it, by name where an overload does.
         rest = [*args.get("*", ()), None, None][:2]
@@ -215,8 +235,7 @@ class PoolKernel(SlidingKernel):
         block = self._block(blocks)
         if self.maximum:
             block = self.padded(block, low, high, -math.inf)
-            pool: Callable[..., torch.Tensor] = F.max_pool1d if self.axes == 1 else F.max_pool2d
-            found = pool(
+            found = _MAXIMA[self.axes](
                 block,
                 self.kernels,
                 self.strides,
@@ -232,20 +251,21 @@ class PoolKernel(SlidingKernel):
                 block.unsqueeze(-1), (self.kernel, 1), (self.stride, 1), 0, divisor_override=1
             ).squeeze(-1)
         else:
-            sums = F.avg_pool2d(
+            pool = F.avg_pool2d if self.axes == 2 else F.avg_pool3d
+            sums = pool(
                 block,
                 self.kernels,
                 self.strides,
-                (0, self.paddings[1]),
+                (0, *self.paddings[1:]),
                 self.ceil,
                 divisor_override=1,
             )
         if self.divisor is not None:
             return sums / self.divisor
         counts = torch.tensor([float(self._count(0, row, self.size)) for row in range(low, high)])
-        if self.axes == 2:
-            across = [float(self._count(1, c, self.columns[0])) for c in range(sums.shape[-1])]
-            counts = counts[:, None] * torch.tensor(across)
+        for axis, (made, size) in enumerate(zip(sums.shape[self.axis + 1 :], self.columns), 1):
+            across = [float(self._count(axis, place, size)) for place in range(made)]
+            counts = counts[..., None] * torch.tensor(across)
         return (sums / counts).to(sums.dtype)
 
     def _count(self, axis: int, position: int, size: int) -> int:
@@ -260,11 +280,10 @@ class AdaptivePoolKernel(SpatialKernel):
     """Adaptive pooling to several rows: row ``r`` is that of its bin of rows."""
 
     def __init__(self, site: Site, name: str) -> None:
-        axes = 1 if "1d" in name else 2
-        super().__init__(site, axes)
+        super().__init__(site, _axes(name))
         pools = _ADAPTIVE_MAX if "max" in name else _ADAPTIVE_AVERAGE
-        self._pool = pools[axes]
-        self.out = tuple(self.target.shape[self.axis :])
+        self._pool = pools[self.axes]
+        self.out = self.ordered(self.target.shape[self.axis :])
         if self._pick not in (None, 0):
             raise NoRowKernel(f"{self.op.name} gives positions in the map, not values")
 
@@ -294,7 +313,8 @@ class PadKernel(SlidingKernel):
     """Padding with a constant (rows too), or by mirroring (other axes only)."""
 
     def __init__(self, site: Site, name: str) -> None:
-        super().__init__(site, min(2, site.rank - 2))
+        # Of the axes before that of rows, none is padded along them.
+        super().__init__(site, site.rank - (site.target.stream_axis or 0))
         args = self.args
         pads = [int(p) for p in (args.get("pad") or args["padding"])]
         self.mode = (
@@ -308,8 +328,6 @@ class PadKernel(SlidingKernel):
         if self.mode != "constant" and (begin, end) != (0, 0):
             raise NoRowKernel(f"{self.op.name}: padding by {self.mode} copies rows")
         pads[place : place + 2] = [0, 0][: max(0, len(pads) - place)]
-        if self.mode != "constant":
-            pads = pads[: max(place, 2)]
         self.pads = pads
         self.value = float(or_default(args.get("value"), 0.0))
         self.kernel = self.stride = self.dilation = 1
@@ -324,7 +342,7 @@ class PadKernel(SlidingKernel):
             return block
         if self.mode == "constant":
             return F.pad(block, self.pads, value=self.value)
-        return F.pad(block, [*self.pads, *(0,) * (2 * self.axes - len(self.pads))], self.mode)
+        return F.pad(block, [*self.pads, *(0,) * (2 * block.dim() - 4 - len(self.pads))], self.mode)
 
 
 class ShuffleKernel(SlidingKernel):
@@ -361,6 +379,11 @@ class UnshuffleKernel(SlidingKernel):
         return F.pixel_unshuffle(self._block(blocks), self.stride)
 
 
+def _axes(name: str) -> int:
+    """2 for ``max_pool2d_with_indices``."""
+    return next(axes for axes in (1, 2, 3) if f"{axes}d" in name)
+
+
 def _pad_mode(args: Mapping[str, Any], name: str) -> str:
     for word, mode in (("reflection", "reflect"), ("replication", "replicate")):
         if name.startswith(word):
@@ -389,20 +412,18 @@ def _convolution(site: Site, name: str) -> RowKernel:
     return ConvKernel(site, name)
 
 
+_EACH = (1, 2, 3)
 _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
-    **dict.fromkeys(("conv1d", "conv2d", "convolution"), _convolution),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _convolution),
-    **dict.fromkeys(
-        ("max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices"),
-        PoolKernel,
-    ),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d"), PoolKernel),
-    **{f"adaptive_{word}_pool{n}d": AdaptivePoolKernel for word in ("avg", "max") for n in (1, 2)},
+    "convolution": _convolution,
+    **{f"conv{word}{n}d": _convolution for word in ("", "_transpose") for n in _EACH},
+    **{f"{word}_pool{n}d": PoolKernel for word in ("max", "avg") for n in _EACH},
+    **{f"max_pool{n}d_with_indices": PoolKernel for n in _EACH},
+    **{f"adaptive_{word}_pool{n}d": AdaptivePoolKernel for word in ("avg", "max") for n in _EACH},
     "interpolate": _resize,
     **dict.fromkeys(UPSAMPLES, _resize),
     "pad": _pad,
     "constant_pad_nd": _pad,
-    **{f"{word}_pad{n}d": _pad for word in ("reflection", "replication") for n in (1, 2)},
+    **{f"{word}_pad{n}d": _pad for word in ("reflection", "replication") for n in _EACH},
     "pixel_shuffle": ShuffleKernel,
     "pixel_unshuffle": UnshuffleKernel,
 }

@@ -120,23 +120,20 @@ def make_weights(
     stored = sum(traced_value(node).nbytes for node in counted)
     total = capture.graph.stored_bytes(op)
     seen = elements == op.weight_elements and (weight_bytes is not None or stored == total)
-    rank = len(target.shape)
-    axis = 1 if rank == 4 else rank - 1
+    axis = capture.graph.channel_axis(op)
     cuts: dict[fx.Node, int] = {}
     by_slices = False
     name = normalise(core.node, positional).name
     if isinstance(kernel, (ConvKernel, TransposedConvKernel)):
         transposed = isinstance(kernel, TransposedConvKernel)
-        axis = rank - kernel.axes - 1
         by_slices = kernel.groups == 1
         if by_slices or not transposed:
             cuts[kernel.weight] = int(transposed)
     elif name == "linear":
-        axis = rank - 1
         by_slices = args["weight"] in kernel.weights
         if by_slices:
             cuts[args["weight"]] = 0
-    channels = target.shape[axis] if rank else 1
+    channels = capture.graph.channels(op)
     if cuts:
         norms = {node for call in tail for node in _vectors(call.node)}
         cuts.update((node, 0) for node in (args.get("bias"), *norms) if isinstance(node, fx.Node))
@@ -151,7 +148,7 @@ def make_weights(
         counted if seen and (not cuts or cuts.keys() >= set(counted)) else None,
         cuts,
         by_slices,
-        None if not rank or axis == target.stream_axis else axis,
+        None if axis == target.stream_axis else axis,
         channels,
     )
 

@@ -358,6 +358,52 @@ EXTRA_SAMPLES: dict[str, Sample] = {
         ),
         (_MAP,),
     ),
+    "map to tokens": Sample(
+        lambda: nn.Sequential(Run(lambda x: x.relu().flatten(2).transpose(1, 2)), nn.LayerNorm(4)),
+        (_MAP,),
+    ),
+    "tokens to map": Sample(
+        lambda: nn.Sequential(
+            nn.Linear(4, 4),
+            Run(lambda x: x[:, 1:].transpose(1, 2).reshape(-1, 4, 6, 7)),
+            nn.Conv2d(4, 3, 3, 2, 1),
+        ),
+        ((43, 4),),
+    ),
+    "tokens as rows": Sample(
+        lambda: nn.Sequential(Run(lambda x: x.relu().flatten(2)), nn.Conv1d(4, 3, 3, padding=1)),
+        (_MAP,),
+    ),
+    "tokens pooled": Sample(
+        lambda: nn.Sequential(Run(lambda x: x.relu().flatten(2)), nn.AvgPool1d(4, 4)), ((4, 3, 8),)
+    ),
+    "rows of tokens pooled": Sample(
+        lambda: nn.Sequential(Run(lambda x: x.relu().flatten(2)), nn.MaxPool1d(14, 14)), (_MAP,)
+    ),
+    "blocks into channels": Sample(
+        lambda: nn.Sequential(
+            Run(
+                lambda x: x.view(-1, 4, 3, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(-1, 16, 3, 4)
+            ),
+            nn.Conv2d(16, 2, 1),
+        ),
+        ((4, 6, 8),),
+    ),
+    "channels into blocks": Sample(
+        lambda: nn.Sequential(
+            Run(
+                lambda x: x.view(-1, 1, 2, 2, 6, 7).permute(0, 1, 4, 2, 5, 3).reshape(-1, 1, 12, 14)
+            ),
+            nn.MaxPool2d(3, 1, 1),
+        ),
+        (_MAP,),
+    ),
+    "samples behind tokens": Sample(
+        lambda: nn.Sequential(
+            Run(lambda x: x.transpose(0, 1)), nn.Linear(4, 4), Run(lambda x: x.tanh())
+        ),
+        ((6, 4),),
+    ),
     "windows": Sample(
         lambda: Run(lambda x: x.view(-1, 4, 3, 2, 7, 1).permute(0, 2, 4, 3, 5, 1).softmax(-1)),
         (_MAP,),

@@ -21,10 +21,11 @@ from torch_getfuse.backend.rules.rule import (
     Spec,
     Stored,
     held_axes,
+    operands_in,
     pointwise_accesses,
     whole,
 )
-from torch_getfuse.backend.rules.view_windows import Access, All, Along
+from torch_getfuse.backend.rules.view_windows import Access, Along
 
 _MAP = (4, 6, 7)
 
@@ -89,15 +90,19 @@ def _batch_norm(call: Call) -> Spec:
 
 
 def _cat(call: Call) -> Spec:
-    """Along channels each operand is read in place; along rows or the batch as a whole."""
+    """Each operand is read at the places where it goes; along the batch as a whole."""
     dim = int(call.get("dim", 0)) % call.rank
     reads = []
-    for operand in call.activations:
+    before, behind = 0, call.shape[dim]
+    for operand in operands_in(call.args["tensors"]):
+        if operand.rank != call.rank:  # torch lets an empty vector through
+            continue
+        behind -= operand.shape[dim]
         accesses: list[Access] = [Along(axis) for axis in range(operand.rank)]
-        if operand.rank == call.rank:
-            accesses[dim] = All()
-        lost = operand.rank != call.rank or operand.batch == dim
-        reads.append(Reading(operand, None if lost else tuple(accesses)))
+        accesses[dim] = Along(dim, padding=before, padding_end=behind)
+        before += operand.shape[dim]
+        if not operand.weight:
+            reads.append(Reading(operand, None if operand.batch == dim else tuple(accesses)))
     return Spec("cat", tuple(reads))
 
 
@@ -122,7 +127,8 @@ def _embedding(call: Call) -> Spec:
     if index is None or not table.weight:
         return whole(call, "embedding")
     accesses = tuple(Along(axis) for axis in range(index.rank))
-    return Spec("embedding", (Reading(index, accesses),), weights=table.stored)
+    tokens = index.rank - 1 if index.rank > 1 else None
+    return Spec("embedding", (Reading(index, accesses),), weights=table.stored, stream_axis=tokens)
 
 
 _ACTIVATIONS: dict[str, Callable[..., Any]] = {
@@ -337,6 +343,15 @@ RULES: tuple[OpRule, ...] = (
 
 EXTRA_SAMPLES: dict[str, Sample] = {
     "cat over rows": Sample(lambda: Run(lambda x, y: torch.cat((x, y), 2)), (_MAP, _MAP)),
+    "cat over tokens": Sample(
+        lambda: Run(
+            lambda x, w: torch.cat((w.expand(len(x), -1, -1), x.tanh(), x.exp()), 1), (2, 4)
+        ),
+        ((5, 4),),
+    ),
+    "batch norm of a signal": Sample(
+        lambda: nn.Sequential(nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5), nn.PReLU()).eval(), ((4, 9),)
+    ),
     "cat over columns": Sample(lambda: Run(lambda x, y: torch.cat((x, y), -1)), (_MAP, _MAP)),
     "glu over columns": Sample(lambda: nn.GLU(3), ((4, 6, 8),)),
     "same operand twice": Sample(lambda: Run(lambda x: x * x), (_MAP,)),

@@ -146,10 +146,11 @@ class Spec:
         kind: the name that people use.
         reads: feature-map operands.
         in_place: elementwise; capture still checks that it is unary and keeps shape and dtype.
-        mixes_channels, groups: as in :class:`torch_getfuse.ir.Op`.
+        mixes_channels, groups, channel_axis: as in :class:`torch_getfuse.ir.Op`.
         weights: ``None`` for all weights among the arguments.
         bias: the bias, of an operator that can take up a batch norm.
-        stream_axis: axis of the output whose positions are rows; ``None`` to follow an operand.
+        stream_axis: axis of the output whose positions are rows: of a map of rank 4, and of any
+            other output where they do not follow an operand's.
         reason: why the windows are wider than the operator's own.
     """
 
@@ -158,6 +159,7 @@ class Spec:
     in_place: bool = False
     mixes_channels: bool = False
     groups: int = 1
+    channel_axis: int | None = None
     weights: Stored | None = None
     bias: Stored | None = None
     stream_axis: int | None = None

@@ -41,9 +41,9 @@ def _spatial_spec(
         *per_axis,
     )
     reads = () if operand.weight else (Reading(operand, accesses),)
-    # Rows are the first map axis, unless there are three (a volume has no rows here).
-    stream = lead if len(per_axis) <= 2 else None
-    return Spec(kind, reads, stream_axis=stream, **more)
+    # Rows are the first map axis; of a volume the longer one of depth and height.
+    higher = len(per_axis) == 3 and operand.shape[lead + 1] > operand.shape[lead]
+    return Spec(kind, reads, stream_axis=lead + higher, **more)
 
 
 def _convolution(call: Call) -> Spec:
@@ -89,6 +89,7 @@ def _convolution(call: Call) -> Spec:
         All(),
         mixes_channels=True,
         groups=int(call.get("groups", 1)),
+        channel_axis=lead - 1,
         weights=weight.stored + own_bias,
         bias=own_bias,
     )
@@ -455,6 +456,22 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "max_pool2d, values": Sample(
         lambda: Run(lambda x: F.max_pool2d(x, 2, return_indices=True)[0]), (_MAP,)
     ),
+    "conv3d along depth": Sample(
+        lambda: nn.Sequential(nn.Conv3d(2, 4, (3, 2, 1), (2, 1, 1), (1, 0, 0)), nn.ReLU()),
+        ((2, 7, 4, 3),),
+    ),
+    "conv3d along height": Sample(
+        lambda: nn.Conv3d(2, 4, (3, 2, 1), (2, 1, 2), (1, 1, 0), (1, 2, 1), 2), ((2, 4, 7, 3),)
+    ),
+    "volume": Sample(
+        lambda: nn.Sequential(
+            nn.ReplicationPad3d((1, 1, 0, 0, 1, 1)),
+            nn.AvgPool3d((3, 2, 3), (1, 2, 1), (1, 1, 1)),
+            nn.Upsample(scale_factor=2, mode="trilinear"),
+        ),
+        ((2, 4, 7, 3),),
+    ),
+    "volume, global": Sample(lambda: nn.AdaptiveAvgPool3d(1), ((2, 4, 7, 3),)),
     "max_pool2d, both": Sample(
         lambda: Run(lambda x: sum(F.max_pool2d(x, 2, return_indices=True))), (_MAP,)
     ),

@@ -126,11 +126,57 @@ class Layout:
         gone = {axis % rank for axis in axes if shape[axis % rank] == 1}
         return Layout(tuple(atoms for i, atoms in enumerate(self.axes) if i not in gone))
 
+    def without_batch(self, axis: int, inner: int, samples: int) -> Layout:
+        """The layout over one sample of a base tensor whose ``axis`` holds a batch.
+
+        Args:
+            axis: axis of the base tensor that the batch is in.
+            inner: product of the sizes inside of the batch there.
+            samples: of the batch.
+        """
+        if samples == 1:
+            return self
+
+        def own(atom: Atom) -> list[Atom]:
+            return _of_one_sample(atom, inner, samples) if atom.axis == axis else [atom]
+
+        axes = []
+        for atoms in self.axes:
+            kept: list[Atom] = []
+            for atom in atoms:
+                for part in own(atom):
+                    kept = _append(kept, part)
+            axes.append(tuple(kept))
+        return Layout(tuple(axes))
+
     def find(self, axis: int) -> list[tuple[int, Atom]]:
         """(axis of the view, atom) for every atom that runs over a base axis."""
         return [
             (i, atom) for i, atoms in enumerate(self.axes) for atom in atoms if atom.axis == axis
         ]
+
+
+def _of_one_sample(atom: Atom, inner: int, samples: int) -> list[Atom]:
+    """A run along an axis with a batch, position ``outer * samples * inner + sample * inner + i``,
+    as runs of the axis of one sample, ``outer * inner + i``.
+    """
+    block, reach = inner * samples, atom.stride * atom.size
+    outer, sample, inside = atom.start // block, atom.start // inner % samples, atom.start % inner
+    start = outer * inner + inside
+    if sample == 0 and (atom.size == 1 or atom.stride % block == 0):
+        return [Atom(atom.axis, atom.size, atom.stride // samples or 1, start)]
+    if sample == 0 and inside + atom.stride * (atom.size - 1) < inner:
+        return [Atom(atom.axis, atom.size, atom.stride, start)]
+    if atom.start == 0 and reach % block == 0:
+        outside = [Atom(atom.axis, reach // block, inner)] if reach > block else []
+        if inner % atom.stride == 0:
+            within = inner // atom.stride
+            return [*outside, *([Atom(atom.axis, within, atom.stride)] if within > 1 else [])]
+        if atom.stride % inner == 0:
+            return outside
+    if inner == 1 and reach <= block:
+        return []  # some of the samples
+    return [Atom(NO_AXIS, atom.size, 0)]
 
 
 def _append(atoms: list[Atom], atom: Atom) -> list[Atom]:
@@ -175,21 +221,15 @@ _Step = Along | Literal["reduce", "whole", "lost"]
 
 
 def read_window(
-    source: Tensor,
-    layout: Layout,
-    accesses: Sequence[Access],
-    target: Tensor,
-    batch_axis: int | None = None,
+    source: Tensor, layout: Layout, accesses: Sequence[Access], target: Tensor
 ) -> Window:
     """The window that an operator has on ``source`` when it reads it through a view.
 
     Args:
         source: the base tensor, per sample.
-        layout: of the operand over the base; the batch may still be in it.
+        layout: of the operand over the base, without the batch.
         accesses: one per axis of the operand.
         target: the tensor that the operator writes.
-        batch_axis: base axis whose atoms beside others in an axis do not matter, since the
-            sizes are per sample.
     """
     if source.stream_axis is None:
         return Window.identity()
@@ -198,7 +238,7 @@ def read_window(
     has_cols = len(source.shape) == 4
     out_row = target.stream_axis
     out_col = out_row + 1 if out_row is not None and len(target.shape) == 4 else None
-    find = _Finder(layout, accesses, batch_axis)
+    find = _Finder(layout, accesses)
     rows = find.step(row, source.rows, out_row, target.rows)
     cols = find.step(row + 1, source.cols, out_col, target.cols) if has_cols else Along(0)
     if "lost" in (rows, cols):
@@ -213,7 +253,6 @@ def read_window(
 class _Finder:
     layout: Layout
     accesses: Sequence[Access]
-    batch_axis: int | None
 
     def step(self, axis: int, size: int, out_axis: int | None, out_size: int) -> _Step:
         """What an output position needs of base axis ``axis``, which has ``size`` positions."""
@@ -225,16 +264,28 @@ class _Finder:
             covered = math.prod(atom.size for _, atom in hits) == size
             every = all(isinstance(access, All) and access.reduce for access in wanted)
             return "reduce" if every and covered else "whole"
-        if len(hits) > 1:
-            return "whole"
-        (place, atom), (access,) = hits[0], wanted
+        start = sum(atom.start for _, atom in hits)
+        runs = [(place, atom) for place, atom in hits if atom.size > 1] or hits[:1]
+        place, atom = max(runs, key=lambda run: run[1].stride)
+        access = self.accesses[place]
         if isinstance(access, All) or access.axis != out_axis:
             # One position is the same for every output position, whichever axis it is on.
             return Along(0) if size == 1 and not isinstance(access, All) else "whole"
-        beside = [a for a in self.layout.axes[place] if a is not atom and a.size > 1]
-        if any(a.axis != self.batch_axis for a in beside):
+        along = list(self.layout.axes[place])
+        before, behind = along[: along.index(atom)], along[along.index(atom) + 1 :]
+        if any(other.size > 1 for other in before):
             return "whole"
-        if (atom.size, atom.stride, atom.start) == (size, 1, 0):
+        within = math.prod(other.size for other in behind)
+        if len(runs) > 1:
+            # The axis is cut up: along the output's rows run blocks of ``atom.stride`` positions.
+            inside = sorted((run for _, run in runs if run is not atom), key=lambda run: run.stride)
+            if within > 1 or not is_run(inside, atom.stride):
+                return "whole"
+            return _in_blocks(access, atom.stride, start)
+        if within > 1:
+            # ``within`` output positions, of other axes of the base, to each position of this one.
+            return _spread_out(access, within) if (atom.stride, start) == (1, 0) else "whole"
+        if (atom.size, atom.stride, start) == (size, 1, 0):
             return access
         if access.kind is not WindowKind.SLIDING or (atom.size == 1 and out_size > 1):
             # A single position of several that is broadcast: no window stays in one place.
@@ -244,22 +295,63 @@ class _Finder:
             access.kernel,
             access.stride * atom.stride,
             access.dilation * atom.stride,
-            access.padding * atom.stride - atom.start,
+            access.padding * atom.stride - start,
         )
+
+
+def is_run(atoms: Sequence[Atom], size: int) -> bool:
+    """Whether runs, the fastest first, together go through ``size`` positions in a row."""
+    reached = 1
+    for atom in atoms:
+        if atom.stride != reached:
+            return False
+        reached *= atom.size
+    return reached == size
+
+
+def _in_blocks(access: Along, block: int, start: int) -> _Step:
+    """A window whose positions are blocks of ``block`` positions of the base, from ``start``."""
+    if access.kind is not WindowKind.SLIDING:
+        return "whole"
+    reach = access.dilation * (access.kernel - 1)
+    return Along(
+        access.axis,
+        (reach + 1) * block,
+        access.stride * block,
+        padding=access.padding * block - start,
+    )
+
+
+def _spread_out(access: Along, within: int) -> _Step:
+    """A window over positions of which ``within`` after each other are in one of the base.
+
+    Output r needs positions r*s - p and on: of the base, floor((r*s - p) / within) and on.
+    """
+    if access.kind is not WindowKind.SLIDING:
+        return "whole"
+    low, high = -access.padding, access.dilation * (access.kernel - 1) - access.padding
+    if access.stride % within == 0:
+        first, last = low // within, high // within
+        return Along(access.axis, last - first + 1, access.stride // within, padding=-first)
+    if within % access.stride:
+        return "whole"
+    step = within // access.stride
+    low, high = low // access.stride, high // access.stride
+    return Along(access.axis, high - low + step, step, padding=high, kind=WindowKind.TRANSPOSED)
 
 
 def _join(rows: _Step, cols: _Step, source: Tensor, target: Tensor) -> Window:
     """One window from what is needed of the rows and of the columns."""
-    if rows == "reduce" and (cols == "reduce" or source.cols == 1):
-        return Window.reduce()
-    if cols == "reduce" and source.rows == 1:
-        return Window.reduce()
+    reduces = rows == "reduce" and (cols == "reduce" or source.cols == 1)
+    if reduces or (cols == "reduce" and source.rows == 1):
+        # Into several units, one after the other, the input is needed for each of them.
+        units = source.rows * source.cols, target.rows * target.cols
+        return Window.reduce() if 1 in units else Window.whole()
     if isinstance(rows, str):
         return Window.whole()
-    if isinstance(cols, str):
-        # Every column of the rows: a kernel that reaches both borders from any position.
-        reach = target.cols - 1
-        cols = Along(0, kernel=source.cols + reach, padding=reach, padding_end=reach)
+    one = source.cols == 1 < target.cols and not _is_plain(rows)
+    if isinstance(cols, str) or one:  # one position for all is all of one position
+        cols = _all_columns(rows.kind, source.cols, target.cols)
     steps = (rows, cols)
     sizes = [(source.extent(axis), target.extent(axis)) for axis in (0, 1)]
     plain = [_is_plain(step) for step in steps]
@@ -289,6 +381,14 @@ def _join(rows: _Step, cols: _Step, source: Tensor, target: Tensor) -> Window:
         padding=(rows.padding, cols.padding),
         padding_end=(ends[0], ends[1]),
     )
+
+
+def _all_columns(kind: WindowKind, size_in: int, size_out: int) -> Along:
+    """Every column, from any position: a kernel that reaches both borders."""
+    reach = size_out - 1
+    if kind is WindowKind.TRANSPOSED:
+        return Along(0, size_in + reach, padding=size_in - 1, kind=kind)
+    return Along(0, size_in + reach, padding=reach, padding_end=reach)
 
 
 def _is_plain(step: Along) -> bool:

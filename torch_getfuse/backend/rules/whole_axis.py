@@ -19,6 +19,7 @@ from torch_getfuse.backend.rules.rule import (
     Sample,
     Spec,
     held_axes,
+    pointwise_accesses,
     whole,
 )
 from torch_getfuse.backend.rules.view_windows import Access, All, Along
@@ -89,24 +90,56 @@ def _linear(call: Call) -> Spec:
         return whole(call, "linear", mixes=True)
     accesses: list[Access] = [Along(axis) for axis in range(operand.rank)]
     accesses[-1] = All(reduce=True)
-    return Spec("linear", (Reading(operand, tuple(accesses)),), mixes_channels=True)
+    reads = (Reading(operand, tuple(accesses)),)
+    return Spec("linear", reads, mixes_channels=True, channel_axis=call.rank - 1)
 
 
 def _matmul(call: Call) -> Spec:
-    """With a matrix of weights on the right like a linear layer; else whole operands."""
+    """With a matrix of weights on the right like a linear layer; of two maps a row of the left
+    one needs all of the right one.
+    """
     left, right = call.args.get("input"), call.args.get("other", call.args.get("mat2"))
-    if (
-        isinstance(left, Operand)
-        and isinstance(right, Operand)
-        and not left.weight
-        and right.weight
-        and right.rank == 2
-        and left.rank > 1
-    ):
+    if not isinstance(left, Operand) or not isinstance(right, Operand):
+        return whole(call, call.name, mixes=True)
+    if not left.weight and right.weight and right.rank == 2 and left.rank > 1:
         accesses: list[Access] = [Along(axis) for axis in range(left.rank)]
         accesses[-1] = All(reduce=True)
-        return Spec(call.name, (Reading(left, tuple(accesses)),), mixes_channels=True)
-    return whole(call, call.name, mixes=True)
+        return Spec(
+            call.name,
+            (Reading(left, tuple(accesses)),),
+            mixes_channels=True,
+            channel_axis=call.rank - 1,
+        )
+    if min(left.rank, right.rank) < 2:
+        return whole(call, call.name, mixes=True)
+    rows, columns = _aligned(left, call.rank), _aligned(right, call.rank)
+    rows[-1] = columns[-2] = All()
+    reads = ((left, rows), (right, columns))
+    return Spec(
+        call.name,
+        tuple(Reading(o, tuple(accesses)) for o, accesses in reads if not o.weight),
+        mixes_channels=True,
+    )
+
+
+def _aligned(operand: Operand, rank: int) -> list[Access]:
+    """Accesses of an operand that is aligned with the last axes of an output of ``rank`` axes."""
+    return list(pointwise_accesses(operand, rank))
+
+
+def _attention(call: Call) -> Spec:
+    """A row of the queries, and of a mask, needs all keys and values."""
+    query = call.args["query"]
+    if query.rank != call.rank:
+        return whole(call, call.name, mixes=True)
+    reads = []
+    for operand in call.activations:
+        accesses = _aligned(operand, call.rank)
+        held = (-1,) if operand is query or operand is call.args.get("attn_mask") else (-2, -1)
+        for axis in held:
+            accesses[axis] = All()
+        reads.append(Reading(operand, tuple(accesses)))
+    return Spec(call.name, tuple(reads), mixes_channels=True)
 
 
 def _everything(call: Call) -> Spec:
@@ -216,11 +249,11 @@ RULES: tuple[OpRule, ...] = (
     OpRule(
         "attention",
         ("scaled_dot_product_attention",),
-        _everything,
+        _attention,
         Sample(
             lambda: Run(lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1)), ((2, 6, 4),)
         ),
-        ("query", "key", "value"),
+        ("query", "key", "value", "attn_mask", "dropout_p", "is_causal"),
         product=True,
         batched=True,
     ),
@@ -258,6 +291,31 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "response norm": Sample(lambda: nn.LocalResponseNorm(3), (_MAP,)),
     "topk": Sample(lambda: Run(lambda x: torch.topk(x, 2, 1)[0]), (_MAP,)),
     "roll": Sample(lambda: Run(lambda x: torch.roll(x, 1, 2)), (_MAP,)),
+    "attention by rows": Sample(
+        lambda: Run(
+            lambda x, y, m: F.scaled_dot_product_attention(x.tanh(), y, y * 2, attn_mask=m), (6, 5)
+        ),
+        ((2, 6, 4), (2, 5, 4)),
+    ),
+    "causal attention": Sample(
+        lambda: Run(
+            lambda x, y: F.scaled_dot_product_attention(x.tanh(), y, y * 2, is_causal=True)
+        ),
+        ((2, 6, 4), (2, 6, 4)),
+    ),
+    "matmul of maps": Sample(
+        lambda: Run(lambda x, y: (x.tanh() @ y.transpose(1, 2)).softmax(-1) @ y),
+        ((6, 4), (5, 4)),
+    ),
+    "norms of a signal": Sample(
+        lambda: nn.Sequential(
+            nn.Conv1d(4, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.GELU(), nn.InstanceNorm1d(4)
+        ),
+        ((4, 12),),
+    ),
+    "mean of tokens": Sample(
+        lambda: Run(lambda x: x.relu().flatten(2).transpose(1, 2).mean(1)), (_MAP,)
+    ),
     "attention": Sample(
         lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), ((5, 8),)
     ),

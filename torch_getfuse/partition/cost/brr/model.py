@@ -29,7 +29,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch_getfuse.ir import OpGraph, Tensor, WindowKind
+from torch_getfuse.ir import Op, OpGraph, WindowKind
 from torch_getfuse.partition.cost.brr.rows import Demand, Held, Rows
 from torch_getfuse.partition.cost.brr.starts import (
     NO_OPERATORS,
@@ -162,7 +162,7 @@ class Brr(FusionScheme):
         self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
         self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
-        self._row_some = [self._some_channels(out, kappa) for out in self._out]
+        self._row_some = [self._some_channels(op, kappa) for op in graph.ops]
         stored = zip(self._row_full, self._row_some, strict=True)
         self._demand = demand = Demand(
             graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
@@ -186,13 +186,13 @@ class Brr(FusionScheme):
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
 
-    def _some_channels(self, out: Tensor, kappa: int) -> int:
+    def _some_channels(self, op: Op, kappa: int) -> int:
         """Bytes of a row of which a convolution holds ``kappa`` channels, as aligned as all."""
-        channels, align = _channels(out), self.graph.align_channels
+        out, channels = self.graph.tensors[op.writes], self.graph.channels(op)
         if kappa >= channels:
             return self._row_bytes[out.name]
-        some = -(-kappa // align) * align if out.channel_axis is not None else kappa
-        held = out.elements // (out.rows * channels) * some
+        align = 1 if out.channel_axis is None else self.graph.align_channels
+        held = out.elements // (out.rows * channels) * (-(-kappa // align) * align)
         return min(self._row_bytes[out.name], packed(held, self.graph.width(out.name)))
 
     # -- the two figures ------------------------------------------------------------------
@@ -470,14 +470,13 @@ def _sums(held: Mapping[int, Held], mask: int) -> Held:
     return whole, some, further, further_some
 
 
-def _channels(tensor: Tensor) -> int:
-    return tensor.elements // (tensor.rows * tensor.cols)
-
-
 def _is_local(graph: OpGraph, position: int) -> bool:
     """Pooling, add, concat, elementwise, and depthwise convolution: channel by channel."""
     op = graph.ops[position]
     if not op.mixes_channels:
         return True
     source = graph.tensors[op.reads[0].tensor] if op.reads else graph.tensors[op.writes]
-    return op.groups > 1 and op.groups == _channels(source)
+    axis, rank = graph.channel_axis(op), len(graph.tensors[op.writes].shape)
+    if axis is None or len(source.shape) != rank:
+        return op.groups > 1 and op.groups == source.elements // (source.rows * source.cols)
+    return op.groups > 1 and op.groups == source.shape[axis]

@@ -91,7 +91,7 @@ class Facts:
             1 << number[op.writes] | sum(1 << number[read.tensor] for read in op.reads)
             for op in graph.ops
         ]
-        self.channels = [_channels(graph, i) for i in range(len(graph))]
+        self.channels = [graph.channels(op) for op in graph.ops]
         self.weighted: dict[int, Weighted] = {}
         for i, size in enumerate(lines.weights):
             if size:
@@ -179,12 +179,6 @@ class Facts:
                 self._shapes.clear()
             found = self._shapes[operators] = Shape(operators, lasts)
         return found
-
-
-def _channels(graph: OpGraph, position: int) -> int:
-    """Output channels of an operator."""
-    shape = graph.tensors[graph.ops[position].writes].shape
-    return shape[1] if len(shape) == 4 else shape[-1] if shape else 1
 
 
 class Group:

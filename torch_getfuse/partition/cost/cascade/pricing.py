@@ -105,7 +105,7 @@ def smallest_way(group: Group, beside: Beside = NOTHING) -> Priced:
     """
     found = list(_once(group, beside, ANY))
     shape, first = group.shape, 2
-    while first <= shape.longest:
+    while first <= shape.most_stripes:
         table = shape.table(first)
         for k, row in enumerate(table):
             sizes = (row * group.unit_bytes).tolist()
@@ -284,7 +284,7 @@ def _rooms(
         whole = beside.others + int(group.wholes @ (fixed & apart))
         streams = group.unit_bytes * (apart & ~fixed)
     first = 2
-    while first <= shape.longest and (most is None or (first - 1) * excess <= most):
+    while first <= shape.most_stripes and (most is None or (first - 1) * excess <= most):
         table = shape.table(first)
         yield first, limit - 1 - whole - table @ streams
         first += len(table)

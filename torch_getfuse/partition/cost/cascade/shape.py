@@ -21,6 +21,10 @@ from torch_getfuse.partition.cost.lbdf.axis_maps import Edge
 Units = NDArray[np.int64]
 
 
+MOST_STRIPES = 512
+"""Most stripes that are priced: what streams is read that often, and lines hold less."""
+
+
 class Flow:
     """A window over a stream of units, as tables.
 
@@ -90,7 +94,8 @@ class Shape:
     Attributes:
         storages: the tensors of each storage, as they are written over each other.
         links: see the class.
-        longest: units of the longest sink, which is the most stripes.
+        longest: units of the longest sink.
+        most_stripes: as many, but no more than :data:`MOST_STRIPES`.
     """
 
     def __init__(self, operators: tuple[Operator, ...], lasts: Sequence[int]) -> None:
@@ -104,6 +109,7 @@ class Shape:
         self.sinks = [op.writes for op in operators if op.writes not in self._readers]
         self._units = {op.writes: op.units for op in operators}
         self.longest = max(self._units[tensor] for tensor in self.sinks)
+        self.most_stripes = min(self.longest, MOST_STRIPES)
         self.storages: list[tuple[int, ...]] = []
         for last in lasts:
             row = [last]
@@ -164,7 +170,7 @@ class Shape:
         """
         found = self._tables.get(first)
         if found is None:
-            counts = np.arange(first, min(2 * first + 4, self.longest) + 1)
+            counts = np.arange(first, min(2 * first + 4, self.most_stripes) + 1)
             found = self._tables[first] = self._peaks(counts)
         return found
 
