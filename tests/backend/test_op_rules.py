@@ -66,7 +66,7 @@ def test_facts_are_those_of_the_operators() -> None:
         assert not (rule.elementwise and rule.view), rule.kind
         assert rule.product or not rule.batched, rule.kind
     strided = {target for rule in RULES if rule.by_strides and rule.view for target in rule.targets}
-    assert strided == {"view", "unflatten", "view_as"}
+    assert strided == {"view", "unflatten", "view_as", "view_as_complex"}
     assert facts_of("relu6").elementwise
     assert not facts_of("dropout").elementwise
     assert facts_of("cat").broadcasts
@@ -200,7 +200,38 @@ EXACT = {
     "split": "identity",
     "cat": "identity",
     "cat over rows": "whole",
-    "roll": "whole",
+    "roll": {"kernel": [1, 13], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 6]},
+    "roll over rows": "whole",
+    "roll of windows": "whole",
+    "roll all the way": "identity",
+    "flip": "identity",
+    "flip of rows": "whole",
+    "flip left to right": "identity",
+    "repeat": "identity",
+    "repeat of rows": "whole",
+    "tile": {"kernel": [1, 20], "stride": [1, 1], "dilation": [1, 1], "padding": [0, 13]},
+    "channel_shuffle": "identity",
+    "unfold": {
+        "kernel": [3, 7], "stride": [2, 1], "dilation": [1, 1], "padding": [0, 0],
+    },
+    "im2col": {
+        "kernel": [3, 2], "stride": [2, 1], "dilation": [1, 1], "padding": [1, 0],
+    },
+    "im2col, col2im": {
+        "kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1],
+        "transposed": True,
+    },
+    "topk": "identity",
+    "topk, both": "identity",
+    "topk of rows": "whole",
+    "index": "identity",
+    "index of rows": "whole",
+    "index_select": "identity",
+    "gather": "identity",
+    "gather of rows": "whole",
+    "scatter": "identity",
+    "scatter over rows": "identity",
+    "grid_sample": "whole",
     "crop, pool": {
         "kernel": [2, 2], "stride": [2, 2], "dilation": [1, 1], "padding": [-2, -1],
         "padding_end": [-2, 0],
@@ -219,13 +250,13 @@ def test_pixel_shuffle_is_transposed() -> None:
 
 
 def test_operator_without_a_rule_reads_everything_and_says_so() -> None:
-    model = Run(lambda x: torch.roll(x, 1, 2).relu())
+    model = Run(lambda x: torch.rot90(x, 2, (2, 3)).relu())
     captured = capture_model(model, (torch.randn(2, 3, 4, 5),))
-    roll, relu = captured.graph.ops
-    assert roll.reads[0].window.kind is WindowKind.WHOLE
-    assert roll.reason == "no rule for roll: it reads its whole inputs"
+    rot90, relu = captured.graph.ops
+    assert rot90.reads[0].window.kind is WindowKind.WHOLE
+    assert rot90.reason == "no rule for rot90: it reads its whole inputs"
     assert not relu.reason
-    assert captured.unsupported == {"roll": 1}
+    assert captured.unsupported == {"rot90": 1}
 
 
 def test_in_place_marks_unary_operators_only() -> None:

@@ -261,6 +261,8 @@ class GraphBuilder:
         result = apply_rule(call)
         if isinstance(result, Alias) and not in_place and targets:
             result = whole(call, call.name)  # torch.positive(x, out=y) copies
+        if isinstance(result, Spec) and targets:
+            result = replace(result, stored_as=None)  # it is stored as what it is written to
         if isinstance(result, Alias):
             value = self._alias(result, node)
             self.values[node] = value
@@ -275,12 +277,18 @@ class GraphBuilder:
         picked = only_pick(node) if results > 1 and not targets else None
         if picked is not None:
             picked = _position(node, picked)
-            call = replace(call, outputs=(call.outputs[picked],))
+            call = replace(call, outputs=(call.outputs[picked],), picked=picked)
             result = apply_rule(call)
             assert isinstance(result, Spec)
         base = self._draft(node, call, result)
         parts: list[Value | None] = [None] * results
-        if len(call.outputs) > 1:
+        if result.stored_as is not None:
+            stored_shape = Layout.of(result.stored_as.shape)
+            shown: list[Value | None] = [
+                Feature(base, view(stored_shape)) for view in result.stored_as.views
+            ]
+            parts[picked or 0 : (picked or 0) + len(shown)] = shown
+        elif len(call.outputs) > 1:
             parts = [Feature(base, Layout.opaque(output.shape)) for output in call.outputs]
         else:
             parts[picked or 0] = Feature(base, Layout.of(call.shape))
@@ -334,12 +342,12 @@ class GraphBuilder:
     # -- operators --------------------------------------------------------------------------
 
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
-        if len(call.outputs) == 1:
-            info = call.outputs[0]
-        else:
-            info = self._joint(call.outputs)
+        joint = len(call.outputs) > 1 and spec.stored_as is None
+        info = self._joint(call.outputs) if joint else call.outputs[0]
+        if spec.stored_as is not None:
+            info = TensorInfo(spec.stored_as.shape, info.dtype)
         batch = self.bases.batch_of(spec, info)
-        stream = self.bases.stream_of(spec, info) if len(call.outputs) == 1 else None
+        stream = None if joint else self.bases.stream_of(spec, info)
         base = self.bases.add(info, batch, stream, len(self.drafts))
         reads, reason = self._reads(spec, self.bases[base].tensor)
         features = [reading.operand for reading in spec.reads]
@@ -384,6 +392,8 @@ class GraphBuilder:
                 # One tensor through two windows: no single window says both.
                 window = Window.whole()
             reads[feature.base] = window
+        if not reason and any(window.kind is WindowKind.WHOLE for window in reads.values()):
+            reason = spec.reason_if_whole
         return list(reads.items()), reason
 
     def _window(self, reading: Reading, source: Base, target: Tensor) -> Window:
