@@ -46,26 +46,43 @@ def _raft() -> Made:
     return Raft(), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
 
 
-def _encodec() -> Made:
-    """Convolutions over time and two LSTM layers."""
-    from transformers import EncodecConfig, EncodecModel
+def _deberta() -> Made:
+    """Two layers with relative positions, which are gathered."""
+    from transformers import DebertaV2Config, DebertaV2Model
 
-    return EncodecModel(EncodecConfig()).encoder, (torch.randn(1, 1, 3200),)
+    class Deberta(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = DebertaV2Config(
+                hidden_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=512,
+                relative_attention=True,
+                pos_att_type=["p2c", "c2p"],
+            )
+            self.encoder = DebertaV2Model(config)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.encoder(tokens).last_hidden_state
+            return found
+
+    return Deberta(), (torch.randint(0, 1000, (1, 64)),)
 
 
 class _Speech(nn.Module):
-    """Convolutions over a spectrogram, two GRU layers, a classifier for each step."""
+    """Convolutions over a spectrogram, two recurrent layers, a classifier for each step."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.front = nn.Sequential(
             nn.Conv1d(80, 128, 3, 2, 1), nn.ReLU(), nn.Conv1d(128, 128, 3, 2, 1), nn.ReLU()
         )
-        self.gru = nn.GRU(128, 128, 2, batch_first=True)
+        self.layers = layer(128, 128, 2, batch_first=True)
         self.head = nn.Linear(128, 29)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.head(self.gru(self.front(x).transpose(1, 2))[0])
+        out: torch.Tensor = self.head(self.layers(self.front(x).transpose(1, 2))[0])
         return out.log_softmax(-1)
 
 
@@ -78,8 +95,9 @@ NETWORKS: dict[str, Callable[[], Made]] = {
     "timm volo_d1_224": _timm("volo_d1_224"),
     "timm halonet26t": _timm("halonet26t", 256),
     "torchvision raft_small, 2 updates": _raft,
-    "transformers Encodec, encoder": _encodec,
-    "spectrogram, GRU": lambda: (_Speech(), (torch.randn(1, 80, 200),)),
+    "transformers DeBERTa-v2, 2 layers": _deberta,
+    "spectrogram, convolutions, GRU": lambda: (_Speech(nn.GRU), (torch.randn(1, 80, 200),)),
+    "spectrogram, convolutions, LSTM": lambda: (_Speech(nn.LSTM), (torch.randn(1, 80, 200),)),
 }
 
 

@@ -101,6 +101,8 @@ class Op:
         mixes_channels: every output channel may need every input channel (convolution,
             linear, matmul); ``False`` for the "local" operators of BRR (docs/method.md, section 4).
         groups: channel groups of a convolution.
+        recurrent: carries a state from output unit to output unit, in order. Each unit needs all
+            of the weights, so they cannot be taken in slices for several units at once.
         reason: why there is no better rule for it; empty for operators that have one.
         after: names of operators that must run before it although it reads nothing of theirs:
             both draw random numbers, or one writes where the other reads. Only what does not
@@ -116,6 +118,7 @@ class Op:
     in_place: bool = False
     mixes_channels: bool = False
     groups: int = 1
+    recurrent: bool = False
     reason: str = ""
     after: tuple[str, ...] = ()
     weight_bytes: int | None = field(default=None, compare=False)
@@ -137,6 +140,8 @@ class Op:
             form["mixes_channels"] = True
         if self.groups != 1:
             form["groups"] = self.groups
+        if self.recurrent:
+            form["recurrent"] = True
         if self.reason:
             form["reason"] = self.reason
         if self.after:
@@ -161,6 +166,7 @@ class Op:
             in_place=fields.flag("in_place"),
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
+            recurrent="recurrent" in fields and fields.flag("recurrent"),
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
             weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,

@@ -90,6 +90,7 @@ def operator_of(draft: Draft, name: str, tensors: Mapping[int, str], after: tupl
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,
+        recurrent=draft.spec.recurrent,
         reason=draft.reason,
         after=after,
     )

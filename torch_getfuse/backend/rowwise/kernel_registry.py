@@ -37,6 +37,10 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     if capture.samples > 1:
         _refuse_mixing(site, rule)
     reads = range(len(op.reads))
+    if rule.recurrent and (site.target.rows > 1 or any(site.source(k).rows > 1 for k in reads)):
+        raise NoRowKernel(
+            f"{op.name} ({op.kind}) carries a state from row to row, which no kernel keeps"
+        )
     if rule is not UNKNOWN and not rule.is_torchs:
         by_number = WindowKind.IDENTITY, WindowKind.WHOLE
         if any(read.window.kind not in by_number for read in op.reads):
@@ -66,7 +70,8 @@ def _refuse_mixing(site: Site, rule: OpRule) -> None:
     if site.op.reason.startswith("no rule"):
         raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
     views = [view for _, view in site.core.operands]
-    dims = reduction_kernels.axes_of(normalise(site.core.node, positional).args)
+    args = normalise(site.core.node, positional).args
+    dims = args["dims"] if "dims" in args else reduction_kernels.axes_of(args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         rank = len(views[0].layout.axes)  # a scalar takes 0 and -1 for the axis that it lacks
         if isinstance(dim, int) and rank and views[0].batch == dim % rank:

@@ -26,6 +26,7 @@ from torch_getfuse.backend.rowwise.sliding import (
     node_shape,
     or_default,
 )
+from torch_getfuse.backend.rowwise.unfold_kernels import unfold_kernel
 from torch_getfuse.backend.rules.registry import positional
 from torch_getfuse.backend.rules.rule import Call, spread
 from torch_getfuse.backend.rules.spatial import UPSAMPLES, resize_mode
@@ -389,6 +390,10 @@ def _convolution(site: Site, name: str) -> RowKernel:
     return ConvKernel(site, name)
 
 
+def _unfold(site: Site, name: str) -> RowKernel | None:
+    return unfold_kernel(site, normalise(site.core.node, positional).args)
+
+
 _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
     **dict.fromkeys(("conv1d", "conv2d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _convolution),
@@ -404,5 +409,6 @@ _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
     "constant_pad_nd": _pad,
     **{f"{word}_pad{n}d": _pad for word in ("reflection", "replication") for n in (1, 2)},
     "pixel_shuffle": ShuffleKernel,
+    "unfold": _unfold,
     "pixel_unshuffle": UnshuffleKernel,
 }

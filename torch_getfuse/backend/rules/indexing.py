@@ -188,12 +188,7 @@ RULES: tuple[OpRule, ...] = (
         "scatter",
         ("scatter", "scatter_add", "scatter_reduce"),
         _put,
-        _sample(
-            lambda y, x: x.scatter(1, (y > 0).long(), y)
-            + torch.zeros_like(x).scatter_add(1, (y > 0).long(), y),
-            (3, 6, 7),
-            _MAP,
-        ),
+        _sample(lambda y, x: x.scatter(1, (y > 0).long(), y), (3, 6, 7), _MAP),
         ("input", "dim", "index", "src"),
     ),
     OpRule(
@@ -240,6 +235,12 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "gather of rows": _sample(lambda y, x: x.gather(2, (y > 0).long()), (4, 3, 7), _MAP),
     "gather of columns": _sample(lambda y, x: x.gather(-1, (y > 0).long()), (4, 6, 3), _MAP),
     "scatter over rows": _sample(lambda y, x: x.scatter(2, (y > 0).long(), 2.0), _MAP, _MAP),
+    "scatter_add": _sample(
+        lambda y, x: x.scatter_add(1, (y > 0).long(), y), (4, 6, 7), _MAP
+    ),
+    "scatter_reduce": _sample(
+        lambda y, x: x.scatter_reduce(-1, (y > 0).long(), y, "amax"), (4, 6, 3), _MAP
+    ),
     "index_fill": _sample(lambda x: x.index_fill(3, torch.tensor(_CHOICE), 0.5)),
     "index_put, added": _sample(
         lambda x, y: x.index_put(

@@ -191,7 +191,7 @@ RULES: tuple[OpRule, ...] = (
         "flip",
         ("flip", "fliplr", "flipud"),
         _flip,
-        _sample(lambda x: torch.flip(x, (1,)) + x.flip(3)),
+        _sample(lambda x: torch.flip(x, (1,))),
         ("input", "*dims"),
     ),
     OpRule(
@@ -263,6 +263,7 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     ),
     "roll all the way": _sample(lambda x: x.roll((6, 2), (2, 1))),
     "roll of all": _sample(lambda x: x.roll(3) + 1, (1,)),
+    "flip of columns": _sample(lambda x: x.flip(-1)),
     "flip of rows": _sample(lambda x: x.flip(2)),
     "flip left to right": _sample(lambda x: torch.fliplr(x) + 1),
     "repeat of rows": _sample(lambda x: x.repeat(1, 1, 2, 1)),

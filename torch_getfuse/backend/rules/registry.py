@@ -3,7 +3,7 @@
 One :class:`OpRule` per operator kind, whose fields are all that is known of it; :func:`facts_of`
 finds it. The rules themselves stand beside this file, by how they
 read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``,
-``rearranged`` and ``indexing`` (copies); those of operators that are not torch's own come by
+``rearranged`` and ``indexing`` (copies), ``recurrent`` (steps and a state); those of operators that are not torch's own come by
 ``custom``.
 """
 
@@ -18,6 +18,7 @@ from torch_getfuse.backend.rules import (
     indexing,
     pointwise,
     rearranged,
+    recurrent,
     spatial,
     whole_axis,
 )
@@ -42,6 +43,7 @@ RULES: tuple[OpRule, ...] = (
     *whole_axis.RULES,
     *rearranged.RULES,
     *indexing.RULES,
+    *recurrent.RULES,
 )
 """Every rule; the conformance test runs the sample of each."""
 
@@ -52,6 +54,7 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     **whole_axis.EXTRA_SAMPLES,
     **rearranged.EXTRA_SAMPLES,
     **indexing.EXTRA_SAMPLES,
+    **recurrent.EXTRA_SAMPLES,
 }
 """Variants that a rule's one sample does not reach."""
 

@@ -185,6 +185,7 @@ class Spec:
         reason: why the windows are wider than the operator's own.
         reason_if_whole: the same, where an operand's rows lie along an axis that is held whole.
         stored_as: the tensor that it writes, if that is not its one result.
+        recurrent: as in :class:`torch_getfuse.ir.Op`.
     """
 
     kind: str
@@ -198,6 +199,7 @@ class Spec:
     reason: str = ""
     reason_if_whole: str = ""
     stored_as: StoredAs | None = None
+    recurrent: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class OpRule:
         view: how it shows its operand, if it is a view that changes the layout.
         factory: its values depend on the shapes and dtypes of its operands only.
         by_strides: its result, or its right to run, depends on the strides of its operands.
+        recurrent: carries a state from row to row, by which a row depends on all rows before.
     """
 
     kind: str
@@ -272,6 +275,7 @@ class OpRule:
     view: ViewForm | None = None
     factory: bool = False
     by_strides: bool = False
+    recurrent: bool = False
 
     @property
     def broadcasts(self) -> bool:

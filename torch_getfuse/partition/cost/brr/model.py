@@ -439,6 +439,8 @@ class Brr(FusionScheme):
         if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
             return None
         i = first.bit_length() - 1
+        if self.graph.ops[i].recurrent:
+            return None  # each of its steps needs all of its weights
         inputs = self._input_rows(first)
         held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
         room = buffer_bytes - held - 1

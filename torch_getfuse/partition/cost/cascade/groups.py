@@ -181,7 +181,12 @@ class Facts:
 
 
 def _channels(graph: OpGraph, position: int) -> int:
-    """Output channels of an operator."""
+    """Output channels of an operator, of which its weights may be taken in slices.
+
+    One of a recurrent operator: each of its steps needs all of its weights.
+    """
+    if graph.ops[position].recurrent:
+        return 1
     shape = graph.tensors[graph.ops[position].writes].shape
     return shape[1] if len(shape) == 4 else shape[-1] if shape else 1
 
