@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_getfuse.accelerator import parse_size
 from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.ir import Op, OpGraph, WindowKind
-from torch_getfuse.models import load_model
+from torch_getfuse.models import import_torchvision, load_model
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
-from torch_getfuse.accelerator import parse_size
 
 Made = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
@@ -32,6 +32,7 @@ def _timm(name: str, side: int = 224) -> Callable[[], Made]:
 
 
 def _raft() -> Made:
+    import_torchvision()
     from torchvision.models.optical_flow import raft_small
 
     class Raft(nn.Module):
@@ -133,13 +134,18 @@ def measure(make: Callable[[], Made], buffer_bytes: int) -> list[Any]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--network", nargs="*", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--buffer", default="1MB")
     args = parser.parse_args()
     torch.set_num_threads(1)
     size = parse_size(args.buffer)
-    print(f"| network | operators | no rule | hold a map | by rows | fit {args.buffer} alone | without a rule |")
+    print(
+        "| network | operators | no rule | hold a map | by rows "
+        f"| fit {args.buffer} alone | without a rule |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in args.network:
         begun = time.perf_counter()

@@ -199,22 +199,26 @@ def test_a_window_that_is_too_narrow_is_found(name: str) -> None:
     model, inputs = _model(SAMPLES[name]), _inputs(SAMPLES[name], 1)
     graph = capture_model(model, inputs).graph
     kinds = {kind for rule in COPIES for kind in (rule.kind, *rule.targets)}
-    exact = _span_in(graph)
     ours = [op for op in graph if op.kind in kinds]
     assert ours
     for op in ours:
         read = op.reads[0]
-
-        def narrower(other: Op, its: Read, axis: int, at: int) -> tuple[int, int]:
-            low, high = exact(other, its, axis, at)
-            if other is not op or its is not read:
-                return low, high
-            # Of a map that is held, the row of the same number.
-            return (at, at) if its.window.kind is WindowKind.WHOLE else (low, high - 1)
-
         if graph.tensors[read.tensor].rows > 1:
-            by_row, by_column = (_beyond(model, inputs, graph, a, narrower) for a in (0, 1))
+            span = _narrower(_span_in(graph), op, read)
+            by_row, by_column = (_beyond(model, inputs, graph, a, span) for a in (0, 1))
             assert by_row or (by_column and read.window.kind is WindowKind.WHOLE), op
+
+
+def _narrower(exact: Span, op: Op, read: Read) -> Span:
+    """One position less for one operand; of a map that is held, the one of the same number."""
+
+    def span(other: Op, its: Read, axis: int, at: int) -> tuple[int, int]:
+        low, high = exact(other, its, axis, at)
+        if other is not op or its is not read:
+            return low, high
+        return (at, at) if its.window.kind is WindowKind.WHOLE else (low, high - 1)
+
+    return span
 
 
 # -- exact windows, so that "never narrower" is not met by reading everything -------------------

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.capture.bases import Bases
-from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
+from torch_getfuse.backend.capture.graph_inputs import batch_axis, is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
     Base,
     Draft,
@@ -133,9 +133,10 @@ class GraphBuilder:
         if role is Role.WEIGHT:
             self.values[node] = Weight.of(node, info, {node: stored(value)})
             return
-        lead = info.shape[0] if info.shape else 1
+        axis = batch_axis(node)
+        lead = info.shape[axis] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
-        batch = None if shared else (0, lead // self.batch)
+        batch = None if shared else (axis, lead // self.batch)
         base = self.bases.add(info, batch, input_stream(node, info), None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))

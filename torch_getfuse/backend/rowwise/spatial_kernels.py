@@ -18,6 +18,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.rowwise import resize_kernels
 from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values, fill
+from torch_getfuse.backend.rowwise.copy_kernels import copy_kernel
 from torch_getfuse.backend.rowwise.kernels import RowKernel, Site
 from torch_getfuse.backend.rowwise.operand_views import Operand
 from torch_getfuse.backend.rowwise.sliding import (
@@ -26,7 +27,6 @@ from torch_getfuse.backend.rowwise.sliding import (
     node_shape,
     or_default,
 )
-from torch_getfuse.backend.rowwise.unfold_kernels import unfold_kernel
 from torch_getfuse.backend.rules.registry import positional
 from torch_getfuse.backend.rules.rule import Call, spread
 from torch_getfuse.backend.rules.spatial import UPSAMPLES, resize_mode
@@ -390,10 +390,6 @@ def _convolution(site: Site, name: str) -> RowKernel:
     return ConvKernel(site, name)
 
 
-def _unfold(site: Site, name: str) -> RowKernel | None:
-    return unfold_kernel(site, normalise(site.core.node, positional).args)
-
-
 _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
     **dict.fromkeys(("conv1d", "conv2d", "convolution"), _convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d"), _convolution),
@@ -409,6 +405,6 @@ _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
     "constant_pad_nd": _pad,
     **{f"{word}_pad{n}d": _pad for word in ("reflection", "replication") for n in (1, 2)},
     "pixel_shuffle": ShuffleKernel,
-    "unfold": _unfold,
+    **dict.fromkeys(("unfold", "repeat_interleave"), copy_kernel),
     "pixel_unshuffle": UnshuffleKernel,
 }

@@ -167,7 +167,9 @@ def _getitem(call: Call) -> Alias | Spec:
     ):
         return no_rule(Call("index", call.args, call.outputs))
     named = sum(picks) + sum(gathers)
-    if Ellipsis not in [part for part, gathered in zip(parts, gathers, strict=True) if not gathered]:
+    if Ellipsis not in [
+        part for part, gathered in zip(parts, gathers, strict=True) if not gathered
+    ]:
         parts, gathers = (*parts, Ellipsis), [*gathers, False]
     steps: list[Change] = []
     taken: dict[int, Any] = {}
@@ -273,7 +275,9 @@ RULES: tuple[OpRule, ...] = (
         ("view_as_complex",),
         _view_as_complex,
         Sample(
-            lambda: Run(lambda x: torch.view_as_complex(x.permute(0, 2, 3, 1).contiguous()).imag * 2),
+            lambda: Run(
+                lambda x: torch.view_as_complex(x.permute(0, 2, 3, 1).contiguous()).imag * 2
+            ),
             ((2, 6, 7),),
         ),
         view=ViewForm.COMPONENT,

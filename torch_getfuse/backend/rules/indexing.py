@@ -33,7 +33,9 @@ _MASKS = (torch.bool, torch.uint8)
 def is_index(part: Any) -> bool:
     """Whether a part of an index gathers: positions in a tensor, or in (nested) lists."""
     if isinstance(part, list):
-        return all(type(item) is int or (isinstance(item, list) and is_index(item)) for item in part)
+        return all(
+            type(item) is int or (isinstance(item, list) and is_index(item)) for item in part
+        )
     return isinstance(part, Operand) and part.info.dtype not in _MASKS
 
 
@@ -152,8 +154,7 @@ def _grid_sampler(call: Call) -> Spec:
     if not grid.weight:
         reads.append(Reading(grid, (Along(0), *(Along(2 + a) for a in range(axes)), All())))
     reason = "grid_sample reads where its grid says: it needs the whole map before its first row"
-    stream = 2 if axes == 2 else None
-    return Spec("grid_sample", tuple(reads), stream_axis=stream, reason_if_whole=reason)
+    return Spec("grid_sample", tuple(reads), reason_if_whole=reason)
 
 
 def _sample(function: Any, *shapes: tuple[int, ...]) -> Sample:
@@ -235,9 +236,7 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "gather of rows": _sample(lambda y, x: x.gather(2, (y > 0).long()), (4, 3, 7), _MAP),
     "gather of columns": _sample(lambda y, x: x.gather(-1, (y > 0).long()), (4, 6, 3), _MAP),
     "scatter over rows": _sample(lambda y, x: x.scatter(2, (y > 0).long(), 2.0), _MAP, _MAP),
-    "scatter_add": _sample(
-        lambda y, x: x.scatter_add(1, (y > 0).long(), y), (4, 6, 7), _MAP
-    ),
+    "scatter_add": _sample(lambda y, x: x.scatter_add(1, (y > 0).long(), y), (4, 6, 7), _MAP),
     "scatter_reduce": _sample(
         lambda y, x: x.scatter_reduce(-1, (y > 0).long(), y, "amax"), (4, 6, 3), _MAP
     ),

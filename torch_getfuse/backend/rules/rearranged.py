@@ -51,7 +51,7 @@ def _over(call: Call, axes: Iterable[int], reason: str) -> Spec:
 
 def _roll(call: Call) -> Spec:
     operand: Operand = call.args["input"]
-    if not call.get("dims"):
+    if call.args.get("dims") in (None, (), []):
         return whole(call, "roll", "roll without axes shifts the flattened tensor")
     axes = call.dims("dims")
     shifts = spread(call.args["shifts"], len(axes))
@@ -120,10 +120,9 @@ def _taps(call: Call) -> list[tuple[int, int, int, int]]:
     names = ("kernel_size", "stride", "dilation", "padding")
     defaults = (1, 1, 1, 0)
     found = [
-        spread(call.get(name, default), 2)
-        for name, default in zip(names, defaults, strict=True)
+        spread(call.get(name, default), 2) for name, default in zip(names, defaults, strict=True)
     ]
-    return list(zip(*found, strict=True))  # type: ignore[arg-type]
+    return list(zip(*found, strict=True))
 
 
 def _im2col(call: Call) -> Spec:

@@ -8,7 +8,7 @@ sequence.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import nn
 
 from torch_getfuse.backend.rules.rule import (
     Call,
-    Operand,
     OpRule,
     Reading,
     Run,
@@ -29,6 +28,7 @@ from torch_getfuse.backend.rules.rule import (
 )
 from torch_getfuse.backend.rules.view_windows import Access, All, Along
 
+_Cell = Callable[[torch.Tensor, torch.Tensor | None, Any], torch.Tensor]
 _GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _SEQUENCE = (5, 6)
 
@@ -61,7 +61,9 @@ def _layer(call: Call) -> Spec:
     both = bool(call.args["bidirectional"])
     time = 1 if call.args["batch_first"] else 0
     if operand.batch == time:
-        return whole(call, kind, f"the samples of the batch are the steps of the {kind}", mixes=True)
+        return whole(
+            call, kind, f"the samples of the batch are the steps of the {kind}", mixes=True
+        )
     parts = len(params) // (int(call.args["num_layers"]) * (2 if both else 1))
     elements = 0
     for recurrent in params[1::parts]:
@@ -127,7 +129,7 @@ class _Signal(_Steps):
         return super().forward(F.avg_pool1d(x, 1).transpose(1, 2))
 
 
-def _loop(cell: Any) -> Any:
+def _loop(cell: _Cell) -> Callable[..., torch.Tensor]:
     """Two steps of a cell."""
 
     def run(x: torch.Tensor, y: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """All operator rules, and what capture asks them.
 
 One :class:`OpRule` per operator kind, whose fields are all that is known of it; :func:`facts_of`
-finds it. The rules themselves stand beside this file, by how they
-read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``,
-``rearranged`` and ``indexing`` (copies), ``recurrent`` (steps and a state); those of operators that are not torch's own come by
+finds it. The rules themselves stand beside this file, by how they read: ``alias`` (not at all:
+views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``, ``rearranged`` and ``indexing``
+(copies), ``recurrent`` (steps and a state); those of operators that are not torch's own come by
 ``custom``.
 """
 
