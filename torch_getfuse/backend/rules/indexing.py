@@ -100,9 +100,9 @@ def _pick(call: Call) -> Spec:
     """``index_select``, ``gather`` and ``take_along_dim``."""
     operand: Operand = call.args["input"]
     index = call.args.get("index", call.args.get("indices"))
-    if call.args.get("dim") is None or operand.rank != call.rank:
+    if call.args.get("dim") is None or operand.rank != call.rank or not operand.rank:
         return whole(call, call.name, f"{call.name} without an axis reads the flattened tensor")
-    (axis,) = call.dims() or (0,)
+    (axis,) = call.dims()
     if axis == operand.batch:
         return whole(call, call.name, f"{call.name} along the batch mixes its samples")
     reads = [] if operand.weight else [_along(call, operand, axis)]
