@@ -55,9 +55,9 @@ def batch_axis(node: fx.Node) -> int:
 
     The layer reads the input, or what operators that keep its first two axes make of it.
     """
-    value = traced_value(node)
-    if value.dim() != 3:
+    if traced_value(node).dim() != 3:
         return 0
+    lead = tensor_info(traced_value(node)).shape[:2]  # symbols as their hints
     found = [node]  # grows while it is gone through
     for source in found:
         for user in source.users:
@@ -67,7 +67,7 @@ def batch_axis(node: fx.Node) -> int:
             rule = facts_of(call.name)
             if rule.recurrent and call.args.get("input") is source:
                 return 0 if call.args.get("batch_first") else 1
-            keeps = isinstance(result, torch.Tensor) and result.shape[:2] == value.shape[:2]
+            keeps = isinstance(result, torch.Tensor) and tensor_info(result).shape[:2] == lead
             if keeps and rule.view is not ViewForm.MOVE and user not in found:
                 found.append(user)
     return 0
