@@ -170,7 +170,9 @@ class Cascade:
         return [*self.reads_of(mask), *(self.graph.ops[i].writes for i in bits(mask))]
 
     def channels(self, op: Op) -> int:
-        """Output channels."""
+        """Output channels of which weights are fetched on their own."""
+        if op.recurrent:
+            return 1  # each step needs all of the weights
         shape = self.graph.tensors[op.writes].shape
         if op.channel_axis is not None:
             return shape[op.channel_axis]

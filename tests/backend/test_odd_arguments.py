@@ -153,7 +153,9 @@ def test_a_recurrent_module_is_one_operator_with_all_its_weights(cell: type[nn.R
     model, x = _Recurrent(cell).eval(), torch.randn(5, 1, 8)
     graph = capture_model(model, (x,)).graph
     assert [op.name for op in graph.ops] == ["before", "relu", "cell", "after"]
-    assert graph.weight_elements == sum(p.numel() for p in model.parameters())
+    state = 2 * 2 * 8 * (2 if cell is nn.LSTM else 1)  # two layers, two ways
+    assert graph.weight_elements == sum(p.numel() for p in model.parameters()) + state
+    assert graph.tensors[graph.inputs[0]].shape == (5, 1, 8)  # one sample of five steps
     assert graph.fingerprint == capture_exported(torch.export.export(model, (x,))).graph.fingerprint
     plan = torch_getfuse.plan(model, (x,), buffer="64KB")
     with torch.no_grad():

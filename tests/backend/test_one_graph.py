@@ -37,7 +37,7 @@ def both(model: nn.Module, x: Tensor) -> OpGraph:
         (lambda y: y.mT.sigmoid(), ["relu", "sigmoid"]),
         (
             lambda y: F.grid_sample(y, y[:, :2].permute(0, 2, 3, 1), align_corners=False),
-            ["relu", "grid_sampler"],
+            ["relu", "grid_sample"],
         ),
         (
             lambda y: F.scaled_dot_product_attention(y, y, y, attn_mask=y.tanh()),

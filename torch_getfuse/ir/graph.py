@@ -136,6 +136,8 @@ class Op:
         groups: channel groups of a convolution.
         channel_axis: axis of the output's channels, where it is not axis 1 of a map of rank 4 and
             the last one of any other tensor.
+        recurrent: carries a state from output unit to output unit, in order. Each unit needs all
+            of the weights, so they cannot be taken in slices for several units at once.
         reason: why there is no better rule for it; empty for operators that have one.
         after: names of operators that must run before it although it reads nothing of theirs:
             both draw random numbers, or one writes where the other reads. Only what does not
@@ -152,6 +154,7 @@ class Op:
     mixes_channels: bool = False
     groups: int = 1
     channel_axis: int | None = None
+    recurrent: bool = False
     reason: str = ""
     after: tuple[str, ...] = ()
     weight_bytes: int | None = field(default=None, compare=False)
@@ -175,6 +178,8 @@ class Op:
             form["groups"] = self.groups
         if self.channel_axis is not None:
             form["channel_axis"] = self.channel_axis
+        if self.recurrent:
+            form["recurrent"] = True
         if self.reason:
             form["reason"] = self.reason
         if self.after:
@@ -200,6 +205,7 @@ class Op:
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,
             channel_axis=fields.integer("channel_axis") if "channel_axis" in fields else None,
+            recurrent="recurrent" in fields and fields.flag("recurrent"),
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
             weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,

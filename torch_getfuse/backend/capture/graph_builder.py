@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from torch_getfuse.backend.capture.bases import Bases
-from torch_getfuse.backend.capture.graph_inputs import is_for_all_samples
+from torch_getfuse.backend.capture.graph_inputs import batch_axis, is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
     Draft,
     Feature,
@@ -128,9 +128,10 @@ class GraphBuilder:
         if role is Role.WEIGHT:
             self.values[node] = Weight.of(node, info, {node: stored(value)})
             return
-        lead = info.shape[0] if info.shape else 1
+        axis = batch_axis(node)
+        lead = info.shape[axis] if info.shape else 1
         shared = not info.shape or lead % self.batch or is_for_all_samples(node, self.batch)
-        batch = None if shared else (0, lead // self.batch)
+        batch = None if shared else (axis, lead // self.batch)
         base = self.bases.add(info, batch, None)
         self.inputs[node] = base
         self.values[node] = Feature(base, Layout.of(info.shape))
@@ -256,6 +257,8 @@ class GraphBuilder:
         result = apply_rule(call)
         if isinstance(result, Alias) and not in_place and targets:
             result = whole(call, call.name)  # torch.positive(x, out=y) copies
+        if isinstance(result, Spec) and targets:
+            result = replace(result, stored_as=None)  # it is stored as what it is written to
         if isinstance(result, Alias):
             value = self._alias(result, node)
             self.values[node] = value
@@ -270,12 +273,18 @@ class GraphBuilder:
         picked = only_pick(node) if results > 1 and not targets else None
         if picked is not None:
             picked = _position(node, picked)
-            call = replace(call, outputs=(call.outputs[picked],))
+            call = replace(call, outputs=(call.outputs[picked],), picked=picked)
             result = apply_rule(call)
             assert isinstance(result, Spec)
         base = self._draft(node, call, result)
         parts: list[Value | None] = [None] * results
-        if len(call.outputs) > 1:
+        if result.stored_as is not None:
+            stored_shape = Layout.of(result.stored_as.shape)
+            shown: list[Value | None] = [
+                Feature(base, view(stored_shape)) for view in result.stored_as.views
+            ]
+            parts[picked or 0 : (picked or 0) + len(shown)] = shown
+        elif len(call.outputs) > 1:
             parts = [Feature(base, Layout.opaque(output.shape)) for output in call.outputs]
         else:
             parts[picked or 0] = Feature(base, Layout.of(call.shape))
@@ -329,11 +338,10 @@ class GraphBuilder:
     # -- operators --------------------------------------------------------------------------
 
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
-        bits = None
-        if len(call.outputs) == 1:
-            info = call.outputs[0]
-        else:
-            info, bits = self._joint(call.outputs)
+        joint = len(call.outputs) > 1 and spec.stored_as is None
+        info, bits = self._joint(call.outputs) if joint else (call.outputs[0], None)
+        if spec.stored_as is not None:
+            info = TensorInfo(spec.stored_as.shape, info.dtype)
         base = self.bases.add(info, self.bases.batch_of(spec, info), len(self.drafts), bits)
         features = [reading.operand for reading in spec.reads]
         direct = len(features) == 1 and features[0].value.layout == Layout.of(
@@ -351,7 +359,7 @@ class GraphBuilder:
             in_place=False,
             reason=spec.reason,
             direct=direct,
-            joint=len(call.outputs) > 1,
+            joint=joint,
             calls=[(node, [(o.node, o.value) for o in call.activations])],
         )
         self.drafts.append(draft)

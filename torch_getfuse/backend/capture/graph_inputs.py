@@ -1,7 +1,8 @@
 """What the tensors are that a graph is given: maps of a batch, one for all samples, or weights.
 
 A trace records shapes and no names of axes, so the batch is inferred: it leads the input of the
-highest rank. What the other inputs are shows in how they are read.
+highest rank, or follows the steps of a recurrent layer. What the other inputs are shows in how they
+are read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, normalise
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
 from torch_getfuse.backend.rules.registry import facts_of, positional
+from torch_getfuse.backend.rules.rule import ViewForm
 
 
 def is_weight_argument(node: fx.Node) -> bool:
@@ -33,7 +35,7 @@ def is_weight_argument(node: fx.Node) -> bool:
 
 
 def batch_size(inputs: Sequence[fx.Node]) -> int:
-    """Leading size of the first of the inputs of the highest rank; 1 for an unbatched map.
+    """Samples of the first of the inputs of the highest rank; 1 for an unbatched map.
 
     One of leading size 1 is passed over for another of that rank: it may be a mask for all samples.
     """
@@ -45,7 +47,30 @@ def batch_size(inputs: Sequence[fx.Node]) -> int:
     best = max(inputs, key=rank, default=None)
     if best is None or traced_value(best).dim() < 2 or _unbatched(best):
         return 1
-    return max(1, tensor_info(traced_value(best)).shape[0])
+    return max(1, tensor_info(traced_value(best)).shape[batch_axis(best)])
+
+
+def batch_axis(node: fx.Node) -> int:
+    """Axis of an input that its batch leads: 1 of the steps ``(T, N, F)`` of a recurrent layer.
+
+    The layer reads the input, or what operators that keep its first two axes make of it.
+    """
+    if traced_value(node).dim() != 3:
+        return 0
+    lead = tensor_info(traced_value(node)).shape[:2]  # symbols as their hints
+    found = [node]  # grows while it is gone through
+    for source in found:
+        for user in source.users:
+            call, result = _call(user), traced_value(user)
+            if call is None:
+                continue
+            rule = facts_of(call.name)
+            if rule.recurrent and call.args.get("input") is source:
+                return 0 if call.args.get("batch_first") else 1
+            keeps = isinstance(result, torch.Tensor) and tensor_info(result).shape[:2] == lead
+            if keeps and rule.view is not ViewForm.MOVE and user not in found:
+                found.append(user)
+    return 0
 
 
 def is_for_all_samples(node: fx.Node, batch: int) -> bool:

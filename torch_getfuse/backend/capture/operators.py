@@ -95,6 +95,7 @@ def operator_of(
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,
         channel_axis=None if axis == default_channels(rank) else axis,
+        recurrent=draft.spec.recurrent,
         reason=draft.reason,
         after=after,
     )

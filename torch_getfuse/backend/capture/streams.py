@@ -149,6 +149,8 @@ def _read(bases: Bases, draft: Draft) -> None:
             # One tensor through two windows: no single window says both.
             window = Window.whole()
         reads[base] = window
+    if not draft.reason and any(window.kind is WindowKind.WHOLE for window in reads.values()):
+        draft.reason = spec.reason_if_whole
     draft.reads = list(reads.items())
     draft.in_place = spec.in_place and len(spec.reads) == 1 and _keeps(bases, draft)
 

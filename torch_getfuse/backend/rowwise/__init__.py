@@ -5,7 +5,7 @@ graph; ``turns.py`` has its schedule, that of the cost model, and ``execution.py
 ``rings.py``, counted in the ``ledger.py``. ``onchip.py`` has what stays on chip from step to step
 of a cascade plan, ``weights.py`` what a fetch of weights moves. Kernels compute rows from rows:
 ``kernel_registry.py`` finds them in ``kernels.py``, ``spatial_kernels.py``, ``resize_kernels.py``,
-``joining_kernels.py`` and ``reduction_kernels.py``; ``sliding.py``, ``operand_views.py`` and
-``calls.py`` are what they share. ``trial.py`` compares a group with its FX nodes before it is used.
-Nothing of ``packed``.
+``joining_kernels.py``, ``copy_kernels.py`` and ``reduction_kernels.py``; ``sliding.py``,
+``operand_views.py`` and ``calls.py`` are what they share. ``trial.py`` compares a group with its FX
+nodes before it is used. Nothing of ``packed``.
 """

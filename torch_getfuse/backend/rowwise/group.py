@@ -321,8 +321,10 @@ def base_node(capture: Capture, name: str) -> fx.Node:
         NoRowKernel: where there is none.
     """
     calls = capture.calls.get(name)
-    if calls and calls[-1].node in capture.views:
-        return calls[-1].node
+    if calls:
+        shown = capture.views.get(calls[-1].node)
+        if shown is not None and is_base(capture, shown):
+            return calls[-1].node
     for node, view in capture.views.items():
         picked = node.op == "placeholder" or (calls and node.args[0] is calls[-1].node)
         if view.tensor == name and picked and is_base(capture, view):

@@ -13,6 +13,7 @@ from torch_getfuse.backend.rowwise.kernels import (
     Site,
     WholeKernel,
 )
+from torch_getfuse.backend.rowwise.operand_views import is_base
 from torch_getfuse.backend.rules.registry import UNKNOWN, facts_of, positional
 from torch_getfuse.backend.rules.rule import OpRule
 from torch_getfuse.ir import Op, WindowKind
@@ -34,9 +35,19 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     name = normalise(calls[0].node, positional).name
     rule = facts_of(name)
     site = Site(capture, op, calls[0], calls[1:], rule.broadcasts)
+    shown = capture.views.get(calls[-1].node)
+    if shown is not None and not is_base(capture, shown):
+        raise NoRowKernel(
+            f"{op.name} ({op.kind}) gives its rows in another shape than they are stored in, "
+            "which no kernel computes"
+        )
     if capture.samples > 1:
         _refuse_mixing(site, rule)
     reads = range(len(op.reads))
+    if rule.recurrent and (site.target.rows > 1 or any(site.source(k).rows > 1 for k in reads)):
+        raise NoRowKernel(
+            f"{op.name} ({op.kind}) carries a state from row to row, which no kernel keeps"
+        )
     if rule is not UNKNOWN and not rule.is_torchs:
         by_number = WindowKind.IDENTITY, WindowKind.WHOLE
         if any(read.window.kind not in by_number for read in op.reads):
@@ -57,6 +68,13 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
         if not all(held) and any(site.source(k).rows > 1 for k in reads if not held[k]):
             raise NoRowKernel(f"{op.name} ({op.kind}) needs all of one input for a row of another")
         return WholeKernel(site)
+    for k in reads:
+        window = op.reads[k].window
+        taps = window.kernel[0] > 1 or window.kind is WindowKind.TRANSPOSED
+        if not held[k] and site.source(k).rows > 1 and taps:
+            raise NoRowKernel(
+                f"{op.name} ({op.kind}) has a {window} window, and no kernel that slides"
+            )
     operands = site.operands()
     if all(operand.axis is None for operand in operands) and site.target.rows > 1:
         return WholeKernel(site)
@@ -69,7 +87,8 @@ def _refuse_mixing(site: Site, rule: OpRule) -> None:
     if site.op.reason.startswith("no rule"):
         raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
     views = [view for _, view in site.core.operands]
-    dims = reduction_kernels.axes_of(normalise(site.core.node, positional).args)
+    args = normalise(site.core.node, positional).args
+    dims = args["dims"] if "dims" in args else reduction_kernels.axes_of(args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         rank = len(views[0].layout.axes)  # a scalar takes 0 and -1 for the axis that it lacks
         if isinstance(dim, int) and rank and views[0].batch == dim % rank:

@@ -18,6 +18,7 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.rowwise import resize_kernels
 from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values, fill
+from torch_getfuse.backend.rowwise.copy_kernels import copy_kernel
 from torch_getfuse.backend.rowwise.kernels import RowKernel, Site
 from torch_getfuse.backend.rowwise.operand_views import Operand
 from torch_getfuse.backend.rowwise.sliding import (
@@ -425,5 +426,6 @@ _KERNELS: dict[str, Callable[[Site, str], RowKernel | None]] = {
     "constant_pad_nd": _pad,
     **{f"{word}_pad{n}d": _pad for word in ("reflection", "replication") for n in _EACH},
     "pixel_shuffle": ShuffleKernel,
+    **dict.fromkeys(("unfold", "repeat_interleave"), copy_kernel),
     "pixel_unshuffle": UnshuffleKernel,
 }

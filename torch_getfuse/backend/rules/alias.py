@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_getfuse.backend.rules.indexing import gather_at, is_index
 from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
@@ -19,7 +20,7 @@ from torch_getfuse.backend.rules.rule import (
     ViewForm,
     no_rule,
 )
-from torch_getfuse.backend.rules.view_windows import Layout
+from torch_getfuse.backend.rules.view_windows import NO_AXIS, Atom, Layout
 
 _MAP = (4, 6, 7)
 Change = Callable[[Layout], Layout]
@@ -56,6 +57,16 @@ def _component(call: Call) -> Alias:
     Dynamo keeps no ``x.real`` of an input that is only returned: a view, like ``x.mT``.
     """
     return Alias(call.operands[0], (lambda layout: layout,))
+
+
+def _view_as_real(call: Call) -> Alias:
+    """Both halves of each complex number, in an axis more."""
+    return Alias(call.operands[0], (lambda layout: Layout((*layout.axes, (Atom(NO_AXIS, 2, 0),))),))
+
+
+def _view_as_complex(call: Call) -> Alias:
+    """Pairs of numbers, all of the last axis, as one complex number each."""
+    return Alias(call.operands[0], (lambda layout: Layout(layout.axes[:-1]),))
 
 
 def _factory(call: Call) -> Spec:
@@ -145,18 +156,32 @@ def _unbind(call: Call) -> Alias:
 
 
 def _getitem(call: Call) -> Alias | Spec:
-    """Basic indexing; an index that is a tensor or a list gathers, for which there is no rule."""
+    """Basic indexing is a view; an index that is a tensor or a list gathers from that view."""
     operand, index = call.args["input"], call.args["index"]
     parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
-    if not all(p is None or p is Ellipsis or type(p) in (int, slice) for p in parts):
+    picks = [type(part) in (int, slice) for part in parts]
+    gathers = [is_index(part) for part in parts]
+    if not all(
+        part is None or part is Ellipsis or picked or gathered
+        for part, picked, gathered in zip(parts, picks, gathers, strict=True)
+    ):
         return no_rule(Call("index", call.args, call.outputs))
-    named = sum(type(p) in (int, slice) for p in parts)
-    if Ellipsis not in parts:
-        parts = (*parts, Ellipsis)
+    named = sum(picks) + sum(gathers)
+    if Ellipsis not in [
+        part for part, gathered in zip(parts, gathers, strict=True) if not gathered
+    ]:
+        parts, gathers = (*parts, Ellipsis), [*gathers, False]
     steps: list[Change] = []
+    taken: dict[int, Any] = {}
     axis, old = 0, 0
-    for part in parts:
-        if part is None:
+    batch = None
+    for part, gathered in zip(parts, gathers, strict=True):
+        if operand.batch is not None and old <= operand.batch:
+            batch = axis + operand.batch - old
+        if gathered:
+            taken[axis] = part
+            axis, old = axis + 1, old + 1
+        elif part is None:
             steps.append(_unsqueezed(axis))
             axis += 1
         elif part is Ellipsis:
@@ -175,7 +200,10 @@ def _getitem(call: Call) -> Alias | Spec:
             layout = step(layout)
         return layout
 
-    return Alias(operand, (change,))
+    if not taken:
+        return Alias(operand, (change,))
+    seen = operand.viewed(change(Layout.of(operand.shape)).shape, change) if steps else operand
+    return gather_at(call, seen, taken, batch)
 
 
 def _sample(function: Callable[..., Any]) -> Sample:
@@ -234,6 +262,26 @@ RULES: tuple[OpRule, ...] = (
         _component,
         _sample(lambda x: torch.complex(x, x.relu()).imag.sigmoid()),
         view=ViewForm.COMPONENT,
+    ),
+    OpRule(
+        "view_as_real",
+        ("view_as_real",),
+        _view_as_real,
+        _sample(lambda x: torch.view_as_real(torch.complex(x, x.relu())) + 1),
+        view=ViewForm.COMPONENT,
+    ),
+    OpRule(
+        "view_as_complex",
+        ("view_as_complex",),
+        _view_as_complex,
+        Sample(
+            lambda: Run(
+                lambda x: torch.view_as_complex(x.permute(0, 2, 3, 1).contiguous()).imag * 2
+            ),
+            ((2, 6, 7),),
+        ),
+        view=ViewForm.COMPONENT,
+        by_strides=True,
     ),
     OpRule(
         "expand",

@@ -1,9 +1,10 @@
 """All operator rules, and what capture asks them.
 
 One :class:`OpRule` per operator kind, whose fields are all that is known of it; :func:`facts_of`
-finds it. The rules themselves stand beside this file, by how they
-read: ``alias`` (not at all: views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``; those of
-operators that are not torch's own come by ``custom``.
+finds it. The rules themselves stand beside this file, by how they read: ``alias`` (not at all:
+views), ``pointwise``, ``spatial`` (sliding), ``whole_axis``, ``rearranged`` and ``indexing``
+(copies), ``recurrent`` (steps and a state); those of operators that are not torch's own come by
+``custom``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ import functools
 import logging
 import re
 
-from torch_getfuse.backend.rules import alias, pointwise, spatial, whole_axis
+from torch_getfuse.backend.rules import (
+    alias,
+    indexing,
+    pointwise,
+    rearranged,
+    recurrent,
+    spatial,
+    whole_axis,
+)
 from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
@@ -32,6 +41,9 @@ RULES: tuple[OpRule, ...] = (
     *pointwise.RULES,
     *spatial.RULES,
     *whole_axis.RULES,
+    *rearranged.RULES,
+    *indexing.RULES,
+    *recurrent.RULES,
 )
 """Every rule; the conformance test runs the sample of each."""
 
@@ -40,6 +52,9 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     **pointwise.EXTRA_SAMPLES,
     **spatial.EXTRA_SAMPLES,
     **whole_axis.EXTRA_SAMPLES,
+    **rearranged.EXTRA_SAMPLES,
+    **indexing.EXTRA_SAMPLES,
+    **recurrent.EXTRA_SAMPLES,
 }
 """Variants that a rule's one sample does not reach."""
 

@@ -6,7 +6,7 @@ import enum
 import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,23 @@ class Operand:
     def rank(self) -> int:
         return len(self.info.shape)
 
+    def viewed(
+        self, shape: tuple[int, ...], change: Callable[[Layout], Layout] | None = None
+    ) -> Operand:
+        """The operand seen through a view of ``shape``, a reshape unless ``change`` is given.
+
+        For rules that say how an operator reads in the axes of that view.
+        """
+        if self.weight:
+            return replace(self, info=TensorInfo(shape, self.info.dtype))
+        layout = self.value.layout
+        layout = layout.reshape(shape) if change is None else change(layout)
+        return replace(
+            self,
+            info=TensorInfo(shape, self.info.dtype),
+            value=replace(self.value, layout=layout),
+        )
+
 
 @dataclass(frozen=True)
 class Call:
@@ -83,6 +100,8 @@ class Call:
     overload: bool = False
     hidden: str = ""
     """Class of an argument that holds tensors which a trace does not show (packed weights)."""
+    picked: int = 0
+    """Which of several results ``outputs`` holds, where only one is used."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,6 +158,19 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class StoredAs:
+    """The tensor that an operator writes, where that is not its one result as torch shapes it.
+
+    Attributes:
+        shape: traced, with the batch; as many elements as the results have together.
+        views: how each result shows it.
+    """
+
+    shape: tuple[int, ...]
+    views: tuple[Callable[[Layout], Layout], ...]
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a rule says about an operator.
 
@@ -152,6 +184,9 @@ class Spec:
         stream_axis: axis of the output whose positions are rows: of a map of rank 4, and of any
             other output where they do not follow an operand's.
         reason: why the windows are wider than the operator's own.
+        reason_if_whole: the same, where an operand's rows lie along an axis that is held whole.
+        stored_as: the tensor that it writes, if that is not its one result.
+        recurrent: as in :class:`torch_getfuse.ir.Op`.
     """
 
     kind: str
@@ -164,6 +199,9 @@ class Spec:
     bias: Stored | None = None
     stream_axis: int | None = None
     reason: str = ""
+    reason_if_whole: str = ""
+    stored_as: StoredAs | None = None
+    recurrent: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +229,7 @@ class ViewForm(enum.Enum):
     RESHAPE = "the same elements in another shape"
     EXPAND = "broadcast to a larger shape"
     MOVE = "the axes in another order"
-    COMPONENT = "the real or the imaginary part"
+    COMPONENT = "numbers for complex ones, or the reverse"
     SLICE = "a run of positions of one axis"
     SPLIT = "all positions of one axis, in several runs"
     SELECT = "one position of an axis, or each of them on its own"
@@ -222,6 +260,7 @@ class OpRule:
         view: how it shows its operand, if it is a view that changes the layout.
         factory: its values depend on the shapes and dtypes of its operands only.
         by_strides: its result, or its right to run, depends on the strides of its operands.
+        recurrent: carries a state from row to row, by which a row depends on all rows before.
     """
 
     kind: str
@@ -238,6 +277,7 @@ class OpRule:
     view: ViewForm | None = None
     factory: bool = False
     by_strides: bool = False
+    recurrent: bool = False
 
     @property
     def broadcasts(self) -> bool:

@@ -289,8 +289,6 @@ EXTRA_SAMPLES: dict[str, Sample] = {
     "flatten, linear": Sample(lambda: nn.Sequential(nn.Flatten(), nn.Linear(168, 5)), (_MAP,)),
     "linear, softmax": Sample(lambda: nn.Sequential(nn.Linear(8, 5), nn.Softmax(-1)), ((8,),)),
     "response norm": Sample(lambda: nn.LocalResponseNorm(3), (_MAP,)),
-    "topk": Sample(lambda: Run(lambda x: torch.topk(x, 2, 1)[0]), (_MAP,)),
-    "roll": Sample(lambda: Run(lambda x: torch.roll(x, 1, 2)), (_MAP,)),
     "attention by rows": Sample(
         lambda: Run(
             lambda x, y, m: F.scaled_dot_product_attention(x.tanh(), y, y * 2, attn_mask=m), (6, 5)

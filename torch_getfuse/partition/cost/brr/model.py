@@ -64,11 +64,14 @@ class _Tiles(NamedTuple):
         choices: of its starts, as :func:`pareto_front` gives them.
         lines: tile lines of the sinks.
         weights: bytes.
+        by_line: whether weights that do not stay are read for each line: with a recurrent operator,
+            each step of which needs all of them.
     """
 
     choices: list[Choice]
     lines: int
     weights: int
+    by_line: bool
 
     def best(self, buffer_bytes: int) -> tuple[Choice, int]:
         """The choice that is kept and its passes; the one with the least need where none fits."""
@@ -86,6 +89,8 @@ class _Tiles(NamedTuple):
         room = buffer_bytes - need
         if self.weights <= room:
             return 1
+        if self.by_line:
+            return self.lines
         further = room // line if line else self.lines
         return -(-self.lines // min(self.lines, further + 1))
 
@@ -183,6 +188,7 @@ class Brr(FusionScheme):
         self._trailing = mask_of(
             i for i, over in enumerate(graph.overwrites) if over and not self.weights[i]
         )
+        self._recurrent = mask_of(i for i, op in enumerate(graph.ops) if op.recurrent)
         self._makeups: dict[int, _Makeup] = {}
         self._known: dict[int, _Tiles | None] = {}
 
@@ -307,7 +313,12 @@ class Brr(FusionScheme):
         tiles = (
             None
             if found is None
-            else _Tiles(self._hold(makeup, found), found.lines, makeup.weights)
+            else _Tiles(
+                self._hold(makeup, found),
+                found.lines,
+                makeup.weights,
+                bool(mask & self._recurrent),
+            )
         )
         return remember(self._known, mask, tiles)
 
@@ -440,6 +451,8 @@ class Brr(FusionScheme):
         if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
             return None
         i = first.bit_length() - 1
+        if self.graph.ops[i].recurrent:
+            return None  # each of its steps needs all of its weights
         inputs = self._input_rows(first)
         held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
         room = buffer_bytes - held - 1

@@ -91,7 +91,8 @@ class Facts:
             1 << number[op.writes] | sum(1 << number[read.tensor] for read in op.reads)
             for op in graph.ops
         ]
-        self.channels = [graph.channels(op) for op in graph.ops]
+        # Weights are taken in slices of these; each step of a recurrent operator needs all of its.
+        self.channels = [1 if op.recurrent else graph.channels(op) for op in graph.ops]
         self.weighted: dict[int, Weighted] = {}
         for i, size in enumerate(lines.weights):
             if size:
