@@ -96,7 +96,10 @@ class ResizeKernel(SpatialKernel):
                 block, size=(rows, *self.out[1:]), mode=self.mode, align_corners=corners
             )
         return F.interpolate(
-            block, scale_factor=(1.0, *self.scales[1:]), mode=self.mode, align_corners=corners
+            block,
+            scale_factor=(1.0, *(scale or 1.0 for scale in self.scales[1:])),
+            mode=self.mode,
+            align_corners=corners,
         )
 
 
