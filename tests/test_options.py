@@ -114,7 +114,7 @@ def test_ethos_presets_have_the_figures_of_vela(name: str) -> None:
     found = (preset.buffer_bytes, preset.dram_bytes_per_second, preset.macs_per_second)
     assert found == ETHOS[name]
     assert (preset.activation_bytes, preset.weight_bytes) == (1, 1)
-    assert preset.dram_picojoules_per_byte is None  # not public
+    assert preset.dram_picojoules_per_byte is None  # Vela has none
 
 
 RATES = ("dram_bytes_per_second", "dram_picojoules_per_byte", "macs_per_second")

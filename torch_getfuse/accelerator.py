@@ -76,7 +76,7 @@ class Accelerator:
         buffer_bytes: the on-chip buffer ``B`` that fusion groups must fit.
         activation_bytes, weight_bytes: element widths of its arithmetic.
         source: where the figures are public.
-        dram_bytes_per_second: peak bandwidth of the memory outside; ``None`` where not public.
+        dram_bytes_per_second: peak bandwidth of the memory outside; ``None`` where not known.
         dram_picojoules_per_byte: energy of moving a byte from or to it; ``None`` likewise.
         macs_per_second: peak rate of multiply-accumulates; ``None`` likewise.
 
