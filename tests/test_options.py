@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from torch_getfuse.accelerator import ACCELERATORS, accelerator, format_size, parse_size
+from torch_getfuse.accelerator import (
+    ACCELERATORS,
+    Accelerator,
+    accelerator,
+    format_size,
+    parse_size,
+)
 from torch_getfuse.errors import OptionError
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition.cost.lbdf.model import GRANULARITIES
@@ -95,3 +101,34 @@ def test_every_preset_has_a_source() -> None:
         preset.source and accelerator(name) is preset for name, preset in ACCELERATORS.items()
     )
     assert {128, 256, 512, 1024, 2048} <= {p.buffer_bytes // 1024 for p in ACCELERATORS.values()}
+
+
+# Name -> buffer, bytes and multiply-accumulates a second. The rates are the product of core_clock,
+# bytes of the AXI port and clock_scale of ethos-u-vela 5.2.0's vela.ini.
+ETHOS = {
+    "ethos-u55-32": (2097152, 500e6 * 8 * 0.125, 32 * 500e6),
+    "ethos-u55-256": (2097152, 500e6 * 8 * 0.125, 256 * 500e6),
+    "ethos-u65-512": (393216, 1e9 * 16 * 0.234375, 512 * 1e9),
+    "ethos-u85-128": (393216, 1e9 * 16 * 0.75, 128 * 1e9),
+    "ethos-u85-2048": (393216, 1e9 * 16 * 0.75, 2048 * 1e9),
+}
+
+
+@pytest.mark.parametrize("name", ETHOS)
+def test_ethos_presets_have_the_figures_of_vela(name: str) -> None:
+    preset = accelerator(name)
+    found = (preset.buffer_bytes, preset.dram_bytes_per_second, preset.macs_per_second)
+    assert found == ETHOS[name]
+    assert (preset.activation_bytes, preset.weight_bytes) == (1, 1)
+    assert preset.dram_picojoules_per_byte is None  # Vela has none
+
+
+RATES = ("dram_bytes_per_second", "dram_picojoules_per_byte", "macs_per_second")
+
+
+@pytest.mark.parametrize("field", RATES)
+def test_rates_of_an_accelerator_are_finite_numbers_above_0(field: str) -> None:
+    assert getattr(Accelerator("chip", 4096, 1, 1, **{field: 2.5}), field) == 2.5
+    for wrong in (0, -1.0, float("nan"), float("inf"), "3e9", True):
+        with pytest.raises(OptionError, match=rf"Accelerator 'chip': {field}=.* above 0; leave it"):
+            Accelerator("chip", 4096, 1, 1, **{field: wrong})

@@ -107,9 +107,13 @@ class Accelerator:
             weights that are read where they are stored.
         source: where the figures are public.
         align_channels: it stores feature maps with channels padded to a multiple of this.
+        dram_bytes_per_second: peak bandwidth of the memory outside; ``None`` where not known.
+        dram_picojoules_per_byte: energy of moving a byte from or to it; ``None`` likewise.
+        macs_per_second: peak rate of multiply-accumulates; ``None`` likewise.
 
     Raises:
-        OptionError: for sizes that are no whole number from 1 up, and for other widths.
+        OptionError: for sizes that are no whole number from 1 up, for other widths, and for rates
+            and energies that are no finite number above 0.
     """
 
     name: str
@@ -118,6 +122,9 @@ class Accelerator:
     weight_bytes: Width
     source: str = ""
     align_channels: int = 1
+    dram_bytes_per_second: float | None = None
+    dram_picojoules_per_byte: float | None = None
+    macs_per_second: float | None = None
 
     def __post_init__(self) -> None:
         for name, unit in (("buffer_bytes", "bytes"), ("align_channels", "channels")):
@@ -130,6 +137,64 @@ class Accelerator:
         for name, zero in (("activation_bytes", False), ("weight_bytes", True)):
             width = checked_width(getattr(self, name), f"Accelerator {self.name!r}: {name}", zero)
             object.__setattr__(self, name, width)
+        for name in ("dram_bytes_per_second", "dram_picojoules_per_byte", "macs_per_second"):
+            rate = getattr(self, name)
+            if rate is None:
+                continue
+            number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+            if not number or not math.isfinite(rate) or rate <= 0:
+                raise OptionError(
+                    f"Accelerator {self.name!r}: {name}={rate!r} is not a finite number above 0; "
+                    "leave it out where it is not known"
+                )
+
+
+_VELA = "ethos-u-vela 5.2.0, config_files/Arm/vela.ini"
+_KIT = "Arm ML embedded evaluation kit"
+
+
+def _ethos(core: str, macs: int, buffer_bytes: int, system: _System, sram: str) -> Accelerator:
+    """An Arm Ethos-U in the memory system that Arm's own tools take for it.
+
+    Args:
+        core: ``"u55"``, ``"u65"`` or ``"u85"``.
+        macs: multiply-accumulates of 8-bit numbers per cycle.
+        system: clock and memory outside of one of Vela's system configurations.
+        sram: where the size of the SRAM is from.
+    """
+    return Accelerator(
+        f"ethos-{core}-{macs}",
+        buffer_bytes,
+        1,
+        1,
+        f"{_VELA}, {system.section}: {system.clock_hz / 1e6:g} MHz, {system.memory} at "
+        f"{system.bytes_per_second / 1e9:g} GB/s; {sram}; {macs} MACs of 8 bits a cycle; "
+        "channels in blocks of 16 (NHCWB16)",
+        align_channels=16,
+        dram_bytes_per_second=system.bytes_per_second,
+        macs_per_second=macs * system.clock_hz,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _System:
+    """A section of vela.ini: clock, and peak bandwidth of the memory outside.
+
+    Bandwidth is clock, times bytes of the AXI port (8 of the U55, 16 of the others), times
+    ``*_clock_scale`` (``architecture_features.py``); the comments of vela.ini give the same.
+    """
+
+    section: str
+    clock_hz: float
+    memory: str
+    bytes_per_second: float
+
+
+_U55_SYSTEM = _System("Ethos_U55_High_End_Embedded", 500e6, "read-only flash", 0.5e9)
+_U65_SYSTEM = _System("Ethos_U65_High_End", 1e9, "DRAM", 3.75e9)
+_U85_SYSTEM = _System("Ethos_U85_SYS_DRAM_Mid", 1e9, "DRAM", 12e9)
+_SHARED = f"{_KIT}, Vela command of its examples: Shared_Sram, --arena-cache-size=2097152"
+_DEDICATED = "Dedicated_Sram_384KB: arena_cache_size=393216"
 
 
 _PAPER = "arXiv 2501.00636, evaluation section; one byte per element is ours (docs/method.md)"
@@ -139,6 +204,12 @@ ACCELERATORS: dict[str, Accelerator] = {
         *(
             Accelerator(f"getfuse-{kb}", kb * KB, 1, 1, _PAPER)
             for kb in (128, 256, 512, 1024, 2048)
+        ),
+        *(_ethos("u55", macs, 2 * MB, _U55_SYSTEM, _SHARED) for macs in (32, 64, 128, 256)),
+        *(_ethos("u65", macs, 384 * KB, _U65_SYSTEM, _DEDICATED) for macs in (256, 512)),
+        *(
+            _ethos("u85", macs, 384 * KB, _U85_SYSTEM, _DEDICATED)
+            for macs in (128, 256, 512, 1024, 2048)
         ),
         Accelerator(
             "eyeriss-v1",
