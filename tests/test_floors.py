@@ -28,6 +28,8 @@ FLOORS = (
     ),
     ("ir", "options"),
     ("partition.node_set", "partition.work"),
+    ("partition.selection",),
+    ("partition.pins",),
     ("partition.cost.scheme",),
     ("partition.cost.lbdf", "partition.cost.brr"),
     ("partition.cost.cascade",),

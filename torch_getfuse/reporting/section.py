@@ -167,7 +167,7 @@ class Section:
             return [
                 None if is_fusable(group) else self.needs[group.ops[0]] for group in plan.groups
             ]
-        evaluator = Evaluator(self.scheme, plan.buffer_bytes)
+        evaluator = Evaluator(self.scheme, plan.buffer_bytes, pins=plan.pins_of(self.scheme))
         apart = mask_of(plan.graph.index[name] for name in plan.unfusable)
         return [
             smallest_buffer(self.scheme, border.over, plan.buffer_bytes) if border.over else None
@@ -288,6 +288,7 @@ class Section:
             "activation_bytes": plan.activation_bytes,
             "weight_bytes": plan.weight_bytes,
             **({} if self.steps is None else cascade),
+            **plan.pins,
             "samples": 1,
             "gradients": self.gradients,
         }

@@ -62,13 +62,14 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
 
     Returns:
         Where the graph is too wide or a limit strikes, the best that was found, a bound and the
-        reason.
+        reason. Nothing found and no reason: no plan keeps to the pins.
     """
     started = time.perf_counter()
     with problem.work.within(seconds):
         good = good_plan(problem, None if seconds is None else SHARE * seconds)
         solved = proved(problem)
-        assert solved.found is not None, "there is a plan before the proof"
+        if solved.found is None:
+            return replace(solved, seconds=time.perf_counter() - started)
         short = shortened(problem, solved.found)
     return replace(
         solved,
@@ -79,11 +80,17 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
 
 
 def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
-    """The operators one by one, improved in windows."""
+    """The operators one by one, pinned sets as one step, improved in windows.
+
+    Nothing is found where these do not fit, as pins can have it.
+    """
     started = time.perf_counter()
     with problem.work.finishing():
         found = with_residents(problem, problem.one_by_one())
-    assert found is not None, "operators that are fusable fit one by one"
+    if found is None:
+        assert problem.pins, "operators that are fusable fit one by one"
+        seconds_spent = time.perf_counter() - started
+        return Solved(None, problem.unavoidable, 0, seconds_spent, "the pinned steps do not fit")
     solved = improved(problem, found, seconds)
     return replace(solved, seconds=time.perf_counter() - started)
 
@@ -100,8 +107,8 @@ def proved(problem: StepProblem, seconds: float | None = None) -> Solved:
                 groups = lattice.groups
                 bound = max(bound, lattice.bound)
                 StepSearch(lattice, ceiling).run()
-            assert problem.best is not None, "operators that are fusable fit one by one"
-            bound = problem.best.dram_bytes
+            if problem.best is not None:
+                bound = problem.best.dram_bytes
     except (TooWide, OutOfWork) as reason:
         stopped = str(reason)
     return Solved(problem.best, bound, groups, time.perf_counter() - started, stopped)
