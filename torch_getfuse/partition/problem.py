@@ -98,8 +98,6 @@ class FusionProblem:
         if pins.wholes:
             refuse_unfusable(self.graph, pins, self.unfusable)
             for whole in pins.wholes:
-                if evaluator.hopeless(whole.mask):
-                    raise OptionError(too_big(whole, evaluator))
                 if not (is_connected(whole.mask, self.near) and evaluator.fits(whole.mask)):
                     self.unready = whole
             self.blocks = contracted(self.graph, self.blocks, pins)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY
+from torch_getfuse.partition.node_set import is_connected
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
 from torch_getfuse.partition.steps.search import StepSearch
@@ -85,8 +86,10 @@ def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
     Nothing is found where these do not fit, as pins can have it.
     """
     started = time.perf_counter()
-    with problem.work.finishing():
-        found = with_residents(problem, problem.one_by_one())
+    found, steps = None, problem.one_by_one()
+    if all(is_connected(step, problem.near) for step in steps):
+        with problem.work.finishing():
+            found = with_residents(problem, steps)
     if found is None:
         assert problem.pins, "operators that are fusable fit one by one"
         seconds_spent = time.perf_counter() - started

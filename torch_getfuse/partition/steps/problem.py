@@ -128,14 +128,6 @@ class StepProblem:
                     f"of {format_size(self.buffer_bytes)} in no way, so that it goes through DRAM; "
                     "raise buffer="
                 )
-        for whole in self.pins.wholes:
-            least = facts.floor(whole.mask, 0)
-            if least >= self.buffer_bytes:
-                raise OptionError(
-                    f"{whole.text} needs {format_size(least)} for its tensors alone, buffer "
-                    f"{format_size(self.buffer_bytes)}; raise buffer= above that, or pin fewer "
-                    "operators"
-                )
 
     def why_none(self) -> str:
         """Why no plan keeps to the pins, with what each needs."""
