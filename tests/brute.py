@@ -15,7 +15,7 @@ def brute_force(
 
     Args:
         evaluator: without pins.
-        allowed: whether a group keeps to what is pinned; where no plan does, the sum is ``1 << 62``.
+        allowed: whether a group keeps to what is pinned; where no plan does, the sum is 2^62.
     """
     graph = evaluator.graph
     near = neighbours(graph)

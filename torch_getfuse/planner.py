@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -45,6 +45,9 @@ _FEW_STEPS, _BEAM_STEPS = 20_000, 2_000_000
 _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
+
+GIVEN = "given"
+"""The method of a plan from outside."""
 
 ExplainerLike = str | Callable[[FusionProblem, int], EdgeRanker]
 """A name, or what makes the ranker of a problem and a seed."""
@@ -106,6 +109,30 @@ def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
     if plan is None:
         raise Interrupted()
     log.info("%s: %s", plan.method, plan)
+    return plan.verify()
+
+
+def record_groups(
+    problem: FusionProblem, options: Options, groups: Sequence[int], bound: int
+) -> PartitionPlan:
+    """The plan of groups that are given, verified.
+
+    Args:
+        groups: legal, in an order in which they can run.
+        bound: no legal plan has less DRAM access, in bytes.
+    """
+    strategy = _Strategy(problem, options)
+    strategy.bound, strategy.method = bound, GIVEN
+    found = SearchResult(tuple(groups), problem.cost(groups), 1, 0.0)
+    return _record(strategy, problem.evaluator.scheme, found).verify()
+
+
+def record_steps(problem: StepProblem, options: Options, bound: int) -> PartitionPlan:
+    """The plan of steps that are given, with the residents that a search has found for them."""
+    strategy = StepStrategy(problem, options)
+    strategy.bound, strategy.method = bound, GIVEN
+    plan = strategy.record()
+    assert plan is not None, "a search has found residents"
     return plan.verify()
 
 

@@ -129,6 +129,25 @@ def with_residents(problem: StepProblem, masks: Sequence[int]) -> Found | None:
     return StepSearch(lattice, width=_WIDTH).run() if 0 in lattice.left else None
 
 
+def best_residents(
+    problem: StepProblem, masks: Sequence[int], seconds: float | None = None
+) -> tuple[Found | None, bool]:
+    """Steps that are given with the best ways and residents; and whether these are proved the best.
+
+    Where that takes longer than ``seconds``, or a step makes too many tensors, those of
+    :func:`with_residents`. Nothing is found where no residents keep to the pins.
+    """
+    lattice = Lattice(problem, fixed=_chain(masks))
+    if 0 not in lattice.left:
+        return None, True
+    try:
+        with problem.work.within(seconds):
+            return StepSearch(lattice).run(), True
+    except (TooWide, OutOfWork):
+        with problem.work.finishing():
+            return with_residents(problem, masks), False
+
+
 def improved(problem: StepProblem, known: Found, seconds: float | None = None) -> Solved:
     """A sequence improved in windows until none of them gets better, or a limit strikes.
 
