@@ -41,7 +41,7 @@ FLOORS = (
     ("partition.group_ends", "partition.search", "partition.exact"),
     ("partition.wide",),
     ("partition",),
-    ("explain", "reporting", "backend.rules", "models"),
+    ("explain", "reporting", "importers", "backend.rules", "models"),
     ("step_planner",),
     ("planner", "backend.fx_nodes"),
     (
