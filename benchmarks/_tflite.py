@@ -3,8 +3,8 @@
     python benchmarks/_tflite.py PLAN.json OUT.tflite
 
 The file has the operators, shapes and strides of the plan's graph, in NHWC, with random weights of
-a fixed seed. Each TFLite operator is named after the operator of the graph whose tensor it writes. An
-activation that TFLite convolutions have built in (ReLU, ReLU6) is fused into the one before it.
+a fixed seed. Each TFLite operator is named after the operator of the graph whose tensor it writes.
+An activation that TFLite convolutions have built in (ReLU, ReLU6) is fused into the one before it.
 Without TensorFlow: by flatbuffers and the schema that comes with Vela. Imports neither torch nor
 this package, for Vela may live in an environment of its own.
 """

@@ -3,7 +3,8 @@
 ``section.py`` computes the figures of one plan, ``steps.py`` those that only a cascade plan has,
 ``outlook.py`` what cascade would reach beside another; ``report.py`` turns them into a report:
 start here. Its text is in ``section_tables.py`` and ``step_tables.py``.
-``appraisal.py`` is the result of :func:`torch_getfuse.price`, ``blame.py`` and ``explanation.py`` are the result of :func:`torch_getfuse.explain`,
+``appraisal.py`` is the result of :func:`torch_getfuse.price`,
+``blame.py`` and ``explanation.py`` are the result of :func:`torch_getfuse.explain`,
 ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
 ``smallest.py``. ``export.py`` writes tables in every format, ``pictures.py`` draws.
 """
