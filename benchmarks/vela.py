@@ -87,7 +87,8 @@ the plan has no price there.
 
 **Ours.** The best plan of the whole network by our model, in {seconds:g} s of search; with a star
 where it is proved to be the optimum. Under LBDF operators that do not fit alone are counted at the
-least that any method moves, so that its figures can be below cascade's. kB are 1000 bytes, features / weights.
+least that any method moves, so that its figures can be below cascade's. kB are 1000 bytes,
+features / weights.
 """
 
 
