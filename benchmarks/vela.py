@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--vela", metavar="PYTHON", help="a Python that has ethos-u-vela")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--kilobytes", nargs="+", type=int, default=list(KILOBYTES))
-    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds for each plan")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for each plan")
     parser.add_argument("--write", action="store_true", help="write docs/vela.md")
     args = parser.parse_args()
     python = args.vela or sys.executable
