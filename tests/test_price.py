@@ -177,3 +177,19 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     file.write_text("{")
     assert main(argv) == 2
     assert "torch-getfuse: " in capsys.readouterr().err
+
+
+def test_a_module_that_is_called_twice_names_its_first_operator() -> None:
+    """Names of reports and plan files are those of operators."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.act = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(self.b(self.act(self.a(x))))  # type: ignore[no-any-return]
+
+    x = torch.zeros(1, 3, 8, 8)
+    assert torch_getfuse.price(Twice(), (x,), [["a", "act"], ["b", "act_1"]]).legal

@@ -10,15 +10,14 @@ _NAMED = 6  # operators and modules that an error names
 
 
 def selected(graph: OpGraph, name: str) -> int:
-    """Mask of the operator of this name, or of all operators of the module of this path.
+    """Mask of the operator of this name; else of all operators of the module of this path.
 
-    0 where there is neither.
+    0 where there is neither. A module that is called several times makes several operators, of
+    which the first has its name: that means the first alone.
     """
-    return mask_of(
-        i
-        for i, op in enumerate(graph.ops)
-        if name in (op.name, op.module) or f"{op.module}.".startswith(f"{name}.")
-    )
+    if name in graph.index:
+        return 1 << graph.index[name]
+    return mask_of(i for i, op in enumerate(graph.ops) if f"{op.module}.".startswith(f"{name}."))
 
 
 def no_operator(graph: OpGraph, name: object) -> str:
