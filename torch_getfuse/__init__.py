@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch_getfuse.accelerator import Accelerator
-    from torch_getfuse.api import explain, plan, report, run_counted, split
+    from torch_getfuse.api import explain, plan, price, report, run_counted, split
     from torch_getfuse.backend.rowwise.ledger import Ledger
     from torch_getfuse.backend.rules.custom import register_rule
     from torch_getfuse.errors import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch_getfuse.partition.problem import FusionProblem, Repair, Search, SearchResult
     from torch_getfuse.partition.search.recursive_split import EdgeRanker
     from torch_getfuse.partition.search.run import Run
+    from torch_getfuse.reporting.appraisal import Appraisal
     from torch_getfuse.reporting.explanation import Explanation
     from torch_getfuse.reporting.report import Report
     from torch_getfuse.reporting.sweep_result import Sweep
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Accelerator": "accelerator",
+    "Appraisal": "reporting.appraisal",
     "CaptureError": "errors",
     "CostTerm": "partition.cost.scheme",
     "Dram": "partition.cost.scheme",
@@ -73,6 +75,7 @@ _HOMES = {
     "explain": "api",
     "load_plan": "partition.plan",
     "plan": "api",
+    "price": "api",
     "register_rule": "backend.rules.custom",
     "report": "api",
     "run_counted": "api",
@@ -82,6 +85,7 @@ _HOMES = {
 
 __all__ = [
     "Accelerator",
+    "Appraisal",
     "CaptureError",
     "CostTerm",
     "Dram",
@@ -116,6 +120,7 @@ __all__ = [
     "explain",
     "load_plan",
     "plan",
+    "price",
     "register_rule",
     "report",
     "run_counted",

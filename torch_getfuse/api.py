@@ -35,6 +35,8 @@ from torch_getfuse.explain_graph import check_explainers, explain_graph
 from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import ExplainerLike, plan_graph
+from torch_getfuse.price_graph import GroupsLike, price_graph
+from torch_getfuse.reporting.appraisal import Appraisal
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.html.page import Origin
 from torch_getfuse.reporting.report import Report
@@ -142,6 +144,35 @@ def explain(
     check_explainers(explainers or ())
     graph = _capture(model, args, "explain(model, (x,))").graph
     return explain_graph(graph, chosen, operators, explainers)
+
+
+def price(
+    model: Model,
+    args: tuple[Any, ...] = (),
+    groups: GroupsLike = (),
+    **options: Unpack[OptionKwargs],
+) -> Appraisal:
+    """A plan from outside, priced: what is wrong with it, what it moves, how far from the best.
+
+    Args:
+        model, args: as for :func:`plan`.
+        groups: lists of operators as reports show them, or of module paths, which select every
+            operator below them; under cascade the steps in the order in which they run, unfusable
+            operators among them. A plan, a plan file, or a JSON file of such lists as well; of a
+            plan only its groups count: ways and resident tensors are chosen anew.
+        options: see :class:`torch_getfuse.options.Options`; they also say how our own plan beside
+            it is searched.
+
+    Returns:
+        An illegal plan is told, not raised: ``legal``, ``problems`` and each group's ``problems``.
+
+    Raises:
+        OptionError: for an unknown option or value, and for groups that are no lists of names.
+        PlanError: for a plan of another graph, or a file that cannot be read.
+        CaptureError: if the model cannot be traced as one graph.
+    """
+    chosen = _options(options, model)
+    return price_graph(_capture(model, args, "price(model, (x,), groups)").graph, chosen, groups)
 
 
 def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:

@@ -8,7 +8,7 @@ from random import Random
 
 from torch_getfuse import plugins
 from torch_getfuse.accelerator import format_buffer, format_size
-from torch_getfuse.errors import OptionError, nearest, some_of
+from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
@@ -16,7 +16,6 @@ from torch_getfuse.partition.node_set import (
     bits,
     components,
     convex_hull,
-    mask_of,
     topological_order,
 )
 from torch_getfuse.partition.problem import FusionProblem
@@ -28,11 +27,10 @@ from torch_getfuse.partition.search.recursive_split import (
     convex_parts,
     group_edges,
 )
+from torch_getfuse.partition.selection import no_operator, selected
 from torch_getfuse.planner import ExplainerLike, ranker_of, scheme_of
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, Part
 from torch_getfuse.reporting.explanation import Explanation
-
-_NAMED = 6  # operators and modules that an error names
 
 DEFAULT = ("saliency", "rgexplainer", "pgexplainer", "gnnexplainer")
 """All that explain the GNN: on the whole MobileNetV2 the last takes 0.2 s, the others 10 ms."""
@@ -303,22 +301,10 @@ def _named(graph: OpGraph, operators: Sequence[str]) -> int:
         raise OptionError("operators is empty: name operators or modules, or leave it out for all")
     mask = 0
     for name in operators:
-        selected = mask_of(
-            i
-            for i, op in enumerate(graph.ops)
-            if name in (op.name, op.module) or f"{op.module}.".startswith(f"{name}.")
-        )
-        if not selected:
-            known = dict.fromkeys(op.name for op in graph.ops)
-            for op in graph.ops:
-                path = op.module.split(".")
-                known.update(dict.fromkeys(".".join(path[:k]) for k in range(1, len(path) + 1)))
-            hint = nearest(str(name), known) or f"; there are {some_of(list(known), _NAMED)}"
-            raise OptionError(
-                f"{name!r} is neither an operator nor a module that contains one{hint} "
-                "(batch norm is part of its convolution; views and dropout are not operators)"
-            )
-        mask |= selected
+        found = selected(graph, name)
+        if not found:
+            raise OptionError(no_operator(graph, name))
+        mask |= found
     return mask
 
 

@@ -98,10 +98,7 @@ class Fields:
 
     def items(self, name: str) -> list[Any]:
         """A list."""
-        value = self.value(name)
-        if not isinstance(value, list):
-            raise _wrong(self._at(name), value, "a list")
-        return value
+        return as_list(self.value(name), self._at(name))
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of printable strings."""
@@ -144,6 +141,13 @@ def as_scale(value: object, where: str) -> float:
     if not good or not 0 < value <= MOST_POSITIONS or not math.isfinite(value):  # type: ignore[operator, arg-type]
         raise _wrong(where, value, "a number above zero")
     return float(value)  # type: ignore[arg-type]
+
+
+def as_list(value: object, where: str) -> list[Any]:
+    """A list."""
+    if not isinstance(value, list):
+        raise _wrong(where, value, "a list")
+    return value
 
 
 def as_text(value: object, where: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -38,6 +38,9 @@ class SweptKwargs(TypedDict, total=False):
     weight_bytes: Width | None
     align_channels: int | None
     accelerator: str | Accelerator | None
+    keep: Sequence[str]
+    split_before: Sequence[str]
+    together: Sequence[Sequence[str]]
     explainer: str | Callable[..., Any] | None
     split_rule: str
     budget: int
@@ -77,6 +80,11 @@ class Options:
             Ethos-U to 16; ``None`` for the accelerator's, or 1.
         accelerator: a preset of buffer, element widths and alignment, where these are not given,
             by name or as an ``Accelerator``.
+        keep: tensors that must stay on chip from their producer to their last reader, by name or by
+            the operator or module that makes them: under cascade resident, else in one group.
+        split_before: operators, or modules, before which a group must end: every edge into them
+            from outside is a border.
+        together: sets of operators, or modules, each of which must share one group.
         method: the search, by name or as a function.
         explainer: says which edges make a group too big, by name or as what makes an
             ``EdgeRanker`` of a problem and a seed; ``None``: split at random.
@@ -111,6 +119,9 @@ class Options:
     weight_bytes: Width | None = None
     align_channels: int | None = None
     accelerator: str | Accelerator | None = None
+    keep: Sequence[str] = ()
+    split_before: Sequence[str] = ()
+    together: Sequence[Sequence[str]] = ()
     method: str | Callable[..., Any] = "auto"
     explainer: str | Callable[..., Any] | None = "all"
     split_rule: str = "least_traffic"
@@ -183,6 +194,20 @@ class Options:
             raise OptionError(
                 f"slice_channels={self.slice_channels!r} is not a number of channels from 1 up"
             )
+        for name in ("keep", "split_before"):
+            object.__setattr__(self, name, _names(getattr(self, name), f"{name}="))
+        sets = self.together
+        if isinstance(sets, str) or not isinstance(sets, Sequence):
+            raise OptionError(f"together={sets!r} is not a list of lists of operator names")
+        for k, names in enumerate(sets):
+            if isinstance(names, str):
+                raise OptionError(
+                    f"together[{k}]={names!r} is a name, not a list of names; give "
+                    f"together=[[{names!r}, ...]]"
+                )
+        object.__setattr__(
+            self, "together", tuple(_names(s, f"together[{k}]=") for k, s in enumerate(sets))
+        )
         if not isinstance(self.residency, bool):
             raise OptionError(f"residency={self.residency!r} is not True or False")
         if not isinstance(self.strict, bool):
@@ -192,6 +217,11 @@ class Options:
         """Whether the scheme has granularities of its own, which it judges when it is made."""
         own = self.scheme not in SCHEMES.choices and name == "granularity"
         return own and bool(fact(SCHEMES.load(self.scheme), "granularities", ()))
+
+    @property
+    def pinned(self) -> bool:
+        """Whether anything is pinned."""
+        return bool(self.keep or self.split_before or self.together)
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -216,6 +246,16 @@ class Options:
         if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
             raise OptionError("plan='' is an empty path; give a plan file or leave the option out")
         return cls(**cast("dict[str, Any]", options))
+
+
+def _names(given: object, where: str) -> tuple[str, ...]:
+    """Names as a tuple; raises :class:`OptionError` for what is no list of them."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise OptionError(f"{where}{given!r} is not a list of names; give [{given!r}]")
+    for name in given:
+        if not isinstance(name, str) or not name:
+            raise OptionError(f"{where}{given!r} holds {name!r}, which is no name")
+    return tuple(given)
 
 
 def _is_int(value: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -16,16 +16,18 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
-from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
+from torch_getfuse.partition.exact.down_sets import Limits, NoPlan, TooWide, beam, exact, narrow
 from torch_getfuse.partition.fusion_group import Stage, make_group
 from torch_getfuse.partition.group_ends import why_ends
-from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.node_set import bits, is_connected
+from torch_getfuse.partition.pins import Pins, Whole, pins_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
 from torch_getfuse.partition.problem import (
     FusionProblem,
     Search,
     SearchInterrupted,
     SearchResult,
+    too_big,
 )
 from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
@@ -43,6 +45,9 @@ _FEW_STEPS, _BEAM_STEPS = 20_000, 2_000_000
 _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
+
+GIVEN = "given"
+"""The method of a plan from outside."""
 
 ExplainerLike = str | Callable[[FusionProblem, int], EdgeRanker]
 """A name, or what makes the ranker of a problem and a seed."""
@@ -68,7 +73,8 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         scheme = scheme_of(graph, options)
         if isinstance(scheme, Cascade):
             return _plan_steps(scheme, options, work)
-        problem = FusionProblem(Evaluator(scheme, options.buffer_bytes, work))
+        pins = pins_for(scheme, options)
+        problem = FusionProblem(Evaluator(scheme, options.buffer_bytes, work, pins))
         strategy = _Strategy(problem, options)
         found = strategy.run()
         if found is None:
@@ -83,13 +89,15 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
 def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
     """A plan of the cascade scheme."""
     work.add(_MODEL_STEPS * len(scheme.graph))
+    pins = pins_for(scheme, options)
     strategy = StepStrategy(
-        StepProblem(scheme, options.buffer_bytes, options.residency, work), options
+        StepProblem(scheme, options.buffer_bytes, options.residency, work, pins), options
     )
     if name_of(options.method) in ("auto", "exact"):
         strategy.exact()
     else:
-        groups = _Strategy(FusionProblem(Evaluator(scheme, options.buffer_bytes, work)), options)
+        evaluator = Evaluator(scheme, options.buffer_bytes, work, pins)
+        groups = _Strategy(FusionProblem(evaluator), options)
         found = groups.run()
         strategy.searched(groups.stages)
         strategy.interrupted = groups.interrupted
@@ -101,6 +109,30 @@ def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
     if plan is None:
         raise Interrupted()
     log.info("%s: %s", plan.method, plan)
+    return plan.verify()
+
+
+def record_groups(
+    problem: FusionProblem, options: Options, groups: Sequence[int], bound: int
+) -> PartitionPlan:
+    """The plan of groups that are given, verified.
+
+    Args:
+        groups: legal, in an order in which they can run.
+        bound: no legal plan has less DRAM access, in bytes.
+    """
+    strategy = _Strategy(problem, options)
+    strategy.bound, strategy.method = bound, GIVEN
+    found = SearchResult(tuple(groups), problem.cost(groups), 1, 0.0)
+    return _record(strategy, problem.evaluator.scheme, found).verify()
+
+
+def record_steps(problem: StepProblem, options: Options, bound: int) -> PartitionPlan:
+    """The plan of steps that are given, with the residents that a search has found for them."""
+    strategy = StepStrategy(problem, options)
+    strategy.bound, strategy.method = bound, GIVEN
+    plan = strategy.record()
+    assert plan is not None, "a search has found residents"
     return plan.verify()
 
 
@@ -126,6 +158,9 @@ def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
         granularity=plan.granularity,
         residency=plan.residency,
         slice_channels=plan.slice_channels,
+        keep=plan.keep,
+        split_before=plan.split_before,
+        together=plan.together,
         activation_bytes=plan.activation_bytes,
         weight_bytes=plan.weight_bytes,
         align_channels=plan.align_channels,
@@ -143,6 +178,13 @@ def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:
         options.activation_bytes,
         graph.weight_width if options.weight_bytes is None else options.weight_bytes,
         options.slice_channels,
+    )
+
+
+def pins_for(scheme: FusionScheme, options: Options) -> Pins:
+    """The pins that the options name, for the graph of a cost model."""
+    return pins_of(
+        scheme.graph, options.keep, options.split_before, options.together, scheme.sequential
     )
 
 
@@ -167,7 +209,8 @@ class _Strategy:
         self.stages: list[Stage] = []
         self.method = ""
         self.additive = problem.evaluator.scheme.additive
-        self.has_cover = problem.evaluator.scheme.has_cover
+        # The program of wide graphs knows no pins.
+        self.has_cover = problem.evaluator.scheme.has_cover and not problem.evaluator.pins
         self.bound = problem.unavoidable if self.additive else 0
         self.interrupted = False
         self._reason = ""
@@ -183,6 +226,15 @@ class _Strategy:
         }
         if not self.problem.blocks:
             return SearchResult((), 0, 0, 0.0)
+        several["auto"] = self._auto if self.problem.unready is None else self._exact_alone
+        if self.problem.unready is not None and name_of(self.options.method) not in (
+            "auto",
+            "exact",
+        ):
+            raise OptionError(
+                f"{self._no_group(self.problem.unready)}; only method='auto' and 'exact' look for "
+                "larger groups that hold them"
+            )
         self.work.add(_MODEL_STEPS * len(self.problem.graph))
         try:
             with self.work.within(self.options.time_limit, whole=True):
@@ -246,8 +298,32 @@ class _Strategy:
         return self._note(repair.direct(seconds or self.options.time_limit, sets=sets), "direct")
 
     def _exact(self) -> SearchResult:
+        if self.problem.unready is not None:
+            return self._exact_alone()
         found = self._try_exact(None, Limits(_FEW_STEPS, self.work.left))
         return found or self._narrow(self._prove(None, self.work.left))
+
+    def _exact_alone(self) -> SearchResult:
+        """The optimum where a pinned set is no valid group by itself: no other search has a start.
+
+        Raises:
+            OptionError: where there is none, or none is found in time.
+        """
+        found = self._try_exact(None, Limits(seconds=self.work.left)) if self.additive else None
+        if found is None:
+            assert self.problem.unready is not None
+            reason = self._reason or "the cost model does not promise additive traffic"
+            raise OptionError(
+                f"{self._no_group(self.problem.unready)}, and no larger group that holds them was "
+                f"found ({reason}); raise time_limit=, or pin operators that make a group"
+            )
+        return found
+
+    def _no_group(self, whole: Whole) -> str:
+        """What keeps a pinned set from being a group by itself."""
+        if not is_connected(whole.mask, self.problem.near):
+            return f"{whole.text}: no tensor joins all of them"
+        return too_big(whole, self.problem.evaluator)
 
     def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
@@ -291,6 +367,10 @@ class _Strategy:
         self._stage = "exact"
         try:
             found = exact(self.problem, known.dram_bytes if known else None, limits)
+        except NoPlan as error:
+            unready = self.problem.unready
+            why = f": {self._no_group(unready)}" if unready is not None else ""
+            raise OptionError(f"{error}{why}") from None
         except TooWide as reason:
             self._reason = str(reason)
             self.bound = max(self.bound, reason.bound)
@@ -400,6 +480,9 @@ def _record(strategy: _Strategy, scheme: FusionScheme, found: SearchResult) -> P
             for mask, reason in zip(found.groups, ends, strict=True)
         ),
         unfusable=tuple(graph.ops[i].name for i in bits(problem.unfusable)),
+        keep=tuple(options.keep),
+        split_before=tuple(options.split_before),
+        together=tuple(map(tuple, options.together)),
         lower_bound_bytes=bound,
         proof=proof,
         method=strategy.method,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch_getfuse.errors import OptionError
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Step
 from torch_getfuse.partition.cost.cascade.way import Resident
@@ -49,10 +50,17 @@ class StepStrategy:
         try:
             with problem.work.within(seconds, whole=True):
                 self._note(stage, good_plan(problem, SHARE * seconds))
-                assert problem.best is not None, "operators that are fusable fit one by one"
-                if self.bound < problem.best.dram_bytes:
+                if problem.best is None or self.bound < problem.best.dram_bytes:
                     stage = "exact"
-                    self._note(stage, proved(problem))
+                    self._note(stage, solved := proved(problem))
+                    if solved.found is None:
+                        raise OptionError(
+                            f"no plan that keeps to the pins was found ({solved.stopped}); raise "
+                            "time_limit=, or pin less"
+                            if solved.stopped
+                            else problem.why_none()
+                        )
+                assert problem.best is not None, "an error was raised where nothing was found"
                 stage = "fewer steps"
                 self._note(stage, shortened(problem, problem.best))
         except KeyboardInterrupt:
@@ -78,7 +86,12 @@ class StepStrategy:
         assert order is not None, "the groups of a legal plan have an order"
         started = time.perf_counter()
         with problem.work.finishing():
-            with_residents(problem, [masks[k] for k in order])
+            found = with_residents(problem, [masks[k] for k in order])
+        if found is None:
+            raise OptionError(
+                f"the groups of method={method!r} have no room for what keep= pins; method='auto' "
+                "looks for groups that have"
+            )
         seconds = time.perf_counter() - started
         self._note("residents", Solved(problem.best, 0, len(masks), seconds))
         self.method = method
@@ -120,6 +133,9 @@ class StepStrategy:
             unfusable=tuple(problem.graph.ops[i].name for i in bits(problem.unfusable)),
             resident=tuple(Resident(names[t], *life) for t, life in sorted(lives.items())),
             residency=options.residency,
+            keep=tuple(options.keep),
+            split_before=tuple(options.split_before),
+            together=tuple(map(tuple, options.together)),
             slice_channels=scheme.slice_channels,
             lower_bound_bytes=self.bound,
             proof=proof,

@@ -219,7 +219,10 @@ def _compile(
 
     compiler = JointCompiler(
         options,
-        lambda backward: _planned(backward, replace(options, plan=None)),
+        # Pins name operators of the forward graph.
+        lambda backward: _planned(
+            backward, replace(options, plan=None, keep=(), split_before=(), together=())
+        ),
         children_of,
         report_backward,
         fail,

@@ -40,8 +40,8 @@ _KEPT = 256
 _STALE = 3600.0
 """Seconds after which a file that is still being written is one that a killed process left."""
 _MATTERS = (
-    "buffer", "granularity", "residency", "slice_channels", "split_rule", "budget", "seed",
-    "time_limit",
+    "buffer", "granularity", "residency", "slice_channels", "keep", "split_before", "together",
+    "split_rule", "budget", "seed", "time_limit",
 )  # fmt: skip
 """Options that change which plan is found; widths are added as the graph resolves them, and what
 goes by name as what it stands for."""
@@ -211,6 +211,9 @@ def _check_asked(plan: PartitionPlan, graph: OpGraph, options: Options) -> None:
         "scheme": options.scheme,
         "granularity": effective_granularity(options.scheme, options.granularity),
         **_widths(graph, options),
+        "keep": options.keep,
+        "split_before": options.split_before,
+        "together": options.together,
     }
     if any(group.way for group in plan.groups):
         asked |= {"residency": options.residency, "slice_channels": options.slice_channels}

@@ -45,6 +45,7 @@ from torch_getfuse.json_fields import read_json
 from torch_getfuse.options import Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.plugins import EXPLAINERS
+from torch_getfuse.reporting.appraisal import Appraisal
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
@@ -177,6 +178,37 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"explainers to ask, of {', '.join(EXPLAINERS.built_in)} or of installed packages "
         f"(default {' '.join(DEFAULT_EXPLAINERS)})",
+    )
+    planning_arguments(parser)
+
+
+# -- price --------------------------------------------------------------------------------
+
+
+def _price(args: argparse.Namespace) -> int:
+    if args.output is not None:
+        Appraisal.check_suffix(args.output)
+
+    def make(
+        model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
+    ) -> Appraisal:
+        from torch_getfuse import api
+
+        return api.price(model, (x,), args.groups, **options)
+
+    made: Appraisal = with_model(args, make)
+    if args.output is not None:
+        write(args.output, made.save)
+    print(made.to_json() if args.json else made)
+    return 0 if made.legal else 1
+
+
+def _price_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--groups",
+        required=True,
+        metavar="FILE",
+        help='JSON: lists of operators or modules, [["features.0"], ...], or a plan.json',
     )
     planning_arguments(parser)
 
@@ -476,6 +508,13 @@ COMMANDS = (
         "explain torchvision:mobilenet_v2 --operators features.1 features.2 --buffer 64KB",
         _explain_arguments,
         _explain,
+    ),
+    Command(
+        "price",
+        "price a plan from outside: what is wrong with it, and how far it is from the optimum",
+        "price torchvision:mobilenet_v2 --groups groups.json --buffer 256KB",
+        _price_arguments,
+        _price,
     ),
     Command(
         "verify",

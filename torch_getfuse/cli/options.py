@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OPTION = "option_"
 RUNNING = ("inner", "backward", "cache", "strict")
 """Options of torch.compile alone: the commands check them and have no other use for them."""
+LISTS = {"keep": "extend", "split_before": "extend", "together": "append"}
+"""Options that are lists -> what argparse does with their names; ``--together`` is one set."""
 MODEL_HELP = (
     "torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable, or a .pt2 file of "
     "torch.export"
@@ -86,9 +88,19 @@ def option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = (
         default = getattr(defaults, option.name)
         if option.name == "buffer":
             default = format_size(defaults.buffer_bytes).replace(" ", "")  # as people type it
-        if default is not None:
+        if default is not None and option.name not in LISTS:
             text += f" (default {default})"
-        if hints[option.name] is bool:
+        if option.name in LISTS:
+            group.add_argument(
+                flag,
+                metavar="NAME",
+                nargs="+",
+                action=LISTS[option.name],
+                dest=OPTION + option.name,
+                default=argparse.SUPPRESS,
+                help=text.strip(),
+            )
+        elif hints[option.name] is bool:
             group.add_argument(
                 flag,
                 action=argparse.BooleanOptionalAction,
@@ -130,9 +142,9 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def _value(text: str | bool, hint: Any) -> Any:
+def _value(text: str | bool | list[Any], hint: Any) -> Any:
     """``text`` as the most specific type that ``hint`` allows, else as it stands."""
-    if isinstance(text, bool):
+    if isinstance(text, (bool, list)):
         return text
     members = typing.get_args(hint) or (hint,)
     if type(None) in members and text.lower() == "none":

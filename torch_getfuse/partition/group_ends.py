@@ -21,6 +21,7 @@ class Reason(str, enum.Enum):
     """Why a group ends; a closed set, in the order in which the reasons are checked."""
 
     OUTPUT = "output"
+    PINNED = "pinned"
     UNFUSABLE = "unfusable"
     BUFFER = "buffer"
     UNDEFINED = "undefined"
@@ -61,6 +62,8 @@ class Border:
         name, size = self.operator, format_size(self.excess_bytes)
         if self.reason is Reason.OUTPUT:
             return "output"
+        if self.reason is Reason.PINNED:
+            return f"pinned: a border lies before {name}"
         if self.reason is Reason.UNFUSABLE:
             return f"unfusable neighbour {name}"
         if self.reason is Reason.BUFFER:
@@ -137,6 +140,8 @@ class _Borders:
         grown = group | 1 << following
         if self.unfusable >> following & 1:
             return Border(Reason.UNFUSABLE, name, over=grown)
+        if self.evaluator.pins.torn(grown):
+            return Border(Reason.PINNED, name)
         need = self.evaluator.buffer(grown)
         if need is None:
             return Border(Reason.UNDEFINED, name)

@@ -16,7 +16,7 @@ from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GraphError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.json_fields import Fields, read_json
+from torch_getfuse.json_fields import Fields, as_list, as_text, read_json
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
@@ -29,7 +29,8 @@ from torch_getfuse.partition.node_set import (
     neighbours,
     topological_order,
 )
-from torch_getfuse.partition.steps.check import check_steps
+from torch_getfuse.partition.pins import Pins, pins_of
+from torch_getfuse.partition.steps.check import check_step_pins, check_steps
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.widths import Width
 
@@ -54,6 +55,8 @@ class PartitionPlan:
         resident: tensors that stay on chip between steps, under cascade.
         residency: whether tensors were allowed to stay.
         slice_channels: output channels of which streamed weights are staged at a time.
+        keep, split_before, together: the pins that it keeps to (docs/method.md, section 13); its
+            bound is of all plans that do.
         lower_bound_bytes: no legal plan has less DRAM access.
         proof: ``"optimal"``, ``"bound"`` (a bound above zero is proved) or ``None``.
         method: the search that found it.
@@ -76,6 +79,9 @@ class PartitionPlan:
     resident: tuple[Resident, ...] = ()
     residency: bool = True
     slice_channels: int = 16
+    keep: tuple[str, ...] = ()
+    split_before: tuple[str, ...] = ()
+    together: tuple[tuple[str, ...], ...] = ()
     lower_bound_bytes: int = 0
     proof: str | None = None
     method: str = ""
@@ -124,6 +130,29 @@ class PartitionPlan:
     def standing(self) -> str:
         """In words, whether the bound was proved in this process or who claims it."""
         return f"claimed by {self.claimed_by}" if self.claimed_by else "proved"
+
+    @property
+    def pins(self) -> dict[str, list[Any]]:
+        """Option -> what it pins, of those that pin anything."""
+        given = {
+            "keep": list(self.keep),
+            "split_before": list(self.split_before),
+            "together": [list(names) for names in self.together],
+        }
+        return {name: value for name, value in given.items() if value}
+
+    def pins_of(self, scheme: FusionScheme) -> Pins:
+        """The pins as masks.
+
+        Raises:
+            PlanError: for a name that the graph has not, or pins that contradict each other.
+        """
+        try:
+            return pins_of(
+                self.graph, self.keep, self.split_before, self.together, scheme.sequential
+            )
+        except OptionError as error:
+            raise PlanError(f"the plan's pins: {error}") from error
 
     def make_scheme(self) -> FusionScheme:
         """The cost model under which the plan was made.
@@ -226,8 +255,11 @@ class PartitionPlan:
         for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
             if not is_connected(mask, near):
                 raise PlanError(f"fusion group {k} ({group.ops[0]}, ...) is not connected")
+        pins = self.pins_of(scheme)
         for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
             self._verify_costs(k, group, mask, scheme)
+            if broken := pins.broken(graph, mask):
+                raise PlanError(f"fusion group {k} ({group.ops[0]}, ...) {broken}")
         for name, mask in zip(self.unfusable, alone, strict=True):
             need = scheme.buffer(mask, self.buffer_bytes)
             if need is not None and need < self.buffer_bytes:
@@ -237,6 +269,7 @@ class PartitionPlan:
 
     def _verify_steps(self, masks: list[int], scheme: Cascade) -> None:
         """The same of the steps of a cascade plan."""
+        pins = self.pins_of(scheme)
         problem = StepProblem(scheme, self.buffer_bytes, self.residency)
         residents = problem.stated(self.resident)
         for k, group in enumerate(self.groups):
@@ -247,6 +280,7 @@ class PartitionPlan:
         if sorted(self.unfusable) != sorted(named):
             raise PlanError(f"unfusable are {', '.join(named) or 'none'}, not {self.unfusable}")
         steps = check_steps(problem, masks, residents)
+        check_step_pins(problem, masks, residents, pins)
         for k, (group, step) in enumerate(zip(self.groups, steps, strict=True)):
             right = make_step(scheme, step, group.ends)
             if group != replace(right, ops=group.ops):
@@ -381,6 +415,7 @@ class PartitionPlan:
             "groups": [group.to_dict() for group in self.groups],
             "unfusable": list(self.unfusable),
             **(self._residents() if any(group.way for group in self.groups) else {}),
+            **self.pins,
             "dram_bytes": self.dram_bytes,
             "lower_bound_bytes": self.lower_bound_bytes,
             "proof": self.proof,
@@ -453,6 +488,12 @@ class PartitionPlan:
             residency="residency" not in fields or fields.flag("residency"),
             slice_channels=(
                 fields.integer("slice_channels", 1) if "slice_channels" in fields else 16
+            ),
+            keep=fields.texts("keep") if "keep" in fields else (),
+            split_before=fields.texts("split_before") if "split_before" in fields else (),
+            together=tuple(
+                tuple(as_text(name, "together") for name in as_list(names, "together"))
+                for names in (fields.items("together") if "together" in fields else ())
             ),
             lower_bound_bytes=fields.integer("lower_bound_bytes"),
             proof=proof,

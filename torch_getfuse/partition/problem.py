@@ -8,7 +8,8 @@ from functools import cached_property
 from random import Random
 from typing import NamedTuple, Protocol
 
-from torch_getfuse.errors import GetfuseError
+from torch_getfuse.accelerator import format_size
+from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import (
@@ -22,6 +23,7 @@ from torch_getfuse.partition.node_set import (
     neighbours,
     topological_order,
 )
+from torch_getfuse.partition.pins import Pins, Whole
 from torch_getfuse.partition.work import INTERRUPTED
 
 
@@ -68,6 +70,11 @@ class FusionProblem:
         blocks: masks of what is moved as one, in topological order.
         tight, leading: larger blocks, and mask of what a group may start with of them, while the
             rest of the block is in another group (:attr:`FusionScheme.starts_in_place`).
+        unready: a pinned set that is no valid group by itself, while a larger one may be; the exact
+            search alone can then find a plan. ``None`` where every block is a valid group.
+
+    Raises:
+        OptionError: for pins that no plan can keep to.
     """
 
     def __init__(self, evaluator: Evaluator, merge: bool = True) -> None:
@@ -78,11 +85,22 @@ class FusionProblem:
         self.fusable = everything & ~self.unfusable
         scheme = evaluator.scheme
         merge = merge and scheme.merges_in_place
+        pins = evaluator.pins
         loose = beside_others(self.graph) if merge and scheme.starts_in_place else 0
         single = tuple(1 << i for i in bits(self.fusable))
-        self.blocks = merge_in_place(self.graph, self.unfusable, loose) if merge else single
-        self.tight = merge_in_place(self.graph, self.unfusable) if loose else self.blocks
-        self.leading = loose & ~mask_of((b & -b).bit_length() - 1 for b in self.tight)
+        self.blocks = self.tight = single
+        if merge:
+            self.tight = merge_in_place(self.graph, self.unfusable, pins.loose)
+            self.blocks = merge_in_place(self.graph, self.unfusable, pins.loose | loose)
+        firsts = mask_of((b & -b).bit_length() - 1 for b in self.tight)
+        self.leading = loose & ~firsts & ~pins.in_wholes
+        self.unready: Whole | None = None
+        if pins.wholes:
+            refuse_unfusable(self.graph, pins, self.unfusable)
+            for whole in pins.wholes:
+                if not (is_connected(whole.mask, self.near) and evaluator.fits(whole.mask)):
+                    self.unready = whole
+            self.blocks = contracted(self.graph, self.blocks, pins)
 
     @cached_property
     def near(self) -> Neighbours:
@@ -98,6 +116,14 @@ class FusionProblem:
     def below(self) -> tuple[int, ...]:
         """Per operator, everything that must run after it."""
         return descendants(self.graph)
+
+    @cached_property
+    def in_order(self) -> tuple[int, ...]:
+        """Blocks and unfusable operators, in a topological order of both."""
+        units = [*self.blocks, *(1 << i for i in bits(self.unfusable))]
+        order = topological_order(units, self.graph)
+        assert order is not None, "blocks wait for each other in no cycle"
+        return tuple(units[k] for k in order)
 
     @cached_property
     def crossings(self) -> tuple[Crossing, ...]:
@@ -131,7 +157,7 @@ class FusionProblem:
             return pieces
         if topological_order(pieces, self.graph) is not None:
             return pieces
-        blocks = sorted((b for b in self.blocks if b & mask), key=lambda b: b & -b)
+        blocks = [b for b in self.blocks if b & mask]
         lower = sum(blocks[: len(blocks) // 2])
         return self.parts(lower) + self.parts(mask & ~lower)
 
@@ -350,6 +376,46 @@ def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int,
         if not unfusable >> i & 1:
             blocks[first] = blocks.get(first, 0) | 1 << i
     return tuple(blocks.values())
+
+
+def contracted(graph: OpGraph, blocks: Sequence[int], pins: Pins) -> tuple[int, ...]:
+    """Blocks in topological order, of which each pinned set is one (docs/method.md, section 13).
+
+    A block that a set has a part of joins it: all of it runs after that part, and nothing between.
+    """
+    found = list(blocks)
+    for whole in pins.wholes:
+        apart = [block for block in found if not block & whole.mask]
+        found = [*apart, mask_of(i for b in found if b & whole.mask for i in bits(b))]
+    order = topological_order(found, graph)
+    assert order is not None, "pinned sets that wait for each other are one set"
+    return tuple(found[k] for k in order)
+
+
+def refuse_unfusable(graph: OpGraph, pins: Pins, unfusable: int) -> None:
+    """Raises :class:`OptionError` for a pinned set with an operator that stands in no group."""
+    for whole in pins.wholes:
+        if stuck := whole.mask & unfusable:
+            name = graph.ops[stuck.bit_length() - 1].name
+            raise OptionError(
+                f"{whole.text} needs a group with {name}, which does not fit the buffer even "
+                "alone; leave it out of the pin, or raise buffer="
+            )
+
+
+def too_big(whole: Whole, evaluator: Evaluator) -> str:
+    """Why no group holds a pinned set, in numbers."""
+    need, limit = evaluator.buffer(whole.mask), evaluator.buffer_bytes
+    if need is None:
+        return f"{whole.text}: scheme {evaluator.scheme.name!r} has no schedule for them together"
+    terms = evaluator.scheme.terms(whole.mask, limit)
+    weights = sum(term.bytes for term in terms if term.kind == "weights")
+    held = f", {format_size(weights)} of it weights" if weights else ""
+    count = whole.mask.bit_count()
+    return (
+        f"{whole.text} needs {format_size(need)} ({count} operators{held}), buffer "
+        f"{format_size(limit)}; raise buffer= above that, or pin fewer operators"
+    )
 
 
 def beside_others(graph: OpGraph) -> int:

@@ -4,7 +4,7 @@
 ``outlook.py`` what cascade would reach beside another; ``report.py`` turns them into a report:
 start here. Its text is in ``section_tables.py`` and ``step_tables.py``.
 Its interactive page is made in ``html/``. ``blame.py`` and ``explanation.py`` are the result of
-:func:`torch_getfuse.explain`, ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the
-smallest buffers of ``smallest.py``. ``export.py`` writes tables in every format,
-``pictures.py`` draws.
+:func:`torch_getfuse.explain`, ``appraisal.py`` that of :func:`torch_getfuse.price`,
+``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
+``smallest.py``. ``export.py`` writes tables in every format, ``pictures.py`` draws.
 """

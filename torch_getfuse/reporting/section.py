@@ -171,7 +171,7 @@ class Section:
             return [
                 None if is_fusable(group) else self.needs[group.ops[0]] for group in plan.groups
             ]
-        evaluator = Evaluator(self.scheme, plan.buffer_bytes)
+        evaluator = Evaluator(self.scheme, plan.buffer_bytes, pins=plan.pins_of(self.scheme))
         apart = mask_of(plan.graph.index[name] for name in plan.unfusable)
         return [
             smallest_buffer(self.scheme, border.over, plan.buffer_bytes) if border.over else None
@@ -293,6 +293,7 @@ class Section:
             "weight_bytes": plan.weight_bytes,
             "align_channels": plan.align_channels,
             **({} if self.steps is None else cascade),
+            **plan.pins,
             "samples": 1,
             "gradients": self.gradients,
         }

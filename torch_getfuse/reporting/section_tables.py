@@ -155,6 +155,11 @@ def section_facts(section: Section) -> list[list[str]]:
         else ["steps", f"{len(plan.groups)}, of {counted(len(plan.graph), 'operator')}"],
         *([] if steps is None else [["tensors that stay", resident_fact(plan, steps)]]),
         ["unfusable operators", _unfusable(section)],
+        *(
+            [["pinned", "; ".join(f"{name}={what}" for name, what in plan.pins.items())]]
+            if plan.pins
+            else []
+        ),
         ["search", "; then ".join(stages) or plan.method or "none"],
         [
             "assumptions",

@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.pins import NONE, Pins
 from torch_getfuse.partition.work import Work
 from torch_getfuse.widths import Width, packed
 
@@ -310,14 +311,22 @@ class Evaluator:
         scheme: the cost model.
         buffer_bytes: the on-chip buffer ``B``; a group is valid if ``F_b < B``, strictly.
         work: what counts the steps of all that is asked; its own without.
+        pins: what groups must hold together or apart; a group that does not is not valid.
 
     Whatever is worked out counts steps, so each question may raise
     :class:`~torch_getfuse.partition.work.OutOfWork` inside a limit of ``work``.
     """
 
-    def __init__(self, scheme: FusionScheme, buffer_bytes: int, work: Work | None = None) -> None:
+    def __init__(
+        self,
+        scheme: FusionScheme,
+        buffer_bytes: int,
+        work: Work | None = None,
+        pins: Pins = NONE,
+    ) -> None:
         self.scheme = scheme
         self.work = work or Work()
+        self.pins = pins
         self._each, *self._floor = scheme.steps
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
@@ -340,11 +349,15 @@ class Evaluator:
             return found
 
     def valid(self, mask: int) -> bool:
-        """``F_b(group) < B``.
+        """``F_b(group) < B``, and the group keeps to the pins."""
+        return (not self.pins or self.pins.allow(mask)) and self.fits(mask)
+
+    def fits(self, mask: int) -> bool:
+        """``F_b(group) < B``, whatever is pinned.
 
         The floor is asked first: it is cheap, and settles most large groups.
         """
-        if mask not in self._buffer and self.hopeless(mask):
+        if mask not in self._buffer and self._beyond(mask):
             return False
         found = self.buffer(mask)
         return found is not None and found < self.buffer_bytes
@@ -363,6 +376,10 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
+        return bool(self.pins and self.pins.torn(mask)) or self._beyond(mask, part)
+
+    def _beyond(self, mask: int, part: int = 0) -> bool:
+        """The same by the cost model alone."""
         found = self._hopeless.get(mask)
         if found is not None:
             return found
@@ -384,4 +401,4 @@ class Evaluator:
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""
-        return sum(1 << i for i in range(len(self.graph)) if not self.valid(1 << i))
+        return sum(1 << i for i in range(len(self.graph)) if not self.fits(1 << i))

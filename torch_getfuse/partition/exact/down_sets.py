@@ -84,6 +84,7 @@ def exact(
 
     Raises:
         TooWide: where a limit strikes before the proof.
+        NoPlan: where no plan keeps to the pins.
         OptionError: where the cost model is not additive.
     """
     if not problem.evaluator.scheme.additive:
@@ -107,6 +108,8 @@ def exact(
         given_up = TooWide(str(reason))
         given_up.bound = bound
         raise given_up from None
+    if known is None:
+        raise NoPlan("no legal plan keeps to the pins")
     raise ValueError(f"no legal plan has as little as known={known} bytes of DRAM access")
 
 
@@ -192,6 +195,10 @@ def narrow(
         stopped = str(reason)
     seconds = time.perf_counter() - started
     return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
+
+
+class NoPlan(ValueError):
+    """No legal plan keeps to the pins: proved, for every plan was looked at."""
 
 
 class _State(NamedTuple):

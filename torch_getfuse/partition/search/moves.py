@@ -146,7 +146,8 @@ class PlanSpace:
     def _sources(self) -> list[int]:
         """Blocks and unfusable operators without predecessors."""
         before = self.problem.graph.predecessors
-        return [self._closures.block[i] for i, mask in enumerate(before) if not mask]
+        blocks = (self._closures.block[i] for i, mask in enumerate(before) if not mask)
+        return [block for block in dict.fromkeys(blocks) if not self.needs(block)]
 
     def _freed(self, mask: int, done: int) -> list[int]:
         """Blocks and unfusable operators that can run after ``mask``, the last part of ``done``."""

@@ -32,16 +32,22 @@ class Closures:
             for i in bits(block):
                 self.block[i] = block
         self._leads = sum(block & -block for block in problem.blocks)
-        # A block is a chain: all of it depends on whatever its first operator depends on.
-        before, after = problem.graph.predecessors, problem.graph.successors
+        order = problem.in_order
+        self._rank = {block: k for k, block in enumerate(order)}
         self._up = list(self.block)
-        for i in range(len(self.block)):
-            for j in bits(before[i]):
-                self._up[i] |= self._up[j]
         self._down = list(self.block)
-        for i in reversed(range(len(self.block))):
-            for j in bits(after[i]):
-                self._down[i] |= self._down[j]
+        graph = problem.graph
+        for sets, along, beside in (
+            (self._up, order, graph.predecessors),
+            (self._down, order[::-1], graph.successors),
+        ):
+            for block in along:
+                total = block
+                for i in bits(block):
+                    for j in bits(beside[i] & ~block):
+                        total |= sets[j]
+                for i in bits(block):
+                    sets[i] = total
 
     def leaders(self, mask: int) -> list[int]:
         """The first operator of every block of a mask of whole blocks, ascending."""
@@ -56,14 +62,11 @@ class Closures:
         return self._down[i]
 
     def prefix(self, group: int, i: int) -> int:
-        """The blocks of ``group`` that start at or before operator ``i``: a down-set.
-
-        A block is a chain in which each operator reads only its predecessor, so every block that
-        it depends on starts before it does.
-        """
-        down_set = 0
-        for leader in bits(group & self._leads & ((2 << i) - 1)):
-            down_set |= self.block[leader]
+        """The blocks of ``group`` up to that of operator ``i`` in topological order: a down-set."""
+        down_set, last = 0, self._rank[self.block[i]]
+        for leader in bits(group & self._leads):
+            if self._rank[self.block[leader]] <= last:
+                down_set |= self.block[leader]
         return down_set
 
     def random_cut(self, group: int, rng: Random) -> int:

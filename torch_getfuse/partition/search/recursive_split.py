@@ -27,7 +27,7 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.search.edge_cuts import Edge, edge_cuts
 from torch_getfuse.partition.search.merge_resplit import regroup
-from torch_getfuse.partition.search.random_split import RandomSplit
+from torch_getfuse.partition.search.random_split import Closures, RandomSplit
 from torch_getfuse.partition.search.run import executable
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
@@ -70,7 +70,7 @@ SET_LIMIT = "set limit"
 
 _EXPLAINED, _CUTS, _SIDES = 10, 10, 20
 """Steps counted per operator of an explanation, per cut, and per cut whose sides are computed."""
-_CHAINS, _TENSORS = 4, 4  # blocks or tensors visited per step counted
+_BLOCKS, _TENSORS = 4, 4  # blocks or tensors visited per step counted
 
 RANDOM_SHARE = 0.5
 """Share of a group's edges that the random baseline returns: about as many as explainers do."""
@@ -285,21 +285,19 @@ def convex_parts(problem: FusionProblem, group: int) -> list[int]:
     Each such operator cuts at its topological position, in topological order. The parts of the
     whole fusable graph are intervals of positions: a path that leaves one and comes back stays
     in the interval, so it would have to pass an unfusable operator there, and none is left. So
-    their connected parts, which are returned, form no cycle. A block counts as if all of it were
-    at its first position, and is never split: only its first operator depends on earlier ones.
+    their connected parts, which are returned, form no cycle. A block has one position and is never
+    split.
     """
     parts = []
-    chains = [block for block in problem.blocks if block & (block - 1)]
-    for u in bits(problem.unfusable):
-        if problem.above[u] & group and problem.below[u] & group:
+    done = 0
+    for block in problem.in_order:
+        u = block.bit_length() - 1
+        if block & problem.unfusable and problem.above[u] & group and problem.below[u] & group:
             # Everything before u, not only what u depends on: otherwise parallel branches could
             # depend on each other through several such operators.
-            before = group & ((1 << u) - 1)
-            for chain in chains:
-                if chain & before:
-                    before |= chain & group
-            parts += problem.parts(before)
-            group &= ~before
+            parts += problem.parts(group & done)
+            group &= ~done
+        done |= block
     return parts + problem.parts(group)
 
 
@@ -313,7 +311,8 @@ class _Cutter:
         self.sets: int | None = None
         self._count = problem.evaluator.work.add
         self._valid: dict[int, bool] = {}
-        self._chains = [block for block in problem.blocks if block & (block - 1)]
+        self._several = [block for block in problem.blocks if block & (block - 1)]
+        self._closures = Closures(problem)
         self._traffic: dict[int, int] = {}
         graph = problem.graph
         self._tensors = [
@@ -343,18 +342,19 @@ class _Cutter:
         """Upper sides of all candidate cuts of a group of whole blocks, each once."""
         above, below = self.problem.above, self.problem.below
         uppers: dict[int, None] = {}
-        steps = _CUTS + len(self._chains) // _CHAINS
+        steps = _CUTS + len(self._several) // _BLOCKS
         for edge in edges:
             for upper in edge_cuts(group, edge, above, below):
                 self._count(steps)
-                # An operator of a block reads only the one before it, and is read only by the one
-                # after it: with or without the whole block, the side stays closed.
-                torn = 0
-                for chain in self._chains:
-                    if chain & upper and chain & ~upper:
-                        torn |= chain
-                uppers[upper | torn] = None
-                uppers[upper & ~torn] = None
+                # Moved to either end of the blocks that it goes through.
+                larger = smaller = upper
+                for block in self._several:
+                    if block & upper and block & ~upper:
+                        first = (block & -block).bit_length() - 1
+                        larger |= self._closures.upstream(first) & group
+                        smaller &= ~self._closures.downstream(first)
+                uppers[larger] = None
+                uppers[smaller] = None
         return [upper for upper in uppers if upper and upper != group]
 
     def sides(self, group: int, upper: int) -> tuple[list[int], list[int]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch_getfuse.errors import PlanError
 from torch_getfuse.partition.cost.cascade.model import Step
 from torch_getfuse.partition.node_set import bits, is_connected
+from torch_getfuse.partition.pins import Pins
 from torch_getfuse.partition.steps.problem import Life, StepProblem
 
 
@@ -57,6 +58,25 @@ def check_steps(
             )
         steps.append(step)
     return steps
+
+
+def check_step_pins(
+    problem: StepProblem, masks: Sequence[int], residents: Mapping[int, Life], pins: Pins
+) -> None:
+    """Whether steps and residents keep to pins; raises :class:`PlanError` for the first that is
+    broken.
+    """
+    for k, mask in enumerate(masks):
+        if broken := pins.broken(problem.graph, mask):
+            raise PlanError(f"step {k} ({_first(problem, mask)}, ...) {broken}")
+    for name in pins.kept:
+        tensor = problem.facts.number[name]
+        life = problem.lives(masks, 1 << tensor)[tensor]
+        if life.first < life.last and tensor not in residents:
+            raise PlanError(
+                f"keep= pins {name!r}, but it goes through DRAM between step {life.first} and step "
+                f"{life.last}"
+            )
 
 
 def _check_residents(

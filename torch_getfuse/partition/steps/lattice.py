@@ -176,12 +176,13 @@ class Lattice:
         front: list[tuple[int, _Grown]] = []
         nothing = _Grown(0, 0, 0, 0, 0)
         left = problem.everything & ~done & self.inside
+        pins = problem.pins
         for i in bits(left):
             if graph.predecessors[i] & left:
                 continue
             unit = problem.blocks[i] & left
             if unit & -unit == 1 << i:
-                if unit != 1 << i:
+                if unit != 1 << i and pins.allow(1 << i):
                     yield 1 << i  # without what writes over its output it may run in slices
                 front.append((problem.ideals[i] & left, nothing))
         seen = {mask for mask, _ in front}
@@ -196,15 +197,17 @@ class Lattice:
                 if alone:
                     yield mask
                 continue
+            if pins.torn(mask):
+                continue
             grown = self._joined(part, mask)
             least = problem.facts.floor(mask, part.mask)
             if least >= problem.buffer_bytes:
                 continue
             if self._reads_again(grown, least) > slack:
-                if alone:
+                if alone and pins.allow(mask):
                     yield mask  # in slices
                 continue
-            if not graph.ordered or is_connected(mask, problem.near):
+            if pins.allow(mask) and (not graph.ordered or is_connected(mask, problem.near)):
                 yield mask
             for i in bits(grown.after & left & ~mask):
                 if graph.makers[i] & mask:
@@ -258,6 +261,8 @@ class Lattice:
         room = self.ceiling - self.problem.rest(next_)
         group = problem.scheme.group(mask)
         handed, to_read = self.problem.handed(next_)
+        if handed & problem.kept & ~problem.may_stay:
+            return None
         before = self.problem.handed(done).tensors
         size, outputs = facts.size, facts.outputs
         moved = owing = group.weights

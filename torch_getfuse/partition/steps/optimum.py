@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY
+from torch_getfuse.partition.node_set import is_connected
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
 from torch_getfuse.partition.steps.search import StepSearch
@@ -62,13 +63,14 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
 
     Returns:
         Where the graph is too wide or a limit strikes, the best that was found, a bound and the
-        reason.
+        reason. Nothing found and no reason: no plan keeps to the pins.
     """
     started = time.perf_counter()
     with problem.work.within(seconds):
         good = good_plan(problem, None if seconds is None else SHARE * seconds)
         solved = proved(problem)
-        assert solved.found is not None, "there is a plan before the proof"
+        if solved.found is None:
+            return replace(solved, seconds=time.perf_counter() - started)
         short = shortened(problem, solved.found)
     return replace(
         solved,
@@ -79,11 +81,19 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
 
 
 def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
-    """The operators one by one, improved in windows."""
+    """The operators one by one, pinned sets as one step, improved in windows.
+
+    Nothing is found where these do not fit, as pins can have it.
+    """
     started = time.perf_counter()
-    with problem.work.finishing():
-        found = with_residents(problem, problem.one_by_one())
-    assert found is not None, "operators that are fusable fit one by one"
+    found, steps = None, problem.one_by_one()
+    if all(is_connected(step, problem.near) for step in steps):
+        with problem.work.finishing():
+            found = with_residents(problem, steps)
+    if found is None:
+        assert problem.pins, "operators that are fusable fit one by one"
+        seconds_spent = time.perf_counter() - started
+        return Solved(None, problem.unavoidable, 0, seconds_spent, "the pinned steps do not fit")
     solved = improved(problem, found, seconds)
     return replace(solved, seconds=time.perf_counter() - started)
 
@@ -100,8 +110,8 @@ def proved(problem: StepProblem, seconds: float | None = None) -> Solved:
                 groups = lattice.groups
                 bound = max(bound, lattice.bound)
                 StepSearch(lattice, ceiling).run()
-            assert problem.best is not None, "operators that are fusable fit one by one"
-            bound = problem.best.dram_bytes
+            if problem.best is not None:
+                bound = problem.best.dram_bytes
     except (TooWide, OutOfWork) as reason:
         stopped = str(reason)
     return Solved(problem.best, bound, groups, time.perf_counter() - started, stopped)
@@ -117,6 +127,25 @@ def with_residents(problem: StepProblem, masks: Sequence[int]) -> Found | None:
     """
     lattice = Lattice(problem, fixed=_chain(masks))
     return StepSearch(lattice, width=_WIDTH).run() if 0 in lattice.left else None
+
+
+def best_residents(
+    problem: StepProblem, masks: Sequence[int], seconds: float | None = None
+) -> tuple[Found | None, bool]:
+    """Steps that are given with the best ways and residents; and whether these are proved the best.
+
+    Where that takes longer than ``seconds``, or a step makes too many tensors, those of
+    :func:`with_residents`. Nothing is found where no residents keep to the pins.
+    """
+    lattice = Lattice(problem, fixed=_chain(masks))
+    if 0 not in lattice.left:
+        return None, True
+    try:
+        with problem.work.within(seconds):
+            return StepSearch(lattice).run(), True
+    except (TooWide, OutOfWork):
+        with problem.work.finishing():
+            return with_residents(problem, masks), False
 
 
 def improved(problem: StepProblem, known: Found, seconds: float | None = None) -> Solved:

@@ -10,12 +10,19 @@ from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
 
-from torch_getfuse.errors import PlanError
+from torch_getfuse.accelerator import format_size
+from torch_getfuse.errors import OptionError, PlanError
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.pricing import Beside
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.node_set import Neighbours, bits, mask_of, neighbours
-from torch_getfuse.partition.problem import blocks_and_ideals, merge_in_place
+from torch_getfuse.partition.pins import NONE, Pins
+from torch_getfuse.partition.problem import (
+    blocks_and_ideals,
+    contracted,
+    merge_in_place,
+    refuse_unfusable,
+)
 from torch_getfuse.partition.work import Work
 
 _TENSORS = 8
@@ -61,6 +68,7 @@ class StepProblem:
         buffer_bytes: the on-chip buffer ``B``; a step is valid if ``F_b < B``, strictly.
         residency: whether tensors may stay on chip between steps.
         work: what counts the steps of all that is asked; its own without.
+        pins: what steps must hold together or apart, and tensors that must stay on chip.
 
     Attributes:
         unfusable: mask of the operators that alone fit in no way.
@@ -68,7 +76,11 @@ class StepProblem:
             write over its output in place and leave what cannot be resident.
         ideals: per operator, its block, all that the block depends on, and their blocks.
         may_stay: mask of the tensors that may be resident at all.
+        kept: mask of those that are pinned: resident, or in one step alone.
         best: the cheapest sequence that any search has found.
+
+    Raises:
+        OptionError: for pins that no plan can keep to.
     """
 
     def __init__(
@@ -77,6 +89,7 @@ class StepProblem:
         buffer_bytes: int,
         residency: bool = True,
         work: Work | None = None,
+        pins: Pins = NONE,
     ) -> None:
         graph = scheme.graph
         self.scheme, self.graph, self.facts = scheme, graph, scheme.facts
@@ -96,9 +109,38 @@ class StepProblem:
                 near = facts.readers[tensor] | facts.maker[tensor]
                 if not near & self.unfusable and size < buffer_bytes:
                     self.may_stay |= 1 << tensor
-        apart = mask_of(i for i in range(len(graph)) if self._gains_apart(i))
+        self.pins = pins
+        self.kept = mask_of(self.facts.number[name] for name in pins.kept)
+        self._refuse_pins()
+        apart = pins.loose | mask_of(i for i in range(len(graph)) if self._gains_apart(i))
         merged = merge_in_place(graph, self.unfusable, apart)
         self.blocks, self.ideals = blocks_and_ideals(graph, merged)
+
+    def _refuse_pins(self) -> None:
+        """Raises :class:`OptionError` for pins that no plan can keep to."""
+        refuse_unfusable(self.graph, self.pins, self.unfusable)
+        facts = self.facts
+        for tensor in bits(self.kept):
+            if stuck := (facts.readers[tensor] | facts.maker[tensor]) & self.unfusable:
+                raise OptionError(
+                    f"keep={facts.lines.names[tensor]!r}: "
+                    f"{self.graph.ops[stuck.bit_length() - 1].name} touches it and fits the buffer "
+                    f"of {format_size(self.buffer_bytes)} in no way, so that it goes through DRAM; "
+                    "raise buffer="
+                )
+
+    def why_none(self) -> str:
+        """Why no plan keeps to the pins, with what each needs."""
+        facts, needs = self.facts, []
+        for whole in self.pins.wholes:
+            need = self.scheme.buffer(whole.mask, self.buffer_bytes)
+            needs.append(f"{whole.text} needs {format_size(need)} in its smallest way")
+        names = facts.lines.names
+        needs += [f"keep={names[t]!r} is {format_size(facts.size[t])}" for t in bits(self.kept)]
+        return (
+            f"no plan keeps to the pins: {'; '.join(needs) or 'split_before= leaves none'}; buffer "
+            f"{format_size(self.buffer_bytes)}; raise buffer= or pin less"
+        )
 
     def _gains_apart(self, position: int) -> bool:
         """Whether an operator in place may be better in another step than its producer.
@@ -128,13 +170,13 @@ class StepProblem:
 
     def one_by_one(self) -> list[int]:
         """Each operator as a step, in the order of the graph, with what writes over its output
-        where the two fit together.
+        where the two fit together; pinned sets as one step.
         """
         limit, found = self.buffer_bytes, []
         for block in sorted(dict.fromkeys(self.blocks), key=lambda block: block & -block):
             fits = self.scheme.buffer(block, limit) < limit
             found += [block] if fits else [1 << i for i in bits(block)]
-        return found
+        return list(contracted(self.graph, found, self.pins)) if self.pins.wholes else found
 
     @cached_property
     def near(self) -> Neighbours:

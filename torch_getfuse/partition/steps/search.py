@@ -108,8 +108,9 @@ class StepSearch:
         mask, next_ = edge.mask, edge.next
         left = self.lattice.left[next_]
         handed, to_read = self.problem.handed(next_)
+        must = problem.kept & handed
         if mask & problem.unfusable:
-            if 0 in states:
+            if 0 in states and not must:
                 moved = problem.scheme.unfusable_step(mask).dram.total
                 owed = sum([size[t] for t in bits(to_read)])
                 rest = max(left.moved, left.owing + owed)
@@ -123,7 +124,7 @@ class StepSearch:
         starting = handed & problem.may_stay & (group.makes | group.loads & ~known)
         choices = [
             (chosen, sum([size[t] for t in bits(chosen & made)]))
-            for chosen in self._choices(starting)
+            for chosen in self._choices(starting & ~must, starting & must)
         ]
         for alive, reached in states.items():
             moved = written + group.weights
@@ -131,6 +132,8 @@ class StepSearch:
             if reached.cost + edge.moved + left.moved > self.ceiling:
                 continue
             staying = alive & handed
+            if must & ~(staying | starting):
+                continue  # what is pinned was not on chip before this step, or cannot be
             others = sum([size[t] for t in bits(alive & ~group.tensors)])
             problem.work.add(_CHOICE * len(choices))
             for chosen, saved in choices:
@@ -164,14 +167,18 @@ class StepSearch:
         if known is None or (cost, steps) < (known.cost, known.steps):
             states[alive] = Reached(cost, steps, before, resident, mask)
 
-    def _choices(self, tensors: int) -> list[int]:
-        """Masks of the sets of new residents that are tried, the empty one first.
+    def _choices(self, tensors: int, always: int) -> list[int]:
+        """Masks of the sets of new residents that are tried, the smallest first.
+
+        Args:
+            tensors: those that may be in them.
+            always: those that are in all of them.
 
         Raises:
             TooWide: where there are too many.
         """
         count, size = tensors.bit_count(), self.problem.facts.size
-        found = [0]
+        found = [always]
         if count > _MOST_NEW:
             if self.width is None:
                 raise TooWide(f"a step that makes {count} tensors which may stay")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch_getfuse.accelerator import format_size, format_width
+from torch_getfuse.accelerator import format_activations, format_size, format_width
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.partition.node_set import bits, topological_order
@@ -116,7 +116,8 @@ def _assumptions(section: Section) -> list[str]:
     found = [f"scheme {plan.scheme}", f"buffer {format_size(plan.buffer_bytes)}"]
     if section.granularity:
         found.append(f"granularity {section.granularity}")
-    found += [f"{plan.activation_bytes} B per activation", format_width(plan.weight_bytes)]
+    found.append(format_activations(plan.activation_bytes, plan.align_channels))
+    found.append(format_width(plan.weight_bytes))
     return found
 
 
@@ -211,7 +212,7 @@ def _tensors(section: Section, home: dict[str, int]) -> list[dict[str, Any]]:
         form = {
             "name": name,
             "shape": list(tensor.shape),
-            "bytes": tensor.elements * section.scheme.activation_bytes,
+            "bytes": graph.tensor_bytes[name],
             "maker": maker,
             "readers": list(graph.consumers[name]),
             "place": "dram" if crosses else "chip",
