@@ -139,6 +139,8 @@ class Draft:
     """Reads one tensor, and that itself rather than a view of it."""
     calls: list[tuple[fx.Node, list[tuple[fx.Node, Feature]]]] = field(default_factory=list)
     """The call, and that of a folded batch norm, each with its feature maps."""
+    dequantizes: list[fx.Node] = field(default_factory=list)
+    """What lies between the integers that it reads and the call: dequantizes, and their views."""
 
 
 def input_stream(node: fx.Node, info: TensorInfo) -> int | None:
