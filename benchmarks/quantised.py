@@ -152,7 +152,15 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    head = ["network", "form", "operators", "q/dq folded", "tensors x bits", "weight bytes", "stored"]
+    head = [
+        "network",
+        "form",
+        "operators",
+        "q/dq folded",
+        "tensors x bits",
+        "weight bytes",
+        "stored",
+    ]
     for scheme in SCHEMES:
         head += [f"{scheme} unfused", "planned", "groups as float"]
     with torch.no_grad():

@@ -6,5 +6,6 @@ rule), ``view_changes.py`` (shape changes in place, as views), ``idle_casts.py``
 nothing). Then ``graph_inputs.py`` (maps, weights, the batch), ``graph_builder.py`` with
 ``graph_values.py`` (operators and their reads), ``memory.py`` (what values show after writes) and
 ``bases.py`` (where batch and rows of a tensor are), ``op_order.py`` (order that no tensor gives),
-``operators.py`` (batch norms folded, names), ``mode_notes.py`` (notes on the traced mode).
+``quantisation.py`` (quantize and dequantize folded), ``operators.py`` (batch norms folded, names),
+``mode_notes.py`` (notes on the traced mode).
 """

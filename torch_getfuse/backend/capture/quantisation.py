@@ -2,8 +2,9 @@
 
 A quantize and a dequantize are taken for views: the tensor is the same, its elements are stored
 otherwise. So a convolution behind a dequantize reads the integers. How wide a tensor is where it
-crosses DRAM follows from all of its readers (:func:`settle_quantisation`). Scales that are chosen from the
-values need these first: what is quantised by them is read whole, unless each row has its own.
+crosses DRAM follows from all of its readers (:func:`settle_quantisation`). Scales that are chosen
+from the values need these first: what is quantised by them is read whole, unless each row has its
+own.
 """
 
 from __future__ import annotations
@@ -76,9 +77,8 @@ def kept_as_operators(gm: fx.GraphModule) -> frozenset[fx.Node]:
     kept = set()
     for node in found:
         source = node.args[0]
-        if isinstance(source, fx.Node) and changes(source, node):
-            kept.add(node)
-        elif changes(node, node) and not _alone(node):
+        moves = isinstance(source, fx.Node) and changes(source, node)
+        if moves or (changes(node, node) and not _alone(node)):
             kept.add(node)
     return frozenset(kept)
 
@@ -131,9 +131,9 @@ def settle_quantisation(
     }
     for draft in reversed(drafts):
         (source, _), *others = draft.reads or [(-1, None)]
-        if draft.in_place and not others and widths.get(source) == [None]:
-            if draft.writes in stored:
-                stored[source] = stored[draft.writes]
+        alone = draft.in_place and not others and widths.get(source) == [None]
+        if alone and draft.writes in stored:
+            stored[source] = stored[draft.writes]
     return stored
 
 
@@ -212,16 +212,22 @@ def quantisation_notes(gm: fx.GraphModule, graph: OpGraph) -> tuple[str, ...]:
     told = ", ".join(f"{n} of {bits:g} bits" for bits, n in sorted(widths.items()))
     q, dq = kinds[Quantisation.QUANTIZE], kinds[Quantisation.DEQUANTIZE]
     kept = sum(op.kind in _KINDS for op in graph)
-    notes = [f"quantised: {q} quantize and {dq} dequantize calls, {kept} of them operators of "
-             f"their own, the others folded; tensors: {told}"]
+    notes = [
+        f"quantised: {q} quantize and {dq} dequantize calls, {kept} of them operators of "
+        f"their own, the others folded; tensors: {told}"
+    ]
     given = [name for name in graph.inputs if graph.width(name) < graph.activation_bytes]
     if given:
-        notes.append(f"{', '.join(given)}: read through a quantize alone, so planned as quantised "
-                     "by whoever gives it")
+        notes.append(
+            f"{', '.join(given)}: read through a quantize alone, so planned as quantised "
+            "by whoever gives it"
+        )
     if chosen := kinds[Quantisation.CHOOSE]:
-        notes.append(f"dynamic quantisation: {chosen} times scales are chosen from values, for "
-                     "which a tensor is stored as it was and read whole, but where each row has "
-                     "its own scale")
+        notes.append(
+            f"dynamic quantisation: {chosen} times scales are chosen from values, for "
+            "which a tensor is stored as it was and read whole, but where each row has "
+            "its own scale"
+        )
     return tuple(notes)
 
 
