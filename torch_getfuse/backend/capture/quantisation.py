@@ -130,10 +130,10 @@ def settle_quantisation(
         if all(bits is not None for bits in found)
     }
     for draft in reversed(drafts):
-        (source, _), *others = draft.reads or [(-1, None)]
-        alone = draft.in_place and not others and widths.get(source) == [None]
-        if alone and draft.writes in stored:
-            stored[source] = stored[draft.writes]
+        if draft.in_place and draft.writes in stored:  # in place: it has one operand
+            source = draft.reads[0][0]
+            if widths.get(source) == [None]:
+                stored[source] = stored[draft.writes]
     return stored
 
 
