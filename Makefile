@@ -93,5 +93,5 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.made pyproject.toml
 	@echo "installing torch_getfuse, the model libraries and the tools (some minutes the first time)"
-	@$(INSTALL) --editable '.[explain,models,search,plots,clients,docs,test,dev]'
+	@$(INSTALL) --editable '.[explain,models,quant,search,plots,clients,docs,test,dev]'
 	@touch $@

@@ -22,6 +22,7 @@ from torch_getfuse.backend.capture.capture import (
 )
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.capture.quantisation import quantisation_notes
 from torch_getfuse.backend.capture.view_changes import exported_without_view_changes
 from torch_getfuse.backend.compiled_models import compiler_of, find, is_compiled
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
@@ -89,7 +90,8 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
             chosen = _options(options, model)
             target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
-            notes = mode_notes(captured.graph_module)
+            gm = captured.graph_module
+            notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph))
             origin = _origin(target, options)
             try:
                 plan = plan_graph(captured.graph, chosen)

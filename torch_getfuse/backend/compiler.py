@@ -13,6 +13,7 @@ from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
+from torch_getfuse.backend.capture.quantisation import quantisation_notes
 from torch_getfuse.backend.capture.view_changes import changing_inputs
 from torch_getfuse.backend.compiled_models import CompiledGraph, remember
 from torch_getfuse.backend.fx_nodes.autocast import cast_apart
@@ -153,7 +154,7 @@ def _compile(
     forward = Section(
         plan,
         unsupported=capture.unsupported,
-        notes=(*hints, *mode_notes(gm)),
+        notes=(*hints, *mode_notes(gm), *quantisation_notes(gm, capture.graph)),
         gradients=torch.is_grad_enabled(),
     )
     record.sections.append(forward)

@@ -6,6 +6,7 @@ rule), ``view_changes.py`` (shape changes in place, as views), ``idle_casts.py``
 nothing). Then ``graph_inputs.py`` (maps, weights, the batch), ``graph_builder.py`` with
 ``graph_values.py`` (operators and their reads), ``memory.py`` (what values show after writes) and
 ``bases.py`` (where the batch of a tensor is), ``streams.py`` (where its rows are, and the windows
-that follow from it), ``op_order.py`` (order that no tensor gives),
-``operators.py`` (batch norms folded, names), ``mode_notes.py`` (notes on the traced mode).
+that follow from it), ``op_order.py`` (order that no tensor gives), ``quantisation.py`` (quantize
+and dequantize folded), ``operators.py`` (batch norms folded, names), ``mode_notes.py`` (notes on
+the traced mode).
 """

@@ -31,7 +31,18 @@ from torch_getfuse.backend.capture.graph_inputs import batch_size, is_weight_arg
 from torch_getfuse.backend.capture.graph_values import CoreCall, Feature, Role, View
 from torch_getfuse.backend.capture.idle_casts import without_idle_casts
 from torch_getfuse.backend.capture.op_order import OperatorOrder
-from torch_getfuse.backend.capture.operators import fold_batch_norms, names_of, operator_of, unique
+from torch_getfuse.backend.capture.operators import (
+    fold_batch_norms,
+    fold_scales,
+    names_of,
+    operator_of,
+    unique,
+)
+from torch_getfuse.backend.capture.quantisation import (
+    move_dequantizes,
+    settle_quantisation,
+    with_own_dequantize,
+)
 from torch_getfuse.backend.capture.view_changes import (
     changing_inputs,
     exported_without_view_changes,
@@ -402,7 +413,7 @@ def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _capture(
     gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
 ) -> Capture:
-    gm = without_idle_casts(gm)
+    gm = with_own_dequantize(without_idle_casts(gm))
 
     @functools.cache
     def role(node: fx.Node) -> Role:
@@ -418,6 +429,9 @@ def _capture(
     live = builder.live()
     order = OperatorOrder(gm, live)
     drafts = fold_batch_norms(live, builder.outputs, order)
+    drafts = fold_scales(drafts, builder.outputs, order)
+    stored_bits = settle_quantisation(drafts, builder.values, builder.returned)
+    move_dequantizes(drafts, builder.scales)
     if not drafts:
         raise NoOperatorError("the graph has no tensor operator on the way to what it returns")
     names = names_of(drafts)
@@ -443,7 +457,8 @@ def _capture(
         outputs=tuple(tensors[base] for base in returned),
         ops=ops,
         tensors={
-            name: _stored(builder.bases[base].tensor, name, width) for base, name in tensors.items()
+            name: _stored(builder.bases[base].tensor, name, width, stored_bits.get(base))
+            for base, name in tensors.items()
         },
         activation_bytes=width,
     )
@@ -486,9 +501,10 @@ def _given(gm: fx.GraphModule, role: Callable[[fx.Node], Role]) -> list[fx.Node]
     return [n for n in used if isinstance(traced_value(n), torch.Tensor)]
 
 
-def _stored(tensor: Tensor, name: str, width: int) -> Tensor:
+def _stored(tensor: Tensor, name: str, width: int, quantised: int | None) -> Tensor:
     """A tensor under its name; its width is left out where it is that of the graph."""
-    return replace(tensor, name=name, bits=None if tensor.bits == 8 * width else tensor.bits)
+    bits = tensor.bits if quantised is None else quantised
+    return replace(tensor, name=name, bits=None if bits == 8 * width else bits)
 
 
 def _input_width(inputs: Iterable[fx.Node]) -> int:

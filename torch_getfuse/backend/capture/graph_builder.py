@@ -22,6 +22,7 @@ from torch_getfuse.backend.capture.graph_values import (
     only_pick,
 )
 from torch_getfuse.backend.capture.memory import Memory, place_of
+from torch_getfuse.backend.capture.quantisation import kept_as_operators, quantisation
 from torch_getfuse.backend.capture.streams import settle_streams
 from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.normalize import Invocation, full_name, normalise
@@ -33,8 +34,11 @@ from torch_getfuse.backend.fx_nodes.values import (
     tensor_info,
     traced_value,
 )
+from torch_getfuse.backend.rules.pointwise import pointwise
+from torch_getfuse.backend.rules.quantisation import Quantisation, by_rows, quantisation_of
 from torch_getfuse.backend.rules.registry import apply_rule, facts_of, positional
 from torch_getfuse.backend.rules.rule import (
+    NOTHING,
     Alias,
     Call,
     Operand,
@@ -62,6 +66,8 @@ class GraphBuilder:
         drafts: operators so far; some may turn out to be dead.
         bases: tensors so far.
         inputs: base of each user input, by placeholder.
+        returned: the nodes that are returned.
+        scales: quantising call that is folded -> the scales and zero points that it reads.
     """
 
     batch: int
@@ -73,10 +79,14 @@ class GraphBuilder:
     bases: Bases = field(init=False)
     inputs: dict[fx.Node, int] = field(default_factory=dict)
     outputs: list[int] = field(default_factory=list)
+    returned: list[fx.Node] = field(default_factory=list)
+    scales: dict[fx.Node, dict[fx.Node, Stored]] = field(default_factory=dict)
+    _unfolded: frozenset[fx.Node] = frozenset()
     _memory: Memory = field(default_factory=Memory)
 
     def __post_init__(self) -> None:
         self.bases = Bases(self.batch)
+        self._unfolded = kept_as_operators(self.owner)
 
     def build(self) -> GraphBuilder:
         """Takes in all nodes of the graph."""
@@ -146,7 +156,9 @@ class GraphBuilder:
         if self.kept_outputs is not None and isinstance(returned, (list, tuple)):
             returned = [item for i, item in enumerate(returned) if i in self.kept_outputs]
         found: list[int] = []
-        fx.map_arg(returned, lambda n: found.extend(self._bases_of(self.values.get(n))))
+        fx.map_arg(returned, self.returned.append)
+        for item in self.returned:
+            found.extend(self._bases_of(self.values.get(item)))
         # What is written over an input or a buffer is seen outside, whether it is returned or not.
         for leaf, value in self.values.items():
             if leaf.op in ("placeholder", "get_attr") and not isinstance(value, tuple):
@@ -254,7 +266,10 @@ class GraphBuilder:
             # Nothing crosses DRAM for a tensor without elements, and nothing has to be made.
             self._give(node, [Weight.of(node, output, {}) for output in call.outputs])
             return
-        result = apply_rule(call)
+        result = self._quantising(node, call) or apply_rule(call)
+        if isinstance(result, tuple):
+            self._give(node, result)
+            return
         if isinstance(result, Alias) and not in_place and targets:
             result = whole(call, call.name)  # torch.positive(x, out=y) copies
         if isinstance(result, Spec) and targets:
@@ -294,6 +309,31 @@ class GraphBuilder:
             alone = len(call.outputs) == 1
             self._memory.write(target.value, base, whole=itself, alone=alone)
 
+    def _quantising(
+        self, node: fx.Node, call: Call
+    ) -> Alias | Spec | tuple[Value | None, ...] | None:
+        """What a quantising call is: a view, or an operator where its memory is written.
+
+        Scales that are chosen from values are numbers that stay on chip; ``None`` for other calls.
+        """
+        kind = quantisation_of(call.name)
+        if kind is None:
+            return None
+        if kind is Quantisation.CHOOSE:
+            marked = {node: NOTHING}
+            return tuple(Weight.of(node, info, marked, k) for k, info in enumerate(call.outputs))
+        operand, *scales = call.operands
+        if node in self._unfolded or operand.weight:
+            return replace(pointwise(call), kind=kind.value, in_place=False)
+        parts: dict[fx.Node, Stored] = {}
+        for scale in scales:
+            parts.update(scale.value.parts if scale.weight else {})
+        self.scales[node] = {part: stored for part, stored in parts.items() if stored.bytes}
+        chosen = any(quantisation(part) is Quantisation.CHOOSE for part in parts)
+        if chosen and kind is Quantisation.QUANTIZE and not by_rows(call.name, call.args):
+            return Alias(operand, (lambda layout: Layout.opaque(layout.shape),))
+        return Alias(operand, (lambda layout: layout,))
+
     def _give(self, node: fx.Node, parts: Sequence[Value | None]) -> None:
         """``parts`` are the tensors that a node gives, and others that it only writes."""
         traced = traced_value(node)
@@ -306,8 +346,12 @@ class GraphBuilder:
         if not facts_of(call.name).factory:
             for operand in call.operands:
                 parts.update(operand.value.parts)
+        if call.name == "export::access_subclass_inner_tensor" and len(parts) == 1:
+            # torch.export takes a tensor of a class of torchao's apart: each part for itself.
+            parts = {node: stored(traced_value(node))}
         made = [Weight.of(node, info, parts, k) for k, info in enumerate(call.outputs)]
-        result = apply_rule(call) if call.operands else None
+        quantises = quantisation_of(call.name) is not None
+        result = apply_rule(call) if call.operands and not quantises else None
         if isinstance(result, Alias):
             value = result.operand.value
             views = zip(result.changes, call.outputs, strict=True)

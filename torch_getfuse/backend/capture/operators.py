@@ -50,6 +50,50 @@ def fold_batch_norms(
     return kept
 
 
+_PRODUCTS = ("mm", "_int_mm", "matmul")
+_RESCALES = ("to", "mul", "add")
+
+
+def fold_scales(
+    drafts: Sequence[Draft], outputs: Container[int], order: OperatorOrder
+) -> list[Draft]:
+    """A product with integer weights, and the casts, scales and bias behind it, are one linear.
+
+    So ``torch.export`` records a linear layer whose weight is of a class of torchao's, where Dynamo
+    has one call. Not where something else reads what is between them.
+
+    Args:
+        outputs: the tensors that are returned.
+    """
+    readers = Counter(base for draft in drafts for base, _ in draft.reads)
+    products: dict[int, Draft] = {}
+    kept = []
+    for draft in drafts:
+        product = products.pop(draft.reads[0][0], None) if draft.reads else None
+        if (
+            product is not None
+            and draft.kind in _RESCALES
+            and (draft.in_place or draft.kind == "to")
+            and draft.direct
+            and readers[product.writes] == 1
+            and product.writes not in outputs
+            and order.joins(draft.nodes[0], product)
+        ):
+            order.fold(draft, product)
+            product.weights += draft.weights
+            product.nodes += draft.nodes
+            product.calls += draft.calls
+            product.writes = draft.writes
+            product.kind = "linear"
+            products[draft.writes] = product
+            continue
+        kept.append(draft)
+        stored = draft.weights
+        if draft.kind in _PRODUCTS and 0 < stored.bytes <= stored.elements:
+            products[draft.writes] = draft
+    return kept
+
+
 def names_of(drafts: Sequence[Draft]) -> list[str]:
     """Module path, and the kind where the path alone does not say which operator it is."""
     kinds: dict[str, set[str]] = {}

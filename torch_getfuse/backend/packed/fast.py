@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from torch_getfuse.backend.capture.quantisation import quantisation
 from torch_getfuse.backend.fx_nodes.effects import changes_mode, changes_state, results_share
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, traced_value
 from torch_getfuse.backend.packed.packed_conv import NotFinite
@@ -129,6 +130,8 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
         raise Unfit("it changes its inputs or draws random numbers")
     if results_share(gm):
         raise Unfit("its results share memory")
+    if any(quantisation(node) is not None for node in gm.graph.nodes):
+        raise Unfit("it quantises, which turns the last bits of packed convolutions into steps")
     steps = build_steps(gm)
     if not any(step.conv is not None for step in steps):
         raise Unfit("it has no convolution that oneDNN packs")

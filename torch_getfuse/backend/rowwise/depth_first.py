@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture
+from torch_getfuse.backend.capture.quantisation import quantisation
 from torch_getfuse.backend.fx_nodes.effects import effects_in_words
 from torch_getfuse.backend.rowwise.calls import NoRowKernel
 from torch_getfuse.backend.rowwise.group import DepthFirstGroup, base_node
@@ -110,6 +111,9 @@ def split_depth_first(
         node.name: f"{owner.get(node, node.name)} {words}"
         for node, words in effects_in_words(capture.graph_module, calls).items()
     }
+    for node in capture.graph_module.graph.nodes:
+        if (kind := quantisation(node)) is not None:
+            effects[node.name] = f"{owner.get(node, node.name)} has no row kernel to {kind.value}"
     ledger = Ledger([], plan.activation_bytes, capture.samples, plan.unfusable)
     border = _Border.of(capture, plan, split)
     for k, (group, layout) in enumerate(zip(plan.groups, layouts, strict=True)):

@@ -236,7 +236,7 @@ RULES: tuple[OpRule, ...] = (
     ),
     OpRule(
         "matmul",
-        ("matmul", "mm", "bmm"),
+        ("matmul", "mm", "bmm", "_int_mm"),
         _matmul,
         Sample(
             lambda: Run(lambda x, w: (x.permute(0, 2, 3, 1) @ w) @ x.new_ones(1, 5, 3), (4, 5)),

@@ -1,0 +1,299 @@
+"""Quantised networks: folded calls, stored widths, stored weights, and eager's results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torch_getfuse
+from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
+from torch_getfuse.backend.capture.quantisation import quantisation_notes
+from torch_getfuse.models import import_torchvision
+from torch_getfuse.options import Options
+from torch_getfuse.planner import plan_graph
+
+quant_api = pytest.importorskip("torchao.quantization")
+pt2e = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
+x86_inductor = pytest.importorskip("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+xnnpack = pytest.importorskip("torchao.testing.pt2e._xnnpack_quantizer")
+
+IMAGE = (1, 3, 32, 32)
+
+
+class Small(nn.Module):
+    """What MobileNets are made of: strided, depthwise and 1x1 convolutions, a sum, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        self.b1 = nn.BatchNorm2d(16)
+        self.c2 = nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False)
+        self.b2 = nn.BatchNorm2d(16)
+        self.c3 = nn.Conv2d(16, 16, 1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.b1(self.c1(x)), inplace=True)
+        y = F.hardtanh(self.b2(self.c2(x)), 0.0, 6.0, inplace=True)
+        y = self.c3(y) + x
+        return self.fc(torch.flatten(self.pool(y), 1))
+
+
+def _pt2e(quantizer: Any) -> nn.Module:
+    x = torch.randn(IMAGE)
+    prepared = pt2e.prepare_pt2e(torch.export.export(Small().eval(), (x,)).module(), quantizer)
+    prepared(x)
+    return pt2e.convert_pt2e(prepared)
+
+
+def _x86() -> nn.Module:
+    config = x86_inductor.get_default_x86_inductor_quantization_config()
+    return _pt2e(x86_inductor.X86InductorQuantizer().set_global(config))
+
+
+def _xnnpack(*, dynamic: bool = False) -> nn.Module:
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+    return _pt2e(xnnpack.XNNPACKQuantizer().set_global(config))
+
+
+def _linears(config: Any) -> nn.Module:
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).eval()
+    quant_api.quantize_(model, config)
+    return model
+
+
+class ByHand(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.randint(-128, 127, (8, 3, 3, 3), dtype=torch.int8))
+        self.register_buffer("s", torch.rand(8, 1, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(F.conv2d(x, self.w.to(x.dtype) * self.s))
+
+
+FORMS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "x86": (_x86, IMAGE),
+    "xnnpack": (_xnnpack, IMAGE),
+    "xnnpack dynamic": (lambda: _xnnpack(dynamic=True), IMAGE),
+    "int8 weights": (lambda: _linears(quant_api.Int8WeightOnlyConfig()), (4, 64)),
+    "int8 dynamic": (
+        lambda: _linears(quant_api.Int8DynamicActivationInt8WeightConfig()),
+        (4, 64),
+    ),
+    "by hand": (ByHand, IMAGE),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def _made(form: str) -> tuple[nn.Module, torch.Tensor]:
+    build, shape = FORMS[form]
+    return build(), torch.randn(shape)
+
+
+def _bytes(tensor: Any) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_bytes(getattr(tensor, name)) for name in names)
+    return int(tensor.numel() * tensor.element_size())
+
+
+def _read_tensors(model: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of the parameters and buffers that the model reads, by the calls that read them."""
+    program = torch.export.export(model, (x,))
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    return sum(
+        _bytes(program.state_dict[names[node.name]])
+        for node in program.graph.find_nodes(op="placeholder")
+        if node.name in names and node.users
+    )
+
+
+@pytest.mark.parametrize("form", [*FORMS])
+def test_weights_count_as_stored(form: str) -> None:
+    model, x = _made(form)
+    graph = capture_model(model, (x,)).graph
+    counted = sum(graph.stored_bytes(op) for op in graph)
+    if form.startswith("int8"):
+        assert counted == sum(map(_bytes, model.parameters()))
+    else:
+        assert counted == _read_tensors(model, x)
+
+
+@pytest.mark.parametrize("form", [*FORMS])
+@pytest.mark.parametrize("inner", ["auto", "eager"])
+def test_results_are_eagers(form: str, inner: str) -> None:
+    model, x = _made(form)
+    if form == "by hand" and inner == "auto":
+        pytest.skip("its convolution is one of floats, which auto packs: equal to rounding")
+    options = {"inner": inner, "cache": False, "buffer": "8KB"}
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="getfuse", options=options)
+        assert torch.equal(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("form", ["x86", "xnnpack", "xnnpack dynamic", "by hand"])
+def test_both_traces_give_one_graph(form: str) -> None:
+    model, x = _made(form)
+    traced = capture_model(model, (x,)).graph
+    exported = capture_exported(torch.export.export(model, (x,))).graph
+    assert traced.fingerprint == exported.fingerprint
+    assert [traced.width(op.writes) for op in traced] == [
+        exported.width(op.writes) for op in exported
+    ]
+
+
+@pytest.mark.parametrize("form", ["int8 weights", "int8 dynamic"])
+def test_exported_linear_is_one_operator(form: str) -> None:
+    model, x = _made(form)
+    exported = capture_exported(torch.export.export(model, (x,))).graph
+    assert [(op.name, op.kind) for op in exported] == [
+        ("0", "linear"),
+        ("1", "relu"),
+        ("2", "linear"),
+    ]
+    # An export leaves out the zero points of a symmetric quantisation: nothing reads them.
+    for op, layer in zip((exported.ops[0], exported.ops[2]), (model[0], model[2]), strict=True):
+        weight = layer.weight
+        assert op.weight_bytes == sum(map(_bytes, (weight.qdata, weight.scale, layer.bias)))
+
+
+def test_xnnpack_plans_as_float_at_one_byte() -> None:
+    model, x = _made("xnnpack")
+    torch.manual_seed(0)
+    for scheme in ("lbdf", "brr", "cascade"):
+        options: dict[str, Any] = {"buffer": "16KB", "scheme": scheme}
+        plan = torch_getfuse.plan(model, (x,), **options)
+        plain = torch_getfuse.plan(
+            Small().eval(), (x,), activation_bytes=1, weight_bytes=1, **options
+        )
+        assert [group.ops for group in plan.groups] == [group.ops for group in plain.groups]
+        assert all(plan.graph.width(name) == 1 for name in plan.graph.tensors)
+        moved = [
+            sum(group.dram_read_bytes + group.dram_write_bytes for group in p.groups)
+            for p in (plan, plain)
+        ]
+        assert moved[0] == moved[1]
+
+
+def _calls(capture: Capture, op: str) -> list[str]:
+    return [str(node.target) for node in capture.nodes[op]]
+
+
+def test_dequantize_runs_with_its_reader() -> None:
+    model, x = _made("xnnpack")
+    capture = capture_model(model, (x,))
+    for op in ("c2", "c3", "add"):
+        assert any("dequantize_per_tensor" in call for call in _calls(capture, op))
+        assert any(".quantize_per_tensor" in call for call in _calls(capture, op))
+    (relu,) = (op for op in capture.graph if op.name == "relu")
+    assert not any("dequantize" in call for call in _calls(capture, relu.name))
+
+
+class _BothReaders(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ops = torch.ops.quantized_decomposed
+        y = F.avg_pool2d(x, 2)
+        q = ops.quantize_per_tensor(y, 0.1, 0, -128, 127, torch.int8)
+        z = F.max_pool2d(ops.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8), 2)
+        return z + F.max_pool2d(y, 2)
+
+
+def test_tensor_that_is_read_as_float_too_is_stored_as_float() -> None:
+    graph = capture_model(_BothReaders(), (torch.randn(1, 4, 16, 16),)).graph
+    (pool,) = (op for op in graph if op.kind == "avg_pool2d")
+    assert graph.width(pool.writes) == 4
+    assert len(graph) == 4
+
+
+class _WrittenLater(nn.Module):
+    """What is quantised is changed in place before the integers are used."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ops = torch.ops.quantized_decomposed
+        y = F.avg_pool2d(x, 2)
+        q = ops.quantize_per_tensor(y, 0.1, 0, -128, 127, torch.int8)
+        y.add_(1.0)
+        return y + ops.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8)
+
+
+def test_quantize_before_a_write_is_an_operator() -> None:
+    model, x = _WrittenLater(), torch.randn(1, 4, 16, 16)
+    graph = capture_model(model, (x,)).graph
+    assert [op.kind for op in graph].count("quantize") == 1
+    compiled = torch.compile(model, backend="getfuse", options={"buffer": "1KB", "cache": False})
+    assert torch.equal(compiled(x), model(x))
+
+
+class _Dynamic(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ops = torch.ops.quantized_decomposed
+        y = F.avg_pool2d(x, 2)
+        scale, zero = ops.choose_qparams.tensor(y, -128, 127, 1e-5, torch.int8)
+        q = ops.quantize_per_tensor.tensor(y, scale, zero, -128, 127, torch.int8)
+        d = ops.dequantize_per_tensor.tensor(q, scale, zero, -128, 127, torch.int8)
+        return F.max_pool2d(d, 2)
+
+
+def test_scales_from_values_need_the_whole_tensor() -> None:
+    capture = capture_model(_Dynamic(), (torch.randn(1, 4, 16, 16),))
+    pool, last = capture.graph.ops
+    assert (pool.kind, last.kind) == ("avg_pool2d", "max_pool2d")
+    assert str(last.reads[0].window) == "whole"
+    assert capture.graph.width(pool.writes) == 4
+    notes = " ".join(quantisation_notes(capture.graph_module, capture.graph))
+    assert "1 times scales are chosen" in notes
+
+
+def test_report_says_what_is_quantised() -> None:
+    model, x = _made("xnnpack")
+    text = str(torch_getfuse.report(model, x))
+    assert "quantize and" in text
+    assert "of 8 bits" in text
+
+
+def test_rows_refuse_by_name() -> None:
+    model, x = _made("xnnpack")
+    plan = torch_getfuse.plan(model, (x,), buffer="256KB")
+    with torch.no_grad():
+        result, ledger = torch_getfuse.run_counted(model, (x,), plan)
+        assert torch.equal(result, model(x))
+    assert "no row kernel to" in str(ledger.to_dict())
+
+
+def test_mobilenet_plans_as_float_at_one_byte_but_for_scales() -> None:
+    x = torch.randn(1, 3, 224, 224)
+    build = import_torchvision().models.mobilenet_v2
+    plain = capture_model(build(weights=None).eval(), (x,)).graph
+    config = xnnpack.get_symmetric_quantization_config(is_per_channel=True)
+    prepared = pt2e.prepare_pt2e(
+        torch.export.export(build(weights=None).eval(), (x,)).module(),
+        xnnpack.XNNPACKQuantizer().set_global(config),
+    )
+    prepared(x)
+    graph = capture_model(pt2e.convert_pt2e(prepared), (x,)).graph
+    assert [op.name for op in graph] == [op.name for op in plain]
+    # The same network with the weights of the float one, a byte each: no scales and zero points.
+    ops = tuple(
+        replace(op, weight_elements=twin.weight_elements, weight_bytes=twin.weight_elements)
+        for op, twin in zip(graph, plain, strict=True)
+    )
+    for scheme in ("lbdf", "brr", "cascade"):
+        found = plan_graph(replace(graph, ops=ops), Options(buffer="256KB", scheme=scheme))
+        wanted = plan_graph(
+            plain, Options(buffer="256KB", scheme=scheme, activation_bytes=1, weight_bytes=1)
+        )
+        assert [group.ops for group in found.groups] == [group.ops for group in wanted.groups]
+        assert found.dram_bytes == wanted.dram_bytes
