@@ -20,6 +20,7 @@ from torch_getfuse.backend.capture.capture import (
     does_not_run,
     run_captured,
 )
+from torch_getfuse.backend.capture.eager_quantised import check_traceable
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.mode_notes import mode_notes
 from torch_getfuse.backend.capture.quantisation import quantisation_notes
@@ -195,6 +196,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
     if isinstance(model, torch.export.ExportedProgram):
         program = model
     else:
+        check_traceable(model, "split")
         target = _checked(model, args, "split(model, (x,), plan)")
         try:
             program = torch.export.export(target, args)
@@ -246,6 +248,7 @@ def run_counted(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> tup
         with torch.no_grad():
             outputs = make(captured)(*args)
     else:
+        check_traceable(original_module(model), "run_counted")
         target = _checked(original_module(model), args, "run_counted(model, (x,), plan)")
         outputs = run_captured(target, args, make)
     return outputs, ledgers[0]

@@ -1,6 +1,7 @@
 """FX graph -> operator graph, however the graph was traced.
 
-``capture.py`` is the way through: open it first. Before it, the FX graph is brought to one form:
+``capture.py`` is the way through: open it first. A model of eager-mode quantisation is replaced by
+its reference (``eager_quantised.py``). Before it, the FX graph is brought to one form:
 ``exported_regions.py`` (regions of exported programs, inlined), ``decompose.py`` (calls without a
 rule), ``view_changes.py`` (shape changes in place, as views), ``idle_casts.py`` (casts that do
 nothing). Then ``graph_inputs.py`` (maps, weights, the batch), ``graph_builder.py`` with

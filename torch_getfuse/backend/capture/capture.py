@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from torch_getfuse.backend.capture.decompose import expand_composites
+from torch_getfuse.backend.capture.eager_quantised import is_eager_quantised, reference_of
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.graph_builder import GraphBuilder
 from torch_getfuse.backend.capture.graph_inputs import batch_size, is_weight_argument
@@ -261,6 +262,8 @@ def capture_model(
     """
     model = original_module(model)
     kwargs = kwargs or {}
+    if is_eager_quantised(model):
+        model = reference_of(model)
     try:
         with _tracing() as graphs:
             _compiled(model, _recording_backend, fullgraph=True)(*args, **kwargs)
