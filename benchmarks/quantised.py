@@ -32,6 +32,11 @@ SCHEMES = ("lbdf", "cascade")
 BUFFER = "256KB"
 
 
+def plain(name: str) -> torch.nn.Module:
+    """The float network, with random weights."""
+    return import_torchvision().models.get_model(name, weights=None).eval()
+
+
 def pt2e(model: torch.nn.Module, x: torch.Tensor, quantizer: Any) -> torch.nn.Module:
     """A model quantised by PT2E, calibrated by one input."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -41,16 +46,16 @@ def pt2e(model: torch.nn.Module, x: torch.Tensor, quantizer: Any) -> torch.nn.Mo
     return convert_pt2e(prepared)
 
 
-def x86(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+def x86(name: str, x: torch.Tensor) -> torch.nn.Module:
     """As inductor on x86 takes it: convolution, addition and ReLU requantise once."""
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86_inductor
 
     quantizer = x86_inductor.X86InductorQuantizer()
     quantizer.set_global(x86_inductor.get_default_x86_inductor_quantization_config())
-    return pt2e(model, x, quantizer)
+    return pt2e(plain(name), x, quantizer)
 
 
-def xnnpack(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+def xnnpack(name: str, x: torch.Tensor) -> torch.nn.Module:
     """As XNNPACK takes it: int8, a scale per output channel of a weight."""
     from torchao.testing.pt2e._xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -59,30 +64,51 @@ def xnnpack(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
 
     quantizer = XNNPACKQuantizer()
     quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
-    return pt2e(model, x, quantizer)
+    return pt2e(plain(name), x, quantizer)
 
 
-def int8_weights(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+def int8_weights(name: str, x: torch.Tensor) -> torch.nn.Module:
     """torchao, int8 weights of linear layers alone."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+    model = plain(name)
     quantize_(model, Int8WeightOnlyConfig())
     return model
 
 
-def int8_dynamic(model: torch.nn.Module, x: torch.Tensor) -> torch.nn.Module:
+def int8_dynamic(name: str, x: torch.Tensor) -> torch.nn.Module:
     """torchao, int8 weights and dynamic int8 activations of linear layers."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
+    model = plain(name)
     quantize_(model, Int8DynamicActivationInt8WeightConfig())
     return model
 
 
-FORMS: dict[str, Callable[[torch.nn.Module, torch.Tensor], torch.nn.Module]] = {
+def int4_weights(name: str, x: torch.Tensor) -> torch.nn.Module:
+    """torchao, int4 weights of linear layers in groups of 32: on a CPU it keeps a byte for each."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    model = plain(name)
+    quantize_(model, IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)))
+    return model
+
+
+def eager(name: str, x: torch.Tensor) -> torch.nn.Module:
+    """torchvision's quantizable model, by torch's eager-mode quantisation, as it comes."""
+    torch.backends.quantized.engine = "fbgemm"
+    build = getattr(import_torchvision().models.quantization, name)
+    return build(weights=None, quantize=True).eval()
+
+
+FORMS: dict[str, Callable[[str, torch.Tensor], torch.nn.Module]] = {
     "x86": x86,
     "xnnpack": xnnpack,
     "int8_weights": int8_weights,
     "int8_dynamic": int8_dynamic,
+    "int4_weights": int4_weights,
+    "eager": eager,
 }
 
 
@@ -104,7 +130,6 @@ def _bytes(tensor: Any) -> int:
 
 def rows(name: str, forms: Iterable[str]) -> list[list[object]]:
     """The rows of one network."""
-    models = import_torchvision().models
     x = torch.randn(1, 3, 224, 224)
     found: list[list[object]] = []
     groups: dict[str, Any] = {}
@@ -133,14 +158,13 @@ def rows(name: str, forms: Iterable[str]) -> list[list[object]]:
         found.append([name, label, len(graph), kinds[True], told, counted, stored, *cells])
 
     torch.manual_seed(0)
-    base = models.get_model(name, weights=None).eval()
-    capture = capture_model(base, (x,))
+    capture = capture_model(plain(name), (x,))
     row("float, 1 B", capture, "-", activation_bytes=1, weight_bytes=1)
     row("float, 4 B", capture, "-")
     for form in forms:
         torch.manual_seed(0)
         try:
-            made = FORMS[form](models.get_model(name, weights=None).eval(), x)
+            made = FORMS[form](name, x)
         except ValueError as error:  # the X86 quantizer, where a module is called twice
             found.append([name, form, f"torchao: {error}"])
             continue
