@@ -229,6 +229,28 @@ class _WrittenLater(nn.Module):
         return y + ops.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8)
 
 
+@pytest.mark.parametrize(("scale", "width"), [(0.1, 1), (0.2, 4)])
+def test_two_quantizations_are_one_tensor_only_if_they_are_alike(scale: float, width: int) -> None:
+    space = torch.ops.quantized_decomposed
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.left, self.right = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = self.first(x)
+            found = []
+            for conv, by in ((self.left, 0.1), (self.right, scale)):
+                how = (by, 0, -128, 127, torch.int8)
+                q = space.quantize_per_tensor.default(y, *how)
+                found.append(conv(space.dequantize_per_tensor.default(q, *how)))
+            return tuple(found)
+
+    graph = capture_model(Twice().eval(), (torch.randn(1, 3, 8, 8),)).graph
+    assert graph.width("first") == width
+
+
 def test_quantize_before_a_write_is_an_operator() -> None:
     model, x = _WrittenLater(), torch.randn(1, 4, 16, 16)
     graph = capture_model(model, (x,)).graph

@@ -104,7 +104,8 @@ def settle_quantisation(
 
     A tensor is stored as integers where all that read it, and whoever it is returned to, read it
     through a quantize: its writer quantises, or for an input of the network whoever gives it. Where
-    one of them reads it as it was, it is stored so, once, and the others quantise as they read.
+    one of them reads it as it was, or two quantise it otherwise (other scales are other integers),
+    it is stored as it was, once, and the others quantise as they read.
     Scales that are chosen from its values do not count: it has to be whole before it is quantised.
     What only an activation in place reads (the output of a convolution before its ReLU) is as wide
     as the activation's result, which is written over it: kernels quantise once, after both.
@@ -112,27 +113,27 @@ def settle_quantisation(
     Returns:
         Base -> bits of an element; bases that are not stored quantised are left out.
     """
-    widths: dict[int, list[int | None]] = {}
+    seen: dict[int, list[_Integers | None]] = {}
     for draft in drafts:
         for _, operands in draft.calls:
             for node, feature in operands:
                 chain = list(_shown(node, feature.base, values))
-                widths.setdefault(feature.base, []).append(_bits(chain))
+                seen.setdefault(feature.base, []).append(_integers(chain))
                 _take_over(draft, chain)
     for node in returned:
         value = values.get(node)
         if isinstance(value, Feature):
             chain = list(_shown(node, value.base, values))
-            widths.setdefault(value.base, []).append(_bits(chain))
+            seen.setdefault(value.base, []).append(_integers(chain))
     stored = {
-        base: max(bits for bits in found if bits is not None)
-        for base, found in widths.items()
-        if all(bits is not None for bits in found)
+        base: found[0][0]
+        for base, found in seen.items()
+        if found[0] is not None and all(other == found[0] for other in found)
     }
     for draft in reversed(drafts):
         if draft.in_place and draft.writes in stored:  # in place: it has one operand
             source = draft.reads[0][0]
-            if widths.get(source) == [None]:
+            if seen.get(source) == [None]:
                 stored[source] = stored[draft.writes]
     return stored
 
@@ -150,12 +151,16 @@ def _is_of(value: Value | None, base: int) -> bool:
     return isinstance(value, Feature) and value.base == base
 
 
-def _bits(chain: Iterable[fx.Node]) -> int | None:
-    """Bits of the integers that a chain of views shows, by the quantize next to the tensor."""
+_Integers = tuple[int, str]
+"""Bits of an element, and by which scale, zero point and range it is quantised."""
+
+
+def _integers(chain: Iterable[fx.Node]) -> _Integers | None:
+    """The integers that a chain of views shows, by the quantize next to the tensor."""
     found = None
     for node in chain:
         if quantisation(node) is Quantisation.QUANTIZE and not _chosen(node):
-            found = 8 * int(traced_value(node).dtype.itemsize)
+            found = 8 * int(traced_value(node).dtype.itemsize), str((node.args[1:], node.kwargs))
     return found
 
 
