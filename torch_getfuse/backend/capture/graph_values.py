@@ -142,6 +142,8 @@ class Draft:
     """Writes several tensors, which are one of all their elements."""
     calls: list[tuple[fx.Node, list[tuple[fx.Node, Feature]]]] = field(default_factory=list)
     """The call, and that of a folded batch norm, each with its feature maps."""
+    macs: int | None = 0
+    """Multiply-accumulates per sample; ``None`` where not known."""
 
 
 def only_pick(node: fx.Node) -> int | None:

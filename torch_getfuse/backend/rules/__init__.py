@@ -2,6 +2,7 @@
 
 ``rule.py`` has the records: open it first. ``pointwise.py``, ``spatial.py``, ``whole_axis.py``,
 ``rearranged.py``, ``indexing.py``, ``recurrent.py`` and ``alias.py`` have the rules, by how
-operators read; ``view_windows.py`` the windows of reads through views; ``registry.py`` collects all
-rules and answers capture; ``custom.py`` adds those of operators that are not torch's own.
+operators read; ``view_windows.py`` the windows of reads through views; ``macs.py`` counts
+multiply-accumulates; ``registry.py`` collects all rules and answers capture; ``custom.py`` adds
+those of operators that are not torch's own.
 """
