@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import SIZES, operator_graph
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import torch_getfuse
-from networks import SIZES, operator_graph
 from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.backend.rules.rule import Run
 from torch_getfuse.errors import GraphError, PlanError
@@ -28,9 +28,9 @@ def counted(model: nn.Module, *inputs: Tensor) -> int:
     # Of attention and transformers it counts the plain operators only.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            with torch.no_grad():
-                model(*inputs)
+        counter = FlopCounterMode(display=False)
+        with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
     flops = counter.get_total_flops()
@@ -96,7 +96,7 @@ CALLS: dict[str, tuple[nn.Module, tuple[tuple[int, ...], ...]]] = {
 }
 
 
-@pytest.mark.parametrize("batch", (1, 4))
+@pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("name", CALLS)
 def test_operators_are_counted_per_sample_as_torch_counts_them(name: str, batch: int) -> None:
     model, shapes = CALLS[name]
@@ -115,7 +115,7 @@ def test_a_vision_transformer_by_its_formula() -> None:
     assert total(graph) == 196 * 768 * width + layers * layer + width * 1000
 
 
-@pytest.mark.parametrize(("layer", "gates"), ((nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)))
+@pytest.mark.parametrize(("layer", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
 def test_recurrent_layers_by_their_formula(layer: type[nn.RNNBase], gates: int) -> None:
     x = torch.rand(3, 7, 6)  # three samples of seven steps
     graph = capture_model(layer(6, 5, 2, batch_first=True).eval(), (x,)).graph
@@ -187,7 +187,8 @@ def test_what_nobody_has_counted_is_unknown() -> None:
     three = Run(lambda x: torch.einsum("bij,bkj,bkl->bil", x.tanh(), x, x))
     assert by_kind(capture_model(three, (torch.rand(2, 5, 6),)).graph, "einsum") == [None]
     (op,) = capture_model(Run(lambda x: torch.cdist(x, x)), (torch.rand(2, 5, 6),)).graph
-    assert op.reason.startswith("no rule") and op.macs is None
+    assert op.reason.startswith("no rule")
+    assert op.macs is None
 
 
 # -- plan files ---------------------------------------------------------------------------
@@ -207,7 +208,8 @@ def test_they_are_no_part_of_the_graphs_identity_and_go_to_the_plan_file(tmp_pat
     (tmp_path / "old.json").write_text(json.dumps(form))
     old = torch_getfuse.load_plan(tmp_path / "old.json")
     assert [op.macs for op in old.graph] == [None, None]
-    assert old.graph == plan.graph and old.graph.fingerprint == plan.graph.fingerprint
+    assert old.graph == plan.graph
+    assert old.graph.fingerprint == plan.graph.fingerprint
 
     for wrong in (-1, 2.5, True, "3"):
         form["graph"]["ops"][0]["macs"] = wrong
