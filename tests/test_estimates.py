@@ -26,7 +26,7 @@ from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 
 MACS = (256, 256, 4096)  # 1x1 convolutions of a 4x4 map, 4 -> 4 -> 4 -> 64 channels
-# Unfused 192 B read, 1152 B written, 360 B of weights; planned 128, 1088, 360 (tests/test_report.py).
+# Unfused 192 B read, 1152 written, 360 of weights; planned 128, 1088, 360 (tests/test_report.py).
 MINE = Accelerator(
     "mine",
     100,
@@ -122,11 +122,11 @@ def test_estimates_by_hand() -> None:
     assert json.loads(json.dumps(form)) == form
     text = flat(section)
     for part in (
-        "estimate: least time DRAM access 1.7 us -> 1.58 us at 1 GB/s; MACs 4.61 us at 1 G a second: "
-        "bound by MACs",
+        "estimate: least time DRAM access 1.7 us -> 1.58 us at 1 GB/s; MACs 4.61 us at 1 G a "
+        "second: bound by MACs",
         "estimate: least energy DRAM access 170 nJ -> 158 nJ at 100 pJ per byte",
-        "estimates assume peak figures of mine; DRAM access and MACs at the same time; one sample; no "
-        "other work, traffic or energy",
+        "estimates assume peak figures of mine; DRAM access and MACs at the same time; one sample; "
+        "no other work, traffic or energy",
     ):
         assert part in text, part
 

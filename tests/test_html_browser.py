@@ -118,6 +118,7 @@ def test_a_click_shows_details(opened: Opened) -> None:
     details = page.locator(".details")
     assert details.locator("h3").inner_text().endswith("conv1")
     assert "40 elements, 40 B" in details.inner_text()
+    assert "1,024" in details.locator("dt:text-is('MACs') + dd").inner_text()
     assert page.locator(".op.picked").count() == 1
     assert page.locator(".edge.near").count() >= 2
     details.locator("button:has-text('Group')").click()

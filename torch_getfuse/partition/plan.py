@@ -134,7 +134,7 @@ class PartitionPlan:
     @property
     def pins(self) -> dict[str, list[Any]]:
         """Option -> what it pins, of those that pin anything."""
-        given = {
+        given: dict[str, list[Any]] = {
             "keep": list(self.keep),
             "split_before": list(self.split_before),
             "together": [list(names) for names in self.together],

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from torch_getfuse.backend.rules.rule import Call, Operand
+from torch_getfuse.backend.rules.rule import Call, Operand, operands_in
 
 Shape = tuple[int, ...]
 
@@ -22,8 +22,10 @@ def convolution_macs(call: Call, transposed: bool) -> int:
 
     A kernel has the channels of one group only.
     """
-    positions = call.args["input"].shape if transposed else call.shape
-    return math.prod(positions) * math.prod(call.args["weight"].shape[1:])
+    operand: Operand = call.args["input"]
+    weight: Operand = call.args["weight"]
+    positions = operand.shape if transposed else call.shape
+    return math.prod(positions) * math.prod(weight.shape[1:])
 
 
 def matmul_macs(call: Call, left: Operand) -> int:
@@ -33,7 +35,9 @@ def matmul_macs(call: Call, left: Operand) -> int:
 
 def attention_macs(call: Call) -> int:
     """``scaled_dot_product_attention``: queries by keys, and the weights by values."""
-    query, key, value = (call.args[name].shape for name in ("query", "key", "value"))
+    query, key, value = (
+        operand.shape for operand in operands_in([call.args[n] for n in ("query", "key", "value")])
+    )
     return math.prod(call.shape[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
@@ -49,7 +53,7 @@ def product_macs(call: Call) -> int | None:
         return _einsum(call)
     shapes = [operand.shape for operand in call.operands]
     if call.name == "_native_multi_head_attention":
-        return _fused_attention(*shapes[:2], shapes[3:7:2])
+        return _fused_attention(shapes[0], shapes[1], shapes[3:7:2])
     if call.name == "_transformer_encoder_layer_fwd":
         return _fused_attention(shapes[0], shapes[0], [*shapes[1:5:2], *shapes[9:13:2]])
     if call.name == "bilinear" and len(shapes) > 2:  # the first input by the weight, then both
