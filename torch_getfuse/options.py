@@ -221,7 +221,7 @@ class Options:
     def preset(self) -> Accelerator | None:
         """The accelerator, looked up by its name."""
         target = self.accelerator
-        return accelerator(target) if isinstance(target, str) else target
+        return target if target is None or isinstance(target, Accelerator) else accelerator(target)
 
     @property
     def pinned(self) -> bool:
