@@ -17,9 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torch_getfuse
 from torch_getfuse.backend.capture.capture import capture_model
+from torch_getfuse.backend.rules.registry import BY_TARGET
 from torch_getfuse.backend.rules.rule import Run
 from torch_getfuse.errors import GraphError, PlanError
-from torch_getfuse.ir import Op, OpGraph
+from torch_getfuse.ir import Op, OpGraph, Window
 from torch_getfuse.models import import_torchvision
 
 
@@ -189,6 +190,27 @@ def test_what_nobody_has_counted_is_unknown() -> None:
     (op,) = capture_model(Run(lambda x: torch.cdist(x, x)), (torch.rand(2, 5, 6),)).graph
     assert op.reason.startswith("no rule")
     assert op.macs is None
+
+
+def test_an_operator_like_another_is_counted_like_it_one_by_windows_is_not() -> None:
+    @torch.library.custom_op("getfuse_macs::project", mutates_args=())
+    def project(x: Tensor, w: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+    @project.register_fake
+    def _(x: Tensor, w: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:-1], w.shape[0])
+
+    x = torch.rand(2, 7, 6)
+    try:
+        torch_getfuse.register_rule(project, like="linear")
+        (op,) = capture_model(Run(project, (5, 6)), (x,)).graph
+        assert op.macs == 7 * 6 * 5
+        torch_getfuse.register_rule(project, windows=Window.whole())
+        (op,) = capture_model(Run(project, (5, 6)), (x,)).graph
+        assert op.macs is None
+    finally:
+        BY_TARGET.pop("getfuse_macs::project", None)
 
 
 # -- plan files ---------------------------------------------------------------------------
