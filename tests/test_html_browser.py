@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pages of a plan in groups with an explanation, one in steps, and one of two graphs."""
     folder = tmp_path_factory.mktemp("pages")
     graph = renamed(blocks(), EVIL)
+    graph = replace(graph, ops=tuple(replace(op, macs=1024) for op in graph))
     options = Options(buffer=BUFFER, activation_bytes=1, weight_bytes=1)
     why = explain_graph(graph, options, None, ["all", "random"])
     groups = Section(plan_of(graph, BUFFER))
@@ -118,6 +119,7 @@ def test_a_click_shows_details(opened: Opened) -> None:
     details = page.locator(".details")
     assert details.locator("h3").inner_text().endswith("conv1")
     assert "40 elements, 40 B" in details.inner_text()
+    assert details.locator("dt:text-is('MACs') + dd").inner_text() == "1,024"
     assert page.locator(".op.picked").count() == 1
     assert page.locator(".edge.near").count() >= 2
     details.locator("button:has-text('Group')").click()

@@ -110,6 +110,8 @@ class Accelerator:
         dram_bytes_per_second: peak bandwidth of the memory outside; ``None`` where not known.
         dram_picojoules_per_byte: energy of moving a byte from or to it; ``None`` likewise.
         macs_per_second: peak rate of multiply-accumulates; ``None`` likewise.
+        read_only: the memory outside is one that is only read (flash): weights come from it,
+            feature maps cannot go there.
 
     Raises:
         OptionError: for sizes that are no whole number from 1 up, for other widths, and for rates
@@ -125,6 +127,7 @@ class Accelerator:
     dram_bytes_per_second: float | None = None
     dram_picojoules_per_byte: float | None = None
     macs_per_second: float | None = None
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         for name, unit in (("buffer_bytes", "bytes"), ("align_channels", "channels")):
@@ -173,6 +176,7 @@ def _ethos(core: str, macs: int, buffer_bytes: int, system: _System, sram: str) 
         align_channels=16,
         dram_bytes_per_second=system.bytes_per_second,
         macs_per_second=macs * system.clock_hz,
+        read_only=system is _U55_SYSTEM,
     )
 
 

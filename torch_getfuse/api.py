@@ -94,15 +94,19 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
             gm = captured.graph_module
             notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph))
             origin = _origin(target, options)
+
+            def section(plan: PartitionPlan) -> Section:
+                return Section(
+                    plan, unsupported=captured.unsupported, notes=notes, accelerator=chosen.preset
+                )
+
             try:
                 plan = plan_graph(captured.graph, chosen)
             except Interrupted as error:
                 if error.plan is not None:
-                    error.report = Report(
-                        [Section(error.plan, "", captured.unsupported, notes)], origin=origin
-                    )
+                    error.report = Report([section(error.plan)], origin=origin)
                 raise
-            return Report([Section(plan, "", captured.unsupported, notes)], origin=origin)
+            return Report([section(plan)], origin=origin)
     if not callable(model) or isinstance(model, type):
         raise _no_model(model)
     if options:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -150,9 +151,7 @@ class Options:
                     f"{name}={getattr(self, name)!r} is not one of "
                     f"{', '.join(map(repr, choices))}{nearest(str(getattr(self, name)), choices)}"
                 )
-        preset = self.accelerator
-        if preset is not None and not isinstance(preset, Accelerator):
-            preset = accelerator(preset)
+        preset = self.preset
         buffer = self.buffer
         if buffer is None:
             buffer = preset.buffer_bytes if preset else "256KB"
@@ -217,6 +216,12 @@ class Options:
         """Whether the scheme has granularities of its own, which it judges when it is made."""
         own = self.scheme not in SCHEMES.choices and name == "granularity"
         return own and bool(fact(SCHEMES.load(self.scheme), "granularities", ()))
+
+    @cached_property
+    def preset(self) -> Accelerator | None:
+        """The accelerator, looked up by its name."""
+        target = self.accelerator
+        return target if target is None or isinstance(target, Accelerator) else accelerator(target)
 
     @property
     def pinned(self) -> bool:

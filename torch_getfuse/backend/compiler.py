@@ -156,6 +156,7 @@ def _compile(
         unsupported=capture.unsupported,
         notes=(*hints, *mode_notes(gm), *quantisation_notes(gm, capture.graph)),
         gradients=torch.is_grad_enabled(),
+        accelerator=options.preset,
     )
     record.sections.append(forward)
     recorded = "the call is recorded for gradients" if needs_gradients(example_inputs) else ""
@@ -208,7 +209,13 @@ def _compile(
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 
     def report_backward(capture: Capture, plan: PartitionPlan, notes: Sequence[str]) -> None:
-        section = Section(plan, "backward", capture.unsupported, (*hints, *notes))
+        section = Section(
+            plan,
+            "backward",
+            capture.unsupported,
+            (*hints, *notes),
+            accelerator=options.preset,
+        )
         record.sections.append(section)
 
     def fail(part: str, error: Exception) -> None:

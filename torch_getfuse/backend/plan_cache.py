@@ -84,6 +84,7 @@ def cache_key(graph: OpGraph, options: Options) -> str | None:
             graph.stored_as(options.activation_bytes, options.align_channels).tensor_bytes.values()
         ),
         "weights": weights_of(graph, options.weight_bytes),
+        "macs": [op.macs for op in graph],
         **{name: getattr(options, name) for name in _MATTERS},
         **{
             registry.option: registry.identity(getattr(options, registry.option))

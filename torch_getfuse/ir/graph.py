@@ -142,6 +142,8 @@ class Op:
         after: names of operators that must run before it although it reads nothing of theirs:
             both draw random numbers, or one writes where the other reads. Only what does not
             follow from the other edges of the graph.
+        macs: multiply-accumulates per sample, of the operator as captured (a folded batch norm adds
+            none); ``None`` where that is not known. No part of the graph's identity.
     """
 
     name: str
@@ -158,6 +160,7 @@ class Op:
     reason: str = ""
     after: tuple[str, ...] = ()
     weight_bytes: int | None = field(default=None, compare=False)
+    macs: int | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of plan.json; keys that hold their default and are optional are left out."""
@@ -172,6 +175,8 @@ class Op:
         }
         if self.weight_bytes is not None:
             form["weight_bytes"] = self.weight_bytes
+        if self.macs is not None:
+            form["macs"] = self.macs
         if self.mixes_channels:
             form["mixes_channels"] = True
         if self.groups != 1:
@@ -209,6 +214,7 @@ class Op:
             reason=fields.text("reason") if "reason" in fields else "",
             after=fields.texts("after") if "after" in fields else (),
             weight_bytes=fields.integer("weight_bytes") if "weight_bytes" in fields else None,
+            macs=fields.integer("macs") if "macs" in fields else None,
         )
 
 
@@ -402,6 +408,7 @@ class OpGraph:
         form = self.to_dict()
         for op in form["ops"]:
             op.pop("weight_bytes", None)
+            op.pop("macs", None)
         for tensor in form["tensors"].values():
             tensor.pop("bytes", None)
         text = json.dumps(form, sort_keys=True, separators=(",", ":"))
@@ -494,6 +501,8 @@ class OpGraph:
                 raise GraphError(f"{op.name} ({op.kind}) has {op.weight_elements} weight elements")
             if op.weight_bytes is not None and op.weight_bytes < 0:
                 raise GraphError(f"{op.name} ({op.kind}) has {op.weight_bytes} bytes of weights")
+            if op.macs is not None and op.macs < 0:
+                raise GraphError(f"{op.name} ({op.kind}) has {op.macs} multiply-accumulates")
             if len({r.tensor for r in op.reads}) != len(op.reads):
                 raise GraphError(
                     f"{op.name} ({op.kind}) reads a tensor twice; list it once, through one window"

@@ -140,7 +140,8 @@ class Report:
         the sum of ``dram_bytes`` is that of the whole network as planned, and the sum of
         ``unfused_bytes`` that of the whole network with every operator alone. ``needs_bytes`` is
         the smallest buffer for an unfusable operator, or for a group with the operators over its
-        border; ``None`` if no buffer suffices, or the group ends for another reason. Under cascade
+        border; ``None`` if no buffer suffices, or the group ends for another reason. ``macs`` are
+        multiply-accumulates; ``None`` where those of an operator are not known. Under cascade
         each step is a row, unfusable operators among them, with its ``way`` and what is on chip:
         ``weights_bytes``, ``lines_bytes``, ``residents_bytes`` and ``idle_bytes``, which are
         ``None`` elsewhere and for unfusable operators.
@@ -158,7 +159,7 @@ class Report:
             GetfuseError: if pandas is not installed.
         """
         return data_frame(self.to_records(), _COLUMNS).astype(
-            dict.fromkeys(("needs_bytes", *ON_CHIP), "Int64")
+            dict.fromkeys(("macs", "needs_bytes", *ON_CHIP), "Int64")
         )
 
     def plot(self) -> Figure:
@@ -246,6 +247,7 @@ _COLUMNS = (
     "operators",
     "ops",
     "way",
+    "macs",
     "buffer_bytes",
     "needs_bytes",
     "unfused_bytes",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from torch_getfuse.accelerator import Accelerator
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import Op, Tensor
 from torch_getfuse.partition.cost.cascade.model import Cascade
@@ -23,6 +24,7 @@ from torch_getfuse.partition.group_ends import find_borders
 from torch_getfuse.partition.node_set import mask_of
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
+from torch_getfuse.reporting.estimates import Estimates
 from torch_getfuse.reporting.outlook import Outlook, Reach
 from torch_getfuse.reporting.steps import Occupancy, StepFigures
 
@@ -40,6 +42,8 @@ class Section:
         notes: other remarks for the reader, one sentence each.
         gradients: whether it was traced with gradients enabled. ``plan(model, (x,))`` traces
             without, and a model that checks the mode gives a different graph there.
+        accelerator: what it was planned for, whose figures give estimates; a plan file does not
+            say.
         outlook: what is known of cascade beside the plan; shared by copies of a section, so that
             it is worked out once.
     """
@@ -49,6 +53,7 @@ class Section:
     unsupported: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     gradients: bool = False
+    accelerator: Accelerator | None = None
     outlook: Outlook = field(default_factory=Outlook, compare=False, repr=False)
 
     @cached_property
@@ -145,6 +150,47 @@ class Section:
         """:attr:`planned` plus :attr:`outside`: the whole network under the plan."""
         return added((self.planned, self.outside))
 
+    # -- compute --------------------------------------------------------------------------
+
+    def macs_of(self, names: Iterable[str]) -> int | None:
+        """Multiply-accumulates of operators; ``None`` where that of one is not known."""
+        total = 0
+        for name in names:
+            macs = self.op(name).macs
+            if macs is None:
+                return None
+            total += macs
+        return total
+
+    @cached_property
+    def uncounted(self) -> tuple[str, ...]:
+        """Operators whose multiply-accumulates are not known."""
+        return tuple(op.name for op in self.plan.graph if op.macs is None)
+
+    @property
+    def known_macs(self) -> int | None:
+        """Multiply-accumulates of all others, per sample; ``None`` if there are none."""
+        if len(self.uncounted) == len(self.plan.graph):
+            return None
+        return sum(op.macs or 0 for op in self.plan.graph)
+
+    def intensity(self, dram: Dram) -> float | None:
+        """Arithmetic intensity: known multiply-accumulates per byte of DRAM access."""
+        if self.known_macs is None or not dram.total:
+            return None
+        return self.known_macs / dram.total
+
+    @property
+    def estimates(self) -> Estimates | None:
+        """Least time and energy; ``None`` where the accelerator's figures say nothing."""
+        if self.accelerator is None:
+            return None
+        widths = (self.plan.activation_bytes, self.plan.weight_bytes)
+        found = Estimates(
+            self.accelerator, self.network_unfused, self.network_planned, self.known_macs, widths
+        )
+        return found if found.known else None
+
     # -- buffers --------------------------------------------------------------------------
 
     @cached_property
@@ -217,7 +263,9 @@ class Section:
         fusion groups alone, and ``totals["unfusable"]`` the rest. ``saved_bytes`` is unfused minus
         planned. Under cascade each group is a step with its ``way``, unfusable operators among
         them, and there are :meth:`StepFigures.to_dict` and ``totals["floor"]`` as well; under
-        LBDF and BRR ``cascade`` says what that would reach.
+        LBDF and BRR ``cascade`` says what that would reach. ``macs`` are multiply-accumulates per
+        sample, ``None`` where some are not known. ``estimates`` are ``None`` unless the accelerator
+        has figures for them.
         """
         plan, steps = self.plan, self.steps
         floor = {} if steps is None else {"floor": dram_dict(self.floor)}
@@ -245,6 +293,16 @@ class Section:
                 "unfusable": {"operators": len(plan.unfusable), **dram_dict(self.outside)},
                 **floor,
             },
+            "macs": {
+                "total": None if self.uncounted else self.known_macs,
+                "known": self.known_macs,
+                "unknown": list(self.uncounted),
+                "per_byte": {
+                    "unfused": self.intensity(self.network_unfused),
+                    "planned": self.intensity(self.network_planned),
+                },
+            },
+            "estimates": self.estimates and self.estimates.to_dict(),
             "method": plan.method,
             "stages": plan.to_dict()["stages"],
             "groups": [
@@ -252,6 +310,7 @@ class Section:
                     "name": f"fusion_group_{k}",
                     "ops": list(group.ops),
                     "modules": [self.op(name).module for name in group.ops],
+                    "macs": self.macs_of(group.ops),
                     "buffer_bytes": group.buffer_bytes,
                     "needs_bytes": needs,
                     **dram_dict(group_dram(group)),
@@ -269,6 +328,7 @@ class Section:
                 {
                     "name": name,
                     "kind": self.op(name).kind,
+                    "macs": self.op(name).macs,
                     "needs_bytes": self.needs[name],
                     **dram_dict(dram),
                 }
@@ -318,6 +378,7 @@ class Section:
                 "operators": len(group.ops),
                 "ops": " ".join(group.ops),
                 "way": str(group.way or ""),
+                "macs": self.macs_of(group.ops),
                 "buffer_bytes": group.buffer_bytes,
                 "needs_bytes": needs,
                 "unfused_bytes": sum(alone[name].total for name in group.ops),
@@ -337,6 +398,7 @@ class Section:
                 "operators": 1,
                 "ops": name,
                 "way": "",
+                "macs": self.op(name).macs,
                 "buffer_bytes": 0,
                 "needs_bytes": self.needs[name],
                 "unfused_bytes": self.unfusable[name].total,

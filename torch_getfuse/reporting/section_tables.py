@@ -11,6 +11,7 @@ from torch_getfuse.accelerator import (
 from torch_getfuse.errors import some_of
 from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.search.recursive_split import SET_LIMIT
+from torch_getfuse.reporting.estimates import with_prefix
 from torch_getfuse.reporting.export import Style, compact, counted, features, saved
 from torch_getfuse.reporting.section import Section, added, group_dram
 from torch_getfuse.reporting.step_tables import (
@@ -155,6 +156,8 @@ def section_facts(section: Section) -> list[list[str]]:
         else ["steps", f"{len(plan.groups)}, of {counted(len(plan.graph), 'operator')}"],
         *([] if steps is None else [["tensors that stay", resident_fact(plan, steps)]]),
         ["unfusable operators", _unfusable(section)],
+        *_compute(section),
+        *([] if section.estimates is None else section.estimates.facts()),
         *(
             [["pinned", "; ".join(f"{name}={what}" for name, what in plan.pins.items())]]
             if plan.pins
@@ -176,6 +179,21 @@ def section_facts(section: Section) -> list[list[str]]:
         ],
     ]
     return rows
+
+
+def _compute(section: Section) -> list[list[str]]:
+    """Multiply-accumulates and arithmetic intensity; no row where nothing is known of them."""
+    macs, unknown = section.known_macs, section.uncounted
+    if macs is None:
+        return []
+    told = with_prefix(macs, "MACs", 4)
+    if unknown:
+        told = f"at least {told}, of {some_of(unknown, _NAMED)} they are not known"
+    planned = section.intensity(section.network_planned)
+    unfused = section.intensity(section.network_unfused)
+    if planned and unfused:
+        told += f"; {planned:.1f} per byte of DRAM access as planned, {unfused:.1f} unfused"
+    return [["compute", told]]
 
 
 def _group_table(section: Section, style: Style) -> str:

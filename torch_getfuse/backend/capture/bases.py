@@ -47,6 +47,15 @@ class Bases:
         self._bases.append(Base(info, batch, tensor, op))
         return len(self._bases) - 1
 
+    def per_sample(self, base: int, count: int | None) -> int | None:
+        """A count of what all samples need to make a tensor, for one of them.
+
+        What makes one tensor of all samples is counted whole.
+        """
+        if count is None or self._bases[base].batch is None:
+            return count
+        return count // self.batch
+
     def stream(self, base: int, axis: int | None) -> None:
         """Let a tensor stream over ``axis``; where it has no such rows, over the default one."""
         old = self._bases[base]

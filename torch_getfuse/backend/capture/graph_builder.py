@@ -282,7 +282,8 @@ class GraphBuilder:
                 self.values[targets[0].node] = value
             return
         if not (call.activations and self._are_tensors(targets)):
-            self._anew(node, targets, call.activations, result.kind, _weights(call, result))
+            weights = _weights(call, result)
+            self._anew(node, targets, call.activations, result.kind, weights, result.macs)
             return
         results = len(call.outputs)
         picked = only_pick(node) if results > 1 and not targets else None
@@ -405,6 +406,7 @@ class GraphBuilder:
             direct=direct,
             joint=joint,
             calls=[(node, [(o.node, o.value) for o in call.activations])],
+            macs=self.bases.per_sample(base, spec.macs),
         )
         self.drafts.append(draft)
         return base
@@ -472,6 +474,7 @@ class GraphBuilder:
         sources: Sequence[Operand],
         kind: str,
         weights: Stored,
+        macs: int | None = 0,
     ) -> None:
         """Makes the tensors, parts of which a call writes, by one operator: a call has one."""
         written = {place_of(target.value): target.value for target in targets}
@@ -480,7 +483,7 @@ class GraphBuilder:
         old = [value for value in written.values() if isinstance(value, Feature)]
         features = [*old, *(source.value for source in sources)]
         read = [feature.base for feature in features]
-        base = self._copy(node, info, read, kind, weights, bits)
+        base = self._copy(node, info, read, kind, weights, bits, macs)
         for value in written.values():
             self._memory.write(value, base, whole=True, alone=len(written) == 1)
         results = flat_tensors(traced_value(node))
@@ -497,6 +500,7 @@ class GraphBuilder:
         kind: str,
         weights: Stored,
         bits: int | None,
+        macs: int | None,
     ) -> int:
         reason = "writes into a part of a tensor in place: it reads its whole inputs"
         spec = Spec(kind, (), reason=reason)
@@ -505,9 +509,11 @@ class GraphBuilder:
         batch = like.batch if same else self.bases.guess_batch(info)
         base = self.bases.add(info, batch, len(self.drafts), bits)
         reads = [(source, Window.whole()) for source in dict.fromkeys(sources)]
-        self.drafts.append(
-            Draft(kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason)
+        draft = Draft(
+            kind, kind, module_path(node), reads, base, [node], spec, weights, False, reason
         )
+        draft.macs = self.bases.per_sample(base, macs)
+        self.drafts.append(draft)
         return base
 
 

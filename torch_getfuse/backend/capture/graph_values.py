@@ -144,6 +144,8 @@ class Draft:
     """The call, and that of a folded batch norm, each with its feature maps."""
     dequantizes: list[fx.Node] = field(default_factory=list)
     """What lies between the integers that it reads and the call: dequantizes, and their views."""
+    macs: int | None = 0
+    """Multiply-accumulates per sample; ``None`` where not known."""
 
 
 def only_pick(node: fx.Node) -> int | None:

@@ -135,6 +135,7 @@ def operator_of(
         module=escaped(draft.module),
         weight_elements=draft.weights.elements,
         weight_bytes=draft.weights.bytes,
+        macs=draft.macs,
         in_place=draft.in_place,
         mixes_channels=draft.spec.mixes_channels,
         groups=draft.spec.groups,

@@ -142,14 +142,22 @@ def _windowed(windows: Window | Mapping[str, Window], mixes_channels: bool) -> R
             if isinstance(window, Mapping):
                 found = window.get(name) or window.get("self" if name == "input" else name)
                 if found is None:
-                    return whole(call, call.name, f"no window for {name!r} of {call.name}")
+                    return whole(
+                        call, call.name, f"no window for {name!r} of {call.name}", macs=None
+                    )
                 window = found
             if wrong := _contradiction(window, operand, call):
-                return whole(call, call.name, wrong, mixes=mixes_channels)
+                return whole(call, call.name, wrong, mixes=mixes_channels, macs=None)
             slides = slides or window.kind is not WindowKind.IDENTITY
             reads.append(Reading(operand, _accesses(window, operand, call, mixes_channels)))
         stream = _ROWS if slides and call.rank == 4 else None
-        return Spec(call.name, tuple(reads), mixes_channels=mixes_channels, stream_axis=stream)
+        return Spec(
+            call.name,
+            tuple(reads),
+            mixes_channels=mixes_channels,
+            stream_axis=stream,
+            macs=None,  # windows do not say what is done with what they show
+        )
 
     return rule
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_getfuse.backend.rules.macs import recurrent_macs
 from torch_getfuse.backend.rules.rule import (
     Call,
     OpRule,
@@ -57,13 +58,15 @@ def _layer(call: Call) -> Spec:
     packed = not isinstance(params, Sequence) or "batch_sizes" in call.args
     if packed or operand.weight or not all(p.weight for p in params):
         reason = "steps of sequences of several lengths" if packed else "weights that are computed"
-        return whole(call, kind, f"{kind} over {reason}: it reads its whole inputs", mixes=True)
+        told = f"{kind} over {reason}: it reads its whole inputs"
+        known = None if packed else recurrent_macs(operand, params)
+        return whole(call, kind, told, mixes=True, macs=known)
+    macs = recurrent_macs(operand, params)
     both = bool(call.args["bidirectional"])
     time = 1 if call.args["batch_first"] else 0
     if operand.batch == time:
-        return whole(
-            call, kind, f"the samples of the batch are the steps of the {kind}", mixes=True
-        )
+        told = f"the samples of the batch are the steps of the {kind}"
+        return whole(call, kind, told, mixes=True, macs=macs)
     parts = len(params) // (int(call.args["num_layers"]) * (2 if both else 1))
     elements = 0
     for recurrent in params[1::parts]:
@@ -88,6 +91,7 @@ def _layer(call: Call) -> Spec:
         weights=weights,
         stream_axis=time if steps else None,
         reason_if_whole=f"a bidirectional {kind} starts at both ends of the sequence",
+        macs=macs,
     )
 
 
@@ -101,7 +105,8 @@ def _cell(call: Call) -> Spec:
         for operand in operands
         if not operand.weight
     )
-    return Spec(kind, reads, mixes_channels=True)
+    macs = recurrent_macs(call.args["input"], [call.args["w_ih"], call.args["w_hh"]])
+    return Spec(kind, reads, mixes_channels=True, macs=macs)
 
 
 class _Steps(nn.Module):

@@ -119,4 +119,4 @@ def apply_rule(call: Call) -> Spec | Alias:
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         log.info("the rule of %s does not know the arguments of a call: %r", call.name, error)
         reason = f"no rule for these arguments of {call.name}: it reads its whole inputs"
-        return whole(call, call.name, reason)
+        return whole(call, call.name, reason, macs=None)

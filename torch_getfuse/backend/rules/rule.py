@@ -187,6 +187,7 @@ class Spec:
         reason_if_whole: the same, where an operand's rows lie along an axis that is held whole.
         stored_as: the tensor that it writes, if that is not its one result.
         recurrent: as in :class:`torch_getfuse.ir.Op`.
+        macs: multiply-accumulates of the call, all samples together; ``None`` where not known.
     """
 
     kind: str
@@ -202,6 +203,7 @@ class Spec:
     reason_if_whole: str = ""
     stored_as: StoredAs | None = None
     recurrent: bool = False
+    macs: int | None = 0
 
 
 @dataclass(frozen=True)
@@ -321,10 +323,12 @@ def pointwise_accesses(operand: Operand, rank: int) -> tuple[Access, ...]:
     return tuple(Along(axis + shift) for axis in range(operand.rank))
 
 
-def whole(call: Call, kind: str, reason: str = "", *, mixes: bool = False) -> Spec:
+def whole(
+    call: Call, kind: str, reason: str = "", *, mixes: bool = False, macs: int | None = 0
+) -> Spec:
     """Reads all of its operands and holds them."""
     reads = tuple(Reading(operand, None) for operand in call.activations)
-    return Spec(kind, reads, mixes_channels=mixes, reason=reason)
+    return Spec(kind, reads, mixes_channels=mixes, reason=reason, macs=macs)
 
 
 def no_rule(call: Call) -> Spec:
@@ -332,7 +336,7 @@ def no_rule(call: Call) -> Spec:
     reason = f"no rule for {call.name}: it reads its whole inputs"
     if call.hidden:
         reason += f"; the weights in its {call.hidden} cannot be seen, and are not counted"
-    return whole(call, call.name, reason)
+    return whole(call, call.name, reason, macs=None)
 
 
 def held_axes(call: Call, kind: str, held: Sequence[int], *, in_place: bool = False) -> Spec:

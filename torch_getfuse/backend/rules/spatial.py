@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from torch_getfuse.backend.rules.macs import convolution_macs
 from torch_getfuse.backend.rules.rule import (
     NOTHING,
     Alias,
@@ -56,9 +57,10 @@ def _convolution(call: Call) -> Spec:
     dilation = spread(call.get("dilation", 1), n)
     kernel = weight.shape[2:]
     kind = f"conv_transpose{n}d" if transposed else f"conv{n}d"
+    macs = convolution_macs(call, transposed)
     if operand.weight or not weight.weight or (bias is not None and not bias.weight):
         # A kernel that is itself a feature map must be complete before the first output.
-        return whole(call, kind, mixes=True)
+        return whole(call, kind, mixes=True, macs=macs)
     padding = call.get("padding", 0)
     per_axis: list[Access] = []
     lead = operand.rank - n
@@ -92,6 +94,7 @@ def _convolution(call: Call) -> Spec:
         channel_axis=lead - 1,
         weights=weight.stored + own_bias,
         bias=own_bias,
+        macs=macs,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from torch_getfuse.backend.rules.macs import attention_macs, matmul_macs, product_macs
 from torch_getfuse.backend.rules.pointwise import pointwise
 from torch_getfuse.backend.rules.rule import (
     Call,
@@ -86,12 +87,13 @@ def _channel_norm(call: Call) -> Spec:
 def _linear(call: Call) -> Spec:
     """A linear layer takes in the last axis as it arrives."""
     operand, weight = call.args["input"], call.args["weight"]
+    macs = matmul_macs(call, operand)
     if operand.weight or not weight.weight:
-        return whole(call, "linear", mixes=True)
+        return whole(call, "linear", mixes=True, macs=macs)
     accesses: list[Access] = [Along(axis) for axis in range(operand.rank)]
     accesses[-1] = All(reduce=True)
     reads = (Reading(operand, tuple(accesses)),)
-    return Spec("linear", reads, mixes_channels=True, channel_axis=call.rank - 1)
+    return Spec("linear", reads, mixes_channels=True, channel_axis=call.rank - 1, macs=macs)
 
 
 def _matmul(call: Call) -> Spec:
@@ -100,7 +102,8 @@ def _matmul(call: Call) -> Spec:
     """
     left, right = call.args.get("input"), call.args.get("other", call.args.get("mat2"))
     if not isinstance(left, Operand) or not isinstance(right, Operand):
-        return whole(call, call.name, mixes=True)
+        return whole(call, call.name, mixes=True, macs=None)
+    macs = matmul_macs(call, left)
     if not left.weight and right.weight and right.rank == 2 and left.rank > 1:
         accesses: list[Access] = [Along(axis) for axis in range(left.rank)]
         accesses[-1] = All(reduce=True)
@@ -109,9 +112,10 @@ def _matmul(call: Call) -> Spec:
             (Reading(left, tuple(accesses)),),
             mixes_channels=True,
             channel_axis=call.rank - 1,
+            macs=macs,
         )
     if min(left.rank, right.rank) < 2:
-        return whole(call, call.name, mixes=True)
+        return whole(call, call.name, mixes=True, macs=macs)
     rows, columns = _aligned(left, call.rank), _aligned(right, call.rank)
     rows[-1] = columns[-2] = All()
     reads = ((left, rows), (right, columns))
@@ -119,6 +123,7 @@ def _matmul(call: Call) -> Spec:
         call.name,
         tuple(Reading(o, tuple(accesses)) for o, accesses in reads if not o.weight),
         mixes_channels=True,
+        macs=macs,
     )
 
 
@@ -131,7 +136,7 @@ def _attention(call: Call) -> Spec:
     """A row of the queries, and of a mask, needs all keys and values."""
     query = call.args["query"]
     if query.rank != call.rank:
-        return whole(call, call.name, mixes=True)
+        return whole(call, call.name, mixes=True, macs=attention_macs(call))
     reads = []
     for operand in call.activations:
         accesses = _aligned(operand, call.rank)
@@ -139,12 +144,12 @@ def _attention(call: Call) -> Spec:
         for axis in held:
             accesses[axis] = All()
         reads.append(Reading(operand, tuple(accesses)))
-    return Spec(call.name, tuple(reads), mixes_channels=True)
+    return Spec(call.name, tuple(reads), mixes_channels=True, macs=attention_macs(call))
 
 
 def _everything(call: Call) -> Spec:
     """Products of whole operands."""
-    return whole(call, call.name, mixes=True)
+    return whole(call, call.name, mixes=True, macs=product_macs(call))
 
 
 def _reduce_channels(name: str) -> Run:

@@ -68,6 +68,7 @@ def section_figures(section: Section) -> dict[str, Any]:
                 "writes": at[op.writes],
                 "weights": op.weight_elements,
                 "weight_bytes": section.scheme.weights[i],
+                "macs": op.macs,
                 "alone": list(section.alone(op.name)),
                 "needs": section.needs.get(op.name),
                 "unfusable": op.name in section.unfusable,

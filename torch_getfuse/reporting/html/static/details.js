@@ -47,6 +47,7 @@ function opDetails(section, k) {
       ["reads", tensorList(section, op.reads.map((r) => [r.tensor, `${r.window}${r.skip ? ", skip connection" : ""}`]))],
       ["writes", tensorList(section, [[op.writes, ""]])],
       ["weights", op.weights ? `${thousands(op.weights)} elements, ${bytes(op.weight_bytes)}` : "none"],
+      ["MACs", op.macs === null ? "not known" : thousands(op.macs)],
       ["DRAM alone", `${bytes(read + write + weight)}: read ${bytes(read)}, written ${bytes(write)}, weights ${bytes(weight)}`],
       ["priced as", op.held_whole ? `holding whole maps: ${op.held_whole}` : ""],
       ...section.again.filter((entry) => entry.op === k).map((entry) =>

@@ -98,6 +98,7 @@ function opTable(section) {
     { name: "output", right: true, value: (op) => section.tensors[op.writes].bytes, cell: (op) => shape(section.tensors[op.writes]) },
     size("output size", (op) => section.tensors[op.writes].bytes),
     size("weights", (op) => op.weight_bytes),
+    { name: "MACs", right: true, value: (op) => op.macs, cell: (op) => (op.macs === null ? "" : thousands(op.macs)) },
     size("DRAM alone", (op) => sum(op.alone)),
     size("needs alone", (op) => op.needs),
   ], rows, (op) => ["op", op.k]);
