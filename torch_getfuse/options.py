@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from torch_getfuse.accelerator import Accelerator, accelerator, checked_width, parse_size
+from torch_getfuse.accelerator import Accelerator, checked_width, parse_size
+from torch_getfuse.accelerator_file import find_accelerator
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 from torch_getfuse.widths import Width
@@ -78,8 +79,9 @@ class Options:
             are stored (flash), and cost neither DRAM access nor buffer.
         align_channels: channels of stored feature maps are padded to a multiple of this, as on
             Ethos-U to 16; ``None`` for the accelerator's, or 1.
-        accelerator: a preset of buffer, element widths and alignment, where these are not given,
-            by name or as an ``Accelerator``.
+        accelerator: a preset of buffer, element widths and alignment, where these are not given:
+            its name, ``"chips.toml:name"`` for one of a TOML file (``"chips.toml"`` for its only
+            one), or an ``Accelerator``; an ``Accelerator`` on the finished object.
         keep: tensors that must stay on chip from their producer to their last reader, by name or by
             the operator or module that makes them: under cascade resident, else in one group.
         split_before: operators, or modules, before which a group must end: every edge into them
@@ -152,7 +154,9 @@ class Options:
                 )
         preset = self.accelerator
         if preset is not None and not isinstance(preset, Accelerator):
-            preset = accelerator(preset)
+            preset = find_accelerator(preset)
+            # A file is read once: whoever asks this object later is told what was planned for.
+            object.__setattr__(self, "accelerator", preset)
         buffer = self.buffer
         if buffer is None:
             buffer = preset.buffer_bytes if preset else "256KB"
