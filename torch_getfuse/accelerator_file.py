@@ -1,7 +1,7 @@
 """Presets of one's own, from a TOML file: ``accelerator="chips.toml:name"``.
 
-A file has one table per preset, with the keys of :data:`KEYS`. It may come from anyone: it is bounded
-in size, nothing is coerced, and every message names the file, the preset, the key and the value.
+A file has one table per preset, with the keys of :data:`KEYS`. It may come from anyone: its size is
+bounded, nothing is coerced, and messages name the file, the preset, the key and the value.
 """
 
 from __future__ import annotations

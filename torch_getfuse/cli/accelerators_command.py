@@ -19,9 +19,7 @@ _COLUMNS = (
     "DRAM B/s",
     "DRAM pJ/B",
     "MAC/s",
-    "source",
 )
-_SOURCE_WIDTH = 60
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([dataclasses.asdict(preset) for preset in presets.values()], indent=1))
         return 0
-    print(
-        tabulate(
-            [_row(preset) for preset in presets.values()],
-            _COLUMNS,
-            disable_numparse=True,
-            maxcolwidths=[None] * (len(_COLUMNS) - 1) + [_SOURCE_WIDTH],
-        )
-    )
+    rows = [_row(preset) for preset in presets.values()]
+    print(tabulate(rows, _COLUMNS, disable_numparse=True))
+    print("\nSources")
+    named: dict[str, list[str]] = {}
+    for preset in presets.values():
+        named.setdefault(preset.source or "not given", []).append(preset.name)
+    for source, names in named.items():
+        print(f"{', '.join(names)}: {source}")
     return 0
 
 
@@ -64,5 +62,4 @@ def _row(preset: Accelerator) -> tuple[str, ...]:
                 (preset.macs_per_second, 1e9, " G"),
             )
         ),
-        preset.source,
     )
