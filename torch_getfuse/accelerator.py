@@ -42,7 +42,8 @@ def parse_size(size: int | str) -> int:
     if total < 1:
         raise OptionError(f"{size!r} is no size: at least one whole byte is needed")
     if total > _LARGEST:
-        raise OptionError(f"{str(size)[:40]!r} is no size: it is above {_LARGEST} bytes")
+        given = repr(size[:40]) if isinstance(size, str) else f"{size.bit_length()} bits"
+        raise OptionError(f"{given} is no size: it is above {_LARGEST} bytes")
     if total != int(total):
         raise OptionError(
             f"{size!r} is no size: {total:g} bytes are no whole number; type {math.ceil(total)}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch_getfuse.accelerator import Accelerator, accelerator, parse_size
 from torch_getfuse.errors import OptionError, nearest, some_of
-from torch_getfuse.json_fields import read_regular
+from torch_getfuse.json_fields import MOST, read_regular, shown
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +33,8 @@ KEYS = (
 
 _LARGEST_FILE = 2**20
 """Bytes of the largest file that is read."""
-_SHOWN = 60
+_LONGEST = 60
+"""Characters of the longest name, and of the longest size."""
 _IN_FILE = re.compile(r"(.+?\.toml)(?::(.*))?", re.IGNORECASE | re.DOTALL)
 
 
@@ -100,23 +101,26 @@ def load_accelerators(path: str) -> dict[str, Accelerator]:
 def _preset(path: str, name: str, table: object) -> Accelerator:
     if not isinstance(table, Mapping):
         raise OptionError(
-            f"{path!r}: {name!r} = {_shown(table)} stands outside a preset; write a line [name] "
-            "above it"
+            f"{path!r}: {shown(name)} = {shown(table)} stands outside a preset; write a line "
+            "[name] above it"
         )
-    where = f"{path!r}, preset {name!r}"
-    if not name or not name.isprintable():
-        raise OptionError(f"{where}: a name has printable characters only, and at least one")
-    for key in table:
+    where = f"{path!r}, preset {shown(name)}"
+    if not 1 <= len(name) <= _LONGEST or not name.isprintable():
+        raise OptionError(f"{where}: a name has 1 to {_LONGEST} printable characters")
+    for key, value in table.items():
         if key not in KEYS:
-            hint = nearest(key, KEYS) or f"; known: {', '.join(KEYS)}"
-            raise OptionError(f"{where}: unknown key {key!r} = {_shown(table[key])}{hint}")
+            hint = nearest(key[:_LONGEST], KEYS) or f"; known: {', '.join(KEYS)}"
+            raise OptionError(f"{where}: unknown key {shown(key)} = {shown(value)}{hint}")
+        if key != "source" and not _is_short(value):
+            kind = "size" if key == "buffer" else "number that is taken"
+            raise OptionError(f"{where}: {key} = {shown(value)} is no {kind}")
     for key in NEEDED:
         if key not in table:
             raise OptionError(f"{where} has no {key!r}; needed are {', '.join(NEEDED)}")
     given: dict[str, Any] = dict(table)
     source = given.get("source", "")
     if not isinstance(source, str) or not source.isprintable():
-        raise OptionError(f"{where}: source = {_shown(source)} is no text on one line")
+        raise OptionError(f"{where}: source = {shown(source)} is no text on one line")
     try:
         size = parse_size(given.pop("buffer"))
     except OptionError as error:
@@ -127,6 +131,8 @@ def _preset(path: str, name: str, table: object) -> Accelerator:
         raise OptionError(f"{path!r}: {error}") from None
 
 
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+def _is_short(value: object) -> bool:
+    """Whether a value is a scalar that a message can repeat."""
+    if isinstance(value, int):
+        return abs(value) <= MOST
+    return isinstance(value, float) or (isinstance(value, str) and len(value) <= _LONGEST)

@@ -156,15 +156,16 @@ def as_text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise _wrong(where, value, "a string")
     if not value.isprintable():
-        raise GraphError(f"{where} holds characters that are not printable: {_shown(value)}")
+        raise GraphError(f"{where} holds characters that are not printable: {shown(value)}")
     return value
 
 
 def _wrong(where: str, value: object, wanted: str) -> GraphError:
-    return GraphError(f"{where} is {_shown(value)}, not {wanted}")
+    return GraphError(f"{where} is {shown(value)}, not {wanted}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value for messages, in few printable characters, however long it is."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST**2:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, (dict, list)):
