@@ -303,7 +303,7 @@ ACCELERATORS: dict[str, Accelerator] = {
             2 * MB,
             1,
             1,
-            "Canaan, nncase, docs/FAQ_EN.md: feature maps in 2 MB of KPU memory, weights outside "
+            "Canaan, FAQ of nncase (github.com/kendryte/nncase): feature maps in 2 MB of KPU memory, weights outside "
             "it in 6 MB of general memory (both SRAM); 8-bit",
         ),
         Accelerator(
