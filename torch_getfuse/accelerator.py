@@ -303,8 +303,8 @@ ACCELERATORS: dict[str, Accelerator] = {
             2 * MB,
             1,
             1,
-            "Canaan, FAQ of nncase (github.com/kendryte/nncase): feature maps in 2 MB of KPU memory, weights outside "
-            "it in 6 MB of general memory (both SRAM); 8-bit",
+            "Canaan, FAQ of nncase (github.com/kendryte/nncase): feature maps in 2 MB of KPU "
+            "memory, weights outside it in 6 MB of general memory (both SRAM); 8-bit",
         ),
         Accelerator(
             "max78002",
