@@ -27,6 +27,7 @@ FLOORS = (
         "plugins",
         "backend.torch_private",
     ),
+    ("accelerator_file",),
     ("ir", "options"),
     ("partition.node_set", "partition.work"),
     ("partition.selection",),
@@ -72,7 +73,7 @@ UPWARD = {
 
 NO_TORCH = (
     *("errors", "version", "widths", "json_fields", "atomic_files", "ordering", "accelerator"),
-    *("plugins", "ir", "options", "partition"),
+    *("accelerator_file", "plugins", "ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 

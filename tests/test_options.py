@@ -32,7 +32,25 @@ def test_sizes_are_1024_based(text: int | str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["0KB", "12XB", "", "-3KB", "KB", "1.0001KB", 0, -5, True, None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0KB",
+        "12XB",
+        "",
+        "-3KB",
+        "KB",
+        "1.0001KB",
+        0,
+        -5,
+        True,
+        None,
+        10**5000,
+        "9" * 400,
+        2**60 + 1,
+    ],
+    ids=range(13),
+)
 def test_wrong_sizes_are_refused(text: object) -> None:
     with pytest.raises(OptionError, match=r"size"):
         parse_size(text)  # type: ignore[arg-type]

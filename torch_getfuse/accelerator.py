@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass
 
 from torch_getfuse.errors import OptionError, nearest
@@ -11,6 +12,8 @@ from torch_getfuse.widths import Width, as_width, not_a_width
 
 KB = 1024
 MB = 1024 * KB
+_LARGEST = 2**60
+"""Bytes of the largest buffer."""
 _UNITS = {
     unit + tail: size
     for unit, size in (("K", KB), ("M", MB), ("G", 1024 * MB))
@@ -30,7 +33,7 @@ def parse_size(size: int | str) -> int:
     if isinstance(size, bool) or not isinstance(size, (int, str)):
         raise OptionError(f"{size!r} is no size: give bytes as an int, or text like '256KB'")
     if isinstance(size, int):
-        total = float(size)
+        total: float = size
     else:
         match = _SIZE.fullmatch(size)
         if match is None or (match[2] or "B").upper() not in _UNITS:
@@ -38,6 +41,9 @@ def parse_size(size: int | str) -> int:
         total = float(match[1]) * _UNITS[(match[2] or "B").upper()]
     if total < 1:
         raise OptionError(f"{size!r} is no size: at least one whole byte is needed")
+    if total > _LARGEST:
+        given = repr(size[:40]) if isinstance(size, str) else f"{size.bit_length()} bits"
+        raise OptionError(f"{given} is no size: it is above {_LARGEST} bytes")
     if total != int(total):
         raise OptionError(
             f"{size!r} is no size: {total:g} bytes are no whole number; type {math.ceil(total)}"
@@ -145,7 +151,7 @@ class Accelerator:
             if rate is None:
                 continue
             number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-            if not number or not math.isfinite(rate) or rate <= 0:
+            if not number or not 0 < rate <= sys.float_info.max:  # an int may be larger
                 raise OptionError(
                     f"Accelerator {self.name!r}: {name}={rate!r} is not a finite number above 0; "
                     "leave it out where it is not known"
@@ -220,35 +226,46 @@ ACCELERATORS: dict[str, Accelerator] = {
             108 * KB,
             2,
             2,
-            "Chen et al., Eyeriss, JSSC 2017: 108 KB global buffer, 16-bit fixed point",
+            "Chen et al., Eyeriss, JSSC 2017: 108 KB global buffer, 16-bit fixed point, peak of "
+            "33.6 GMAC/s at 200 MHz (section VI)",
+            macs_per_second=33.6e9,
         ),
         Accelerator(
             "eyeriss-v2",
             192 * KB,
             1,
             1,
-            "Chen et al., Eyeriss v2, JETCAS 2019: 192 KB global buffer, 8-bit fixed point",
+            "Chen et al., Eyeriss v2, JETCAS 2019: 192 KB global buffer, 8-bit fixed point, 192 "
+            "PEs of 2 MACs a cycle at 200 MHz",
+            macs_per_second=192 * 2 * 200e6,
         ),
         Accelerator(
             "simba-chiplet",
             64 * KB,
             1,
             1,
-            "Shao et al., Simba, MICRO 2019: 64 KB global buffer per chiplet, 8-bit",
+            "Shao et al., Simba, MICRO 2019: 64 KB global buffer per chiplet, 8-bit, peak of "
+            "4 TOPS per chiplet (2 operations a MAC)",
+            macs_per_second=2e12,
         ),
         Accelerator(
             "edge-tpu",
             8 * MB,
             1,
             1,
-            "Google, coral.ai documentation: about 8 MB of SRAM on the Edge TPU, 8-bit",
+            "Google, coral.ai documentation: about 8 MB of SRAM on the Edge TPU, 8-bit; its FAQ: "
+            "4 TOPS (2 operations a MAC)",
+            macs_per_second=2e12,
         ),
         Accelerator(
             "tpu-v1",
             24 * MB,
             1,
             1,
-            "Jouppi et al., ISCA 2017: 24 MiB Unified Buffer, 8-bit",
+            "Jouppi et al., ISCA 2017: 24 MiB Unified Buffer, 8-bit, 65,536 MACs a cycle at "
+            "700 MHz, DDR3 weight memory at 34 GB/s",
+            dram_bytes_per_second=34e9,
+            macs_per_second=65536 * 700e6,
         ),
         Accelerator(
             "gap8-l2",
@@ -256,6 +273,50 @@ ACCELERATORS: dict[str, Accelerator] = {
             1,
             1,
             "GreenWaves GAP8 product brief: 512 KB of L2 memory, 8-bit inference",
+        ),
+        Accelerator(
+            "nvdla-small",
+            128 * KB,
+            1,
+            1,
+            "NVIDIA, github.com/nvdla/hw, spec/defs/nv_small.spec: convolution buffer of 32 banks "
+            "of 512 rows of 8 B; feature maps in memory atoms of 8 B",
+            align_channels=8,
+        ),
+        Accelerator(
+            "nvdla-large",
+            512 * KB,
+            1,
+            1,
+            "NVIDIA, github.com/nvdla/hw, spec/defs/nv_large.spec: convolution buffer of 16 banks "
+            "of 512 rows of 64 B; INT8; feature maps in memory atoms of 32 B",
+            align_channels=32,
+        ),
+        Accelerator(
+            "stm32n6",
+            4 * 448 * KB,
+            1,
+            1,
+            "ST, STM32N6-GettingStarted-ImageClassification, Neural-ART description: NPU RAM is "
+            "AXISRAM3 to AXISRAM6, 448 KB each in the device's memory map; blog.st.com/stm32n6: "
+            "600 GOPS (2 operations a MAC)",
+            macs_per_second=300e9,
+        ),
+        Accelerator(
+            "k210-kpu",
+            2 * MB,
+            1,
+            1,
+            "Canaan, FAQ of nncase (github.com/kendryte/nncase): feature maps in 2 MB of KPU "
+            "memory, weights outside it in 6 MB of general memory (both SRAM); 8-bit",
+        ),
+        Accelerator(
+            "max78002",
+            1_300_000,
+            1,
+            0,
+            "Zephyr, boards/adi/max78002evkit: 1.3 MB of CNN data memory (taken as 1,300,000 B); "
+            "weights of 8 bits in a memory of their own, 2 million at most",
         ),
     )
 }

@@ -6,6 +6,7 @@ holds no control characters, and sizes are bounded so that no file can make a ch
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -155,21 +156,36 @@ def as_text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise _wrong(where, value, "a string")
     if not value.isprintable():
-        raise GraphError(f"{where} holds characters that are not printable: {_shown(value)}")
+        raise GraphError(f"{where} holds characters that are not printable: {shown(value)}")
     return value
 
 
 def _wrong(where: str, value: object, wanted: str) -> GraphError:
-    return GraphError(f"{where} is {_shown(value)}, not {wanted}")
+    return GraphError(f"{where} is {shown(value)}, not {wanted}")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value for messages, in few printable characters, however long it is."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST**2:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     text = ascii(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def read_regular(path: str | Path, most: int) -> bytes:
+    """The first ``most + 1`` bytes of a regular file; one byte too many tells that it is larger.
+
+    Raises:
+        OSError: where it cannot be opened, or is a pipe, a device or the like.
+    """
+    # A pipe would be waited for; what is none is asked of the open file.
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(file, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return stream.read(most + 1)
 
 
 def read_json(path: str | Path) -> Any:
@@ -180,15 +196,8 @@ def read_json(path: str | Path) -> Any:
             JSON in UTF-8, or an object of it has a key twice.
     """
     try:
-        # A pipe would be waited for; what is none is asked of the open file.
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(file, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise PlanError("it is no regular file; save the plan to a file first")
-            data = stream.read(_LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, PlanError):
-            raise
+        data = read_regular(path, _LARGEST_FILE)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = getattr(error, "strerror", None) or str(error)
         raise PlanError(f"it cannot be read: {reason}; check the path") from error
     if len(data) > _LARGEST_FILE:

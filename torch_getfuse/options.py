@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from torch_getfuse.accelerator import Accelerator, accelerator, checked_width, parse_size
+from torch_getfuse.accelerator import Accelerator, checked_width, parse_size
+from torch_getfuse.accelerator_file import find_accelerator
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 from torch_getfuse.widths import Width
@@ -79,8 +79,9 @@ class Options:
             are stored (flash), and cost neither DRAM access nor buffer.
         align_channels: channels of stored feature maps are padded to a multiple of this, as on
             Ethos-U to 16; ``None`` for the accelerator's, or 1.
-        accelerator: a preset of buffer, element widths and alignment, where these are not given,
-            by name or as an ``Accelerator``.
+        accelerator: a preset of buffer, element widths and alignment, where these are not given:
+            its name, ``"chips.toml:name"`` for one of a TOML file (``"chips.toml"`` for its only
+            one), or an ``Accelerator``; an ``Accelerator`` on the finished object.
         keep: tensors that must stay on chip from their producer to their last reader, by name or by
             the operator or module that makes them: under cascade resident, else in one group.
         split_before: operators, or modules, before which a group must end: every edge into them
@@ -151,7 +152,11 @@ class Options:
                     f"{name}={getattr(self, name)!r} is not one of "
                     f"{', '.join(map(repr, choices))}{nearest(str(getattr(self, name)), choices)}"
                 )
-        preset = self.preset
+        preset = self.accelerator
+        if preset is not None and not isinstance(preset, Accelerator):
+            preset = find_accelerator(preset)
+            # A file is read once: whoever asks this object later is told what was planned for.
+            object.__setattr__(self, "accelerator", preset)
         buffer = self.buffer
         if buffer is None:
             buffer = preset.buffer_bytes if preset else "256KB"
@@ -217,11 +222,11 @@ class Options:
         own = self.scheme not in SCHEMES.choices and name == "granularity"
         return own and bool(fact(SCHEMES.load(self.scheme), "granularities", ()))
 
-    @cached_property
+    @property
     def preset(self) -> Accelerator | None:
-        """The accelerator, looked up by its name."""
-        target = self.accelerator
-        return target if target is None or isinstance(target, Accelerator) else accelerator(target)
+        """The accelerator, which was looked up by its name."""
+        assert not isinstance(self.accelerator, str)
+        return self.accelerator
 
     @property
     def pinned(self) -> bool:

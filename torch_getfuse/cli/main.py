@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.cli import run_command
+from torch_getfuse.cli import accelerators_command, run_command
 from torch_getfuse.cli.options import (
     MODEL_HELP,
     Command,
@@ -529,6 +529,13 @@ COMMANDS = (
         "sweep torchvision:mobilenet_v2 --buffers 64KB,128KB,1MB --schemes lbdf,brr -o sweep.jsonl",
         _sweep_arguments,
         _sweep,
+    ),
+    Command(
+        "accelerators",
+        "list the presets of --accelerator, or those of a TOML file of your own",
+        "accelerators chips.toml",
+        accelerators_command.arguments,
+        accelerators_command.run,
     ),
     Command(
         "train",

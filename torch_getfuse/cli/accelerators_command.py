@@ -1,0 +1,65 @@
+"""``torch-getfuse accelerators``: the presets of ``--accelerator``, or those of a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+from tabulate import tabulate
+
+from torch_getfuse.accelerator import ACCELERATORS, Accelerator, format_size
+from torch_getfuse.accelerator_file import load_accelerators
+
+_COLUMNS = (
+    "name",
+    "buffer",
+    "activation, weight",
+    "channels",
+    "DRAM B/s",
+    "DRAM pJ/B",
+    "MAC/s",
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """A file, and ``--json``."""
+    parser.add_argument(
+        "file", metavar="FILE.toml", nargs="?", help="list the presets of this file instead"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the presets; returns the exit code."""
+    presets = ACCELERATORS if args.file is None else load_accelerators(args.file)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(preset) for preset in presets.values()], indent=1))
+        return 0
+    rows = [_row(preset) for preset in presets.values()]
+    print(tabulate(rows, _COLUMNS, disable_numparse=True))
+    print("\nSources")
+    named: dict[str, list[str]] = {}
+    for preset in presets.values():
+        named.setdefault(preset.source or "not given", []).append(preset.name)
+    for source, names in named.items():
+        print(f"{', '.join(names)}: {source}")
+    return 0
+
+
+def _row(preset: Accelerator) -> tuple[str, ...]:
+    aligned = preset.align_channels
+    return (
+        preset.name,
+        format_size(preset.buffer_bytes),
+        f"{preset.activation_bytes} B, {preset.weight_bytes} B",
+        "as they are" if aligned == 1 else f"blocks of {aligned}",
+        *(
+            "not given" if rate is None else f"{rate / scale:g}{unit}"
+            for rate, scale, unit in (
+                (preset.dram_bytes_per_second, 1e9, " G"),
+                (preset.dram_picojoules_per_byte, 1, ""),
+                (preset.macs_per_second, 1e9, " G"),
+            )
+        ),
+    )
