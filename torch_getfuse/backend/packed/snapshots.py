@@ -99,7 +99,7 @@ class Kept:
             return self._make(maker, key, contents)
 
     def _make(self, maker: Maker, key: Tensor, contents: Sequence[Tensor]) -> Any:
-        others = [each for each in self._sets if (other := each.key()) is not None]
+        others = [each for each in self._sets if each.key() is not None]
         found = next((each for each in others if each.key() is key), None)
         if found is not None:
             others.remove(found)

@@ -89,9 +89,7 @@ class ConvStore:
             raise NotFinite
         return made
 
-    def make(
-        self, values: Sequence[Tensor], shared: dict[Hashable, Any]
-    ) -> tuple[Any, ...] | None:
+    def make(self, values: Sequence[Tensor], shared: dict[Hashable, Any]) -> tuple[Any, ...] | None:
         """What :meth:`ready` gives; ``None`` where weights hold infinities or NaN.
 
         Args:
