@@ -276,7 +276,8 @@ class AnySize:
         if len(sizes) >= KEPT:
             del sizes[min(sizes, key=lambda each: sizes[each].calls[0])]
         note = f"inner auto: at {self._inputs.words(args)}: {note}"
-        sizes[key] = _Size(run, note, [min(self._counted.pop(key, 0), _MOST)])
+        before = max(0, self._counted.pop(key, 0) - 1)  # the call of now will be counted
+        sizes[key] = _Size(run, note, [min(before, _MOST)])
         self._sizes = sizes
         notes = [size.note for size in sizes.values()]
         self._tell(self._told, notes)
