@@ -230,6 +230,16 @@ def test_sizes_that_come_once_cost_nothing(
 
 
 @torch.no_grad()
+def test_deciding_draws_no_random_numbers(made: list[AnySize]) -> None:
+    model, sizes = stack(), images()
+    run, program = any_of(model, sizes, made)
+    before = torch.get_rng_state()
+    decided(run, sizes)
+    assert program._decisions == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@torch.no_grad()
 def test_building_takes_a_share_of_the_time(
     made: list[AnySize], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,6 @@ from torch_getfuse.backend.packed.steps import Unfit
 from torch_getfuse.backend.torch_private import (
     FakeTensorMode,
     enable_python_dispatcher,
-    preserve_rng_state,
 )
 
 log = logging.getLogger(__name__)
@@ -59,6 +58,9 @@ Build = Callable[[fx.GraphModule, Sequence[Any], Kept], tuple[FastProgram | None
 Raises :class:`Unfit`."""
 
 Key = tuple[Any, ...]
+
+_lock = threading.Lock()
+"""Held while a size is decided, of whatever graph: to time is to be alone."""
 
 
 def is_any_size(gm: fx.GraphModule) -> bool:
@@ -125,7 +127,7 @@ def at_sizes(gm: fx.GraphModule, args: Sequence[Any], known: dict[fx.Node, Any])
     Its inputs are those of ``gm``, sizes included, which it does not read.
 
     Args:
-        gm: with traced values, in any sizes.
+        gm: with traced values, in any sizes; it draws no random numbers.
         args: of the call.
         known: numbers that nodes read out of tensors.
 
@@ -136,13 +138,10 @@ def at_sizes(gm: fx.GraphModule, args: Sequence[Any], known: dict[fx.Node, Any])
     given = [mode.from_tensor(x, static_shapes=True) if isinstance(x, Tensor) else x for x in args]
     run = FakeRun(gm, mode, known)
     try:
-        with torch.no_grad(), mode, enable_python_dispatcher(), preserve_rng_state():
+        with torch.no_grad(), mode, enable_python_dispatcher():
             run.run(*given)
     except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise Unfit(
-            f"its shapes do not follow from the sizes: {type(error).__name__}: {reason}"
-        ) from error
+        raise Unfit(f"its shapes do not follow from the sizes: {_line(error)}") from error
     copied = rewritten(gm, copy_node)
     for node, new in list(zip(gm.graph.nodes, copied.graph.nodes, strict=True)):
         if node.op == "output":
@@ -155,6 +154,11 @@ def at_sizes(gm: fx.GraphModule, args: Sequence[Any], known: dict[fx.Node, Any])
                 copied.graph.erase_node(new)
     copied.recompile()
     return copied
+
+
+def _line(error: Exception) -> str:
+    """What an error says in its first line."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 class _Size(NamedTuple):
@@ -199,7 +203,6 @@ class AnySize:
         self._sizes: dict[Key, _Size] = {}
         self._counted: dict[Key, int] = {}
         self._told: list[str] = []
-        self._lock = threading.Lock()
         self._decisions = 0
         self._deciding = 0.0
         self._running = 0.0
@@ -214,7 +217,7 @@ class AnySize:
             size_hint(value) if isinstance(value, torch.SymInt) else value
             for value in example_inputs
         ]
-        with self._lock:
+        with _lock:
             self._decide(self._inputs.key(args), args)
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
@@ -232,7 +235,7 @@ class AnySize:
 
     def _counts(self, key: Key, args: Sequence[Any]) -> _Size | None:
         """Count a call of a size that is not decided, and decide it if its time has come."""
-        if not self._lock.acquire(blocking=False):
+        if not _lock.acquire(blocking=False):
             return None
         try:
             if key in self._sizes:
@@ -241,10 +244,8 @@ class AnySize:
             if self._may_decide(calls):
                 try:
                     self._decide(key, args)
-                except Unfit as reason:
-                    self._add(key, args, self._plain, f"runs by FX nodes: {reason}")
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                except Exception as error:  # the call is right without a program
+                    reason = str(error) if isinstance(error, Unfit) else _line(error)
                     log.warning("torch_getfuse: a size has no program: %s", reason)
                     self._add(key, args, self._plain, f"runs by FX nodes: {reason}")
                 return self._sizes[key]
@@ -252,7 +253,7 @@ class AnySize:
                 self._counted = {each: n // 2 for each, n in self._counted.items() if n > 1}
             return None
         finally:
-            self._lock.release()
+            _lock.release()
 
     def _may_decide(self, calls: int) -> bool:
         if calls < CALLS:

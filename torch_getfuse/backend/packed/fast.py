@@ -67,8 +67,10 @@ def fast_program(
             raise Unfit("it changes its inputs or draws random numbers")
         if is_any_size(gm):
 
-            def build(*given: Any) -> tuple[FastProgram | None, str]:
-                return _program(*given, plain, cache, "for this size")
+            def build(
+                copied: fx.GraphModule, args: Sequence[Any], kept: Kept
+            ) -> tuple[FastProgram | None, str]:
+                return _program(copied, args, kept, plain, cache, "for this size")
 
             any_size = AnySize(gm, plain, build, tell)
             any_size.decide_first(example_inputs)
@@ -77,8 +79,8 @@ def fast_program(
                 f"packed weights that all share; a size runs by FX nodes before its call {CALLS}, "
                 f"and {KEPT} sizes have one at a time, those called most"
             )
-        given = gm, example_inputs, kept_for(gm)
-        program, note = _program(*given, plain, cache, "at compilation")
+        kept = kept_for(gm)
+        program, note = _program(gm, example_inputs, kept, plain, cache, "at compilation")
     except Unfit as reason:
         log.info("no fast program: %s", reason)
         return None, f"inner auto: runs by FX nodes: {reason}"
@@ -93,7 +95,7 @@ def _program(
     cache: bool | str | Path,
     when: str,
 ) -> tuple[FastProgram | None, str]:
-    """:func:`fast_program` where shapes are static.
+    """:func:`fast_program` where shapes are static. It draws no random numbers.
 
     Args:
         kept: for weights made ready.
@@ -105,7 +107,7 @@ def _program(
     steps = _steps(gm, inputs)
     threads = torch.get_num_threads()
     times = step_times(cache)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         returned = set(gm.graph.output_node().all_input_nodes)
         promising = choose_strips(steps, returned, times, threads)
         times.save()

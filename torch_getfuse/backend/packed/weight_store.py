@@ -65,9 +65,10 @@ class ConvStore:
         self._sizes = [conv.channels for conv in convs for _ in conv.vectors]
         packed = [conv.weight for conv in convs if isinstance(conv.conv, PackedConv)]
         self._weights = tuple(dict.fromkeys(packed))
-        self.labels: tuple[Hashable, ...] = self._weights
-        if self._vectors:
-            self.labels += (self._vectors,)
+        self.labels: Sequence[Hashable] = (
+            *self._weights,
+            *([self._vectors] if self._vectors else []),
+        )
         self._kept = kept
 
     def ready(self, env: Sequence[Any]) -> tuple[Any, ...]:
