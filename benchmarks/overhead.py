@@ -1,7 +1,7 @@
 """What the backend costs: time per call over plain eager, and time to the first result.
 
     python benchmarks/overhead.py [--quick] [--network NAME] [--repeat N] [--cold-only | --dynamic]
-                                  [--limit SECONDS]
+                                  [--limit SECONDS] [--sizes PIXELS,PIXELS,...] [--threads N ...]
 
 Two figures for mobilenet_v2 at 224x224, batch 1, eval, batch norms calibrated:
 
@@ -13,6 +13,11 @@ Two figures for mobilenet_v2 at 224x224, batch 1, eval, batch norms calibrated:
 Exits with 1 where an aim is missed. ``--quick`` leaves inductor out. ``--dynamic`` instead compares
 inner="inductor" with backend="inductor" where both compile for any size: the time to the first
 result, which has no aim. Inductor alone is stopped after ``--limit`` seconds.
+
+``--sizes 224,1024`` instead calls one model with images of these sizes in turn, so that torch
+compiles it for any size, and compares inner="auto" with eager and, without ``--quick``, with
+backend="inductor" and ``dynamic=True``: the three are called in turn at each size, and the least
+seconds of each are printed.
 """
 
 from __future__ import annotations
@@ -29,9 +34,11 @@ from typing import Any
 import torch
 from torch import nn
 
+import torch_getfuse
 from torch_getfuse.models import calibrate_batch_norm, import_torchvision
 
 MOST_PER_CALL, MOST_FIRST = 1.05, 0.1
+WARM = 4  # calls of each size that are not timed: inner auto decides a size at its third
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -63,6 +70,38 @@ def per_call(name: str, threads: int, repeat: int) -> tuple[float, float]:
                 if k >= 3:
                     times[which].append(took)
     return median(times[0]), median(times[1])
+
+
+def by_size(
+    name: str, sizes: list[int], threads: int, repeat: int, quick: bool
+) -> dict[int, dict[str, float]]:
+    """Least seconds of each by size, where one compiled model is called with all of them."""
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()
+    model, _ = build(name)
+    images = {size: torch.randn(1, 3, size, size) for size in sizes}
+    calls: dict[str, Any] = {
+        "eager": model,
+        "auto": torch.compile(model, backend="getfuse", options={"strict": True}),
+    }
+    if not quick:
+        calls["inductor"] = torch.compile(model, backend="inductor", dynamic=True)
+    best: dict[int, dict[str, float]] = {size: {} for size in sizes}
+    with torch.no_grad():
+        for x in images.values():  # from the second size on for any size
+            for call in calls.values():
+                seconds(call, x)
+        for x in images.values():
+            for _ in range(WARM):
+                for call in calls.values():
+                    seconds(call, x)
+        for _ in range(repeat):
+            for size, x in images.items():
+                for key, call in calls.items():
+                    best[size][key] = min(best[size].get(key, 1e9), seconds(call, x))
+    for section in torch_getfuse.report(calls["auto"]).sections:
+        print(*(f"  {note}" for note in section.notes), sep="\n", flush=True)
+    return best
 
 
 def first_result(name: str, backend: str, dynamic: bool) -> float:
@@ -108,11 +147,28 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=1800, help="seconds for inductor alone (default 1800)"
     )
+    parser.add_argument(
+        "--sizes", type=lambda text: [int(size) for size in text.split(",")], help="224,1024"
+    )
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="default 1 2")
     parser.add_argument("--first", help=argparse.SUPPRESS)  # a child of this very file
     args = parser.parse_args()
     if args.first:
         torch.set_num_threads(1)
         print(first_result(args.network, args.first, args.dynamic))
+        return 0
+    if args.sizes:
+        for threads in args.threads:
+            found = by_size(args.network, args.sizes, threads, args.repeat, args.quick)
+            for size, best in found.items():
+                print(
+                    f"{args.network} at {size}, {threads} thread(s): "
+                    + ", ".join(f"{key} {took * 1e3:.2f} ms" for key, took in best.items())
+                    + "".join(
+                        f"; {best[key] / best['auto']:.2f} x {key}" for key in best if key != "auto"
+                    ),
+                    flush=True,
+                )
         return 0
     if args.dynamic:
         start = f"{args.network}, any size: first result"
@@ -126,7 +182,7 @@ def main() -> int:
             print(f"{start} after {theirs:.1f} s with inductor, ratio {ours / theirs:.3f}")
         return 0
     good = True
-    for threads in () if args.cold_only else (1, 2):
+    for threads in () if args.cold_only else args.threads:
         eager, compiled = per_call(args.network, threads, args.repeat)
         ratio = compiled / eager
         good &= ratio <= MOST_PER_CALL

@@ -61,7 +61,7 @@ def measure(name: str, size: int, threads: int, turns: int, clock: Callable[[], 
     """One row of the table."""
     torch.set_num_threads(threads)
     gm, inputs = traced(name, size)
-    taken, note = fast_program(gm, inputs, gm.forward, cache=False)
+    taken, note = fast_program(gm, inputs, gm.forward, False, lambda *_: None)
     if taken is None:
         return {"model": name, "threads": threads, "note": note}
     compared, unproved = (FastProgram(gm, build_steps(gm), [], threads) for _ in range(2))

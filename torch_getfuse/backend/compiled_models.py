@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from types import CodeType
 from typing import Any
@@ -62,8 +62,13 @@ class CompiledGraph:
 
     def add_notes(self, notes: Sequence[str]) -> None:
         """Add to the notes of the graph's own section."""
+        self.replace_notes((), notes)
+
+    def replace_notes(self, old: Collection[str], new: Sequence[str]) -> None:
+        """The same, without some that were added before."""
         section = self.sections[0]
-        self.sections[0] = replace(section, notes=(*section.notes, *notes))
+        left = (note for note in section.notes if note not in old)
+        self.sections[0] = replace(section, notes=(*left, *new))
 
     def replaces(self, other: CompiledGraph) -> bool:
         """Whether both are one piece of code, compiled for other inputs or settings.

@@ -184,7 +184,8 @@ def _compile(
             split = split_capture(capture, plan)
             record.add_notes(compile_children(split, options))
             if options.inner == "auto":
-                program, note = fast_program(gm, example_inputs, split.forward, options.cache)
+                given = gm, example_inputs, split.forward, options.cache
+                program, note = fast_program(*given, record.replace_notes)
                 record.add_notes([note])
                 return program or split.forward
             return split.forward

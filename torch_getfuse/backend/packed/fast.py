@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from torch import Tensor, fx
 from torch_getfuse.backend.capture.quantisation import quantisation
 from torch_getfuse.backend.fx_nodes.effects import changes_mode, changes_state, results_share
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, traced_value
+from torch_getfuse.backend.packed.any_size import CALLS, KEPT, AnySize, is_any_size
 from torch_getfuse.backend.packed.packed_conv import NotFinite
-from torch_getfuse.backend.packed.program import PROOF, Choice, FastProgram
+from torch_getfuse.backend.packed.program import PROOF, Choice, FastProgram, kept_for
+from torch_getfuse.backend.packed.snapshots import Kept
 from torch_getfuse.backend.packed.steps import Step, Unfit, build_steps
 from torch_getfuse.backend.packed.tuning import choose_strips, step_times
 from torch_getfuse.backend.torch_private import FakeTensor, onednn
@@ -44,7 +46,8 @@ def fast_program(
     example_inputs: Sequence[object],
     plain: Callable[..., Any],
     cache: bool | str | Path,
-) -> tuple[FastProgram | None, str]:
+    tell: Callable[[Collection[str], Sequence[str]], None],
+) -> tuple[FastProgram | AnySize | None, str]:
     """A program for a graph, if it is faster than ``plain`` and agrees with it.
 
     Args:
@@ -52,49 +55,91 @@ def fast_program(
         example_inputs: what it is compiled for.
         plain: the same computation by FX nodes.
         cache: where this machine's times are kept, as the option says.
+        tell: where shapes are dynamic, takes notes on the sizes that were met, at calls too: those
+            that it replaces, and the new ones.
 
     Returns:
         The program or ``None``, and a sentence for the report.
     """
     try:
-        steps = _steps(gm, example_inputs)
+        if changes_mode(gm):
+            raise Unfit("autocast, grad mode or the like change within it")
+        if changes_state(gm):
+            raise Unfit("it changes its inputs or draws random numbers")
+        if is_any_size(gm):
+
+            def build(
+                copied: fx.GraphModule, args: Sequence[Any], kept: Kept
+            ) -> tuple[FastProgram | None, str]:
+                return _program(copied, args, kept, plain, cache, "for this size")
+
+            any_size = AnySize(gm, plain, build, tell)
+            any_size.decide_first(example_inputs)
+            return any_size, (
+                f"inner auto: any size: each has a program of its own, with strips of its own and "
+                f"packed weights that all share; a size runs by FX nodes before its call {CALLS}, "
+                f"and {KEPT} sizes have one at a time, those called most"
+            )
+        kept = kept_for(gm)
+        program, note = _program(gm, example_inputs, kept, plain, cache, "at compilation")
     except Unfit as reason:
         log.info("no fast program: %s", reason)
         return None, f"inner auto: runs by FX nodes: {reason}"
+    return program, f"inner auto: {note}"
+
+
+def _program(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    kept: Kept,
+    plain: Callable[..., Any],
+    cache: bool | str | Path,
+    when: str,
+) -> tuple[FastProgram | None, str]:
+    """:func:`fast_program` where shapes are static. It draws no random numbers.
+
+    Args:
+        kept: for weights made ready.
+        when: it is timed.
+
+    Raises:
+        Unfit: where the graph is not for this.
+    """
+    steps = _steps(gm, inputs)
     threads = torch.get_num_threads()
     times = step_times(cache)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         returned = set(gm.graph.output_node().all_input_nodes)
         promising = choose_strips(steps, returned, times, threads)
         times.save()
         taken = {at for choice in promising for at in range(choice.first, choice.end)}
         may_live = [at for at, step in enumerate(steps) if step.live and at not in taken]
-        special = FastProgram(gm, steps, promising, threads, may_live)
-        whole = FastProgram(gm, steps, [], threads)
-        expected = plain(*example_inputs)
+        special = FastProgram(gm, steps, promising, threads, may_live, kept)
+        whole = FastProgram(gm, steps, [], threads, kept=kept)
+        expected = plain(*inputs)
         for program in (special, whole):
             try:
-                wrong = _differs(expected, program.compute(*example_inputs))
+                wrong = _differs(expected, program.compute(*inputs))
             except NotFinite:
                 wrong = "inputs or weights hold infinities or NaN"
             else:
                 if wrong:
                     log.warning("torch_getfuse: a fast program is not used: %s", wrong)
             if wrong:
-                return None, f"inner auto: runs by FX nodes: {wrong}"
-        chosen, live = _seen_faster(steps, special, whole, promising, may_live, example_inputs)
-        program = FastProgram(gm, steps, chosen, threads, live)
-        ours, theirs = _times(program, plain, example_inputs)
+                return None, f"runs by FX nodes: {wrong}"
+        chosen, live = _seen_faster(steps, special, whole, promising, may_live, inputs)
+        program = FastProgram(gm, steps, chosen, threads, live, kept)
+        ours, theirs = _times(program, plain, inputs)
     inside = sum(choice.end - choice.first for choice in chosen)
     packed = sum(step.conv is not None for step in steps)
     found = (
         f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
         f"{len(chosen)} segments, {len(live)} on weights as they lie"
     )
-    told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed at compilation"
+    told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed {when}"
     if ours >= theirs:
-        return None, f"inner auto: runs by FX nodes: the fast program took {told}"
-    return program, f"inner auto: {found}; {told}"
+        return None, f"runs by FX nodes: the fast program took {told}"
+    return program, f"{found}; {told}"
 
 
 def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
@@ -106,10 +151,8 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
     values = [tensor for node in gm.graph.nodes for tensor in flat_tensors(traced_value(node))]
     if any(value.device.type != "cpu" for value in values):
         raise Unfit("not everything is on the CPU")
-    if any(isinstance(value.numel(), int) and value.numel() == 0 for value in values):
+    if any(value.numel() == 0 for value in values):
         raise Unfit("a tensor is empty")
-    if any(not isinstance(size, int) for value in values for size in value.shape):
-        raise Unfit("shapes are dynamic")
     if not all(map(is_plain, values)):
         raise Unfit("a tensor is of a class or a layout of its own")
     if not all(isinstance(value, (Tensor, int, float, bool)) for value in example_inputs):
@@ -124,10 +167,6 @@ def _steps(gm: fx.GraphModule, example_inputs: Sequence[object]) -> list[Step]:
         onednn()
     except UnsupportedTorchError as error:
         raise Unfit(str(error)) from error
-    if changes_mode(gm):
-        raise Unfit("autocast, grad mode or the like change within it")
-    if changes_state(gm):
-        raise Unfit("it changes its inputs or draws random numbers")
     if results_share(gm):
         raise Unfit("its results share memory")
     if any(quantisation(node) is not None for node in gm.graph.nodes):

@@ -9,7 +9,7 @@ result, which is small.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,11 @@ class LiveConv:
         self.shape = shape
         self.activation = activation
         self.affine = affine
+
+    @property
+    def made_of(self) -> Hashable:
+        """All that :meth:`prepare` depends on besides the vectors."""
+        return "live", self.affine.made_of
 
     def prepare(self, vectors: Sequence[Tensor]) -> PerChannel:
         """Factor and summand per channel, from the vectors of bias and batch norm.

@@ -7,8 +7,8 @@ was folded and reordered is what a call gives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ class ConvShape:
 
     Attributes:
         input_size: of one whole image ``(1, C, H, W)``. oneDNN may choose the layout of packed
-            weights by it; inputs of other heights are still right.
+            weights by it; inputs of other sizes are still right.
     """
 
     kernel: tuple[int, int]
@@ -78,6 +78,11 @@ class Affine:
     def __init__(self, given: Sequence[bool], epsilon: float | None) -> None:
         self._given = tuple(given)
         self._epsilon = epsilon
+
+    @property
+    def made_of(self) -> Hashable:
+        """All that :meth:`fold` depends on besides the vectors."""
+        return self._given, self._epsilon
 
     def fold(self, vectors: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Factor (``None`` for 1) and summand (``None`` for 0) from the vectors that there are.
@@ -133,6 +138,16 @@ class PackedConv:
         self._post = (activation.name, list(activation.scalars), activation.algorithm)
         after = None if activation.name == "none" else activation.name
         self._after_addition: tuple[Any, ...] = ("add", 1.0, after, [], "")
+
+    @property
+    def made_of(self) -> Hashable:
+        """All that :meth:`prepare` depends on besides weights, but for the size of the input.
+
+        By that oneDNN chooses the layout of strided 1x1 convolutions alone, as measured over the
+        convolutions of MobileNetV2 and ResNet: the other layout costs them 15 microseconds a call.
+        """
+        shape = replace(self.shape, input_size=(1, self.shape.input_size[1], 0, 0))
+        return "packed", shape, self.linear, self.affine.made_of
 
     def prepare(self, weight: Tensor, vectors: Sequence[Tensor]) -> Packed:
         """Weights folded and reordered.

@@ -22,6 +22,7 @@ from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.packed.live_conv import LiveConv
 from torch_getfuse.backend.packed.packed_conv import NotFinite, PackedConv, all_finite
+from torch_getfuse.backend.packed.snapshots import Kept
 from torch_getfuse.backend.packed.steps import Step, as_traced
 from torch_getfuse.backend.packed.strips import Segment, StripPlan, last_reads, run_strips
 from torch_getfuse.backend.packed.weight_store import ConvSlots, ConvStore, Ready
@@ -51,6 +52,8 @@ class FastProgram:
         choices: what runs strip by strip, in order and disjoint.
         threads: how many threads share the strips of a segment.
         live: positions of steps that read their weights where these lie.
+        kept: weights made ready, shared with programs of the same graph for other sizes; left out,
+            it has its own.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class FastProgram:
         choices: Sequence[Choice],
         threads: int,
         live: Collection[int] = (),
+        kept: Kept | None = None,
     ) -> None:
         slots: dict[fx.Node, int] = {}
         self._inputs: list[int] = []
@@ -81,7 +85,7 @@ class FastProgram:
         self._plain = gm.forward
         self._stored: list[ConvSlots] = []
         self._units = self._make_units(gm, steps, choices)
-        self._store = ConvStore(self._stored, guarded=not self._constants)
+        self._store = ConvStore(self._stored, kept or kept_for(gm))
 
     def _make_units(
         self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice]
@@ -194,6 +198,14 @@ class FastProgram:
 
 
 _KEPT = ("placeholder", "get_attr")
+
+
+def kept_for(gm: fx.GraphModule) -> Kept:
+    """A place for the weights of a graph's programs.
+
+    Dynamo guards shapes, layouts and types of inputs, but not of constants.
+    """
+    return Kept(guarded=not any(node.op == "get_attr" for node in gm.graph.nodes))
 
 
 def _release(slots: tuple[int, ...], env: list[Any]) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,36 +53,72 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.is_neg()
 
 
-Made = TypeVar("Made")
+class Maker(Protocol):
+    """Makes something from tensors; several may share what they make.
+
+    Attributes:
+        labels: of the tensors, in order: makers that give a tensor the same label mean the same.
+    """
+
+    labels: Sequence[Hashable]
+
+    def make(self, values: Sequence[Tensor], shared: dict[Hashable, Any]) -> Any:
+        """What tensors make.
+
+        Args:
+            values: copies of the tensors, so that what is made is of one piece with what is
+                compared even where somebody writes to them meanwhile.
+            shared: parts that were made from the same copies, of this maker or of others; takes
+                new ones.
+        """
 
 
-class Kept(Generic[Made]):
-    """What was made from tensors, one for each of a few sets of them; safe for several threads.
+class Kept:
+    """What was made from tensors, for each of a few sets of them; safe for several threads.
+
+    All makers see one copy of each tensor. Once it is found to be another tensor's, every part
+    that was made of the set goes.
 
     Args:
-        make: makes it from copies of the tensors, so that it is of one piece with what is compared
-            even where somebody writes to them meanwhile.
         guarded: whether the caller sees to it that shapes, layouts and types never change.
     """
 
-    def __init__(self, make: Callable[[Sequence[Tensor]], Made], guarded: bool) -> None:
-        self._make = make
+    def __init__(self, guarded: bool) -> None:
         self._guarded = guarded
-        self._entries: tuple[tuple[weakref.ref[Tensor], list[Snapshot], Made], ...] = ()
+        self._sets: tuple[_Set, ...] = ()
+        self._lock = threading.Lock()
 
-    def get(self, key: Tensor, contents: Sequence[Tensor]) -> Made:
-        """What ``contents`` make; the object ``key`` only tells where to look for it."""
-        for ref, snapshots, made in self._entries:
-            if ref() is key and self._hold(snapshots, contents):
-                return made
-        snapshots = [Snapshot(tensor) for tensor in contents]
-        made = self._make([snapshot.value for snapshot in snapshots])
-        others = [
-            entry
-            for entry in self._entries
-            if (other := entry[0]()) is not None and other is not key
-        ]
-        self._entries = ((weakref.ref(key), snapshots, made), *others[: _KEPT - 1])
+    def get(self, maker: Maker, key: Tensor, contents: Sequence[Tensor]) -> Any:
+        """What a maker makes of ``contents``; the object ``key`` only tells where to look."""
+        for found in self._sets:
+            if found.key() is key:
+                known = found.made.get(maker)
+                if known is not None and self._hold(known[0], contents):
+                    return known[1]
+        with self._lock:
+            return self._make(maker, key, contents)
+
+    def _make(self, maker: Maker, key: Tensor, contents: Sequence[Tensor]) -> Any:
+        others = [each for each in self._sets if each.key() is not None]
+        found = next((each for each in others if each.key() is key), None)
+        if found is not None:
+            others.remove(found)
+            copied = [
+                (found.snapshots[label], tensor)
+                for label, tensor in zip(maker.labels, contents, strict=True)
+                if label in found.snapshots
+            ]
+            if not all(self._hold([snapshot], [tensor]) for snapshot, tensor in copied):
+                found = None
+        if found is None:
+            found = _Set(key)
+        for label, tensor in zip(maker.labels, contents, strict=True):
+            if label not in found.snapshots:
+                found.snapshots[label] = Snapshot(tensor)
+        snapshots = [found.snapshots[label] for label in maker.labels]
+        made = maker.make([snapshot.value for snapshot in snapshots], found.shared)
+        found.made[maker] = snapshots, made
+        self._sets = (found, *others[: _KEPT - 1])
         return made
 
     def _hold(self, snapshots: Sequence[Snapshot], contents: Sequence[Tensor]) -> bool:
@@ -95,3 +132,16 @@ class Kept(Generic[Made]):
             if held.nbytes != size or _differ(held.data_ptr(), snapshot.address, size):
                 return False
         return True
+
+
+class _Set:
+    """Copies of one set of tensors by label, parts made of them, and what each maker made."""
+
+    def __init__(self, key: Tensor) -> None:
+        self.key = weakref.ref(key)
+        self.snapshots: dict[Hashable, Snapshot] = {}
+        self.shared: dict[Hashable, Any] = {}
+        # Of makers that are still used.
+        self.made: weakref.WeakKeyDictionary[Maker, tuple[list[Snapshot], Any]] = (
+            weakref.WeakKeyDictionary()
+        )

@@ -2,12 +2,13 @@
 
 What was made is used only where every byte that it was made from is what the call gives. So it is
 right after an optimizer step, a ``load_state_dict``, a write through ``.data``, a NumPy array or
-shared memory, and for another instance of the class.
+shared memory, and for another instance of the class. Programs of one graph for several sizes share
+copies and packed weights, which do not depend on the size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,16 +39,16 @@ class ConvSlots:
     vectors: tuple[int, ...]
     channels: int
 
-    def prepare(self, weights: Iterator[Tensor], vectors: Iterator[Tensor]) -> Any:
-        """What the convolution needs, from the next weight, if it keeps any of it, and vectors."""
-        own = [next(vectors) for _ in self.vectors]
+    def prepare(self, weight: Tensor | None, vectors: Sequence[Tensor]) -> Any:
+        """What the convolution needs, from its weight, if it keeps any of that, and vectors."""
         if isinstance(self.conv, LiveConv):
-            return self.conv.prepare(own)
-        return self.conv.prepare(next(weights), own)
+            return self.conv.prepare(vectors)
+        assert weight is not None
+        return self.conv.prepare(weight, vectors)
 
     def anew(self, env: Sequence[Any]) -> Any:
         """The same from the values of a call: for weights that the graph computes."""
-        return self.prepare(iter([env[self.weight]]), (env[slot] for slot in self.vectors))
+        return self.prepare(env[self.weight], [env[slot] for slot in self.vectors])
 
 
 class ConvStore:
@@ -55,16 +56,20 @@ class ConvStore:
 
     Args:
         convs: in the order of :meth:`ready`.
-        guarded: whether shapes, layouts and types of the weights are guarded from call to call,
-            as Dynamo guards those of inputs.
+        kept: where they are kept, with those of other programs of the graph.
     """
 
-    def __init__(self, convs: Sequence[ConvSlots], guarded: bool) -> None:
+    def __init__(self, convs: Sequence[ConvSlots], kept: Kept) -> None:
         self._convs = tuple(convs)
-        self._vectors = [slot for conv in convs for slot in conv.vectors]
+        self._vectors = tuple(slot for conv in convs for slot in conv.vectors)
         self._sizes = [conv.channels for conv in convs for _ in conv.vectors]
-        self._weights = [conv.weight for conv in convs if isinstance(conv.conv, PackedConv)]
-        self._kept = Kept(self._make, guarded)
+        packed = [conv.weight for conv in convs if isinstance(conv.conv, PackedConv)]
+        self._weights = tuple(dict.fromkeys(packed))
+        self.labels: Sequence[Hashable] = (
+            *self._weights,
+            *([self._vectors] if self._vectors else []),
+        )
+        self._kept = kept
 
     def ready(self, env: Sequence[Any]) -> tuple[Any, ...]:
         """What each convolution needs for this call, made now or before.
@@ -80,15 +85,29 @@ class ConvStore:
         contents = [env[slot] for slot in self._weights]
         if self._vectors:  # in one tensor, which costs less to compare
             contents.append(torch.cat([env[slot] for slot in self._vectors]))
-        made = self._kept.get(env[self._convs[0].weight], contents)
+        made: tuple[Any, ...] | None = self._kept.get(self, env[self._convs[0].weight], contents)
         if made is None:
             raise NotFinite
         return made
 
-    def _make(self, contents: Sequence[Tensor]) -> tuple[Any, ...] | None:
-        weights = iter(contents)
-        vectors = iter(contents[-1].split(self._sizes) if self._vectors else ())
-        try:
-            return tuple(conv.prepare(weights, vectors) for conv in self._convs)
-        except NotFinite:
-            return None
+    def make(self, values: Sequence[Tensor], shared: dict[Hashable, Any]) -> tuple[Any, ...] | None:
+        """What :meth:`ready` gives; ``None`` where weights hold infinities or NaN.
+
+        Args:
+            values: the weights that are packed, and all vectors in one tensor.
+            shared: convolutions that are ready, of programs for other sizes too.
+        """
+        weights = dict(zip(self._weights, values, strict=False))
+        vectors = iter(values[-1].split(self._sizes) if self._vectors else ())
+        made = []
+        for conv in self._convs:
+            own = [next(vectors) for _ in conv.vectors]
+            # The vectors are those of one copy: another program may have them in another one.
+            name = (conv.conv.made_of, conv.weight, conv.vectors, self._vectors)
+            if name not in shared:
+                try:
+                    shared[name] = conv.prepare(weights.get(conv.weight), own)
+                except NotFinite:
+                    return None
+            made.append(shared[name])
+        return tuple(made)

@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
 
 from torch_getfuse.backend.fx_nodes.effects import attribute
+from torch_getfuse.backend.fx_nodes.fake_run import FakeRun
 from torch_getfuse.backend.fx_nodes.values import is_plain, size_hint, traced_value
 from torch_getfuse.backend.torch_private import (
     ConstantSource,
@@ -253,7 +254,7 @@ class OwnSizes:
     def _run(self, child: fx.GraphModule, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         # Without the dispatcher some operators take no symbolic sizes (padding).
         with self._mode, enable_python_dispatcher(), preserve_rng_state():
-            trace = _Trace(child, self._mode)
+            trace = FakeRun(child, self._mode)
             trace.run(*inputs)
         return trace.values
 
@@ -269,24 +270,3 @@ class OwnSizes:
             assumed = expr.xreplace(self._back)
             if self._around.evaluate_expr(assumed, size_oblivious=oblivious) != sympy.true:
                 raise CaptureError(f"a group was compiled for sizes with {assumed}, which is wrong")
-
-
-class _Trace(fx.Interpreter):
-    """Runs a graph on fake inputs; ``values`` are those of its nodes."""
-
-    def __init__(self, child: fx.GraphModule, mode: FakeTensorMode) -> None:
-        super().__init__(child)
-        self.values: dict[fx.Node, Any] = {}
-        self._mode = mode
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op != "output":
-            self.values[n] = value
-        return value
-
-    def get_attr(self, *args: Any) -> Any:
-        value = super().get_attr(*args)
-        if isinstance(value, torch.Tensor):
-            return self._mode.from_tensor(value, static_shapes=True)
-        return value
