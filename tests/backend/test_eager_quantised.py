@@ -99,6 +99,21 @@ def test_reports_and_plans_take_it_and_the_rest_says_why_not() -> None:
             call(net, (x[:1],), plan)
 
 
+def test_a_model_that_is_not_converted_yet_is_a_float_one() -> None:
+    net, x = Net().eval(), torch.randn(1, 3, 16, 16)
+    assert not is_eager_quantised(net)
+    plan = torch_getfuse.plan(net, (x,), buffer="4KB")
+    with torch.no_grad():
+        assert torch.equal(torch_getfuse.split(net, (x,), plan)(x), net(x))
+
+
+def test_dropout_of_a_model_in_eval_mode_does_nothing() -> None:
+    net, x = quantised()
+    net.gate = nn.Sequential(net.gate, torch.ao.nn.quantized.Dropout(0.5).eval())
+    captured = capture_model(net, (x[:1],))
+    assert not [op for op in captured.graph if op.kind == "dropout"]
+
+
 def test_a_module_without_a_reference_is_named() -> None:
     net, x = quantised()
     net.gate = torch.ao.nn.quantized.LeakyReLU(1.0, 0)

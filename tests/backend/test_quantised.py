@@ -229,6 +229,31 @@ class _WrittenLater(nn.Module):
         return y + ops.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_scales_chosen_from_another_tensor_wait_for_it(own: bool) -> None:
+    space = torch.ops.quantized_decomposed
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            z = y if own else self.c(x)
+            scale, zero = space.choose_qparams.tensor(y, -128, 127, 1e-5, torch.int8)
+            how = (scale, zero, -128, 127, torch.int8)
+            q = space.quantize_per_tensor.tensor(z, *how)
+            return self.b(space.dequantize_per_tensor.tensor(q, *how))
+
+    graph = capture_model(Net().eval(), (torch.randn(1, 3, 8, 8),)).graph
+    reads = {op.kind: [read.tensor for read in op.reads] for op in graph}
+    assert [op.module for op in graph if op.kind == "conv2d"] == (
+        ["a", "b"] if own else ["a", "c", "b"]
+    )
+    assert reads.get("quantize") == (None if own else ["c", "a"])
+
+
 @pytest.mark.parametrize(("scale", "width"), [(0.1, 1), (0.2, 4)])
 def test_two_quantizations_are_one_tensor_only_if_they_are_alike(scale: float, width: int) -> None:
     space = torch.ops.quantized_decomposed

@@ -20,6 +20,8 @@ from torch import nn
 from torch_getfuse.errors import CaptureError
 
 _PREFIXES = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
+_FLOATS = ("FloatFunctional", "FXFloatFunctional")
+"""Modules of theirs that compute in floats, until they are converted."""
 
 
 def is_eager_quantised(model: object) -> bool:
@@ -63,13 +65,15 @@ def reference_of(model: nn.Module) -> nn.Module:
             )
         if not name:
             return made
+        made.train(module.training)
         parent, _, leaf = name.rpartition(".")
         setattr(found.get_submodule(parent), leaf, made)
     return found
 
 
 def _is_quantized(module: nn.Module) -> bool:
-    return type(module).__module__.startswith(_PREFIXES)
+    kind = type(module)
+    return kind.__module__.startswith(_PREFIXES) and kind.__name__ not in _FLOATS
 
 
 class _Quantized(nn.Module):

@@ -42,6 +42,7 @@ from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
     Operand,
+    Reading,
     Spec,
     Stored,
     TensorInfo,
@@ -272,6 +273,12 @@ class GraphBuilder:
             return
         if isinstance(result, Alias) and not in_place and targets:
             result = whole(call, call.name)  # torch.positive(x, out=y) copies
+        if others := self._chosen_from(call):
+            # Scales that were chosen from the values of another tensor: it is waited for.
+            kind = quantisation_of(call.name)
+            kept = pointwise(call) if isinstance(result, Alias) else result
+            name = kept.kind if kind is None else kind.value
+            result = replace(kept, kind=name, reads=(*kept.reads, *others), in_place=False)
         if isinstance(result, Spec) and targets:
             result = replace(result, stored_as=None)  # it is stored as what it is written to
         if isinstance(result, Alias):
@@ -334,6 +341,34 @@ class GraphBuilder:
         if chosen and kind is Quantisation.QUANTIZE and not by_rows(call.name, call.args):
             return Alias(operand, (lambda layout: Layout.opaque(layout.shape),))
         return Alias(operand, (lambda layout: layout,))
+
+    def _chosen_from(self, call: Call) -> list[Reading]:
+        """The tensors from whose values scales of a call were chosen, and which it does not read,
+        nor anything that led to what it reads.
+        """
+        chosen = {
+            part
+            for operand in call.operands
+            if operand.weight
+            for part in operand.value.parts
+            if quantisation(part) is Quantisation.CHOOSE
+        }
+        if not chosen:
+            return []
+        behind = {operand.value.base for operand in call.activations}
+        for draft in reversed(self.drafts):
+            if draft.writes in behind:
+                behind.update(reading.operand.value.base for reading in draft.spec.reads)
+        found = []
+        for choice in sorted(chosen, key=lambda node: node.name):
+            source = choice.args[0]
+            assert isinstance(source, fx.Node)
+            operand = self._operand(source, self.values[source], traced_value(source))
+            assert isinstance(operand, Operand)
+            if not operand.weight and operand.value.base not in behind:
+                behind.add(operand.value.base)
+                found.append(Reading(operand, None))
+        return found
 
     def _give(self, node: fx.Node, parts: Sequence[Value | None]) -> None:
         """``parts`` are the tensors that a node gives, and others that it only writes."""
