@@ -261,7 +261,8 @@ class Options:
 def _names(given: object, where: str) -> tuple[str, ...]:
     """Names as a tuple; raises :class:`OptionError` for what is no list of them."""
     if isinstance(given, str) or not isinstance(given, Sequence):
-        raise OptionError(f"{where}{given!r} is not a list of names; give [{given!r}]")
+        hint = f"; give [{given!r}]" if isinstance(given, str) else ""
+        raise OptionError(f"{where}{given!r} is not a list of names{hint}")
     for name in given:
         if not isinstance(name, str) or not name:
             raise OptionError(f"{where}{given!r} holds {name!r}, which is no name")

@@ -50,7 +50,10 @@ def group_names(groups: GroupsLike, graph: OpGraph) -> list[list[str]]:
         PlanError: for a plan of another graph, or a file that cannot be read.
     """
     if isinstance(groups, (str, Path)):
-        form = read_json(groups)
+        try:
+            form = read_json(groups)
+        except PlanError as error:
+            raise PlanError(f"groups {str(groups)!r}: {error}") from error
         if isinstance(form, dict) and "schema_version" in form:
             return group_names(PartitionPlan.from_dict(form), graph)
         if isinstance(form, dict) and "groups" in form:
@@ -66,7 +69,10 @@ def group_names(groups: GroupsLike, graph: OpGraph) -> list[list[str]]:
 
 def _lists(groups: object, where: str) -> list[list[str]]:
     if not isinstance(groups, Sequence) or isinstance(groups, str) or not groups:
-        raise OptionError(f"{where} is no list of lists of operator names: [['a', 'b'], ['c']]")
+        raise OptionError(
+            f"{where}: {str(groups)[:80]!r} is no list of lists of operator names; give one such as "
+            "[['a', 'b'], ['c']]"
+        )
     for k, group in enumerate(groups):
         if isinstance(group, str) or not isinstance(group, Sequence) or not group:
             raise OptionError(f"{where}: entry {k} is {group!r}, not a list of operator names")
@@ -131,7 +137,7 @@ class _Referee:
         graph, found = self.graph, []
         for j, other in enumerate(self.masks[:k]):
             if twice := self._names(mask & other):
-                found.append(f"{some_of(twice, _NAMED)} stand in group {j} as well")
+                found.append(f"also in group {j}: {some_of(twice, _NAMED)}")
         pieces = components(mask, self.near)
         if len(pieces) > 1:
             first, second = (graph.ops[(p & -p).bit_length() - 1].name for p in pieces[:2])

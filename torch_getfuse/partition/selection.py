@@ -15,6 +15,8 @@ def selected(graph: OpGraph, name: str) -> int:
     0 where there is neither. A module that is called several times makes several operators, of
     which the first has its name: that means the first alone.
     """
+    if not name:
+        return 0
     if name in graph.index:
         return 1 << graph.index[name]
     return mask_of(i for i, op in enumerate(graph.ops) if f"{op.module}.".startswith(f"{name}."))
