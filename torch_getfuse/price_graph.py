@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import OptionError, some_of
+from torch_getfuse.errors import OptionError, PlanError, some_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import read_json
 from torch_getfuse.options import Options
@@ -70,8 +70,8 @@ def group_names(groups: GroupsLike, graph: OpGraph) -> list[list[str]]:
 def _lists(groups: object, where: str) -> list[list[str]]:
     if not isinstance(groups, Sequence) or isinstance(groups, str) or not groups:
         raise OptionError(
-            f"{where}: {str(groups)[:80]!r} is no list of lists of operator names; give one such as "
-            "[['a', 'b'], ['c']]"
+            f"{where}: {str(groups)[:80]!r} is no list of lists of operator names; give one such "
+            "as [['a', 'b'], ['c']]"
         )
     for k, group in enumerate(groups):
         if isinstance(group, str) or not isinstance(group, Sequence) or not group:

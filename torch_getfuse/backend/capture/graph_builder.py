@@ -331,7 +331,8 @@ class GraphBuilder:
             marked = {node: NOTHING}
             return tuple(Weight.of(node, info, marked, k) for k, info in enumerate(call.outputs))
         operand, *scales = call.operands
-        if node in self._unfolded or operand.weight:
+        computed = any(not scale.weight for scale in scales)  # by operators of the network
+        if node in self._unfolded or operand.weight or computed:
             return replace(pointwise(call), kind=kind.value, in_place=False)
         parts: dict[fx.Node, Stored] = {}
         for scale in scales:
