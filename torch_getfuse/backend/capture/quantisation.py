@@ -113,13 +113,14 @@ def settle_quantisation(
     Returns:
         Base -> bits of an element; bases that are not stored quantised are left out.
     """
+    operators = {call for draft in drafts for call, _ in draft.calls}
     seen: dict[int, list[_Integers | None]] = {}
     for draft in drafts:
         for _, operands in draft.calls:
             for node, feature in operands:
                 chain = list(_shown(node, feature.base, values))
                 seen.setdefault(feature.base, []).append(_integers(chain))
-                _take_over(draft, chain)
+                _take_over(draft, [n for n in chain if n not in operators])
     for node in returned:
         value = values.get(node)
         if isinstance(value, Feature):
