@@ -68,10 +68,12 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
         if not all(held) and any(site.source(k).rows > 1 for k in reads if not held[k]):
             raise NoRowKernel(f"{op.name} ({op.kind}) needs all of one input for a row of another")
         return WholeKernel(site)
+    itself = {view.tensor for _, view in calls[0].operands if is_base(capture, view)}
     for k in reads:
         window = op.reads[k].window
+        # Views that join or cut rows have such windows too, and are put through as they are.
         taps = window.kernel[0] > 1 or window.kind is WindowKind.TRANSPOSED
-        if not held[k] and site.source(k).rows > 1 and taps:
+        if not held[k] and site.source(k).rows > 1 and taps and op.reads[k].tensor in itself:
             raise NoRowKernel(
                 f"{op.name} ({op.kind}) has a {window} window, and no kernel that slides"
             )
