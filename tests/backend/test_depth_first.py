@@ -31,21 +31,39 @@ from torch_getfuse.partition.plan import PartitionPlan
 SAMPLES = {**{rule.kind: rule.sample for rule in RULES}, **EXTRA_SAMPLES}
 
 # What cannot run by rows, and for all else must: sample -> part of the reason, by batch.
+_HELD = "needs all of one input"
+_STATE = "carries a state from row to row"
+_SEVERAL = "gives several tensors"
+_SHARES = "results share memory"
 ALWAYS = {
     "std_mean": "no rule that takes them",
-    "max_pool2d, both": "gives several tensors",
     "causal attention": "is causal",
+    **dict.fromkeys(("unfold", "unfold of columns", "unfold of both"), _SHARES),
+    **dict.fromkeys(("im2col", "im2col, col2im"), "gives its rows in another shape"),
+    "col2im": "has 42 rows, the output 12",
+    "index beside a slice": "has 6 rows, the output 5",
+    **dict.fromkeys(
+        ("grid_sample", "index by a map", "gather of rows", "scatter over rows"), _HELD
+    ),
+    "index_put, added": _HELD,
+    **dict.fromkeys(("lstm", "gru", "rnn", "lstm, two ways", "lstm, projected"), _STATE),
+    **dict.fromkeys(("lstm of a signal", "lstm of a signal, two ways"), _STATE),
+    "gru of a signal, last state": _STATE,
+    **dict.fromkeys(("max_pool2d, both", "topk, both", "topk of columns, both"), _SEVERAL),
+    **dict.fromkeys(("lstm_cell", "gru, steps and state"), _SEVERAL),
+    **dict.fromkeys(("gru_cell", "rnn_cell"), "a weight is computed from"),
 }
+"""Samples that do not run by rows, and what the ledger says of it."""
 BATCHED = {
-    "stack": "batch on the first axis",
-    "samples behind tokens": "batch on the first axis",
-    "attention": "batch on the first axis",
-    "mean of all": "batch on the first axis",
-    "variance of all": "batch on the first axis",
+    **dict.fromkeys(("stack", "samples behind tokens", "attention"), "batch on the first axis"),
+    **dict.fromkeys(("mean of all", "variance of all"), "batch on the first axis"),
+    **dict.fromkeys(("index, apart", "lstm, last state"), "batch on the first axis"),
+    "gru, last state": "batch on the first axis",
     "product": "multiplies whole tensors",
-    "topk": "may mix the samples",
-    "roll": "may mix the samples",
+    "tile": "runs along the batch",
+    "index_put": "gives values that differ",
 }
+"""The same of samples that do so for one image, and not for several."""
 
 
 def plan_of(model: nn.Module, x: Sequence[torch.Tensor], **options: object) -> PartitionPlan:
