@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,15 @@ def outputs() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_example(path: Path, outputs: dict[str, str]) -> None:
+def test_example(path: Path, outputs: dict[str, str], tmp_path: Path) -> None:
     run = subprocess.run(
-        [sys.executable, path], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, path],
+        cwd=ROOT,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},  # a plan of the cache is a claim
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     for text in EXPECTED[path.name]:
