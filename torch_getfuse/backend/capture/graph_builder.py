@@ -419,8 +419,9 @@ class GraphBuilder:
     # -- operators --------------------------------------------------------------------------
 
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
-        joint = len(call.outputs) > 1 and spec.stored_as is None
-        info, bits = self._joint(call.outputs) if joint else (call.outputs[0], None)
+        several = len(call.outputs) > 1
+        joint = several and spec.stored_as is None
+        info, bits = self._joint(call.outputs) if several else (call.outputs[0], None)
         if spec.stored_as is not None:
             info = TensorInfo(spec.stored_as.shape, info.dtype)
         base = self.bases.add(info, self.bases.batch_of(spec, info), len(self.drafts), bits)
