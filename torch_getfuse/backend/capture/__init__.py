@@ -9,5 +9,5 @@ nothing). Then ``graph_inputs.py`` (maps, weights, the batch), ``graph_builder.p
 ``bases.py`` (where the batch of a tensor is), ``streams.py`` (where its rows are, and the windows
 that follow from it), ``op_order.py`` (order that no tensor gives), ``quantisation.py`` (quantize
 and dequantize folded), ``operators.py`` (batch norms folded, names), ``mode_notes.py`` (notes on
-the traced mode).
+the traced mode). ``renaming.py`` gives one capture the names of another.
 """

@@ -84,6 +84,10 @@ class Bases:
             for atom in reversed(atoms):
                 holds = atom.stride <= inner and inner * self.batch <= atom.stride * atom.size
                 if atom.axis == axis and holds and atom.start == 0:
+                    # One sample outside of these positions: an axis of one before them is its own.
+                    outside = inner == atom.stride * atom.size and atom is atoms[0]
+                    if outside and place and not feature.layout.axes[place - 1]:
+                        return place - 1, 1
                     return place, inside * (inner // atom.stride)
                 inside *= atom.size
         return None
