@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -46,6 +47,17 @@ class Bases:
         tensor = replace(Tensor.of("", shape), bits=bits)
         self._bases.append(Base(info, batch, tensor, op))
         return len(self._bases) - 1
+
+    def joint(self, infos: Sequence[TensorInfo]) -> tuple[TensorInfo, int]:
+        """Several tensors that one call makes are one tensor of all their elements, whose width is
+        their mean: of values and their indices (``topk``), the bytes of both.
+        """
+        sizes = [math.prod(info.shape) for info in infos]
+        total = sum(sizes)
+        whole = -(-total // self.batch) * self.batch
+        bits = sum(8 * i.dtype.itemsize * n for i, n in zip(infos, sizes, strict=True))
+        mean = -(-bits // total) if total else 8 * infos[0].dtype.itemsize
+        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype), mean
 
     def per_sample(self, base: int, count: int | None) -> int | None:
         """A count of what all samples need to make a tensor, for one of them.
