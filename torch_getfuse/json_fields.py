@@ -16,18 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.errors import GraphError, PlanError
+from torch_getfuse.errors import GraphError, PlanError, shown
+from torch_getfuse.limits import MOST, MOST_POSITIONS, MOST_WIDTH
 from torch_getfuse.widths import Width, as_width
 
-MOST = 2**60
-"""Largest count of bytes, elements or plans in a file."""
-MOST_POSITIONS = 2**31
-"""Largest size of an axis, and of a kernel, stride, dilation or padding."""
-MOST_WIDTH = 2**10
-"""Bytes of the widest element."""
 _LARGEST_FILE = 64 * 2**20
 """Bytes of the largest plan file that is read."""
-_SHOWN = 60
 
 
 def escaped(text: str) -> str:
@@ -162,16 +156,6 @@ def as_text(value: object, where: str) -> str:
 
 def _wrong(where: str, value: object, wanted: str) -> GraphError:
     return GraphError(f"{where} is {shown(value)}, not {wanted}")
-
-
-def shown(value: object) -> str:
-    """A value for messages, in few printable characters, however long it is."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST**2:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, (dict, list)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def read_regular(path: str | Path, most: int) -> bytes:

@@ -14,9 +14,10 @@ from typing import Any
 
 from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import GraphError, OptionError, PlanError
+from torch_getfuse.errors import GraphError, OptionError, PlanError, shown
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import Fields, as_list, as_text, read_json
+from torch_getfuse.limits import MOST, MOST_POSITIONS
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
@@ -218,6 +219,7 @@ class PartitionPlan:
             return replace(self, cost_model=make).verify(prove, time_limit)
         self._verify_groups()
         self._verify_bound()
+        self._verify_sizes()
         return self._proved(time_limit) if prove else self
 
     def _verify_groups(self) -> None:
@@ -334,6 +336,15 @@ class PartitionPlan:
                     f"stage {stage.method!r} reached {stage.dram_bytes} B, less than the lower "
                     f"bound of {bound} B"
                 )
+
+    def _verify_sizes(self) -> None:
+        """No figure is larger than a file may state: the widths of options may give such."""
+        most = max([self.dram_bytes, *(stage.dram_bytes or 0 for stage in self.stages)])
+        if most > MOST:
+            raise PlanError(
+                f"a DRAM access of {shown(most)} B is above {MOST} B, the most that a plan can "
+                "state; give a smaller activation_bytes=, weight_bytes= or align_channels="
+            )
 
     def _proved(self, time_limit: float) -> PartitionPlan:
         """The plan with its bound proved here."""
@@ -463,7 +474,9 @@ class PartitionPlan:
                 "it states neither one width of all weights (weight_bytes) nor the bytes of each "
                 "operator's"
             )
-        align = fields.integer("align_channels", 1) if "align_channels" in fields else 1
+        align = 1
+        if "align_channels" in fields:
+            align = fields.integer("align_channels", 1, MOST_POSITIONS)
         graph = replace(
             graph, activation_bytes=fields.width("activation_bytes"), align_channels=align
         )
@@ -487,7 +500,9 @@ class PartitionPlan:
             ),
             residency="residency" not in fields or fields.flag("residency"),
             slice_channels=(
-                fields.integer("slice_channels", 1) if "slice_channels" in fields else 16
+                fields.integer("slice_channels", 1, MOST_POSITIONS)
+                if "slice_channels" in fields
+                else 16
             ),
             keep=fields.texts("keep") if "keep" in fields else (),
             split_before=fields.texts("split_before") if "split_before" in fields else (),
@@ -541,7 +556,7 @@ class PartitionPlan:
         """Write the plan as JSON, whole or not at all.
 
         Raises:
-            OSError: where the file cannot be written; one that was there before stays.
+            FileError: where the file cannot be written; one that was there before stays.
         """
         replace_text(path, self.to_json())
 

@@ -192,6 +192,7 @@ class Appraisal:
 
         Raises:
             OptionError: for another suffix.
+            FileError: if the file cannot be written.
         """
         forms = {".txt": lambda: f"{self}\n", ".md": self.to_markdown, ".json": self.to_json}
         replace_text(path, forms[self.check_suffix(path)]())
