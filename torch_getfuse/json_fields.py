@@ -21,7 +21,7 @@ from torch_getfuse.limits import MOST, MOST_POSITIONS, MOST_WIDTH
 from torch_getfuse.widths import Width, as_width
 
 _LARGEST_FILE = 64 * 2**20
-"""Bytes of the largest plan file that is read."""
+"""Bytes of the largest file that is read."""
 
 
 def escaped(text: str) -> str:
@@ -185,17 +185,17 @@ def read_json(path: str | Path) -> Any:
         reason = getattr(error, "strerror", None) or str(error)
         raise PlanError(f"it cannot be read: {reason}; check the path") from error
     if len(data) > _LARGEST_FILE:
-        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that a plan file may have")
+        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that is read")
     try:
         return json.loads(
             data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
         )
     except json.JSONDecodeError as error:
         raise PlanError(
-            f"it is damaged or truncated: {error.msg} at line {error.lineno}; save the plan again"
+            f"it is damaged or truncated: {error.msg} at line {error.lineno}; write it again"
         ) from error
     except UnicodeDecodeError as error:
-        raise PlanError("it is not a text file; a plan is JSON in UTF-8") from error
+        raise PlanError("it is not a text file; it must be JSON in UTF-8") from error
     except RecursionError as error:
         raise PlanError("it is damaged: its objects are nested too deep") from error
     except ValueError as error:
