@@ -76,16 +76,17 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
     With inputs (or an ExportedProgram), plans without running. Without inputs, reports what
     ``torch.compile(model, backend="getfuse")`` has compiled and run so far: ``model`` may be the
     compiled wrapper or the module itself; an empty report says that nothing was compiled yet.
-    A ``PartitionPlan`` gives its own report.
+    A ``PartitionPlan`` is verified and gives its own report.
 
     Raises:
         OptionError: for an unknown option or value.
+        PlanError: for a plan that is not legal, or states wrong figures.
         CaptureError: if the model cannot be traced as one graph.
         Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far and its ``report``
             that plan's, or both are ``None``.
     """
     if isinstance(model, PartitionPlan):
-        return Report([Section(model)])
+        return Report([Section(model.verify())])
     if args or isinstance(model, torch.export.ExportedProgram):
         with interrupts():
             chosen = _options(options, model)

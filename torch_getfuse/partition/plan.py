@@ -226,6 +226,12 @@ class PartitionPlan:
         graph = self.graph
         masks = self.masks()
         scheme = self.make_scheme()
+        if self.granularity != scheme.granularity:
+            raise PlanError(
+                f"the plan states granularity {self.granularity!r}; plans of scheme "
+                f"{self.scheme!r} have {scheme.granularity!r}"
+            )
+        self._verify_order_within(masks)
         if isinstance(scheme, Cascade):
             self._verify_steps(masks, scheme)
             return
@@ -295,6 +301,21 @@ class PartitionPlan:
         for name in self.unfusable:
             if name not in self.graph.index:
                 raise PlanError(f"unfusable operator {name!r} is not in the plan's graph")
+
+    def _verify_order_within(self, masks: list[int]) -> None:
+        """The operators of each group stand in an order in which they can run."""
+        graph = self.graph
+        for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
+            done = 0
+            for name in group.ops:
+                i = graph.index[name]
+                if late := graph.predecessors[i] & mask & ~done:
+                    raise PlanError(
+                        f"{'step' if group.way else 'fusion group'} {k} names {name!r} before "
+                        f"{graph.ops[late.bit_length() - 1].name!r}, which must run before it; "
+                        "operators stand in the order in which they run"
+                    )
+                done |= 1 << i
 
     def _verify_order(self, masks: list[int]) -> None:
         """The groups stand in an order in which they can run.
@@ -483,6 +504,9 @@ class PartitionPlan:
         proof = fields.value("proof")
         if not (proof is None or isinstance(proof, str)) or proof not in _PROOFS:
             raise PlanError(f"the plan file is damaged: unknown proof {ascii(proof)[:60]}")
+        groups = tuple(map(FusionGroup.read, fields.objects("groups")))
+        # What only steps have: the bound and their prices follow from it, so they must state it.
+        steps = any(group.way for group in groups)
         plan = cls(
             graph=graph,
             scheme=fields.text("scheme"),
@@ -490,18 +514,20 @@ class PartitionPlan:
             buffer_bytes=fields.integer("buffer_bytes", 1),
             activation_bytes=graph.activation_width,
             weight_bytes=width,
-            groups=tuple(map(FusionGroup.read, fields.objects("groups"))),
+            groups=groups,
             unfusable=fields.texts("unfusable"),
             resident=tuple(
                 Resident(
                     resident.text("tensor"), resident.integer("first"), resident.integer("last")
                 )
-                for resident in (fields.objects("resident") if "resident" in fields else ())
+                for resident in (
+                    fields.objects("resident") if steps or "resident" in fields else ()
+                )
             ),
-            residency="residency" not in fields or fields.flag("residency"),
+            residency=fields.flag("residency") if steps or "residency" in fields else True,
             slice_channels=(
                 fields.integer("slice_channels", 1, MOST_POSITIONS)
-                if "slice_channels" in fields
+                if steps or "slice_channels" in fields
                 else 16
             ),
             keep=fields.texts("keep") if "keep" in fields else (),
@@ -537,7 +563,9 @@ class PartitionPlan:
         return plan._in_order() if version == 1 else plan
 
     def _in_order(self) -> PartitionPlan:
-        """The plan with its groups in an order in which they can run, where they have one."""
+        """The plan with its groups, and the operators of each, in an order in which they can run,
+        where they have one.
+        """
         names = [name for group in self.groups for name in group.ops] + list(self.unfusable)
         if sorted(names) != sorted(self.graph.index):
             return self  # verify() says what is wrong
@@ -546,7 +574,12 @@ class PartitionPlan:
         order = topological_order([*masks, *alone], self.graph)
         if order is None:
             return self
-        return replace(self, groups=tuple(self.groups[k] for k in order if k < len(masks)))
+        groups = (
+            replace(self.groups[k], ops=tuple(self.graph.ops[i].name for i in bits(masks[k])))
+            for k in order
+            if k < len(masks)
+        )
+        return replace(self, groups=tuple(groups))
 
     def to_json(self) -> str:
         """:meth:`to_dict` as the text of a plan file."""
