@@ -342,5 +342,8 @@ def accelerator(name: str) -> Accelerator:
     """The preset of a name; raises :class:`OptionError` with the nearest one."""
     if name in ACCELERATORS:
         return ACCELERATORS[name]
-    hint = nearest(str(name), ACCELERATORS) or f"; known: {', '.join(ACCELERATORS)}"
-    raise OptionError(f"accelerator={name!r} is not known{hint}")
+    hint = nearest(str(name), ACCELERATORS)
+    raise OptionError(
+        f"accelerator={shown(name)} is not known{hint}; torch-getfuse accelerators lists the "
+        "presets"
+    )

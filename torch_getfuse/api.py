@@ -163,7 +163,8 @@ def price(
     """A plan from outside, priced: what is wrong with it, what it moves, how far from the best.
 
     Args:
-        model, args: as for :func:`plan`.
+        model: as for :func:`plan`.
+        args: as for :func:`plan`.
         groups: lists of operators as reports show them, or of module paths, which select every
             operator below them; under cascade the steps in the order in which they run, unfusable
             operators among them. A plan, a plan file, or a JSON file of such lists as well. A plan

@@ -81,8 +81,9 @@ class Options:
         align_channels: channels of stored feature maps are padded to a multiple of this, as on
             Ethos-U to 16; ``None`` for the accelerator's, or 1.
         accelerator: a preset of buffer, element widths and alignment, where these are not given:
-            its name, ``"chips.toml:name"`` for one of a TOML file (``"chips.toml"`` for its only
-            one), or an ``Accelerator``; an ``Accelerator`` on the finished object.
+            its name (``torch-getfuse accelerators`` lists them), ``"chips.toml:name"`` for one of a
+            TOML file (``"chips.toml"`` for its only one), or an ``Accelerator``; an
+            ``Accelerator`` on the finished object.
         keep: tensors that must stay on chip from their producer to their last reader, by name or by
             the operator or module that makes them: under cascade resident, else in one group.
         split_before: operators, or modules, before which a group must end: every edge into them
