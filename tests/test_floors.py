@@ -39,6 +39,7 @@ FLOORS = (
     ("partition.problem",),
     ("partition.steps",),
     ("partition.fusion_group",),
+    ("partition.group_check",),
     ("partition.plan",),  # verify() of a plan prices its groups, or its steps
     ("partition.group_ends", "partition.search", "partition.exact"),
     ("partition.wide",),

@@ -94,6 +94,17 @@ def test_an_unfusable_operator_stands_alone() -> None:
     assert price_graph(graph, options(limit), fusable).legal, "they may be left out"
 
 
+def test_under_cascade_groups_are_steps() -> None:
+    text = wrong(chain(), [CONVS[0], CONVS[0] + CONVS[2]], scheme="cascade")
+    assert "4 operators in no step: conv2" in text
+    assert "also in step 0: conv0, act1" in text
+    assert "group" not in text
+    made = price_graph(chain(), options(4096, "cascade"), CONVS)
+    assert re.search(r"our plan +1 step; ", str(made))
+    assert "group" not in str(made)
+    assert re.search(r"our plan +1 group; ", str(price_graph(chain(), options(4096), CONVS)))
+
+
 def test_steps_must_stand_in_order() -> None:
     text = wrong(chain(), [CONVS[1], CONVS[0], *CONVS[2:]], scheme="cascade")
     assert "step 0 runs conv2, which must run after act1 of a later step" in text

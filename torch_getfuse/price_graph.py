@@ -229,6 +229,11 @@ class _Referee:
         """Whether the groups are the steps of a sequence, unfusable operators among them."""
         return isinstance(self.scheme, Cascade)
 
+    @property
+    def noun(self) -> str:
+        """What the groups are called."""
+        return "step" if self.steps else "group"
+
     def appraise(self) -> Appraisal:
         """Everything that is wrong, or the priced plan."""
         for k, mask in enumerate(self.masks):
@@ -250,7 +255,7 @@ class _Referee:
         graph, found = self.graph, []
         for j, other in enumerate(self.masks[:k]):
             if twice := self._names(mask & other):
-                found.append(f"also in group {j}: {some_of(twice, _NAMED)}")
+                found.append(f"also in {self.noun} {j}: {some_of(twice, _NAMED)}")
         pieces = components(mask, self.near)
         if len(pieces) > 1:
             first, second = (graph.ops[(p & -p).bit_length() - 1].name for p in pieces[:2])
@@ -284,7 +289,7 @@ class _Referee:
         filled = ", ".join(f"{t.kind} of {t.name} {format_size(t.bytes)}" for t in terms[:_NAMED])
         rest = len(terms) - _NAMED
         over = need - self.limit
-        by = f"{format_size(over)} over" if over else "exactly; a group must stay below"
+        by = f"{format_size(over)} over" if over else f"exactly; a {self.noun} must stay below"
         return (
             f"too big: needs {format_size(need)}, {by} the buffer of {format_size(self.limit)}; "
             f"the most is {filled}{f', and {rest} smaller' if rest > 0 else ''}"
@@ -300,7 +305,7 @@ class _Referee:
         names = self._names(left)
         if not names:
             return []
-        return [f"{counted(len(names), 'operator')} in no group: {some_of(names, _NAMED)}"]
+        return [f"{counted(len(names), 'operator')} in no {self.noun}: {some_of(names, _NAMED)}"]
 
     def _order(self) -> list[str]:
         """Whether the groups can run, under cascade in the order in which they were given."""
@@ -340,7 +345,7 @@ class _Referee:
             row.append(min(waits[row[-1]] & left))
         row = row[row.index(row[-1]) :]
         firsts = [self._names(masks[k] & -masks[k])[0] for k in reversed(row)]
-        return f"a cycle between groups: those of {' -> '.join(firsts)} wait for each other"
+        return f"a cycle between {self.noun}s: those of {' -> '.join(firsts)} wait for each other"
 
     # -- figures --------------------------------------------------------------------------
 
