@@ -29,7 +29,6 @@ from torch_getfuse.importers.names import with_fused
 from torch_getfuse.importers.vela import VelaOperation, cascades, read_schedule
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import load_model
-from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import boundary
 from torch_getfuse.partition.node_set import mask_of
 from torch_getfuse.price_graph import price_graph
@@ -201,13 +200,13 @@ def priced(
     for scheme in ("cascade", "lbdf"):
         made = price_graph(
             graph,
-            Options(
-                buffer=1024 * kilobytes,
-                scheme=scheme,
-                activation_bytes=1,
-                weight_bytes=1,
-                time_limit=seconds,
-            ),
+            {
+                "buffer": 1024 * kilobytes,
+                "scheme": scheme,
+                "activation_bytes": 1,
+                "weight_bytes": 1,
+                "time_limit": seconds,
+            },
             groups,
         )
         found += [theirs(made), ours(made)]

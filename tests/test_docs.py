@@ -53,6 +53,18 @@ def test_sources_cite_pages_that_exist() -> None:
             assert in_repository(cited), f"{path.relative_to(ROOT)} cites {cited}"
 
 
+@pytest.mark.parametrize("name", sorted(torch_getfuse.__all__))
+def test_the_reference_has_every_exported_name(name: str) -> None:
+    page = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
+    value = getattr(torch_getfuse, name)
+    if name == "__version__":
+        assert f"`torch_getfuse.{name}`" in page
+        return
+    home = value.__module__
+    written = home if home == "torch_getfuse.errors" else f"{home}.{name}"
+    assert f"\n::: {written}\n" in page
+
+
 def test_the_plan_file_page_knows_every_key() -> None:
     page = (ROOT / "docs/plan-file.md").read_text(encoding="utf-8")
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()

@@ -162,10 +162,51 @@ def test_flash_that_is_only_read_gives_weights_alone() -> None:
     form = Report([section]).to_dict()["sections"][0]["estimates"]
     assert form["dram_seconds"] == pytest.approx({"unfused": 360e-9, "planned": 360e-9})
     assert "flash reads 360 ns at 1 GB/s" in flat(section)
-    assert "only weights come from it, and the 1.19 KB of feature maps" in flat(section)
+    assert "of its memory outside, which is read-only flash, the reads of weights alone" in flat(
+        section
+    )
     assert {name for name, preset in ACCELERATORS.items() if preset.read_only} == {
         f"ethos-u55-{macs}" for macs in (32, 64, 128, 256)
     }
+
+
+def test_a_plan_that_needs_to_write_to_flash_says_so_once() -> None:
+    """128 B of maps go between operators; the input and the outputs, 1088 B, are not the plan's."""
+    flash = replace(MINE, name="chip", read_only=True)
+    section = Section(counted(*MACS), notes=("a note",), accelerator=flash)
+    note, told = section.remarks
+    assert note == "a note"
+    assert told.startswith("chip cannot run this plan as it is: its memory outside is read-only fl")
+    assert "the plan moves 128 B of feature maps there and back. To keep them on chip try" in told
+    assert "try scheme='cascade' (tensors stay between steps), a larger buffer= than 100 B" in told
+    report = Report([section])
+    assert report.to_dict()["sections"][0]["notes"] == [note, told]
+    assert f"Note: {told}" in flat(section)
+    assert told in section_figures(section)["notes"]
+    assert flat(section).count("feature maps") == 1, "not in the estimates as well"
+    assert Section(counted(*MACS), accelerator=MINE).remarks == ()
+
+
+def test_cascade_keeps_what_flash_cannot_take() -> None:
+    graph = counted(*MACS).graph
+    flash = replace(MINE, read_only=True)
+    asked = {"buffer": 4096, "scheme": "cascade", "activation_bytes": 1, "weight_bytes": 1}
+    assert Section(plan_graph(graph, Options.of(asked)), accelerator=flash).remarks == ()
+    without = {"residency": False, "split_before": ["conv1"]}
+    plan = plan_graph(graph, Options.of({**asked, **without}))
+    (told,) = Section(plan, accelerator=flash).remarks
+    assert "try a larger buffer= than 4 KB, or" in told
+
+
+def test_assumptions_name_the_accelerator() -> None:
+    section = Section(counted(*MACS), accelerator=MINE)
+    assert "assumptions accelerator mine, scheme lbdf, granularity line, buffer 100 B" in flat(
+        section
+    )
+    assert section_figures(section)["assumptions"][0] == "accelerator mine"
+    assert section.to_dict()["assumptions"]["accelerator"] == "mine"
+    assert "assumptions scheme lbdf" in flat(Section(counted(*MACS)))
+    assert Section(counted(*MACS)).to_dict()["assumptions"]["accelerator"] is None
 
 
 def test_a_rate_for_other_widths_is_said_to_be_one() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
     ("errors", "version"),
-    ("widths",),
+    ("widths", "limits"),
     (
         "json_fields",
         "atomic_files",
@@ -39,6 +39,7 @@ FLOORS = (
     ("partition.problem",),
     ("partition.steps",),
     ("partition.fusion_group",),
+    ("partition.group_check",),
     ("partition.plan",),  # verify() of a plan prices its groups, or its steps
     ("partition.group_ends", "partition.search", "partition.exact"),
     ("partition.wide",),
@@ -72,8 +73,8 @@ UPWARD = {
 """The imports within functions that point up on purpose."""
 
 NO_TORCH = (
-    *("errors", "version", "widths", "json_fields", "atomic_files", "ordering", "accelerator"),
-    *("accelerator_file", "plugins", "ir", "options", "partition"),
+    *("errors", "version", "widths", "limits", "json_fields", "atomic_files", "ordering"),
+    *("accelerator", "accelerator_file", "plugins", "ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 

@@ -11,6 +11,7 @@ from torch_getfuse.accelerator import (
     format_size,
     parse_size,
 )
+from torch_getfuse.cli.options import _option_help
 from torch_getfuse.errors import OptionError
 from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition.cost.lbdf.model import GRANULARITIES
@@ -107,6 +108,15 @@ def test_defaults() -> None:
 def test_wrong_options_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         Options.of(given)
+
+
+def test_unknown_accelerators_and_the_help_say_what_lists_them() -> None:
+    for name in ("mychip", "zzz"):
+        with pytest.raises(
+            OptionError, match=r"not known.*torch-getfuse accelerators lists the pres"
+        ):
+            Options(accelerator=name)
+    assert "its name (torch-getfuse accelerators lists them)" in _option_help()["accelerator"]
 
 
 def test_an_accelerator_sets_what_is_not_given() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -18,18 +20,18 @@ from tests.graphs import Builder, random_graph
 from tests.partition.test_cascade_exact import model_of
 from tests.partition.test_pins import chain
 from torch_getfuse.cli.main import main
-from torch_getfuse.errors import OptionError, PlanError
+from torch_getfuse.errors import GetfuseError, OptionError, PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.price_graph import price_graph
+from torch_getfuse.price_graph import price_graph, read_groups
 
 
-def options(buffer: int, scheme: str = "lbdf") -> Options:
-    return Options(buffer=buffer, scheme=scheme, activation_bytes=1, weight_bytes=1)
+def options(buffer: int, scheme: str = "lbdf") -> dict[str, object]:
+    return {"buffer": buffer, "scheme": scheme, "activation_bytes": 1, "weight_bytes": 1}
 
 
 def wrong(graph: OpGraph, groups: list[list[str]], buffer: int = 4096, scheme: str = "lbdf") -> str:
@@ -92,6 +94,17 @@ def test_an_unfusable_operator_stands_alone() -> None:
     assert price_graph(graph, options(limit), fusable).legal, "they may be left out"
 
 
+def test_under_cascade_groups_are_steps() -> None:
+    text = wrong(chain(), [CONVS[0], CONVS[0] + CONVS[2]], scheme="cascade")
+    assert "4 operators in no step: conv2" in text
+    assert "also in step 0: conv0, act1" in text
+    assert "group" not in text
+    made = price_graph(chain(), options(4096, "cascade"), CONVS)
+    assert re.search(r"our plan +1 step; ", str(made))
+    assert "group" not in str(made)
+    assert re.search(r"our plan +1 group; ", str(price_graph(chain(), options(4096), CONVS)))
+
+
 def test_steps_must_stand_in_order() -> None:
     text = wrong(chain(), [CONVS[1], CONVS[0], *CONVS[2:]], scheme="cascade")
     assert "step 0 runs conv2, which must run after act1 of a later step" in text
@@ -128,15 +141,16 @@ def test_the_steps_of_an_optimum_are_priced_as_it() -> None:
     for _ in range(20):
         oracle = random_cascade(rng, rng.randint(2, 6))
         model = model_of(oracle)
-        chosen = Options(
-            buffer=oracle.buffer_bytes,
-            scheme="cascade",
-            activation_bytes=model.activation_bytes,
-            weight_bytes=model.weight_bytes,
-            slice_channels=model.slice_channels,
-        )
-        plan = plan_graph(oracle.graph, chosen)
-        made = price_graph(oracle.graph, chosen, plan)
+        chosen: dict[str, object] = {
+            "buffer": oracle.buffer_bytes,
+            "scheme": "cascade",
+            "activation_bytes": model.activation_bytes,
+            "weight_bytes": model.weight_bytes,
+            "slice_channels": model.slice_channels,
+        }
+        plan = plan_graph(oracle.graph, Options.of(chosen))
+        made = price_graph(oracle.graph, chosen if seen % 2 else {}, plan)
+        assert not made.changed
         assert made.plan is not None
         assert made.plan.dram_bytes == plan.dram_bytes
         assert made.residents_exact
@@ -193,3 +207,114 @@ def test_a_module_that_is_called_twice_names_its_first_operator() -> None:
 
     x = torch.zeros(1, 3, 8, 8)
     assert torch_getfuse.price(Twice(), (x,), [["a", "act"], ["b", "act_1"]]).legal
+
+
+HALF = {"buffer": 700, "activation_bytes": 0.5, "weight_bytes": 0, "align_channels": 8}
+
+
+def test_a_saved_plan_is_judged_by_its_own_options(tmp_path: Path) -> None:
+    """Cost model, buffer, widths, alignment and pins are those of the file."""
+    pinned = {"split_before": ["conv4"], "together": [["conv0", "act1"]]}
+    for scheme in ("lbdf", "brr", "cascade"):
+        asked = {**HALF, **pinned, "scheme": scheme, "slice_channels": 4, "residency": False}
+        plan = plan_graph(chain(), Options.of(asked))
+        plan.save(tmp_path / "plan.json")
+        made = price_graph(chain(), {}, read_groups(tmp_path / "plan.json"))
+        assert made.plan is not None
+        assert made.plan.dram_bytes == plan.dram_bytes
+        assert (made.options_of, made.changed) == ("the priced plan", {})
+        kept = ("scheme", "buffer_bytes", "weight_bytes", "align_channels", *pinned)
+        assert [getattr(made.best, n) for n in kept] == [getattr(plan, n) for n in kept]
+        assert made.best.activation_bytes == 0.5
+        if scheme == "cascade":
+            assert (made.best.residency, made.best.slice_channels) == (False, 4)
+            assert re.search(r"our plan +\d+ steps?;", str(made))
+
+
+def test_widths_that_tensors_state_are_those_of_the_plan() -> None:
+    """Also where the model has others, as a float model beside its quantised form."""
+    graph = chain()
+    tensors = {
+        name: replace(tensor, bits=8 if k % 2 else 4)
+        for k, (name, tensor) in enumerate(graph.tensors.items())
+    }
+    ops = tuple(
+        replace(op, weight_bytes=op.weight_elements // 2 + k) if op.weight_elements else op
+        for k, op in enumerate(graph.ops)
+    )
+    mixed = replace(graph, tensors=tensors, ops=ops)
+    plan = plan_graph(mixed, Options(buffer=900))
+    assert (plan.activation_bytes, plan.weight_bytes) == (None, None)
+    made = price_graph(graph, {}, plan)
+    assert made.network == made.ours
+    assert made.ours.total == plan.dram_bytes
+    explicit = price_graph(graph, {"activation_bytes": None, "weight_bytes": None}, plan)
+    assert explicit.best.activation_bytes == explicit.best.weight_bytes == 4
+    swapped = {name: replace(t, bits=12 - (t.bits or 0)) for name, t in tensors.items()}
+    other = plan_graph(replace(mixed, tensors=swapped), Options(buffer=900))
+    with pytest.raises(OptionError, match="tensors are stored in other widths"):
+        price_graph(graph, {"plan": other}, plan)
+    heavier = tuple(replace(op, weight_bytes=2 * (op.weight_bytes or 0)) for op in ops)
+    other = plan_graph(replace(mixed, ops=heavier), Options(buffer=900))
+    with pytest.raises(OptionError, match="weights are stored in other widths"):
+        price_graph(graph, {"plan": other}, plan)
+
+
+def test_what_is_given_instead_of_a_plans_own_options_is_told() -> None:
+    plan = plan_graph(chain(), Options.of(HALF))
+    made = price_graph(chain(), {"buffer": "2KB", "weight_bytes": 1}, plan)
+    assert made.changed == {"buffer": (700, 2048), "weight_bytes": (0, 1)}
+    assert made.best.activation_bytes == 0.5
+    told = "those of the priced plan, but for buffer 2 KB (there 700 B), weight_bytes 1 (there 0)"
+    assert told in " ".join(str(made).split())
+    assert made.to_dict()["changed"]["buffer"] == {"plan": 700, "used": 2048}
+    chip = price_graph(chain(), {"accelerator": "ethos-u85-128"}, plan)
+    assert set(chip.changed) == {"buffer", "activation_bytes", "weight_bytes", "align_channels"}
+    assert "assumptions accelerator ethos-u85-128, scheme lbdf, buf" in " ".join(str(chip).split())
+    cascade = price_graph(chain(), {"scheme": "cascade"}, plan)
+    assert cascade.changed == {"scheme": ("lbdf", "cascade")}
+
+
+def test_one_table_has_one_set_of_options() -> None:
+    ours = plan_graph(chain(), Options.of(HALF))
+    made = price_graph(chain(), {"plan": ours}, [[op.name] for op in chain()])
+    assert (made.options_of, made.best) == ("plan=", ours)
+    assert made.unfused.total == price_graph(chain(), HALF, CONVS).unfused.total
+    with pytest.raises(OptionError, match="buffer 700 B there, 800 B here; give the same ones, or"):
+        price_graph(chain(), {"plan": ours, "buffer": 800}, CONVS)
+    other = plan_graph(chain(), Options.of({**HALF, "keep": ["conv0"]}))
+    with pytest.raises(OptionError, match=r"keep \['conv0'\] there, \[\] here"):
+        price_graph(chain(), {"plan": other}, ours)
+
+
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ([], "groups is empty; give a list of lists of operator names, such as"),
+        (None, "groups is None; give a list of lists"),
+        ({"a": ["b"]}, "groups is of type dict; give a list of lists"),
+        ([[]], "entry 0 is an empty list; name its operators"),
+        ([[""]], "entry 0 holds '', which is no name"),
+        ([[5]], "entry 0 holds 5, which is no name"),
+    ],
+)
+def test_what_are_no_groups(groups: Any, told: str) -> None:
+    with pytest.raises(OptionError, match=told):
+        read_groups(groups)
+
+
+def test_messages_of_files_name_them(tmp_path: Path) -> None:
+    files = {
+        "bad.json": ("{", "it is damaged or truncated: .*; write it again"),
+        "none.json": (None, "it cannot be read: No such file"),
+        "other.json": ('{"a": 1}', "what it holds is of type dict; give a list"),
+        "plan.json": ('{"schema_version": 2}', "the plan file is damaged: the file has no 'graph'"),
+    }
+    for name, (text, told) in files.items():
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(GetfuseError, match=f"^groups '{re.escape(str(path))}': {told}"):
+            read_groups(path)
+    with pytest.raises(PlanError, match=f"^groups '{re.escape(str(tmp_path))}': it cannot be read"):
+        read_groups(tmp_path)

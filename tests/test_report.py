@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from graphs import Builder
 
-from torch_getfuse.errors import GetfuseError, OptionError
+import torch_getfuse
+from torch_getfuse.errors import GetfuseError, OptionError, PlanError
 from torch_getfuse.ir import Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.fusion_group import Stage
@@ -391,3 +392,14 @@ def test_unknown_suffix(report: Report, tmp_path: Path, name: str) -> None:
     with pytest.raises(OptionError, match=r"\.txt, \.json, \.csv, \.md, \.html"):
         report.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_that_nobody_has_verified(plan: PartitionPlan) -> None:
+    assert torch_getfuse.report(plan).sections[0].plan == plan
+    for wrong, told in (
+        (replace(plan, unfusable=("nobody",)), "unfusable operator 'nobody' is not in"),
+        (replace(plan, groups=()), "2 operators stand in no group: conv0, conv1"),
+        (replace(plan, buffer_bytes=88), "needs 88 B, not below the buffer of 88 B"),
+    ):
+        with pytest.raises(PlanError, match=told):
+            torch_getfuse.report(wrong)

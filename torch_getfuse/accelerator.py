@@ -7,13 +7,12 @@ import re
 import sys
 from dataclasses import dataclass
 
-from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.errors import OptionError, nearest, shown
+from torch_getfuse.limits import MOST, MOST_POSITIONS, MOST_WIDTH
 from torch_getfuse.widths import Width, as_width, not_a_width
 
 KB = 1024
 MB = 1024 * KB
-_LARGEST = 2**60
-"""Bytes of the largest buffer."""
 _UNITS = {
     unit + tail: size
     for unit, size in (("K", KB), ("M", MB), ("G", 1024 * MB))
@@ -41,9 +40,8 @@ def parse_size(size: int | str) -> int:
         total = float(match[1]) * _UNITS[(match[2] or "B").upper()]
     if total < 1:
         raise OptionError(f"{size!r} is no size: at least one whole byte is needed")
-    if total > _LARGEST:
-        given = repr(size[:40]) if isinstance(size, str) else f"{size.bit_length()} bits"
-        raise OptionError(f"{given} is no size: it is above {_LARGEST} bytes")
+    if total > MOST:
+        raise OptionError(f"{shown(size)} is no size: it is above {MOST} bytes, the most there is")
     if total != int(total):
         raise OptionError(
             f"{size!r} is no size: {total:g} bytes are no whole number; type {math.ceil(total)}"
@@ -86,12 +84,34 @@ def checked_width(value: object, name: str, zero: bool = False) -> Width:
         zero: whether 0 is one.
 
     Raises:
-        OptionError: for what is no multiple of 1/8 byte, or 0.
+        OptionError: for what is no multiple of 1/8 byte, or 0, and for what is too wide.
     """
     width = as_width(value)
     if width is None or (not width and not zero):
-        raise OptionError(f"{name}={value!r} {not_a_width(value, zero)}")
+        raise OptionError(f"{name}={shown(value)} {not_a_width(value, zero)}")
+    if width > MOST_WIDTH:
+        raise OptionError(
+            f"{name}={shown(value)} is above {MOST_WIDTH} bytes, the widest element that is taken"
+        )
     return width
+
+
+def checked_count(value: object, name: str, unit: str, most: int = MOST_POSITIONS) -> int:
+    """A number of ``unit`` from 1 up.
+
+    Args:
+        name: what the message begins with.
+        unit: what is counted, in the plural.
+        most: the largest that is taken.
+
+    Raises:
+        OptionError: for what is no whole number, or out of its range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name}={shown(value)} is not a whole number of {unit} from 1 up")
+    if value > most:
+        raise OptionError(f"{name}={shown(value)} is above {most} {unit}, the most that is taken")
+    return value
 
 
 def format_buffer(size: int) -> str:
@@ -136,15 +156,11 @@ class Accelerator:
     read_only: bool = False
 
     def __post_init__(self) -> None:
-        for name, unit in (("buffer_bytes", "bytes"), ("align_channels", "channels")):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise OptionError(
-                    f"Accelerator {self.name!r}: {name}={size!r} is not a whole number of {unit} "
-                    "from 1 up"
-                )
+        own = f"Accelerator {self.name!r}: "
+        checked_count(self.buffer_bytes, f"{own}buffer_bytes", "bytes", MOST)
+        checked_count(self.align_channels, f"{own}align_channels", "channels")
         for name, zero in (("activation_bytes", False), ("weight_bytes", True)):
-            width = checked_width(getattr(self, name), f"Accelerator {self.name!r}: {name}", zero)
+            width = checked_width(getattr(self, name), own + name, zero)
             object.__setattr__(self, name, width)
         for name in ("dram_bytes_per_second", "dram_picojoules_per_byte", "macs_per_second"):
             rate = getattr(self, name)
@@ -153,8 +169,8 @@ class Accelerator:
             number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
             if not number or not 0 < rate <= sys.float_info.max:  # an int may be larger
                 raise OptionError(
-                    f"Accelerator {self.name!r}: {name}={rate!r} is not a finite number above 0; "
-                    "leave it out where it is not known"
+                    f"{own}{name}={shown(rate)} is not a finite number above 0; leave it out where "
+                    "it is not known"
                 )
 
 
@@ -326,5 +342,8 @@ def accelerator(name: str) -> Accelerator:
     """The preset of a name; raises :class:`OptionError` with the nearest one."""
     if name in ACCELERATORS:
         return ACCELERATORS[name]
-    hint = nearest(str(name), ACCELERATORS) or f"; known: {', '.join(ACCELERATORS)}"
-    raise OptionError(f"accelerator={name!r} is not known{hint}")
+    hint = nearest(str(name), ACCELERATORS)
+    raise OptionError(
+        f"accelerator={shown(name)} is not known{hint}; torch-getfuse accelerators lists the "
+        "presets"
+    )

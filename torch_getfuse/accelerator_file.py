@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch_getfuse.accelerator import Accelerator, accelerator, parse_size
-from torch_getfuse.errors import OptionError, nearest, some_of
-from torch_getfuse.json_fields import MOST, read_regular, shown
+from torch_getfuse.errors import OptionError, nearest, shown, some_of
+from torch_getfuse.json_fields import read_regular
+from torch_getfuse.limits import MOST
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -38,7 +38,7 @@ from torch_getfuse.explain_graph import check_explainers, explain_graph
 from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import ExplainerLike, plan_graph
-from torch_getfuse.price_graph import GroupsLike, price_graph
+from torch_getfuse.price_graph import GroupsLike, price_graph, read_groups
 from torch_getfuse.reporting.appraisal import Appraisal
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.html.page import Origin
@@ -77,16 +77,17 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
     With inputs (or an ExportedProgram), plans without running. Without inputs, reports what
     ``torch.compile(model, backend="getfuse")`` has compiled and run so far: ``model`` may be the
     compiled wrapper or the module itself; an empty report says that nothing was compiled yet.
-    A ``PartitionPlan`` gives its own report.
+    A ``PartitionPlan`` is verified and gives its own report.
 
     Raises:
         OptionError: for an unknown option or value.
+        PlanError: for a plan that is not legal, or states wrong figures.
         CaptureError: if the model cannot be traced as one graph.
         Interrupted: for a ``KeyboardInterrupt``; its ``plan`` is the best so far and its ``report``
             that plan's, or both are ``None``.
     """
     if isinstance(model, PartitionPlan):
-        return Report([Section(model)])
+        return Report([Section(model.verify())])
     if args or isinstance(model, torch.export.ExportedProgram):
         with interrupts():
             chosen = _options(options, model)
@@ -163,24 +164,31 @@ def price(
     """A plan from outside, priced: what is wrong with it, what it moves, how far from the best.
 
     Args:
-        model, args: as for :func:`plan`.
+        model: as for :func:`plan`.
+        args: as for :func:`plan`.
         groups: lists of operators as reports show them, or of module paths, which select every
             operator below them; under cascade the steps in the order in which they run, unfusable
-            operators among them. A plan, a plan file, or a JSON file of such lists as well; of a
-            plan only its groups count: ways and resident tensors are chosen anew.
+            operators among them. A plan, a plan file, or a JSON file of such lists as well. A plan
+            is judged by its own cost model, buffer, widths and pins, unless other ones are given;
+            its ways and resident tensors are chosen anew.
         options: see :class:`torch_getfuse.options.Options`; they also say how our own plan beside
-            it is searched.
+            it is searched. An ``accelerator`` gives its buffer, widths and alignment in place of a
+            plan's. What is given in place of a plan's own is told (``changed``). ``plan`` is taken
+            as our plan, and must have been made for the same options as count for the groups;
+            where these are lists, for which options that are not given are those of ``plan``.
 
     Returns:
         An illegal plan is told, not raised: ``legal``, ``problems`` and each group's ``problems``.
 
     Raises:
-        OptionError: for an unknown option or value, and for groups that are no lists of names.
+        OptionError: for an unknown option or value, for groups that are no lists of names, and for
+            a ``plan`` that was made for other options.
         PlanError: for a plan of another graph, or a file that cannot be read.
         CaptureError: if the model cannot be traced as one graph.
     """
-    chosen = _options(options, model)
-    return price_graph(_capture(model, args, "price(model, (x,), groups)").graph, chosen, groups)
+    _options(options, model)
+    asked = read_groups(groups)
+    return price_graph(_capture(model, args, "price(model, (x,), groups)").graph, options, asked)
 
 
 def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:

@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from torch_getfuse.errors import FileError
+
 PART_PREFIX = ".new-"
 """Start of the name of a file that is being written; one that stays behind is from a killed run."""
 
@@ -26,7 +28,7 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
         write: gets a path in the same folder, with the same suffix.
 
     Raises:
-        OSError: where the file cannot be written; it names ``path``, and what was there stays.
+        FileError: where the file cannot be written; it names ``path``, and what was there stays.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -45,8 +47,22 @@ def replace_file(path: str | Path, write: Callable[[Path], object]) -> None:
             part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        error.filename, error.filename2 = str(path), None
-        raise
+        raise not_written(path, error) from error
+
+
+def not_written(path: str | Path, error: OSError) -> FileError:
+    """The error for a file that cannot be written, with the way out."""
+    folder = Path(path).parent
+    reason = error.strerror or str(error)
+    if not folder.exists():
+        reason = f"there is no folder {str(folder)!r}; make it, or give another path"
+    elif Path(path).is_dir():
+        reason = "it is a folder; give the path of a file in it"
+    else:
+        reason += "; give another path"
+    found = FileError(f"cannot write {str(path)!r}: {reason}")
+    found.errno, found.strerror, found.filename = error.errno, error.strerror, str(path)
+    return found
 
 
 def replace_text(path: str | Path, text: str) -> None:

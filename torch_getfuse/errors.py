@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+_LONG_BITS, _SHOWN = 128, 60  # of integers and of text that messages repeat whole
+
 
 class GetfuseError(ValueError):
     """Base of every error that this package raises on purpose."""
@@ -30,6 +32,16 @@ class OptionError(GetfuseError):
 
 class PluginError(GetfuseError):
     """An installed package offers something that cannot be loaded; names it and its entry point."""
+
+
+class FileError(GetfuseError, OSError):
+    """A file that cannot be written; names it and the way out.
+
+    An ``OSError`` as well, with its ``errno``, ``strerror`` and ``filename``.
+    """
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CaptureError(GetfuseError):
@@ -76,6 +88,16 @@ def some_of(names: Sequence[str], most: int) -> str:
     """``"a, b and 4 more"``: the first ``most`` of some names, and how many are left out."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def shown(value: object) -> str:
+    """A value for messages, in few printable characters, however long it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > _LONG_BITS:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    text = ascii(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -16,18 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.errors import GraphError, PlanError
+from torch_getfuse.errors import GraphError, PlanError, shown
+from torch_getfuse.limits import MOST, MOST_POSITIONS, MOST_WIDTH
 from torch_getfuse.widths import Width, as_width
 
-MOST = 2**60
-"""Largest count of bytes, elements or plans in a file."""
-MOST_POSITIONS = 2**31
-"""Largest size of an axis, and of a kernel, stride, dilation or padding."""
-MOST_WIDTH = 2**10
-"""Bytes of the widest element."""
 _LARGEST_FILE = 64 * 2**20
-"""Bytes of the largest plan file that is read."""
-_SHOWN = 60
+"""Bytes of the largest file that is read."""
 
 
 def escaped(text: str) -> str:
@@ -164,16 +158,6 @@ def _wrong(where: str, value: object, wanted: str) -> GraphError:
     return GraphError(f"{where} is {shown(value)}, not {wanted}")
 
 
-def shown(value: object) -> str:
-    """A value for messages, in few printable characters, however long it is."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MOST**2:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, (dict, list)):
-        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
-    text = ascii(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-
-
 def read_regular(path: str | Path, most: int) -> bytes:
     """The first ``most + 1`` bytes of a regular file; one byte too many tells that it is larger.
 
@@ -201,17 +185,17 @@ def read_json(path: str | Path) -> Any:
         reason = getattr(error, "strerror", None) or str(error)
         raise PlanError(f"it cannot be read: {reason}; check the path") from error
     if len(data) > _LARGEST_FILE:
-        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that a plan file may have")
+        raise PlanError(f"it is larger than {_LARGEST_FILE} B, the most that is read")
     try:
         return json.loads(
             data.decode(), object_pairs_hook=_unique_keys, parse_constant=_no_constant
         )
     except json.JSONDecodeError as error:
         raise PlanError(
-            f"it is damaged or truncated: {error.msg} at line {error.lineno}; save the plan again"
+            f"it is damaged or truncated: {error.msg} at line {error.lineno}; write it again"
         ) from error
     except UnicodeDecodeError as error:
-        raise PlanError("it is not a text file; a plan is JSON in UTF-8") from error
+        raise PlanError("it is not a text file; it must be JSON in UTF-8") from error
     except RecursionError as error:
         raise PlanError("it is damaged: its objects are nested too deep") from error
     except ValueError as error:

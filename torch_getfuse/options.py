@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from torch_getfuse.accelerator import Accelerator, checked_width, parse_size
+from torch_getfuse.accelerator import Accelerator, checked_count, checked_width, parse_size
 from torch_getfuse.accelerator_file import find_accelerator
 from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.limits import MOST
 from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 from torch_getfuse.widths import Width
 
@@ -80,8 +81,9 @@ class Options:
         align_channels: channels of stored feature maps are padded to a multiple of this, as on
             Ethos-U to 16; ``None`` for the accelerator's, or 1.
         accelerator: a preset of buffer, element widths and alignment, where these are not given:
-            its name, ``"chips.toml:name"`` for one of a TOML file (``"chips.toml"`` for its only
-            one), or an ``Accelerator``; an ``Accelerator`` on the finished object.
+            its name (``torch-getfuse accelerators`` lists them), ``"chips.toml:name"`` for one of a
+            TOML file (``"chips.toml"`` for its only one), or an ``Accelerator``; an
+            ``Accelerator`` on the finished object.
         keep: tensors that must stay on chip from their producer to their last reader, by name or by
             the operator or module that makes them: under cascade resident, else in one group.
         split_before: operators, or modules, before which a group must end: every edge into them
@@ -173,14 +175,11 @@ class Options:
                 object.__setattr__(self, name, checked_width(width, name, zero))
         if self.align_channels is None:
             object.__setattr__(self, "align_channels", 1)
-        if not _is_int(self.align_channels) or self.align_channels < 1:  # type: ignore[operator]
-            raise OptionError(
-                f"align_channels={self.align_channels!r} is not a number of channels from 1 up"
-            )
+        for name in ("align_channels", "slice_channels"):
+            checked_count(getattr(self, name), name, "channels")
         if not isinstance(self.time_limit, (int, float)) or not self.time_limit > 0:
             raise OptionError(f"time_limit={self.time_limit!r} is not a number of seconds above 0")
-        if not _is_int(self.budget) or self.budget < 1:
-            raise OptionError(f"budget={self.budget!r} is not a number of plans from 1 up")
+        checked_count(self.budget, "budget", "plans", MOST)
         if not _is_int(self.seed):
             raise OptionError(f"seed={self.seed!r} is not a whole number")
         if not isinstance(self.progress, bool) and self.progress != "auto":
@@ -194,10 +193,6 @@ class Options:
             raise OptionError(f"backward={self.backward!r} is not True, False or 'auto'")
         if not isinstance(self.cache, (bool, str, Path)) or self.cache == "":
             raise OptionError(f"cache={self.cache!r} is not True, False or the path of a folder")
-        if not _is_int(self.slice_channels) or self.slice_channels < 1:
-            raise OptionError(
-                f"slice_channels={self.slice_channels!r} is not a number of channels from 1 up"
-            )
         for name in ("keep", "split_before"):
             object.__setattr__(self, name, _names(getattr(self, name), f"{name}="))
         sets = self.together

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
@@ -152,21 +153,27 @@ def given_plan(options: Options) -> PartitionPlan | None:
 
 def plan_again(plan: PartitionPlan, time_limit: float) -> PartitionPlan:
     """The best plan for the graph, cost model and buffer of another, found from nothing."""
-    options = Options(
-        buffer=plan.buffer_bytes,
-        scheme=plan.cost_model or plan.scheme,
-        granularity=plan.granularity,
-        residency=plan.residency,
-        slice_channels=plan.slice_channels,
-        keep=plan.keep,
-        split_before=plan.split_before,
-        together=plan.together,
-        activation_bytes=plan.activation_bytes,
-        weight_bytes=plan.weight_bytes,
-        align_channels=plan.align_channels,
-        time_limit=time_limit,
-    )
-    return plan_graph(plan.graph, options)
+    return plan_graph(plan.graph, Options.of({**options_of(plan), "time_limit": time_limit}))
+
+
+def options_of(plan: PartitionPlan) -> dict[str, Any]:
+    """The options that a plan was made for, but for those of the search.
+
+    Widths of ``None`` are those that its graph states.
+    """
+    return {
+        "buffer": plan.buffer_bytes,
+        "scheme": plan.cost_model or plan.scheme,
+        "granularity": plan.granularity,
+        "residency": plan.residency,
+        "slice_channels": plan.slice_channels,
+        "activation_bytes": plan.activation_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "align_channels": plan.align_channels,
+        "keep": plan.keep,
+        "split_before": plan.split_before,
+        "together": plan.together,
+    }
 
 
 def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import OptionError, PlanError, some_of
+from torch_getfuse.errors import OptionError, PlanError, shown, some_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import read_json
 from torch_getfuse.options import Options
@@ -26,60 +28,171 @@ from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.selection import no_operator, selected
 from torch_getfuse.partition.steps.optimum import best_residents
 from torch_getfuse.partition.steps.problem import StepProblem
-from torch_getfuse.planner import pins_for, plan_graph, record_groups, record_steps, scheme_of
-from torch_getfuse.reporting.appraisal import Appraisal, PricedGroup
+from torch_getfuse.planner import (
+    given_plan,
+    options_of,
+    pins_for,
+    plan_graph,
+    record_groups,
+    record_steps,
+    scheme_of,
+)
+from torch_getfuse.reporting.appraisal import Appraisal, PricedGroup, format_option
 from torch_getfuse.reporting.export import counted
 
 _NAMED = 3  # terms, operators and groups that a sentence names
+_LISTS = "give a list of lists of operator names, such as [['a', 'b'], ['c']]"
+_OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
+_OF_CASCADE = ("residency", "slice_channels")
+
 GroupsLike = Sequence[Sequence[str]] | PartitionPlan | str | Path
+Groups = Sequence[Sequence[str]] | PartitionPlan
+"""What :func:`read_groups` makes of it."""
 
 
-def price_graph(graph: OpGraph, options: Options, groups: GroupsLike) -> Appraisal:
-    """Price a plan from outside; arguments and errors as for :func:`torch_getfuse.price`."""
-    names = group_names(groups, graph)
-    best = plan_graph(graph, options)
+def price_graph(graph: OpGraph, given: Mapping[str, object], groups: Groups) -> Appraisal:
+    """Price a plan from outside; the rest as for :func:`torch_getfuse.price`.
+
+    Args:
+        graph: the operator graph as captured.
+        given: the options that were given, by name. Others are those of the plan that is priced,
+            or of the one that ``plan`` names.
+        groups: from :func:`read_groups`.
+    """
+    asked = Options.of(given)
+    ours = given_plan(asked)
+    theirs = groups if isinstance(groups, PartitionPlan) else None
+    for plan in (theirs, ours):
+        if plan is not None:
+            plan.check_graph(graph)
+    options, source, changed = asked, "", {}
+    stated = theirs or ours
+    if stated is not None:
+        source = "the priced plan" if theirs else "plan="
+        explicit = {*given, *(_OF_ACCELERATORS if asked.accelerator is not None else ())}
+        kept = {name: v for name, v in options_of(stated).items() if name not in explicit}
+        options = Options.of({**kept, **given, "plan": ours})
+        graph = _stored_as_in(stated, graph, explicit)
     scheme = scheme_of(graph, options)
-    return _Referee(scheme, options, names, best).appraise()
+    if stated is not None:
+        changed = _changed(stated, scheme, options)
+    if ours is not None:
+        _check_same(ours, scheme, options)
+    best = plan_graph(graph, options)
+    names = _of_plan(groups, graph) if isinstance(groups, PartitionPlan) else groups
+    made = _Referee(scheme, options, names, best).appraise()
+    preset = "" if options.preset is None else options.preset.name
+    return replace(made, accelerator=preset, options_of=source, changed=changed)
 
 
-def group_names(groups: GroupsLike, graph: OpGraph) -> list[list[str]]:
-    """Groups as lists of names.
+def read_groups(groups: GroupsLike) -> Groups:
+    """The plan or the lists of names that ``groups`` is, or is the path of.
 
     Raises:
         OptionError: for what is no list of lists of names.
-        PlanError: for a plan of another graph, or a file that cannot be read.
+        PlanError: for a file that cannot be read.
     """
-    if isinstance(groups, (str, Path)):
-        try:
-            form = read_json(groups)
-        except PlanError as error:
-            raise PlanError(f"groups {str(groups)!r}: {error}") from error
-        if isinstance(form, dict) and "schema_version" in form:
-            return group_names(PartitionPlan.from_dict(form), graph)
-        if isinstance(form, dict) and "groups" in form:
-            form = form["groups"]
-        return _lists(form, f"groups {str(groups)!r}")
     if isinstance(groups, PartitionPlan):
-        groups.check_graph(graph)
-        masks = [*groups.masks(), *(1 << graph.index[name] for name in groups.apart)]
-        order = topological_order(masks, graph) or range(len(masks))
-        return [[graph.ops[i].name for i in bits(masks[k])] for k in order]
-    return _lists(groups, "groups")
+        return groups
+    if not isinstance(groups, (str, Path)):
+        return _lists(groups, "groups")
+    where = f"groups {str(groups)!r}"
+    try:
+        form = read_json(groups)
+        if isinstance(form, dict) and "schema_version" in form:
+            return PartitionPlan.from_dict(form)
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from error
+    if isinstance(form, dict) and "groups" in form:
+        form = form["groups"]
+    return _lists(form, f"{where}: what it holds")
 
 
 def _lists(groups: object, where: str) -> list[list[str]]:
-    if not isinstance(groups, Sequence) or isinstance(groups, str) or not groups:
-        raise OptionError(
-            f"{where}: {str(groups)[:80]!r} is no list of lists of operator names; give one such "
-            "as [['a', 'b'], ['c']]"
-        )
+    if not isinstance(groups, Sequence) or isinstance(groups, str):
+        what = "None" if groups is None else f"of type {type(groups).__name__}"
+        raise OptionError(f"{where} is {what}; {_LISTS}")
+    if not groups:
+        raise OptionError(f"{where} is empty; {_LISTS}")
     for k, group in enumerate(groups):
-        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
-            raise OptionError(f"{where}: entry {k} is {group!r}, not a list of operator names")
+        if isinstance(group, str) or not isinstance(group, Sequence):
+            raise OptionError(
+                f"{where}: entry {k} is {shown(group)}, not a list of names; {_LISTS}"
+            )
+        if not group:
+            raise OptionError(f"{where}: entry {k} is an empty list; name its operators")
         for name in group:
-            if not isinstance(name, str):
-                raise OptionError(f"{where}: entry {k} holds {name!r}, which is no name")
+            if not isinstance(name, str) or not name:
+                raise OptionError(f"{where}: entry {k} holds {shown(name)}, which is no name")
     return [list(group) for group in groups]
+
+
+def _of_plan(plan: PartitionPlan, graph: OpGraph) -> list[list[str]]:
+    """Its groups by names, in an order in which they can run where there is one."""
+    masks = [*plan.masks(), *(1 << graph.index[name] for name in plan.apart)]
+    order = topological_order(masks, graph) or range(len(masks))
+    return [[graph.ops[i].name for i in bits(masks[k])] for k in order]
+
+
+# -- by which options ---------------------------------------------------------------------
+
+
+def _stored_as_in(plan: PartitionPlan, graph: OpGraph, explicit: set[str]) -> OpGraph:
+    """The graph with tensors and weights at the widths of the plan's, but for explicit options."""
+    tensors = graph if "activation_bytes" in explicit else plan.graph
+    weights = graph if "weight_bytes" in explicit else plan.graph
+    return replace(
+        graph,
+        tensors=tensors.tensors,
+        activation_bytes=tensors.activation_bytes,
+        weight_bytes=weights.weight_bytes,
+        ops=tuple(
+            replace(op, weight_bytes=other.weight_bytes)
+            for op, other in zip(graph.ops, weights.ops, strict=True)
+        ),
+    )
+
+
+def _changed(
+    plan: PartitionPlan, scheme: FusionScheme, options: Options
+) -> dict[str, tuple[Any, Any]]:
+    """Options in which a plan differs from what is judged by -> its own value, and the other."""
+    judged: dict[str, Any] = {
+        **{name: getattr(options, name) for name in options_of(plan)},
+        "scheme": scheme.name,
+        "granularity": scheme.granularity,
+        "activation_bytes": scheme.activation_bytes,
+        "weight_bytes": scheme.weight_bytes,
+    }
+    stated = {**options_of(plan), "scheme": plan.scheme}
+    if not scheme.sequential or plan.scheme != scheme.name:
+        for name in _OF_CASCADE:
+            del stated[name]
+    return {name: (value, judged[name]) for name, value in stated.items() if value != judged[name]}
+
+
+def _check_same(ours: PartitionPlan, scheme: FusionScheme, options: Options) -> None:
+    """Refuse to set a plan beside one that was judged by other options.
+
+    Raises:
+        OptionError: with the differences.
+    """
+    graph, other = scheme.graph, ours.graph
+    told = [
+        f"{name} {format_option(name, value)} there, {format_option(name, judged)} here"
+        for name, (value, judged) in _changed(ours, scheme, options).items()
+    ]
+    if not told and any(graph.width(name) != other.width(name) for name in graph.tensors):
+        told.append("tensors are stored in other widths")
+    if not told and scheme.weight_bytes is None:
+        pairs = zip(graph.ops, other.ops, strict=True)
+        if any(graph.stored_bytes(one) != other.stored_bytes(two) for one, two in pairs):
+            told.append("weights are stored in other widths")
+    if told:
+        raise OptionError(
+            f"plan= was made for other options than the groups are judged by: {'; '.join(told)}; "
+            "give the same ones, or leave plan= out: our plan is then searched"
+        )
 
 
 class _Referee:
@@ -116,6 +229,11 @@ class _Referee:
         """Whether the groups are the steps of a sequence, unfusable operators among them."""
         return isinstance(self.scheme, Cascade)
 
+    @property
+    def noun(self) -> str:
+        """What the groups are called."""
+        return "step" if self.steps else "group"
+
     def appraise(self) -> Appraisal:
         """Everything that is wrong, or the priced plan."""
         for k, mask in enumerate(self.masks):
@@ -137,7 +255,7 @@ class _Referee:
         graph, found = self.graph, []
         for j, other in enumerate(self.masks[:k]):
             if twice := self._names(mask & other):
-                found.append(f"also in group {j}: {some_of(twice, _NAMED)}")
+                found.append(f"also in {self.noun} {j}: {some_of(twice, _NAMED)}")
         pieces = components(mask, self.near)
         if len(pieces) > 1:
             first, second = (graph.ops[(p & -p).bit_length() - 1].name for p in pieces[:2])
@@ -171,7 +289,7 @@ class _Referee:
         filled = ", ".join(f"{t.kind} of {t.name} {format_size(t.bytes)}" for t in terms[:_NAMED])
         rest = len(terms) - _NAMED
         over = need - self.limit
-        by = f"{format_size(over)} over" if over else "exactly; a group must stay below"
+        by = f"{format_size(over)} over" if over else f"exactly; a {self.noun} must stay below"
         return (
             f"too big: needs {format_size(need)}, {by} the buffer of {format_size(self.limit)}; "
             f"the most is {filled}{f', and {rest} smaller' if rest > 0 else ''}"
@@ -187,7 +305,7 @@ class _Referee:
         names = self._names(left)
         if not names:
             return []
-        return [f"{counted(len(names), 'operator')} in no group: {some_of(names, _NAMED)}"]
+        return [f"{counted(len(names), 'operator')} in no {self.noun}: {some_of(names, _NAMED)}"]
 
     def _order(self) -> list[str]:
         """Whether the groups can run, under cascade in the order in which they were given."""
@@ -227,7 +345,7 @@ class _Referee:
             row.append(min(waits[row[-1]] & left))
         row = row[row.index(row[-1]) :]
         firsts = [self._names(masks[k] & -masks[k])[0] for k in reversed(row)]
-        return f"a cycle between groups: those of {' -> '.join(firsts)} wait for each other"
+        return f"a cycle between {self.noun}s: those of {' -> '.join(firsts)} wait for each other"
 
     # -- figures --------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ def sweep(
         OptionError: for an unknown option or value, before anything is planned.
         CaptureError: if none of the models can be captured.
         GetfuseError: if ``path`` contains something other than a sweep.
-        OSError: if ``path`` cannot be read or written.
+        FileError: if ``path`` cannot be written.
+        OSError: if it cannot be read.
         Interrupted: for a ``KeyboardInterrupt``; its ``sweep`` holds the finished points.
     """
     chosen = _choices(buffers, schemes, granularities, methods, options)

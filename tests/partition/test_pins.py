@@ -217,7 +217,8 @@ def test_cascade_keeps_a_tensor() -> None:
     [
         ({"split_before": ["conv9"]}, r"'conv9' is neither an operator nor .*did you mean"),
         ({"split_before": ["conv0"]}, "no operator of the graph comes before it"),
-        ({"together": [["conv2"]]}, "selects 1 operator"),
+        ({"together": [["conv2"]]}, "selects one operator; name two or more"),
+        ({"together": [[]]}, "selects no operator"),
         ({"together": ["conv2"]}, "is a name, not a list of names"),
         ({"keep": "act3"}, "is not a list of names"),
         ({"keep": ["nothing"]}, "is no tensor"),

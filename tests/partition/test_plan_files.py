@@ -343,6 +343,57 @@ def test_tensors_that_are_said_to_stay(change: dict[str, Any], message: str) -> 
         PartitionPlan.from_dict(form).verify()
 
 
+@pytest.mark.parametrize("scheme", ["brr", "cascade"])
+def test_a_granularity_that_the_scheme_has_not(scheme: str) -> None:
+    form = planned(scheme=scheme).to_dict()
+    form["granularity"] = "pixel"
+    told = f"states granularity 'pixel'; plans of scheme '{scheme}' have 'line'"
+    with pytest.raises(PlanError, match=told):
+        PartitionPlan.from_dict(form).verify()
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr", "cascade"])
+def test_operators_of_a_group_stand_in_the_order_in_which_they_run(scheme: str) -> None:
+    form = planned(2000, scheme).to_dict()
+    (k, group), *_ = [(k, g) for k, g in enumerate(form["groups"]) if len(g["ops"]) > 2]
+    first, second = group["ops"][:2]
+    group["ops"].reverse()
+    kind = "step" if scheme == "cascade" else "fusion group"
+    with pytest.raises(PlanError, match=f"{kind} {k} names .* before .*, which must run before it"):
+        PartitionPlan.from_dict(form).verify()
+    if scheme != "cascade":
+        form["schema_version"] = 1  # which said nothing of any order
+        assert PartitionPlan.from_dict(form).verify().groups[k].ops[:2] == (first, second)
+
+
+def test_operators_that_do_not_wait_for_each_other_stand_in_any_order() -> None:
+    """Branches have no order; only what runs before what it needs is wrong."""
+    build = Builder()
+    x = build.input((1, 4, 8, 8))
+    build.add(build.conv(x, 4), build.conv(x, 4))
+    options = Options(activation_bytes=1, weight_bytes=1)
+    form = plan_graph(build.graph(), options).to_dict()
+    one, other, both = form["groups"][0]["ops"]
+    form["groups"][0]["ops"] = [other, one, both]
+    assert PartitionPlan.from_dict(form).verify()
+
+
+@pytest.mark.parametrize("name", ["resident", "residency", "slice_channels"])
+def test_a_cascade_plan_states_what_its_steps_and_bound_follow_from(name: str) -> None:
+    form = planned(scheme="cascade").to_dict()
+    del form[name]
+    with pytest.raises(PlanError, match=f"the file has no '{name}'"):
+        PartitionPlan.from_dict(form)
+
+
+def test_weights_of_no_element() -> None:
+    form = planned().to_dict()
+    op = next(op for op in form["graph"]["ops"] if not op["weight_elements"])
+    op["weight_bytes"] = 5
+    with pytest.raises(PlanError, match="states bytes of weights, but no weight_elements"):
+        PartitionPlan.from_dict(form)
+
+
 @pytest.mark.parametrize("change", [{"unfusable": ["nobody"]}, {"groups": ["nobody"]}])
 def test_names_are_held_against_the_graph_before_a_plan_is_used(change: dict[str, Any]) -> None:
     plan = planned()

@@ -208,7 +208,8 @@ def _price_arguments(parser: argparse.ArgumentParser) -> None:
         "--groups",
         required=True,
         metavar="FILE",
-        help='JSON: lists of operators or modules, [["features.0"], ...], or a plan.json',
+        help='JSON: lists of operators or modules, [["features.0"], ...], or a plan.json, which is '
+        "judged by its own options where none are given",
     )
     planning_arguments(parser)
 

@@ -19,7 +19,8 @@ from typing import Any
 from torch_getfuse.errors import GraphError
 from torch_getfuse.ir.op import Op, Tensor, default_channels
 from torch_getfuse.ir.window import WindowKind
-from torch_getfuse.json_fields import MOST, MOST_POSITIONS, Fields, as_integer, as_text
+from torch_getfuse.json_fields import Fields, as_integer, as_text
+from torch_getfuse.limits import MOST, MOST_POSITIONS
 from torch_getfuse.widths import Width, bits_of, packed, width_of
 
 MOST_OPERATORS = 20_000

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch_getfuse.errors import GraphError
 from torch_getfuse.ir.window import Window
 from torch_getfuse.json_fields import Fields
 
@@ -179,6 +180,9 @@ class Op:
         """The inverse of :meth:`to_dict`; raises :class:`GraphError` for anything else."""
         name = form.get("name") if isinstance(form, Mapping) else None
         fields = Fields.of(form, f"operator {ascii(name)[:60]}")
+        elements = fields.integer("weight_elements")
+        if not elements and form.get("weight_bytes"):
+            raise GraphError(f"{fields.where} states bytes of weights, but no weight_elements")
         return cls(
             name=fields.text("name"),
             kind=fields.text("kind"),
@@ -188,7 +192,7 @@ class Op:
             ),
             writes=fields.text("writes"),
             module=fields.text("module") if "module" in fields else "",
-            weight_elements=fields.integer("weight_elements"),
+            weight_elements=elements,
             in_place=fields.flag("in_place"),
             mixes_channels="mixes_channels" in fields and fields.flag("mixes_channels"),
             groups=fields.integer("groups", 1) if "groups" in fields else 1,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_getfuse.errors import GraphError
-from torch_getfuse.json_fields import MOST_POSITIONS, Fields, as_scale
+from torch_getfuse.json_fields import Fields, as_scale
+from torch_getfuse.limits import MOST_POSITIONS
 
 Pair = tuple[int, int]
 

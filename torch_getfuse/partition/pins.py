@@ -138,9 +138,10 @@ def pins_of(
         for name in names:
             mask |= _selected(graph, name, "together")
         if mask.bit_count() < 2:
+            found = "one operator" if mask else "no operator"
             raise OptionError(
-                f"together={list(names)!r} selects {mask.bit_count()} operator; a set has two or "
-                "more"
+                f"together={list(names)!r} selects {found}; name two or more, or a module that "
+                "contains several"
             )
         wanted.append(Whole(mask, f"together={list(names)!r}"))
     kept: list[str] = []

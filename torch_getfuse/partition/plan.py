@@ -14,23 +14,18 @@ from typing import Any
 
 from torch_getfuse import plugins
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import GraphError, OptionError, PlanError
+from torch_getfuse.errors import GraphError, OptionError, PlanError, shown
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import Fields, as_list, as_text, read_json
+from torch_getfuse.limits import MOST, MOST_POSITIONS
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.registry import SchemeLike, make_scheme
-from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
-from torch_getfuse.partition.fusion_group import FusionGroup, Stage, make_step
-from torch_getfuse.partition.node_set import (
-    bits,
-    is_connected,
-    mask_of,
-    neighbours,
-    topological_order,
-)
+from torch_getfuse.partition.cost.scheme import FusionScheme
+from torch_getfuse.partition.fusion_group import FusionGroup, Stage
+from torch_getfuse.partition.group_check import check_groups, check_stated_steps
+from torch_getfuse.partition.node_set import bits, mask_of, topological_order
 from torch_getfuse.partition.pins import Pins, pins_of
-from torch_getfuse.partition.steps.check import check_step_pins, check_steps
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.widths import Width
 
@@ -218,100 +213,30 @@ class PartitionPlan:
             return replace(self, cost_model=make).verify(prove, time_limit)
         self._verify_groups()
         self._verify_bound()
+        self._verify_sizes()
         return self._proved(time_limit) if prove else self
 
     def _verify_groups(self) -> None:
-        graph = self.graph
         masks = self.masks()
         scheme = self.make_scheme()
+        if self.granularity != scheme.granularity:
+            raise PlanError(
+                f"the plan states granularity {self.granularity!r}; plans of scheme "
+                f"{self.scheme!r} have {scheme.granularity!r}"
+            )
+        pins = self.pins_of(scheme)
         if isinstance(scheme, Cascade):
-            self._verify_steps(masks, scheme)
+            problem = StepProblem(scheme, self.buffer_bytes, self.residency)
+            check_stated_steps(problem, self.groups, masks, self.unfusable, self.resident, pins)
             return
         self.check_no_steps()
-        seen: dict[str, int] = {}
         self._check_unfusable()
-        for name in self.unfusable:
-            if name in seen:
-                raise PlanError(f"{name!r} is listed twice among the unfusable operators")
-            seen[name] = -1
-        for k, group in enumerate(self.groups):
-            if not group.ops:
-                raise PlanError(f"fusion group {k} is empty")
-            for name in group.ops:
-                if name in seen:
-                    raise PlanError(f"{name!r} stands in fusion group {k} and a second time")
-                seen[name] = k
-        missing = [op.name for op in graph if op.name not in seen]
-        if missing:
-            raise PlanError(
-                f"{len(missing)} operators stand in no group: {', '.join(missing[:3])}"
-                + (", ..." if len(missing) > 3 else "")
-            )
-        alone = [1 << graph.index[name] for name in self.unfusable]
-        if topological_order([*masks, *alone], graph) is None:
-            raise PlanError("the groups depend on each other in a cycle; no order can run them")
-        self._verify_order(masks)
-        near = neighbours(graph)
-        for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
-            if not is_connected(mask, near):
-                raise PlanError(f"fusion group {k} ({group.ops[0]}, ...) is not connected")
-        pins = self.pins_of(scheme)
-        for k, (group, mask) in enumerate(zip(self.groups, masks, strict=True)):
-            self._verify_costs(k, group, mask, scheme)
-            if broken := pins.broken(graph, mask):
-                raise PlanError(f"fusion group {k} ({group.ops[0]}, ...) {broken}")
-        for name, mask in zip(self.unfusable, alone, strict=True):
-            need = scheme.buffer(mask, self.buffer_bytes)
-            if need is not None and need < self.buffer_bytes:
-                raise PlanError(
-                    f"{name!r} is called unfusable but needs only {need} of {self.buffer_bytes} B"
-                )
-
-    def _verify_steps(self, masks: list[int], scheme: Cascade) -> None:
-        """The same of the steps of a cascade plan."""
-        pins = self.pins_of(scheme)
-        problem = StepProblem(scheme, self.buffer_bytes, self.residency)
-        residents = problem.stated(self.resident)
-        for k, group in enumerate(self.groups):
-            if len(set(group.ops)) < len(group.ops):
-                twice = next(name for name in group.ops if group.ops.count(name) > 1)
-                raise PlanError(f"{twice!r} stands in step {k} twice")
-        named = tuple(self.graph.ops[i].name for i in bits(problem.unfusable))
-        if sorted(self.unfusable) != sorted(named):
-            raise PlanError(f"unfusable are {', '.join(named) or 'none'}, not {self.unfusable}")
-        steps = check_steps(problem, masks, residents)
-        check_step_pins(problem, masks, residents, pins)
-        for k, (group, step) in enumerate(zip(self.groups, steps, strict=True)):
-            right = make_step(scheme, step, group.ends)
-            if group != replace(right, ops=group.ops):
-                raise PlanError(
-                    f"step {k} ({group.ops[0]}, ...) states {_figures(group)}; the cost model says "
-                    f"{_figures(right)}"
-                )
+        check_groups(scheme, self.buffer_bytes, self.groups, masks, self.unfusable, pins)
 
     def _check_unfusable(self) -> None:
         for name in self.unfusable:
             if name not in self.graph.index:
                 raise PlanError(f"unfusable operator {name!r} is not in the plan's graph")
-
-    def _verify_order(self, masks: list[int]) -> None:
-        """The groups stand in an order in which they can run.
-
-        An unfusable operator has no place in the list: it runs as soon as its operands are there.
-        """
-        graph = self.graph
-        group_of = {i: k for k, mask in enumerate(masks) for i in bits(mask)}
-        turn: list[int] = []  # of group k: 2k; of an unfusable operator: the odd number after
-        for i, before in enumerate(graph.predecessors):
-            last = max((turn[j] for j in bits(before)), default=-1)
-            own = 2 * group_of[i] if i in group_of else last | 1
-            if last > own:
-                raise PlanError(
-                    f"fusion group {own // 2} must run after fusion group {last // 2} "
-                    f"({graph.ops[i].name} depends on it), but stands before it; groups stand in "
-                    "the order in which they run"
-                )
-            turn.append(own)
 
     def _verify_bound(self) -> None:
         """What is said of bound and stages is possible; :meth:`_proved` asks whether it is true."""
@@ -335,6 +260,15 @@ class PartitionPlan:
                     f"bound of {bound} B"
                 )
 
+    def _verify_sizes(self) -> None:
+        """No figure is larger than a file may state: the widths of options may give such."""
+        most = max([self.dram_bytes, *(stage.dram_bytes or 0 for stage in self.stages)])
+        if most > MOST:
+            raise PlanError(
+                f"a DRAM access of {shown(most)} B is above {MOST} B, the most that a plan can "
+                "state; give a smaller activation_bytes=, weight_bytes= or align_channels="
+            )
+
     def _proved(self, time_limit: float) -> PartitionPlan:
         """The plan with its bound proved here."""
         # The one import that points up: the bound belongs to the plan, its proof to the planner.
@@ -352,22 +286,6 @@ class PartitionPlan:
                 f"s no more than {again.lower_bound_bytes} B was proved; give more time"
             )
         return replace(self, claimed_by="")
-
-    def _verify_costs(self, k: int, group: FusionGroup, mask: int, scheme: FusionScheme) -> None:
-        need = scheme.buffer(mask, self.buffer_bytes)
-        if need is None or need >= self.buffer_bytes:
-            raise PlanError(
-                f"fusion group {k} ({group.ops[0]}, ...) needs {need} B, not below the buffer of "
-                f"{self.buffer_bytes} B"
-            )
-        dram = scheme.dram(mask, self.buffer_bytes)
-        told = (group.buffer_bytes, Dram(*_dram_of(group)))
-        if told != (need, dram):
-            raise PlanError(
-                f"fusion group {k} ({group.ops[0]}, ...) states {told[0]} B of buffer and "
-                f"{tuple(told[1])} B of DRAM reads, writes and weights; the cost model says "
-                f"{need} B and {tuple(dram)} B"
-            )
 
     def check_no_steps(self) -> None:
         """Refuse what only cascade plans have; raises :class:`PlanError`."""
@@ -463,13 +381,18 @@ class PartitionPlan:
                 "it states neither one width of all weights (weight_bytes) nor the bytes of each "
                 "operator's"
             )
-        align = fields.integer("align_channels", 1) if "align_channels" in fields else 1
+        align = 1
+        if "align_channels" in fields:
+            align = fields.integer("align_channels", 1, MOST_POSITIONS)
         graph = replace(
             graph, activation_bytes=fields.width("activation_bytes"), align_channels=align
         )
         proof = fields.value("proof")
         if not (proof is None or isinstance(proof, str)) or proof not in _PROOFS:
             raise PlanError(f"the plan file is damaged: unknown proof {ascii(proof)[:60]}")
+        groups = tuple(map(FusionGroup.read, fields.objects("groups")))
+        # What only steps have: the bound and their prices follow from it, so they must state it.
+        steps = any(group.way for group in groups)
         plan = cls(
             graph=graph,
             scheme=fields.text("scheme"),
@@ -477,17 +400,21 @@ class PartitionPlan:
             buffer_bytes=fields.integer("buffer_bytes", 1),
             activation_bytes=graph.activation_width,
             weight_bytes=width,
-            groups=tuple(map(FusionGroup.read, fields.objects("groups"))),
+            groups=groups,
             unfusable=fields.texts("unfusable"),
             resident=tuple(
                 Resident(
                     resident.text("tensor"), resident.integer("first"), resident.integer("last")
                 )
-                for resident in (fields.objects("resident") if "resident" in fields else ())
+                for resident in (
+                    fields.objects("resident") if steps or "resident" in fields else ()
+                )
             ),
-            residency="residency" not in fields or fields.flag("residency"),
+            residency=fields.flag("residency") if steps or "residency" in fields else True,
             slice_channels=(
-                fields.integer("slice_channels", 1) if "slice_channels" in fields else 16
+                fields.integer("slice_channels", 1, MOST_POSITIONS)
+                if steps or "slice_channels" in fields
+                else 16
             ),
             keep=fields.texts("keep") if "keep" in fields else (),
             split_before=fields.texts("split_before") if "split_before" in fields else (),
@@ -522,7 +449,9 @@ class PartitionPlan:
         return plan._in_order() if version == 1 else plan
 
     def _in_order(self) -> PartitionPlan:
-        """The plan with its groups in an order in which they can run, where they have one."""
+        """The plan with its groups, and the operators of each, in an order in which they can run,
+        where they have one.
+        """
         names = [name for group in self.groups for name in group.ops] + list(self.unfusable)
         if sorted(names) != sorted(self.graph.index):
             return self  # verify() says what is wrong
@@ -531,7 +460,12 @@ class PartitionPlan:
         order = topological_order([*masks, *alone], self.graph)
         if order is None:
             return self
-        return replace(self, groups=tuple(self.groups[k] for k in order if k < len(masks)))
+        groups = (
+            replace(self.groups[k], ops=tuple(self.graph.ops[i].name for i in bits(masks[k])))
+            for k in order
+            if k < len(masks)
+        )
+        return replace(self, groups=tuple(groups))
 
     def to_json(self) -> str:
         """:meth:`to_dict` as the text of a plan file."""
@@ -541,7 +475,7 @@ class PartitionPlan:
         """Write the plan as JSON, whole or not at all.
 
         Raises:
-            OSError: where the file cannot be written; one that was there before stays.
+            FileError: where the file cannot be written; one that was there before stays.
         """
         replace_text(path, self.to_json())
 
@@ -567,11 +501,3 @@ def load_plan(path: str | Path) -> PartitionPlan:
         return PartitionPlan.from_dict(read_json(path))
     except PlanError as error:
         raise PlanError(f"plan {str(path)!r}: {error}") from error
-
-
-def _figures(group: FusionGroup) -> str:
-    return f"way {group.way}, {group.buffer_bytes} B of buffer, DRAM {_dram_of(group)} B"
-
-
-def _dram_of(group: FusionGroup) -> tuple[int, int, int]:
-    return group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes

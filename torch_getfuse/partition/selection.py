@@ -28,6 +28,7 @@ def no_operator(graph: OpGraph, name: object) -> str:
     for op in graph.ops:
         path = op.module.split(".")
         known.update(dict.fromkeys(".".join(path[:k]) for k in range(1, len(path) + 1)))
+    known.pop("", None)  # operators outside of any module
     hint = nearest(str(name), known) or f"; there are {some_of(list(known), _NAMED)}"
     return (
         f"{name!r} is neither an operator nor a module that contains one{hint} "

@@ -7,7 +7,8 @@ Text formats use human-readable sizes (1024-based), data formats integer bytes.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,11 @@ class Appraisal:
         best: our plan for the same graph, options and pins.
         residents_exact: whether ways and resident tensors of the given steps are proved to be the
             best (cascade); ``None`` under other schemes and for a plan that is not legal.
+        accelerator: name of the preset that it was judged for; empty without one.
+        options_of: where options came from that were not given: ``"the priced plan"``,
+            ``"plan="``, or ``""``: the defaults.
+        changed: options in which the figures differ from that plan's own -> its value, and the
+            one that was given instead.
     """
 
     groups: tuple[PricedGroup, ...]
@@ -93,6 +99,9 @@ class Appraisal:
     plan: PartitionPlan | None
     best: PartitionPlan
     residents_exact: bool | None = None
+    accelerator: str = ""
+    options_of: str = ""
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
     @property
     def legal(self) -> bool:
@@ -167,6 +176,11 @@ class Appraisal:
             "align_channels": best.align_channels,
             "weight_bytes": best.weight_bytes,
             "pins": best.pins,
+            "accelerator": self.accelerator or None,
+            "options_of": self.options_of,
+            "changed": {
+                name: {"plan": value, "used": used} for name, (value, used) in self.changed.items()
+            },
             "legal": self.legal,
             "problems": list(self.problems),
             "groups": [group.to_dict() for group in self.groups],
@@ -192,6 +206,7 @@ class Appraisal:
 
         Raises:
             OptionError: for another suffix.
+            FileError: if the file cannot be written.
         """
         forms = {".txt": lambda: f"{self}\n", ".md": self.to_markdown, ".json": self.to_json}
         replace_text(path, forms[self.check_suffix(path)]())
@@ -204,7 +219,7 @@ class Appraisal:
 
 def _render(made: Appraisal, style: Style) -> str:
     wrong = sum(not group.legal for group in made.groups)
-    noun = "step" if made.best.scheme == "cascade" else "group"
+    noun = _noun(made)
     verdict = "a legal plan"
     if not made.legal:
         verdict = f"not a legal plan: {counted(wrong, noun)} of {len(made.groups)} wrong" + (
@@ -241,7 +256,8 @@ def _facts(made: Appraisal) -> list[list[str]]:
         "optimal": f"optimal ({best.standing})",
         "bound": f"at most {best.gap:.1%} above the optimum ({best.standing})",
     }.get(best.proof or "", "nothing proved")
-    rows = [["distance", made.distance], ["our plan", f"{len(best.groups)} groups; {proof}"]]
+    ours = f"{counted(len(best.groups), _noun(made))}; {proof}"
+    rows = [["distance", made.distance], ["our plan", ours]]
     if made.residents_exact is not None:
         rows.append(
             [
@@ -253,9 +269,12 @@ def _facts(made: Appraisal) -> list[list[str]]:
         )
     if best.pins:
         rows.append(["pinned", "; ".join(f"{name}={what}" for name, what in best.pins.items())])
+    if made.options_of:
+        rows.append(["options", _told_options(made)])
     rows.append(
         [
             "assumptions",
+            f"{f'accelerator {made.accelerator}, ' if made.accelerator else ''}"
             f"scheme {best.scheme}, buffer {format_size(best.buffer_bytes)}, "
             f"{format_activations(best.activation_bytes, best.align_channels)}, "
             f"{format_width(best.weight_bytes)}, "
@@ -263,6 +282,34 @@ def _facts(made: Appraisal) -> list[list[str]]:
         ]
     )
     return rows
+
+
+def _noun(made: Appraisal) -> str:
+    """What the groups are: under cascade the steps of a sequence."""
+    return "step" if made.best.scheme == "cascade" else "group"
+
+
+def _told_options(made: Appraisal) -> str:
+    """Which plan's options these are, and where they were given otherwise."""
+    told = f"those of {made.options_of}"
+    if not made.changed:
+        return told
+    instead = (
+        f"{name} {format_option(name, used)} (there {format_option(name, value)})"
+        for name, (value, used) in made.changed.items()
+    )
+    return f"{told}, but for {', '.join(instead)}"
+
+
+def format_option(name: str, value: Any) -> str:
+    """The value of an option of planning, as tables and messages show it."""
+    if value is None:
+        return "as stored"
+    if name == "buffer":
+        return format_size(value)
+    if name == "together":
+        return str([list(names) for names in value])
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _group_table(made: Appraisal, style: Style, noun: str) -> str:

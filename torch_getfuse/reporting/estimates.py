@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch_getfuse.accelerator import Accelerator, format_size
+from torch_getfuse.accelerator import Accelerator
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.widths import Width
 
@@ -88,12 +88,7 @@ class Estimates:
             "other work, traffic or energy"
         )
         if target.read_only:
-            features = self.planned.read + self.planned.write
-            told += (
-                "; its memory outside is read-only flash: only weights come from it, and the "
-                f"{format_size(features)} of feature maps that the plan moves cannot go there and "
-                "are not in the estimates"
-            )
+            told += "; of its memory outside, which is read-only flash, the reads of weights alone"
         own = (target.activation_bytes, target.weight_bytes)
         if self.mac_seconds is not None and self.widths != own:
             told += (

@@ -186,7 +186,7 @@ class Explanation:
 
         Raises:
             OptionError: for another suffix, or a picture without matplotlib.
-            OSError: if the file cannot be written.
+            FileError: if the file cannot be written.
         """
         suffix = known_suffix(path, "an explanation", _SUFFIXES)
         if suffix in _PICTURES:

@@ -172,7 +172,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int) -> None:
     """Write a ``.png`` or ``.svg`` file; the same figure gives the same bytes.
 
     Raises:
-        OSError: if the file cannot be written.
+        FileError: if the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text

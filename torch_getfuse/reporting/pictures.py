@@ -135,7 +135,7 @@ def save_picture(drawing: Drawing, path: str | Path) -> None:
 
     Raises:
         OptionError: if matplotlib is not installed.
-        OSError: if the file cannot be written.
+        FileError: if the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

@@ -187,7 +187,7 @@ class Report:
         Raises:
             OptionError: for another suffix, and for a picture where there is nothing to draw.
             GetfuseError: for a picture if matplotlib is not installed.
-            OSError: if the file cannot be written.
+            FileError: if the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _SUFFIXES)
         if suffix in _PICTURES:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from torch_getfuse.accelerator import Accelerator
+from torch_getfuse.accelerator import Accelerator, format_size
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import Op, Tensor
 from torch_getfuse.partition.cost.cascade.model import Cascade
@@ -25,6 +25,7 @@ from torch_getfuse.partition.node_set import mask_of
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
 from torch_getfuse.reporting.estimates import Estimates
+from torch_getfuse.reporting.export import features
 from torch_getfuse.reporting.outlook import Outlook, Reach
 from torch_getfuse.reporting.steps import Occupancy, StepFigures
 
@@ -191,6 +192,22 @@ class Section:
         )
         return found if found.known else None
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """:attr:`notes`, and that the plan needs a memory that the accelerator has not."""
+        target = self.accelerator
+        between = features(self.network_planned) - features(self.floor)
+        if target is None or not target.read_only or not between:
+            return self.notes
+        other = "" if self.steps is not None else "scheme='cascade' (tensors stay between steps), "
+        return (
+            *self.notes,
+            f"{target.name} cannot run this plan as it is: its memory outside is read-only flash, "
+            f"and the plan moves {format_size(between)} of feature maps there and back. To keep "
+            f"them on chip try {other}a larger buffer= than {format_size(self.plan.buffer_bytes)}, "
+            "or an accelerator with DRAM, such as ethos-u65-256",
+        )
+
     # -- buffers --------------------------------------------------------------------------
 
     @cached_property
@@ -339,7 +356,7 @@ class Section:
                 for name, reason in self.held_whole.items()
             ],
             "unsupported": dict(self.unsupported),
-            "notes": list(self.notes),
+            "notes": list(self.remarks),
         }
 
     def _assumptions(self) -> dict[str, Any]:
@@ -354,6 +371,7 @@ class Section:
             "align_channels": plan.align_channels,
             **({} if self.steps is None else cascade),
             **plan.pins,
+            "accelerator": None if self.accelerator is None else self.accelerator.name,
             "samples": 1,
             "gradients": self.gradients,
         }

@@ -46,7 +46,7 @@ def section_parts(section: Section, style: Style) -> list[str]:
         parts.append(style.table(counts, ("operator", "count"), "lr", {0: 90}))
     if section.held_whole:
         parts.append(style.paragraph(f"Note: {_held_whole(section)}"))
-    parts += [style.paragraph(f"Note: {note}") for note in section.notes]
+    parts += [style.paragraph(f"Note: {note}") for note in section.remarks]
     if section.reach is not None:
         told = section.reach.told(section.network_planned.total, bool(section.unfusable))
         parts.append(style.paragraph(told))
@@ -146,6 +146,7 @@ def section_facts(section: Section) -> list[list[str]]:
         + f" ({stage.plans} evaluated, {stage.seconds:.1f} s{_stopped(stage)})"
         for stage in plan.stages
     ]
+    target = "" if section.accelerator is None else f"accelerator {section.accelerator.name}, "
     unit = f"granularity {section.granularity}, " if section.granularity else ""
     rows = [
         ["lower bound", _bound(section)],
@@ -166,7 +167,7 @@ def section_facts(section: Section) -> list[list[str]]:
         ["search", "; then ".join(stages) or plan.method or "none"],
         [
             "assumptions",
-            f"scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
+            f"{target}scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
             f"{format_activations(plan.activation_bytes, plan.align_channels)}, "
             f"{format_width(plan.weight_bytes)}, "
             + ("" if steps is None else step_assumptions(plan))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, MB, format_size
-from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.atomic_files import not_written, replace_text
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.partition.cost.scheme import NO_CHOICE
 from torch_getfuse.plugins import SCHEMES, fact
@@ -244,7 +244,7 @@ class Sweep:
         Raises:
             OptionError: for another suffix.
             GetfuseError: for a picture if matplotlib is not installed.
-            OSError: if the file cannot be written.
+            FileError: if the file cannot be written.
         """
         _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
 
@@ -284,7 +284,8 @@ class Journal:
 
     Raises:
         GetfuseError: if the file contains something else.
-        OSError: if it cannot be read or written.
+        FileError: if it cannot be written.
+        OSError: if it cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -313,7 +314,10 @@ class Journal:
             whole += len(line)
             if record["error"] is None and record["schema_version"] == SCHEMA_VERSION:
                 self.records[identity(record)] = record
-        self._file = self.path.open("ab")
+        try:
+            self._file = self.path.open("ab")
+        except OSError as error:
+            raise not_written(path, error) from error
         if whole < len(data):
             self._file.truncate(whole)
         elif data and not data.endswith(b"\n"):

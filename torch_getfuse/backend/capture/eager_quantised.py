@@ -38,8 +38,8 @@ def check_traceable(model: object, what: str) -> None:
     if is_eager_quantised(model):
         raise CaptureError(
             f"{what} needs a model that torch traces, and {type(model).__name__} holds modules of "
-            "torch's eager-mode quantisation, which it does not; plan(), report(), explain() and "
-            "sweep() take it. To run groups, quantize the float model by PT2E (torchao)"
+            "torch's eager-mode quantisation, which it does not; plan(), report(), explain(), "
+            "price() and sweep() take it. To run groups, quantize the float model by PT2E (torchao)"
         )
 
 

@@ -91,7 +91,7 @@ def section_figures(section: Section) -> dict[str, Any]:
             for entry in steps.again
         ],
         "unsupported": dict(section.unsupported),
-        "notes": [*section.notes, *_reach(section)],
+        "notes": [*section.remarks, *_reach(section)],
     }
 
 
@@ -114,7 +114,8 @@ def _traffic(fusable: Dram, outside: Dram) -> dict[str, int]:
 
 def _assumptions(section: Section) -> list[str]:
     plan = section.plan
-    found = [f"scheme {plan.scheme}", f"buffer {format_size(plan.buffer_bytes)}"]
+    found = [] if section.accelerator is None else [f"accelerator {section.accelerator.name}"]
+    found += [f"scheme {plan.scheme}", f"buffer {format_size(plan.buffer_bytes)}"]
     if section.granularity:
         found.append(f"granularity {section.granularity}")
     found.append(format_activations(plan.activation_bytes, plan.align_channels))
