@@ -105,14 +105,14 @@ def test_a_write_that_moves_or_is_dropped(
 
 
 def test_order_by_data_edges_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of the first programs runs in another order."""
+    """About one program in 60 runs in another order."""
 
     def data_only(gm: fx.GraphModule, nodes: Sequence[fx.Node], *_: Any) -> list[set[int]]:
         index = {node: i for i, node in enumerate(nodes)}
         return [{index[s] for s in node.all_input_nodes if s in index} for node in nodes]
 
     monkeypatch.setattr(submodules, "order_edges", data_only)
-    assert any(failures(generate(seed), "eager") for seed in range(100))
+    assert any(failures(generate(seed), "eager") for seed in range(200, 500))
 
 
 @pytest.mark.parametrize("change", CHANGES)
