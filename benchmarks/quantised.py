@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tabulate import tabulate
+from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture, capture_model
 from torch_getfuse.backend.capture.quantisation import quantisation
@@ -113,12 +115,22 @@ FORMS: dict[str, Callable[[str, torch.Tensor], torch.nn.Module]] = {
 
 
 def stored_bytes(capture: Capture) -> int:
-    """Bytes of all parameters and buffers that the graph reads, counted by torch itself."""
-    leaves: dict[str, int] = {}
+    """Bytes of all parameters and buffers that the graph reads, counted by torch itself.
+
+    Of a batch norm that is folded into a convolution one vector of four: the convolution's bias.
+    """
+    leaves: dict[fx.Node, int] = {}
     for node in capture.graph_module.graph.find_nodes(op="placeholder"):
         if node.users and is_dynamo_weight(node):
-            leaves[node.name] = _bytes(node.meta["example_value"])
-    return sum(leaves.values())
+            leaves[node] = _bytes(node.meta["example_value"])
+    folded = 0
+    for nodes in capture.nodes.values():
+        for node in nodes[1:]:
+            vectors = [leaves[n] for n in node.all_input_nodes if n in leaves]
+            if node.target is F.batch_norm:
+                own_bias = len([n for n in nodes[0].all_input_nodes if n in leaves]) > 1
+                folded += sum(vectors) - (0 if own_bias else vectors[0])
+    return sum(leaves.values()) - folded
 
 
 def _bytes(tensor: Any) -> int:
@@ -160,7 +172,7 @@ def rows(name: str, forms: Iterable[str]) -> list[list[object]]:
     torch.manual_seed(0)
     capture = capture_model(plain(name), (x,))
     row("float, 1 B", capture, "-", activation_bytes=1, weight_bytes=1)
-    row("float, 4 B", capture, "-")
+    row("float, 4 B", capture, stored_bytes(capture))
     for form in forms:
         torch.manual_seed(0)
         try:

@@ -20,10 +20,11 @@ from torch_getfuse.backend.capture.capture import (
     does_not_run,
     run_captured,
 )
-from torch_getfuse.backend.capture.eager_quantised import check_traceable
+from torch_getfuse.backend.capture.eager_quantised import check_traceable, is_eager_quantised
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.mode_notes import mode_notes
 from torch_getfuse.backend.capture.quantisation import quantisation_notes
+from torch_getfuse.backend.capture.renaming import named_as
 from torch_getfuse.backend.capture.view_changes import exported_without_view_changes
 from torch_getfuse.backend.compiled_models import compiler_of, find, is_compiled
 from torch_getfuse.backend.fx_nodes.values import tensor_info, traced_value
@@ -93,7 +94,7 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
             target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
             gm = captured.graph_module
-            notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph))
+            notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph, captured.views))
             origin = _origin(target, options)
 
             def section(plan: PartitionPlan) -> Section:
@@ -219,7 +220,7 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
             ) from error
         except Exception as error:  # a model fails in its own code, by whatever it raises
             raise does_not_run(target, args, error) from error
-    captured = _in_module(program)
+    captured = named_as(_in_module(program), plan.graph)
     captured.check(plan)
     return split_capture(captured, plan)
 
@@ -303,6 +304,8 @@ def _compiled_report(model: object) -> Report:
             title = f"{name or 'graph 0'} {section.name}" if section.name else name
             sections.append(replace(section, name=title))
     unplanned += _recurrent(model, sections)
+    if records or is_compiled(model):
+        unplanned += _quantised(model)
     if not sections and not unplanned:
         return Report([], empty=_nothing(model))
     pairs = itertools.combinations(records, 2)
@@ -366,6 +369,18 @@ def _recurrent(model: object, sections: Sequence[Section]) -> list[str]:
         f"{', '.join(missing)} {what} left to eager by torch.compile, with all of the frames that "
         "call it, unless torch._dynamo.config.allow_rnn is True: not planned, and in no total "
         "here. report(model, x) plans it without running."
+    ]
+
+
+def _quantised(model: object) -> list[str]:
+    """What Dynamo cannot trace: kernels on tensors of quantised types."""
+    module = original_module(model)
+    if not is_eager_quantised(module):
+        return []
+    return [
+        f"{type(module).__name__} holds modules of torch's eager-mode quantisation, which Dynamo "
+        "does not trace: they run unplanned, and are in no total here. report(model, x) plans "
+        "them by their reference; a model that PT2E (torchao) quantises compiles whole."
     ]
 
 

@@ -452,3 +452,19 @@ def test_graphs_without_recorded_shapes_need_inputs() -> None:
     captured = capture_fx(gm, [torch.randn(2, 3, 4, 4)])
     assert [op.name for op in captured.graph] == ["relu"]
     assert captured.graph.tensors["input"].shape == (1, 3, 4, 4)
+
+
+def test_one_sample_is_found_among_windows_folded_into_the_batch() -> None:
+    class Windows(nn.Module):
+        """Windows of a map as samples, and back, as Swin has them; then a roll of the map."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, h, w, c = x.shape
+            x = x.view(n, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
+            x = torch.softmax(x, 1)
+            x = x.view(n, h // 4, w // 4, 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+            return torch.roll(x, (2, 2), (1, 2))
+
+    one, two = (capture_model(Windows(), (torch.zeros(n, 8, 8, 6),)).graph for n in (1, 2))
+    assert one.to_dict() == two.to_dict()
+    assert "along the rows" in one.ops[-1].reason

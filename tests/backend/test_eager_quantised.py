@@ -139,3 +139,12 @@ def test_torchvisions_quantizable_networks(name: str) -> None:
     for kind in ("conv2d", "linear", "add", "hardswish"):
         assert kinds[kind] == plain_kinds[kind]
     assert sum(graph.width(name) == 1 for name in graph.tensors) > 0.85 * len(graph.tensors)
+
+
+def test_the_report_of_a_compiled_one_says_that_dynamo_leaves_it_to_eager() -> None:
+    net, x = quantised()
+    compiled = torch.compile(net, backend="getfuse")
+    assert torch.equal(compiled(x), net(x))
+    told = str(torch_getfuse.report(compiled))
+    assert "Net holds modules of torch's eager-mode quantisation" in told
+    assert "no graph has been compiled" not in told

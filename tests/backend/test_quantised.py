@@ -14,6 +14,7 @@ from torch import nn
 import torch_getfuse
 from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
 from torch_getfuse.backend.capture.quantisation import quantisation_notes
+from torch_getfuse.errors import PlanError
 from torch_getfuse.models import import_torchvision
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
@@ -300,7 +301,7 @@ def test_scales_from_values_need_the_whole_tensor() -> None:
     assert (pool.kind, last.kind) == ("avg_pool2d", "max_pool2d")
     assert str(last.reads[0].window) == "whole"
     assert capture.graph.width(pool.writes) == 4
-    notes = " ".join(quantisation_notes(capture.graph_module, capture.graph))
+    notes = " ".join(quantisation_notes(capture.graph_module, capture.graph, capture.views))
     assert "1 times scales are chosen" in notes
 
 
@@ -344,3 +345,47 @@ def test_mobilenet_plans_as_float_at_one_byte_but_for_scales() -> None:
         )
         assert [group.ops for group in found.groups] == [group.ops for group in wanted.groups]
         assert found.dram_bytes == wanted.dram_bytes
+
+
+class Holds(nn.Module):
+    """A quantised network inside of another one."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inside(x) * 2
+
+
+def test_a_module_that_holds_a_pt2e_model_is_split_by_its_plan() -> None:
+    model, x = Holds(_xnnpack()), torch.randn(IMAGE)
+    plan = torch_getfuse.plan(model, (x,), buffer="4KB")
+    with torch.no_grad():
+        split = torch_getfuse.split(model, (x,), plan)
+        assert torch.equal(split(x), model(x))
+    assert len([name for name, _ in split.named_children() if "fusion_group" in name]) > 1
+    with pytest.raises(PlanError, match="belongs to another graph"):
+        torch_getfuse.split(Holds(nn.Conv2d(3, 4, 3)), (x,), plan)
+
+
+def test_a_result_returned_dequantized_is_told() -> None:
+    class Returned(nn.Module):
+        def __init__(self, integers: bool) -> None:
+            super().__init__()
+            self.conv, self.integers = nn.Conv2d(3, 4, 3), integers
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            space = torch.ops.quantized_decomposed
+            how = (0.1, 0, -128, 127, torch.int8)
+            y = space.quantize_per_tensor.default(self.conv(x), *how)
+            if not self.integers:
+                y = space.dequantize_per_tensor.default(y, *how)
+            return y.flatten(1)
+
+    x = torch.randn(IMAGE)
+    told = "conv: returned dequantized, counted as the integers"
+    report = torch_getfuse.report(Returned(integers=False), x)
+    assert told in str(report)
+    assert report.sections[0].plan.graph.tensor_bytes["conv"] == 4 * 30 * 30
+    assert told not in str(torch_getfuse.report(Returned(integers=True), x))

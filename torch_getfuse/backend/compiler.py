@@ -154,7 +154,7 @@ def _compile(
     forward = Section(
         plan,
         unsupported=capture.unsupported,
-        notes=(*hints, *mode_notes(gm), *quantisation_notes(gm, capture.graph)),
+        notes=(*hints, *mode_notes(gm), *quantisation_notes(gm, capture.graph, capture.views)),
         gradients=torch.is_grad_enabled(),
         accelerator=options.preset,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -47,6 +48,17 @@ class Bases:
         self._bases.append(Base(info, batch, tensor, op))
         return len(self._bases) - 1
 
+    def joint(self, infos: Sequence[TensorInfo]) -> tuple[TensorInfo, int]:
+        """Several tensors that one call makes are one tensor of all their elements, whose width is
+        their mean: of values and their indices (``topk``), the bytes of both.
+        """
+        sizes = [math.prod(info.shape) for info in infos]
+        total = sum(sizes)
+        whole = -(-total // self.batch) * self.batch
+        bits = sum(8 * i.dtype.itemsize * n for i, n in zip(infos, sizes, strict=True))
+        mean = -(-bits // total) if total else 8 * infos[0].dtype.itemsize
+        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype), mean
+
     def per_sample(self, base: int, count: int | None) -> int | None:
         """A count of what all samples need to make a tensor, for one of them.
 
@@ -84,6 +96,10 @@ class Bases:
             for atom in reversed(atoms):
                 holds = atom.stride <= inner and inner * self.batch <= atom.stride * atom.size
                 if atom.axis == axis and holds and atom.start == 0:
+                    # One sample outside of these positions: an axis of one before them is its own.
+                    outside = inner == atom.stride * atom.size and atom is atoms[0]
+                    if outside and place and not feature.layout.axes[place - 1]:
+                        return place - 1, 1
                     return place, inside * (inner // atom.stride)
                 inside *= atom.size
         return None

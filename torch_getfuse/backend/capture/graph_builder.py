@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import fx
 
 from torch_getfuse.backend.capture.bases import Bases
+from torch_getfuse.backend.capture.calls import Calls, overwrites, part_written
 from torch_getfuse.backend.capture.graph_inputs import batch_axis, is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
     Draft,
@@ -19,24 +18,23 @@ from torch_getfuse.backend.capture.graph_values import (
     Value,
     Weight,
     covers,
+    mirrored,
     only_pick,
 )
 from torch_getfuse.backend.capture.memory import Memory, place_of
 from torch_getfuse.backend.capture.quantisation import kept_as_operators, quantisation
 from torch_getfuse.backend.capture.streams import settle_streams
 from torch_getfuse.backend.fx_nodes.effects import attribute
-from torch_getfuse.backend.fx_nodes.normalize import Invocation, full_name, normalise
 from torch_getfuse.backend.fx_nodes.values import (
     flat_tensors,
     module_path,
-    size_hint,
     stored,
     tensor_info,
     traced_value,
 )
 from torch_getfuse.backend.rules.pointwise import pointwise
 from torch_getfuse.backend.rules.quantisation import Quantisation, by_rows, quantisation_of
-from torch_getfuse.backend.rules.registry import apply_rule, facts_of, positional
+from torch_getfuse.backend.rules.registry import apply_rule, facts_of
 from torch_getfuse.backend.rules.rule import (
     NOTHING,
     Alias,
@@ -50,7 +48,6 @@ from torch_getfuse.backend.rules.rule import (
     whole,
 )
 from torch_getfuse.backend.rules.view_windows import Layout
-from torch_getfuse.backend.torch_private import FakeScriptObject, script_class
 from torch_getfuse.ir import Window
 
 
@@ -84,9 +81,11 @@ class GraphBuilder:
     scales: dict[fx.Node, dict[fx.Node, Stored]] = field(default_factory=dict)
     _unfolded: frozenset[fx.Node] = frozenset()
     _memory: Memory = field(default_factory=Memory)
+    _calls: Calls = field(init=False)
 
     def __post_init__(self) -> None:
         self.bases = Bases(self.batch)
+        self._calls = Calls(self.owner, self.values, self._memory, self.bases)
         self._unfolded = kept_as_operators(self.owner)
 
     def build(self) -> GraphBuilder:
@@ -177,7 +176,7 @@ class GraphBuilder:
     # -- calls ------------------------------------------------------------------------------
 
     def _call(self, node: fx.Node) -> None:
-        invocation = self._invocation(node)
+        invocation = self._calls.invocation(node)
         source = node.args[0] if node.args else None
         if invocation.name == "getitem" and isinstance(source, fx.Node):
             parts = self.values.get(source)
@@ -189,66 +188,18 @@ class GraphBuilder:
                     self._belongs(node, part)
                 return
         outputs = [tensor_info(t) for t in flat_tensors(traced_value(node))]
-        args = {name: self._argument(value) for name, value in invocation.args.items()}
+        args = {name: self._calls.argument(value) for name, value in invocation.args.items()}
         out = args.pop("out", None)  # where the result goes; no operand
         written = operands_in([out, *(args.get(name) for name in invocation.writes)])
         targets = [target for target in written if 0 not in target.shape]
         if invocation.fresh or not outputs:
             outputs += [target.info for target in targets]
-        hidden = self._hidden(node) if outputs else ""
+        hidden = self._calls.hidden_class(node) if outputs else ""
         call = Call(invocation.name, args, tuple(outputs), invocation.overload, hidden)
-        if _overwrites(invocation):
+        if overwrites(invocation):
             self._overwrite(node, call)
         elif outputs:
             self._operator(node, call, targets, in_place=out is None)
-
-    def _invocation(self, node: fx.Node) -> Invocation:
-        if node.op == "call_module":
-            name = full_name(type(self.owner.get_submodule(str(node.target))))
-            return Invocation(name, {"input": node.args})
-        return normalise(node, positional)
-
-    def _hidden(self, node: fx.Node) -> str:
-        """The class of an argument that holds its tensors where nobody sees them; else empty."""
-        for source in node.all_input_nodes:
-            value = traced_value(source)
-            if source.op == "get_attr":
-                value = attribute(self.owner, str(source.target))
-            if isinstance(value, (torch.ScriptObject, FakeScriptObject)):
-                return script_class(value)
-        return ""
-
-    def _argument(self, value: Any) -> Any:
-        """Tensors become operands, symbolic numbers their hints, other nodes ``None``."""
-        if isinstance(value, fx.Node):
-            held = self.values.get(value)
-            if held is not None:
-                return self._operand(value, held, traced_value(value))
-            value = traced_value(value)
-        if isinstance(value, torch.SymInt):
-            return size_hint(value)
-        if isinstance(value, tuple):
-            return tuple(self._argument(item) for item in value)
-        if isinstance(value, list):
-            return [self._argument(item) for item in value]
-        if isinstance(value, dict):
-            return {key: self._argument(item) for key, item in value.items()}
-        if isinstance(value, slice):
-            return slice(*(self._argument(x) for x in (value.start, value.stop, value.step)))
-        return None if isinstance(value, (fx.Node, torch.Tensor)) else value
-
-    def _operand(self, node: fx.Node, value: Value, traced: Any) -> Any:
-        if isinstance(value, tuple):
-            pairs = zip(value, traced, strict=True)
-            return tuple(None if v is None else self._operand(node, v, t) for v, t in pairs)
-        info = tensor_info(traced)
-        current = self._memory.current(value)
-        if 0 in info.shape:
-            current = Weight.of(node, info, {})
-        if isinstance(current, Weight):
-            return Operand(node, info, True, Stored.sum(current.parts.values()), value=current)
-        found = self.bases.find_batch(current)
-        return Operand(node, info, batch=found[0] if found else None, value=current)
 
     def _operator(
         self, node: fx.Node, call: Call, targets: Sequence[Operand], *, in_place: bool
@@ -364,7 +315,7 @@ class GraphBuilder:
         for choice in sorted(chosen, key=lambda node: node.name):
             source = choice.args[0]
             assert isinstance(source, fx.Node)
-            operand = self._operand(source, self.values[source], traced_value(source))
+            operand = self._calls.operand(source, self.values[source], traced_value(source))
             assert isinstance(operand, Operand)
             if not operand.weight and operand.value.base not in behind:
                 behind.add(operand.value.base)
@@ -375,7 +326,7 @@ class GraphBuilder:
         """``parts`` are the tensors that a node gives, and others that it only writes."""
         traced = traced_value(node)
         if flat_tensors(traced):
-            self.values[node] = _mirror(traced, parts)
+            self.values[node] = mirrored(traced, parts)
 
     def _constant(self, node: fx.Node, call: Call, targets: Sequence[Operand]) -> None:
         """The result of a call that no feature map goes into."""
@@ -408,7 +359,7 @@ class GraphBuilder:
         else:
             views = [value] * len(alias.changes)
         self._belongs(node, value)
-        return _mirror(traced_value(node), views)
+        return mirrored(traced_value(node), views)
 
     def _belongs(self, node: fx.Node, value: Value) -> None:
         """An alias is listed with the operator that wrote its base tensor."""
@@ -421,7 +372,7 @@ class GraphBuilder:
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
         several = len(call.outputs) > 1
         joint = several and spec.stored_as is None
-        info, bits = self._joint(call.outputs) if several else (call.outputs[0], None)
+        info, bits = self.bases.joint(call.outputs) if several else (call.outputs[0], None)
         if spec.stored_as is not None:
             info = TensorInfo(spec.stored_as.shape, info.dtype)
         base = self.bases.add(info, self.bases.batch_of(spec, info), len(self.drafts), bits)
@@ -448,17 +399,6 @@ class GraphBuilder:
         self.drafts.append(draft)
         return base
 
-    def _joint(self, infos: Sequence[TensorInfo]) -> tuple[TensorInfo, int]:
-        """Several tensors that one call makes are one tensor of all their elements, whose width is
-        their mean: of values and their indices (``topk``), the bytes of both.
-        """
-        sizes = [math.prod(info.shape) for info in infos]
-        total = sum(sizes)
-        whole = -(-total // self.batch) * self.batch
-        bits = sum(8 * i.dtype.itemsize * n for i, n in zip(infos, sizes, strict=True))
-        mean = -(-bits // total) if total else 8 * infos[0].dtype.itemsize
-        return TensorInfo((self.batch, whole // self.batch), infos[0].dtype), mean
-
     # -- writes -----------------------------------------------------------------------------
 
     def _info(self, value: Feature | Weight) -> TensorInfo:
@@ -481,7 +421,7 @@ class GraphBuilder:
             return
         target, *sources = operands
         value = target.value
-        part = _part(call, value.layout)
+        part = part_written(call, value.layout)
         if 0 in (value.layout if part is None else part).shape:
             self._give(node, [value])  # nothing is written
         elif isinstance(value, Feature) and [s.value for s in sources] == [
@@ -516,7 +456,7 @@ class GraphBuilder:
         """Makes the tensors, parts of which a call writes, by one operator: a call has one."""
         written = {place_of(target.value): target.value for target in targets}
         infos = [self._info(value) for value in written.values()]
-        info, bits = (infos[0], None) if len(infos) == 1 else self._joint(infos)
+        info, bits = (infos[0], None) if len(infos) == 1 else self.bases.joint(infos)
         old = [value for value in written.values() if isinstance(value, Feature)]
         features = [*old, *(source.value for source in sources)]
         read = [feature.base for feature in features]
@@ -554,45 +494,9 @@ class GraphBuilder:
         return base
 
 
-def _overwrites(invocation: Invocation) -> bool:
-    """Whether a call does nothing but put values into a tensor.
-
-    ``torch.export`` records ``x[mask] = value`` as ``index_put_``, and with views alone in the
-    index as ``copy_`` or ``fill_``.
-    """
-    if invocation.name == "index_put":
-        return invocation.mutates and not invocation.args.get("accumulate")
-    return invocation.name == "setitem" or (
-        invocation.mutates and invocation.name in ("copy", "fill")
-    )
-
-
-def _part(call: Call, target: Layout) -> Layout | None:
-    """What an overwriting call writes of its target; ``None`` where an index is no view."""
-    if call.name != "setitem":
-        return None if call.name == "index_put" else target
-    index, _ = call.args["*"]
-    view = apply_rule(Call("getitem", {"input": call.args["input"], "index": index}, ()))
-    return view.changes[0](target) if isinstance(view, Alias) else None
-
-
 def _position(node: fx.Node, index: int) -> int:
     """Where item ``index`` of a result stands among its tensors; a backward leaves some out."""
     return len(flat_tensors(list(traced_value(node))[:index]))
-
-
-def _mirror(traced: Any, parts: Sequence[Value | None]) -> Value:
-    """``parts``, one per tensor of a result, in the result's own (perhaps nested) structure."""
-    left = iter(parts)
-
-    def place(item: Any) -> Value | None:
-        if isinstance(item, torch.Tensor):
-            return next(left)
-        return tuple(map(place, item)) if isinstance(item, (list, tuple)) else None
-
-    found = place(traced)
-    assert found is not None, "a call with tensor results has one"
-    return found
 
 
 def _weights(call: Call, spec: Spec) -> Stored:

@@ -183,3 +183,17 @@ def fits(window: Window, source: Tensor, target: Tensor) -> bool:
         if window.kind is WindowKind.IDENTITY and size_in not in (1, size_out):
             return False
     return True
+
+
+def mirrored(traced: Any, parts: Sequence[Value | None]) -> Value:
+    """``parts``, one per tensor of a result, in the result's own (perhaps nested) structure."""
+    left = iter(parts)
+
+    def place(item: Any) -> Value | None:
+        if isinstance(item, torch.Tensor):
+            return next(left)
+        return tuple(map(place, item)) if isinstance(item, (list, tuple)) else None
+
+    found = place(traced)
+    assert found is not None, "a call with tensor results has one"
+    return found

@@ -9,7 +9,7 @@ from torch_getfuse.backend.capture.graph_values import Draft
 from torch_getfuse.backend.capture.op_order import OperatorOrder
 from torch_getfuse.backend.rules.rule import Stored
 from torch_getfuse.ir import Op, Read
-from torch_getfuse.ir.graph import default_channels
+from torch_getfuse.ir.op import default_channels
 from torch_getfuse.json_fields import escaped
 
 

@@ -10,11 +10,12 @@ own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from torch import fx
 
-from torch_getfuse.backend.capture.graph_values import Draft, Feature, Value
+from torch_getfuse.backend.capture.graph_values import Draft, Feature, Value, View
 from torch_getfuse.backend.fx_nodes.effects import written_at
 from torch_getfuse.backend.fx_nodes.normalize import normalise
 from torch_getfuse.backend.fx_nodes.values import copy_node, rewritten, traced_value
@@ -118,13 +119,13 @@ def settle_quantisation(
     for draft in drafts:
         for _, operands in draft.calls:
             for node, feature in operands:
-                chain = list(_shown(node, feature.base, values))
+                chain = list(_shown(node, partial(_is_of, values, feature.base)))
                 seen.setdefault(feature.base, []).append(_integers(chain))
                 _take_over(draft, [n for n in chain if n not in operators])
     for node in returned:
         value = values.get(node)
         if isinstance(value, Feature):
-            chain = list(_shown(node, value.base, values))
+            chain = list(_shown(node, partial(_is_of, values, value.base)))
             seen.setdefault(value.base, []).append(_integers(chain))
     stored = {
         base: found[0][0]
@@ -139,16 +140,21 @@ def settle_quantisation(
     return stored
 
 
-def _shown(node: fx.Node, base: int, values: Mapping[fx.Node, Value]) -> Iterable[fx.Node]:
-    """A view of a tensor and the views that it is one of, the innermost last."""
+def _shown(node: fx.Node, of_it: Callable[[fx.Node], bool]) -> Iterable[fx.Node]:
+    """A view of a tensor and the views that it is one of, the innermost last.
+
+    Args:
+        of_it: whether a node shows that tensor.
+    """
     at: fx.Node | None = node
     while at is not None:
         yield at
-        sources = [n for n in at.all_input_nodes if _is_of(values.get(n), base)]
+        sources = [n for n in at.all_input_nodes if of_it(n)]
         at = sources[0] if len(sources) == 1 else None
 
 
-def _is_of(value: Value | None, base: int) -> bool:
+def _is_of(values: Mapping[fx.Node, Value], base: int, node: fx.Node) -> bool:
+    value = values.get(node)
     return isinstance(value, Feature) and value.base == base
 
 
@@ -205,7 +211,9 @@ def move_dequantizes(
         draft.weights += Stored.sum(parts.values())
 
 
-def quantisation_notes(gm: fx.GraphModule, graph: OpGraph) -> tuple[str, ...]:
+def quantisation_notes(
+    gm: fx.GraphModule, graph: OpGraph, views: Mapping[fx.Node, View]
+) -> tuple[str, ...]:
     """What a report says of a quantised network; nothing of any other.
 
     How many calls are folded, how many tensors there are of each width, and where scales are chosen
@@ -228,6 +236,21 @@ def quantisation_notes(gm: fx.GraphModule, graph: OpGraph) -> tuple[str, ...]:
             f"{', '.join(given)}: read through a quantize alone, so planned as quantised "
             "by whoever gives it"
         )
+    taken = {
+        views[node].tensor
+        for node in gm.graph.output_node().all_input_nodes
+        if node in views
+        and traced_value(node).dtype.is_floating_point
+        and any(
+            quantisation(shown) is Quantisation.QUANTIZE
+            for shown in _shown(node, partial(_is_view, views, views[node].tensor))
+        )
+    }
+    if narrow := [n for n in dict.fromkeys(graph.outputs) if n in taken and n not in given]:
+        notes.append(
+            f"{', '.join(narrow)}: returned dequantized, counted as the integers it is stored "
+            "as: whoever takes it dequantizes"
+        )
     if chosen := kinds[Quantisation.CHOOSE]:
         notes.append(
             f"dynamic quantisation: {chosen} times scales are chosen from values, for "
@@ -235,6 +258,10 @@ def quantisation_notes(gm: fx.GraphModule, graph: OpGraph) -> tuple[str, ...]:
             "its own scale"
         )
     return tuple(notes)
+
+
+def _is_view(views: Mapping[fx.Node, View], tensor: str, node: fx.Node) -> bool:
+    return node in views and views[node].tensor == tensor
 
 
 _KINDS = tuple(kind.value for kind in (Quantisation.QUANTIZE, Quantisation.DEQUANTIZE))
