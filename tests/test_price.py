@@ -190,7 +190,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "not a legal plan" in capsys.readouterr().out
     file.write_text("{")
     assert main(argv) == 2
-    assert "torch-getfuse: " in capsys.readouterr().err
+    assert "torch-getfuse: groups " in capsys.readouterr().err
+    plan = ["plan", argv[1], *argv[4:], "--buffer", "3KB", "--activation-bytes", "0.5"]
+    assert main([*plan, "-o", str(file)]) == 0
+    capsys.readouterr()
+    for given, changed in (
+        ([], {}),
+        (["--buffer", "2KB"], {"buffer": {"plan": 3072, "used": 2048}}),
+    ):
+        code = main([*argv, "--json", *given])
+        form = json.loads(capsys.readouterr().out)
+        assert code == (0 if form["legal"] else 1)
+        assert (form["activation_bytes"], form["changed"]) == (0.5, changed)
 
 
 def test_a_module_that_is_called_twice_names_its_first_operator() -> None:
