@@ -125,10 +125,10 @@ def wrap(text: str, width: int) -> list[str]:
             gap = " " if line and not k else ""
             if line and len(line) + len(gap) + len(piece) > width:
                 lines.append(line)
-                line = piece
+                line = piece.lstrip(HELD_SPACE)
             else:
                 line += gap + piece
-    return [line.replace(HELD_SPACE, " ") for line in (*lines, line)]
+    return [line.replace(HELD_SPACE, " ").rstrip() for line in (*lines, line)]
 
 
 def longest_word(text: str) -> int:
@@ -137,15 +137,18 @@ def longest_word(text: str) -> int:
 
 
 def _pieces(word: str, width: int) -> list[str]:
-    if HELD_SPACE in word:  # "features.12.conv ..", "-> x": the parts may stand apart
-        first, *rest = word.split(HELD_SPACE)
-        parts = [first, *(" " + part for part in rest)]
-        return [piece for part in parts for piece in _pieces(part, width)]
+    """Parts of a word that may stand in lines of their own."""
+    bare = word.lstrip(HELD_SPACE)
+    indent = word[: len(word) - len(bare)]
+    if HELD_SPACE in bare:  # "features.12.conv.0.0 ..": they may stand apart here
+        first, _, rest = bare.partition(HELD_SPACE)
+        return [*_pieces(indent + first, width), *_pieces(HELD_SPACE + rest, width)]
     found = []
-    for piece in re.split(r"(?<=\.)(?=[^.])", word):
-        smaller = [piece] if len(piece) <= width else re.split(r"(?<=[/:_-])(?=[^/:_-])", piece)
-        found += [_shortened(part, width) for part in smaller]
-    return found
+    room = max(width - len(indent), _LEAST_PIECE)
+    for piece in re.split(r"(?<=\.)(?=[^.])", bare):
+        smaller = [piece] if len(piece) <= room else re.split(r"(?<=[/:_-])(?=[^/:_-])", piece)
+        found += [_shortened(part, room) for part in smaller]
+    return [indent + found[0], *found[1:]]
 
 
 def _shortened(name: str, width: int) -> str:
@@ -155,10 +158,10 @@ def _shortened(name: str, width: int) -> str:
     return f"{name[: -(-kept // 2)]}...{name[len(name) - kept // 2 :]}"
 
 
-def filled(text: str, width: int, indent: str = "") -> str:
-    """``text`` in lines of ``width`` characters, all but the first behind ``indent``."""
-    first, *rest = wrap(text, width - len(indent))
-    return "\n".join((first, *(indent + line for line in rest)))
+def hanging(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    """Lines of ``text`` of at most ``width`` characters behind two indents."""
+    head, *tail = wrap(text, width - max(len(first), len(rest)))
+    return [first + head, *(rest + line for line in tail)]
 
 
 def numbers(values: Iterable[int]) -> str:

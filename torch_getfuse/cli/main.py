@@ -113,7 +113,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--by-kind",
         action="store_true",
-        help="also count operators by kind: fused, alone, unfusable, MACs, weights (always in JSON)",
+        help="also operators by kind: fused, alone, unfusable, MACs, weights (JSON has them)",
     )
     text.add_argument(
         "--modules",

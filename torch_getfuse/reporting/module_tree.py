@@ -100,23 +100,31 @@ def _figures(section: Section, module: _Module) -> ModuleFigures:
     )
 
 
-def modules_table(section: Section, depth: int, style: Style) -> str:
-    """A row per module, indented by its depth."""
-    rows = [_row(module) for module in modules_of(section, depth)]
-    return style.table(rows, _HEADERS, "lrllrrrr", wrapped=(0, 2, 3))
+def modules_parts(section: Section, depth: int, style: Style) -> list[str]:
+    """A table with a row per module, indented by its depth, and what it says."""
+    modules = modules_of(section, depth)
+    told = ""
+    if any(module.unfusable for module in modules):
+        told = "+n: and n unfusable operators; "
+    return [
+        style.table([_row(m) for m in modules], _HEADERS, "lrllrrrr", wrapped=(0, 2, 3)),
+        style.paragraph(
+            f"{told}unfused, planned: DRAM access; planned is left out where a group holds "
+            "operators of other modules too"
+        ),
+    ]
 
 
 def _row(module: ModuleFigures) -> list[str]:
     where = numbers(module.groups)
     if module.unfusable:
-        apart = f"{module.unfusable} unfusable"
-        where = Marked(f"{where}; {apart}" if where else apart, Mark.OVER)
+        where = Marked(f"{where} +{module.unfusable}".strip(), Mark.OVER)
     shapes = ["x".join(map(str, shape)) for shape in module.outputs]
     planned = "" if module.planned_bytes is None else format_size(module.planned_bytes)
     if module.planned_bytes is not None and module.planned_bytes < module.unfused_bytes:
         planned = Marked(planned, Mark.SAVED)
     return [
-        HELD_SPACE * 2 * module.depth + (module.path or "(model)"),
+        HELD_SPACE * 2 * module.depth + (module.path.rpartition(".")[2] or "(model)"),
         str(len(module.operators)),
         where,
         shapes[0] if len(shapes) == 1 else f"{len(shapes)} tensors",

@@ -17,7 +17,7 @@ from torch_getfuse.reporting.estimates import with_prefix
 from torch_getfuse.reporting.export import Style, compact, counted, features, saved
 from torch_getfuse.reporting.folding import alike_groups, alike_unfusable, folded, times
 from torch_getfuse.reporting.kinds import kinds_table
-from torch_getfuse.reporting.module_tree import modules_table
+from torch_getfuse.reporting.module_tree import modules_parts
 from torch_getfuse.reporting.section import Section, added, group_dram
 from torch_getfuse.reporting.step_tables import (
     floor_facts,
@@ -51,10 +51,8 @@ def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
     if detail.by_kind:
         parts += [style.heading("Operators by kind"), kinds_table(section.kinds, style)]
     if detail.modules is not None:
-        depth = detail.modules
-        told = f"Modules down to depth {depth}, and the DRAM access of their operators"
-        parts += [style.heading(told), modules_table(section, depth, style)]
-        parts.append(style.paragraph(_NOT_PLANNED))
+        parts.append(style.heading(f"Modules down to depth {detail.modules}"))
+        parts += modules_parts(section, detail.modules, style)
     if section.steps is not None:
         parts += step_parts(section.plan, section.steps, style, detail.full)
     elif section.plan.groups:
@@ -76,9 +74,6 @@ def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
     return parts
 
 
-_NOT_PLANNED = (
-    "planned: of the groups of the module; not given where a group holds operators of others too"
-)
 _TITLE = "DRAM access per sample"
 _NAMED = 4  # operators of each kind that a note names; the data formats name all
 
