@@ -210,7 +210,9 @@ def test_every_group_is_in_one_row() -> None:
         figures = {(g.buffer_bytes, group_dram(g), len(g.ops)) for g in groups}
         assert len(figures) == 1
         shapes = {
-            tuple(plan.graph.tensors[plan.graph.ops[plan.graph.index[n]].writes].shape for n in g.ops)
+            tuple(
+                plan.graph.tensors[plan.graph.ops[plan.graph.index[n]].writes].shape for n in g.ops
+            )
             for g in groups
         }
         assert len(shapes) == 1

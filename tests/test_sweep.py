@@ -297,7 +297,11 @@ def test_forms(tmp_path: Path) -> None:
     table = result.render(plain(160)).splitlines()
     assert len(table) == 2 + len(result.records) + 2
     narrow = result.render(plain(80))  # a table for each scheme and unit
-    titles = ("Sequential, lbdf line, auto", "Sequential, lbdf pixel, auto", "Sequential, brr, auto")
+    titles = (
+        "Sequential, lbdf line, auto",
+        "Sequential, lbdf pixel, auto",
+        "Sequential, brr, auto",
+    )
     assert [line for line in narrow.splitlines() if line.startswith("Seq")] == [*titles]
     assert max(map(len, narrow.splitlines())) <= 80
     told = "9 points: 9 planned, 0 kept from before, 0 failed"

@@ -108,7 +108,7 @@ def test_long_names_are_wrapped_at_their_dots() -> None:
         "features.1",
         "(2 ops)",
     ]
-    assert wrap(HELD_SPACE * 2 + "features.denseblock4", 12) == ["  features.", "denseblock4"]
+    assert wrap(HELD_SPACE * 2 + "features.denseblock4", 13) == ["  features.", "denseblock4"]
 
 
 def test_hanging_lines() -> None:

@@ -290,4 +290,4 @@ def _group_table(made: Appraisal, style: Style, noun: str) -> str:
     ]
     way = ("way",) if noun == "step" else ()
     headers = (noun, "operators", *way, "buffer", "share", "read", "write", "weights", "legal")
-    return style.table(rows, headers, "rl" + "l" * len(way) + "rrrrrl", below=(1,))
+    return style.table(rows, headers, "ll" + "l" * len(way) + "rrrrrl", below=(1,))

@@ -362,7 +362,7 @@ def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
             ]
         )
     headers = ("part", "operators", "buffer", "share", "read", "write", "weights")
-    return style.table(rows, headers, "rlrrrrr", below=(1,))
+    return style.table(rows, headers, "llrrrrr", below=(1,))
 
 
 def _cost(why: Explanation, cut: Cut) -> str:

@@ -251,9 +251,7 @@ class Ledger(Printed):
         stored = "tensors as stored"
         if self.activation_bytes is not None:
             stored = f"elements of {self.activation_bytes} B"
-        told = (
-            f"bytes per sample, {stored}: as planned / as counted, where they differ"
-        )
+        told = f"bytes per sample, {stored}: as planned / as counted, where they differ"
         align = "ll"[: 1 + ways] + "r" * (1 + len(titles)) + "l"
         lines = []
         groups = self._fusable()
