@@ -17,6 +17,6 @@ with torch.no_grad():
 
 error = ((y - expected).abs().max() / expected.abs().max()).item()
 print(f"max relative error against eager: {error:.2e}\n")
-print(torch_getfuse.report(compiled))
+torch_getfuse.report(compiled).show()  # in colours on a terminal
 if not error < 1e-4:
     raise SystemExit("the compiled model does not compute what eager does")

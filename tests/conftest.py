@@ -12,6 +12,10 @@ import pytest
 # tests forty times slower. Read by torch when it is first imported, so set before any test.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Printed text has a width and colours of its own on every machine.
+for name in ("COLUMNS", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(name, None)
+
 # Plans that tests cache must neither come from nor go to the user's own folder.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="getfuse-test-cache-")
 

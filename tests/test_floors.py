@@ -25,6 +25,7 @@ FLOORS = (
         "ordering",
         "accelerator",
         "plugins",
+        "terminal",
         "backend.torch_private",
     ),
     ("accelerator_file",),
@@ -74,7 +75,7 @@ UPWARD = {
 
 NO_TORCH = (
     *("errors", "version", "widths", "limits", "json_fields", "atomic_files", "ordering"),
-    *("accelerator", "accelerator_file", "plugins", "ir", "options", "partition"),
+    *("accelerator", "accelerator_file", "plugins", "terminal", "ir", "options", "partition"),
 )
 TORCH = {"torch", "torch_geometric", "torchvision", "functorch", "timm", "transformers"}
 

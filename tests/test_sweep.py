@@ -20,6 +20,7 @@ import torch_getfuse
 from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, sweeps
 from torch_getfuse.cli import main as cli
 from torch_getfuse.models import ModelError
+from torch_getfuse.reporting.export import plain
 from torch_getfuse.reporting.section import Section
 from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record
 
@@ -293,8 +294,16 @@ def test_the_accelerators_buffer_is_the_default() -> None:
 
 def test_forms(tmp_path: Path) -> None:
     result = run()
-    table = str(result).splitlines()
+    table = result.render(plain(160)).splitlines()
     assert len(table) == 2 + len(result.records) + 2
+    narrow = result.render(plain(80))  # a table for each scheme and unit
+    titles = (
+        "Sequential, lbdf line, auto",
+        "Sequential, lbdf pixel, auto",
+        "Sequential, brr, auto",
+    )
+    assert [line for line in narrow.splitlines() if line.startswith("Seq")] == [*titles]
+    assert max(map(len, narrow.splitlines())) <= 80
     told = "9 points: 9 planned, 0 kept from before, 0 failed"
     assert table[-1] == f"{told}; sizes are of the whole network"
     assert repr(result) == f"<Sweep of {told}>"

@@ -6,10 +6,10 @@ import argparse
 import dataclasses
 import json
 
-from tabulate import tabulate
-
 from torch_getfuse.accelerator import ACCELERATORS, Accelerator, format_size
 from torch_getfuse.accelerator_file import load_accelerators
+from torch_getfuse.reporting.export import plain
+from torch_getfuse.terminal import text_width, uses_colour
 
 _COLUMNS = (
     "name",
@@ -37,13 +37,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(preset) for preset in presets.values()], indent=1))
         return 0
     rows = [_row(preset) for preset in presets.values()]
-    print(tabulate(rows, _COLUMNS, disable_numparse=True))
-    print("\nSources")
+    style = plain(text_width(), uses_colour())
+    print(style.table(rows, _COLUMNS, "l" * len(_COLUMNS), (2,)))
+    print(f"\n{style.heading('Sources')}\n")
     named: dict[str, list[str]] = {}
     for preset in presets.values():
         named.setdefault(preset.source or "not given", []).append(preset.name)
     for source, names in named.items():
-        print(f"{', '.join(names)}: {source}")
+        print(style.paragraph(f"{', '.join(names)}: {source}"))
     return 0
 
 

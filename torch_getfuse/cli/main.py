@@ -94,10 +94,43 @@ def _report(args: argparse.Namespace) -> int:
         Report.check_suffix(args.output, pictures=steps)
     made, code = _made(lambda: with_model(args, _make_report), "report")
     _tell_origin(made, args)
+    detail = {"full": args.full, "by_kind": args.by_kind, "modules": args.modules}
     if args.output is not None:
-        write(args.output, made.save)
-    print(made.to_json() if args.json else made)
+        write(args.output, lambda path: made.save(path, **detail))
+    if args.json:
+        print(made.to_json())
+    else:
+        made.show(**detail)
     return code
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    planning_arguments(parser)
+    text = parser.add_argument_group("the text", "on the terminal and in .txt files")
+    text.add_argument(
+        "--full", action="store_true", help="a row for each group, also for those that are alike"
+    )
+    text.add_argument(
+        "--by-kind",
+        action="store_true",
+        help="also operators by kind: fused, alone, unfusable, MACs, weights (JSON has them)",
+    )
+    text.add_argument(
+        "--modules",
+        nargs="?",
+        type=_depth,
+        const=2,
+        metavar="DEPTH",
+        help="also the tree of modules with their groups, down to DEPTH (2 if none is given)",
+    )
+
+
+def _depth(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no depth of modules; give 1 or more, and MODEL before --modules"
+        )
+    return int(text)
 
 
 def _make_report(
@@ -161,7 +194,10 @@ def _explain(args: argparse.Namespace) -> int:
         write(args.output, lambda path: replace_text(path, text))
     elif args.output is not None:
         write(args.output, made.save)
-    print(made.to_json() if args.json else made)
+    if args.json:
+        print(made.to_json())
+    else:
+        made.show()
     return 0
 
 
@@ -199,7 +235,10 @@ def _price(args: argparse.Namespace) -> int:
     made: Appraisal = with_model(args, make)
     if args.output is not None:
         write(args.output, made.save)
-    print(made.to_json() if args.json else made)
+    if args.json:
+        print(made.to_json())
+    else:
+        made.show()
     return 0 if made.legal else 1
 
 
@@ -346,7 +385,10 @@ def _sweep(args: argparse.Namespace) -> int:
     else:
         plan_all(None)
         write(args.output, made.save)
-    print(made.to_json() if args.json else made)
+    if args.json:
+        print(made.to_json())
+    else:
+        made.show()
     return code or (1 if made.errors else 0)
 
 
@@ -486,7 +528,7 @@ COMMANDS = (
         "report",
         "plan a model and print what its fusion groups cost and save",
         "report torchvision:mobilenet_v2 --buffer 256KB -o report.html",
-        planning_arguments,
+        _report_arguments,
         _report,
     ),
     Command(

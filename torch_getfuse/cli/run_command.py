@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(told, indent=1))
     else:
-        print(ledger)
+        ledger.show()
         print(f"largest difference from eager: {difference:.1e} of the largest value")
     return 0 if close and all(g.agrees or g.fallback for g in ledger.groups) else 1
 

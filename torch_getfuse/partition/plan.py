@@ -27,6 +27,7 @@ from torch_getfuse.partition.group_check import check_groups, check_stated_steps
 from torch_getfuse.partition.node_set import bits, mask_of, topological_order
 from torch_getfuse.partition.pins import Pins, pins_of
 from torch_getfuse.partition.steps.problem import StepProblem
+from torch_getfuse.terminal import hanging, text_width, wrap
 from torch_getfuse.widths import Width
 
 SCHEMA_VERSION = 2
@@ -480,13 +481,15 @@ class PartitionPlan:
         replace_text(path, self.to_json())
 
     def __str__(self) -> str:
-        lines = [
+        width = text_width()
+        head = (
             f"{len(self.groups)} fusion groups, {self.dram_bytes} B of DRAM access, "
             f"buffer {self.max_buffer_bytes} of {self.buffer_bytes} B"
-        ]
-        lines += [
-            f"  fusion_group_{k}: {', '.join(group.ops)}" for k, group in enumerate(self.groups)
-        ]
+        )
+        lines = wrap(head, width)
+        for k, group in enumerate(self.groups):
+            told = f"fusion_group_{k}: {', '.join(group.ops)}"
+            lines += hanging(told, width, "  ", "    ")
         return "\n".join(lines)
 
 

@@ -20,14 +20,16 @@ from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
 from torch_getfuse.reporting.export import (
     MARKDOWN,
-    PLAIN,
+    Printed,
     Style,
     compact,
     counted,
     features,
     known_suffix,
+    plain,
 )
 from torch_getfuse.reporting.section import Section
+from torch_getfuse.terminal import Mark, Marked, share
 
 SCHEMA_VERSION = 1
 SUFFIXES = (".txt", ".md", ".json")
@@ -76,7 +78,7 @@ class PricedGroup:
 
 
 @dataclass(frozen=True)
-class Appraisal:
+class Appraisal(Printed):
     """A plan from outside under a cost model of this package.
 
     Attributes:
@@ -157,8 +159,9 @@ class Appraisal:
 
     # -- forms ----------------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return _render(self, PLAIN)
+    def render(self, style: Style) -> str:
+        """The appraisal in a text format."""
+        return _render(self, style)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
@@ -208,7 +211,11 @@ class Appraisal:
             OptionError: for another suffix.
             FileError: if the file cannot be written.
         """
-        forms = {".txt": lambda: f"{self}\n", ".md": self.to_markdown, ".json": self.to_json}
+        forms = {
+            ".txt": lambda: self.render(plain()) + "\n",
+            ".md": self.to_markdown,
+            ".json": self.to_json,
+        }
         replace_text(path, forms[self.check_suffix(path)]())
 
     @staticmethod
@@ -226,13 +233,13 @@ def _render(made: Appraisal, style: Style) -> str:
             f", and {counted(len(made.problems), 'problem')} of the whole" if made.problems else ""
         )
     parts = [style.heading(f"The plan from outside: {verdict}"), _totals(made, style)]
-    parts.append(style.table(_facts(made), (), "ll", {1: 88}))
+    parts.append(style.table(_facts(made), (), "ll", (1,)))
     parts.append(style.heading(f"Its {noun}s"))
     parts.append(_group_table(made, style, noun))
     told = [f"{noun} {k}: {text}" for k, group in enumerate(made.groups) for text in group.problems]
     if told := [*made.problems, *told]:
         parts.append(style.heading("What is wrong"))
-        parts += [style.paragraph(text) for text in told]
+        parts += [style.paragraph(Marked(text, Mark.OVER)) for text in told]
     return "\n\n".join(parts)
 
 
@@ -247,7 +254,9 @@ def _totals(made: Appraisal, style: Style) -> str:
         row("weights", lambda dram: dram.weight),
         row("whole network", lambda dram: dram.total),
     ]
-    return style.table(rows, ("DRAM access per sample", "unfused", "this plan", "our plan"), "lrrr")
+    return style.table(
+        rows, ("DRAM access per sample", "unfused", "this plan", "our plan"), "lrrr", (0,)
+    )
 
 
 def _facts(made: Appraisal) -> list[list[str]]:
@@ -320,12 +329,12 @@ def _group_table(made: Appraisal, style: Style, noun: str) -> str:
             compact(group.ops) if group.ops else "",
             *([group.way] if noun == "step" else []),
             "none" if group.buffer_bytes is None else format_size(group.buffer_bytes),
-            "" if group.buffer_bytes is None else f"{group.buffer_bytes / buffer:.1%}",
+            "" if group.buffer_bytes is None else share(group.buffer_bytes, buffer),
             *map(format_size, group.dram),
-            "" if group.legal else "no",
+            "" if group.legal else Marked("no", Mark.OVER),
         ]
         for k, group in enumerate(made.groups)
     ]
     way = ("way",) if noun == "step" else ()
     headers = (noun, "operators", *way, "buffer", "share", "read", "write", "weights", "legal")
-    return style.table(rows, headers, "rl" + "l" * len(way) + "rrrrrl", {1: 44})
+    return style.table(rows, headers, "ll" + "l" * len(way) + "rrrrrl", below=(1,))

@@ -7,7 +7,6 @@ Text formats use human-readable sizes (1024-based), data formats integer bytes.
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,16 @@ from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict, term_text
 from torch_getfuse.reporting.export import (
     MARKDOWN,
-    PLAIN,
+    Printed,
     Style,
     compact,
     counted,
     features,
     known_suffix,
+    plain,
 )
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.terminal import Mark, Marked, share
 from torch_getfuse.widths import Width
 
 SCHEMA_VERSION = 1
@@ -39,7 +40,7 @@ _CROSSING = 6
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Printed):
     """The answer to "why do these operators not fit together?".
 
     Attributes:
@@ -98,8 +99,9 @@ class Explanation:
 
     # -- text forms -----------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return _render(self, PLAIN)
+    def render(self, style: Style) -> str:
+        """The explanation in a text format."""
+        return _render(self, style)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
@@ -209,7 +211,7 @@ class Explanation:
 
 _PICTURES = (".svg", ".png")
 _FORMS: Mapping[str, Callable[[Explanation], str]] = {
-    ".txt": lambda explanation: f"{explanation}\n",
+    ".txt": lambda explanation: explanation.render(plain()) + "\n",
     ".json": lambda explanation: explanation.to_json() + "\n",
     ".md": Explanation.to_markdown,
     ".dot": Explanation.to_dot,
@@ -222,7 +224,7 @@ _SUFFIXES = (*_FORMS, *_PICTURES)
 
 def _render(why: Explanation, style: Style) -> str:
     parts = [style.heading(f"{_title(why)}: {_verdict(why)}")]
-    parts.append(style.table(_facts(why), (), "ll", {1: 92}))
+    parts.append(style.table(_facts(why), (), "ll", (1,)))
     if not why.valid:
         parts += [style.heading("What fills the buffer"), _term_table(why, style)]
     if why.blames:
@@ -260,12 +262,14 @@ def _facts(why: Explanation) -> list[list[str]]:
     if why.demand_bytes is None:
         demand = f"none: {why.scheme} has no schedule for this group"
     else:
-        share = why.demand_bytes / why.buffer_bytes
-        demand = (
-            f"{format_size(why.demand_bytes)} ({share:.1%}); a group must stay below the buffer"
+        part = why.demand_bytes / why.buffer_bytes
+        demand = share(
+            why.demand_bytes,
+            why.buffer_bytes,
+            f"{format_size(why.demand_bytes)} ({part:.1%}); a group must stay below the buffer",
         )
     rows.append(["demand", demand])
-    rows += [["obstacle", obstacle] for obstacle in why.obstacles]
+    rows += [["obstacle", Marked(obstacle, Mark.OVER)] for obstacle in why.obstacles]
     if why.probability is not None:
         verdict = f"valid with probability {why.probability:.3f}: {_judged(why, why.probability)}"
         rows.append(["GNN", verdict])
@@ -303,8 +307,8 @@ def _term_table(why: Explanation, style: Style) -> str:
     if not rows:
         return f"{why.scheme} has no schedule for this group, so nothing to add up."
     total = sum(term.bytes for term in why.terms)
-    rows.append(["together", format_size(total), f"{total / why.buffer_bytes:.1%}"])
-    return style.table(rows, ("", "bytes", "of the buffer"), "lrr", {0: 88})
+    rows.append(["together", format_size(total), share(total, why.buffer_bytes)])
+    return style.table(rows, ("", "bytes", "of the buffer"), "lrr", (0,))
 
 
 def _edge_table(why: Explanation, style: Style) -> str:
@@ -326,7 +330,7 @@ def _edge_table(why: Explanation, style: Style) -> str:
         rows.append([f"{len(best) - _EDGES} more", *[""] * (3 + len(scores))])
     short = [blame.explainer.removesuffix("explainer") for blame in why.blames]
     align = "lrr" + "r" * len(short) + "r"
-    return style.table(rows, ("edge", "tensor", "held", *short, ""), align, {0: 48})
+    return style.table(rows, ("edge", "tensor", "held", *short, ""), align, (0,))
 
 
 def _blame_table(why: Explanation, style: Style) -> str:
@@ -340,7 +344,7 @@ def _blame_table(why: Explanation, style: Style) -> str:
         ]
         for blame in why.blames
     ]
-    return style.table(rows, ("explainer", "time", "its edges alone"), "lrl", {0: 20, 2: 60})
+    return style.table(rows, ("explainer", "time", "its edges alone"), "lrl", (0, 2))
 
 
 def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
@@ -351,14 +355,14 @@ def _part_table(cut: Cut, buffer_bytes: int, style: Style) -> str:
         rows.append(
             [
                 str(k),
-                name if part.fits else f"{name}: unfusable",
+                name if part.fits else Marked(f"{name}: unfusable", Mark.OVER),
                 "none" if used is None else format_size(used),
-                "" if used is None else f"{used / buffer_bytes:.1%}",
+                "" if used is None else share(used, buffer_bytes),
                 *map(format_size, part.dram),
             ]
         )
     headers = ("part", "operators", "buffer", "share", "read", "write", "weights")
-    return style.table(rows, headers, "rlrrrrr", {1: 44})
+    return style.table(rows, headers, "llrrrrr", below=(1,))
 
 
 def _cost(why: Explanation, cut: Cut) -> str:
@@ -371,9 +375,8 @@ def _cost(why: Explanation, cut: Cut) -> str:
         weights = (
             f"weights {format_size(cut.dram.weight)}, against {format_size(why.dram.weight)} once"
         )
-    text = (
+    return (
         f"Cost: the parts move {format_size(after)} of features to and from DRAM, the group would "
         f"move {format_size(before)}: {format_size(after - before)} more, for what the cut sends "
         f"through DRAM: {tensors or 'nothing'}; {weights}."
     )
-    return textwrap.fill(text, 110, break_long_words=False, break_on_hyphens=False)

@@ -6,11 +6,10 @@ import csv
 import html
 import io
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tabulate import tabulate
 
@@ -18,6 +17,17 @@ from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_file
 from torch_getfuse.errors import GetfuseError, OptionError, nearest
 from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.reporting.layout import natural_width, plain_table
+from torch_getfuse.terminal import (
+    FIXED,
+    HELD_SPACE,
+    Mark,
+    Marked,
+    painted,
+    text_width,
+    uses_colour,
+    wrap,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -26,20 +36,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Style:
-    """One text format: how to write a heading, a paragraph and a table."""
+    """One text format: how to write a heading, a paragraph and a table.
+
+    Attributes:
+        width: characters of a line of plain text; ``None`` for markup, which wraps by itself.
+        colour: whether :class:`~torch_getfuse.terminal.Marked` text is coloured.
+    """
 
     table_format: str
     heading: Callable[[str], str]
     paragraph: Callable[[str], str]
     cell: Callable[[str], str] = str
-    wrap: bool = False
+    width: int | None = None
+    colour: bool = False
+
+    def fits(self, rows: Sequence[Sequence[str]], headers: Sequence[str]) -> bool:
+        """Whether a table fits without wrapping anything."""
+        return self.width is None or natural_width(rows, headers) <= self.width
 
     def table(
         self,
         rows: Sequence[Sequence[str]],
         headers: Sequence[str],
         align: str,
-        widths: Mapping[int, int] | None = None,
+        wrapped: Sequence[int] = (),
+        below: Sequence[int] = (),
     ) -> str:
         """A table of text.
 
@@ -47,17 +68,17 @@ class Style:
             rows: rows of cells.
             headers: names of the columns, or none.
             align: a letter per column, ``l`` or ``r``.
-            widths: column -> maximum number of characters, for plain text; words are not broken.
+            wrapped: columns that may take several lines in plain text.
+            below: columns that may stand below their rows instead, where text is narrow.
         """
-        bounds = (widths or {}) if self.wrap else {}
+        if self.width is not None:
+            return plain_table(rows, headers, align, wrapped, below, self.width, self.colour)
+        rows = [[value.replace(HELD_SPACE, "\u00a0") for value in row] for row in rows]
         if self.table_format == "pipe" and not headers:
             headers = [""] * len(align)  # a Markdown table needs a header line
-        cells = [
-            [_fit(self.cell(value), bounds.get(k)) for k, value in enumerate(row)] for row in rows
-        ]
         return str(
             tabulate(
-                cells,
+                [[self.cell(value) for value in row] for row in rows],
                 headers=[self.cell(value) for value in headers],
                 tablefmt=self.table_format,
                 colalign=[{"l": "left", "r": "right"}[letter] for letter in align],
@@ -66,14 +87,21 @@ class Style:
         )
 
 
-def _fit(text: str, width: int | None) -> str:
-    """Wrap a cell between words; names are never broken."""
-    if width is None:
-        return text
-    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+def plain(width: int = FIXED, colour: bool = False) -> Style:
+    """Plain text of so many characters in a line."""
+
+    def heading(text: str) -> str:
+        title = Marked(text, Mark.TITLE)
+        lines = wrap(text, width)
+        rule = "=" * max(map(len, lines))
+        return "\n".join([*(painted(line, title, colour) for line in lines), rule])
+
+    def paragraph(text: str) -> str:
+        return "\n".join(painted(line, text, colour) for line in wrap(text, width))
+
+    return Style("simple", heading, paragraph, width=width, colour=colour)
 
 
-PLAIN = Style("simple", lambda text: f"{text}\n{'=' * len(text)}", str, wrap=True)
 MARKDOWN = Style(
     "pipe",
     lambda text: f"### {markdown(text)}",
@@ -85,6 +113,21 @@ HTML = Style(
     lambda text: f"<h3>{html.escape(text)}</h3>",
     lambda text: f"<p>{html.escape(text)}</p>",
 )
+
+
+class Printed:
+    """Base of results for people to read: their text at the width of the terminal."""
+
+    def render(self, style: Style) -> str:
+        """The result in a text format."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.render(plain(text_width()))
+
+    def show(self) -> None:
+        """Print it, with colours on a terminal (``NO_COLOR`` and ``FORCE_COLOR`` count)."""
+        print(self.render(plain(text_width(), uses_colour())))
 
 
 def markdown(text: str) -> str:
@@ -102,6 +145,17 @@ def compact(ops: Sequence[str]) -> str:
     return f"{ops[0]} .. {ops[-1]} ({len(ops)} ops)"
 
 
+_T = TypeVar("_T")
+
+
+def fold(items: Iterable[_T], key: Callable[[_T], Hashable]) -> list[list[_T]]:
+    """Items of one key together, in the order of their first ones."""
+    found: dict[Hashable, list[_T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
+
+
 def counted(number: int, noun: str) -> str:
     """``"1 step"``, ``"2 steps"``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
@@ -115,7 +169,10 @@ def features(dram: Dram) -> int:
 def saved(unfused: int, planned: int) -> str:
     """What a plan saves, in bytes and in per cent."""
     less = unfused - planned
-    return f"{format_size(less)} ({less / unfused:.1%})" if unfused and less else "0 B"
+    if not unfused or not less:
+        return "0 B"
+    text = f"{format_size(less)} ({less / unfused:.1%})"
+    return Marked(text, Mark.SAVED) if less > 0 else text
 
 
 def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:

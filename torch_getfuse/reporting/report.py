@@ -17,11 +17,12 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.reporting.export import (
     HTML,
     MARKDOWN,
-    PLAIN,
+    Printed,
     Style,
     csv_text,
     data_frame,
     known_suffix,
+    plain,
     save_figure,
     saved,
 )
@@ -29,7 +30,8 @@ from torch_getfuse.reporting.html.figures import explanation_figures, section_fi
 from torch_getfuse.reporting.html.page import Origin, make_page
 from torch_getfuse.reporting.pictures import timeline_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
-from torch_getfuse.reporting.section_tables import section_parts
+from torch_getfuse.reporting.section_tables import Detail, section_parts
+from torch_getfuse.terminal import FIXED, LEAST, text_width, uses_colour
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 
 
-class Report:
+class Report(Printed):
     """Plans and what they cost; ``print(report)`` shows tables.
 
     Args:
@@ -69,19 +71,48 @@ class Report:
 
     # -- text forms -----------------------------------------------------------------------
 
-    def __str__(self) -> str:
-        return self._render(PLAIN)
+    def to_text(
+        self,
+        *,
+        full: bool = False,
+        by_kind: bool = False,
+        modules: int | None = None,
+        width: int | None = None,
+    ) -> str:
+        """What ``print(report)`` prints, without colours.
+
+        Args:
+            full: each group in a row of its own; else those that are alike are counted in one.
+            by_kind: also a table by kinds of operators.
+            modules: also the tree of modules, down to this depth.
+            width: characters of a line; ``None`` for the terminal's, within 80 and 160, and 100
+                where there is none.
+
+        Raises:
+            OptionError: for a depth below 1, or a width below 80.
+        """
+        if width is not None and width < LEAST:
+            raise OptionError(f"width={width} is too narrow: text needs {LEAST} columns")
+        style = plain(text_width() if width is None else width)
+        return self.render(style, _detail(full, by_kind, modules))
+
+    def show(
+        self, *, full: bool = False, by_kind: bool = False, modules: int | None = None
+    ) -> None:
+        """Print :meth:`to_text`, with colours on a terminal (not where ``NO_COLOR`` is set)."""
+        style = plain(text_width(), uses_colour())
+        print(self.render(style, _detail(full, by_kind, modules)))
 
     def __repr__(self) -> str:
         groups = sum(len(section.plan.groups) for section in self.sections)
         return f"<Report of {len(self.sections)} graph(s), {groups} fusion groups>"
 
     def _repr_html_(self) -> str:
-        return self._render(HTML)
+        return self.render(HTML, _EVERYTHING)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return self._render(MARKDOWN) + "\n"
+        return self.render(MARKDOWN, _EVERYTHING) + "\n"
 
     def to_html(self, explanation: Explanation | None = None) -> str:
         """An interactive page in one file, which fetches nothing.
@@ -106,7 +137,7 @@ class Report:
         blamed = None if explanation is None else explanation_figures(explanation)
         told = [*self.unplanned, *([self._overall()] if len(sections) > 1 else [])]
         figures = {"sections": sections, "explanation": blamed, "remarks": told}
-        return make_page(self.origin, figures, self._render(HTML))
+        return make_page(self.origin, figures, self.render(HTML, _EVERYTHING))
 
     # -- data forms -----------------------------------------------------------------------
 
@@ -181,8 +212,19 @@ class Report:
             )
         return timeline_figure(timelines)
 
-    def save(self, path: str | Path) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        full: bool = False,
+        by_kind: bool = False,
+        modules: int | None = None,
+    ) -> None:
         """Write the format given by the suffix: .txt, .json, .csv, .md, .html, .svg or .png.
+
+        Args:
+            full, by_kind, modules: of the text (.txt), as for :meth:`to_text`; it has 100 columns
+                on every machine.
 
         Raises:
             OptionError: for another suffix, and for a picture where there is nothing to draw.
@@ -192,6 +234,9 @@ class Report:
         suffix = known_suffix(path, "a report", _SUFFIXES)
         if suffix in _PICTURES:
             save_figure(self.plot(), path, dpi=110)
+        elif suffix == ".txt":
+            text = self.to_text(full=full, by_kind=by_kind, modules=modules, width=FIXED)
+            replace_text(path, f"{text}\n")
         else:
             replace_text(path, _FORMS[suffix](self))
 
@@ -205,18 +250,19 @@ class Report:
         Raises:
             OptionError: for another suffix; lists the supported ones.
         """
-        known_suffix(path, "a report", _SUFFIXES if pictures else _FORMS)
+        known_suffix(path, "a report", _SUFFIXES if pictures else _TEXTS)
 
     # -- tables ---------------------------------------------------------------------------
 
-    def _render(self, style: Style) -> str:
+    def render(self, style: Style, detail: Detail | None = None) -> str:
+        """The report in a text format."""
         if not self.sections and not self.unplanned:
             return style.paragraph(self.empty)
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
         for section in self.sections:
-            parts += section_parts(section, style)
+            parts += section_parts(section, style, detail or Detail())
         return "\n\n".join(parts)
 
     def _overall(self) -> str:
@@ -238,6 +284,15 @@ class Report:
             sum(section.network_unfused.total for section in self.sections),
             sum(section.network_planned.total for section in self.sections),
         )
+
+
+_EVERYTHING = Detail(full=True)
+
+
+def _detail(full: bool, by_kind: bool, modules: int | None) -> Detail:
+    if modules is not None and modules < 1:
+        raise OptionError(f"modules={modules} is no depth: give 1 for the outermost modules")
+    return Detail(full, by_kind, modules)
 
 
 _COLUMNS = (
@@ -263,11 +318,11 @@ _COLUMNS = (
 # -- files --------------------------------------------------------------------------------
 
 _FORMS: Mapping[str, Callable[[Report], str]] = {
-    ".txt": lambda report: f"{report}\n",
     ".json": lambda report: report.to_json() + "\n",
     ".csv": Report.to_csv,
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }
 _PICTURES = (".svg", ".png")
-_SUFFIXES = (*_FORMS, *_PICTURES)
+_TEXTS = (".txt", *_FORMS)
+_SUFFIXES = (*_TEXTS, *_PICTURES)

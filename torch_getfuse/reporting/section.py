@@ -26,6 +26,7 @@ from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
 from torch_getfuse.reporting.estimates import Estimates
 from torch_getfuse.reporting.export import features
+from torch_getfuse.reporting.kinds import Kind, kinds_of
 from torch_getfuse.reporting.outlook import Outlook, Reach
 from torch_getfuse.reporting.steps import Occupancy, StepFigures
 
@@ -181,6 +182,11 @@ class Section:
             return None
         return self.known_macs / dram.total
 
+    @cached_property
+    def kinds(self) -> list[Kind]:
+        """The operators by kind, those with most multiply-accumulates first."""
+        return kinds_of(self.plan, self.scheme.weights)
+
     @property
     def estimates(self) -> Estimates | None:
         """Least time and energy; ``None`` where the accelerator's figures say nothing."""
@@ -319,6 +325,7 @@ class Section:
                     "planned": self.intensity(self.network_planned),
                 },
             },
+            "kinds": [kind.to_dict() for kind in self.kinds],
             "estimates": self.estimates and self.estimates.to_dict(),
             "method": plan.method,
             "stages": plan.to_dict()["stages"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch_getfuse.accelerator import (
     format_activations,
     format_buffer,
@@ -13,6 +15,9 @@ from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.search.recursive_split import SET_LIMIT
 from torch_getfuse.reporting.estimates import with_prefix
 from torch_getfuse.reporting.export import Style, compact, counted, features, saved
+from torch_getfuse.reporting.folding import alike_groups, alike_unfusable, folded, times
+from torch_getfuse.reporting.kinds import kinds_table
+from torch_getfuse.reporting.module_tree import modules_parts
 from torch_getfuse.reporting.section import Section, added, group_dram
 from torch_getfuse.reporting.step_tables import (
     floor_facts,
@@ -20,30 +25,46 @@ from torch_getfuse.reporting.step_tables import (
     step_assumptions,
     step_parts,
 )
+from torch_getfuse.terminal import Mark, Marked, numbers, share
 
 
-def section_parts(section: Section, style: Style) -> list[str]:
+@dataclass(frozen=True)
+class Detail:
+    """What a text shows beside figures, groups and notes.
+
+    Attributes:
+        full: a row for each group and operator, and none for several that are alike.
+        by_kind: a table of the kinds of operators.
+        modules: a table of the modules down to this depth; ``None``: none.
+    """
+
+    full: bool = False
+    by_kind: bool = False
+    modules: int | None = None
+
+
+def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
     """Headings, tables and notes of one section, in order."""
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
     parts.append(_dram_table(section, style))
-    parts.append(style.table(section_facts(section), (), "ll", {1: 88}))
+    parts.append(style.table(section_facts(section), (), "ll", (1,)))
+    if detail.by_kind:
+        parts += [style.heading("Operators by kind"), kinds_table(section.kinds, style)]
+    if detail.modules is not None:
+        parts.append(style.heading(f"Modules down to depth {detail.modules}"))
+        parts += modules_parts(section, detail.modules, style)
     if section.steps is not None:
-        parts += step_parts(section.plan, section.steps, style)
+        parts += step_parts(section.plan, section.steps, style, detail.full)
     elif section.plan.groups:
         parts.append(style.heading("Fusion groups (group k is the child module fusion_group_k)"))
-        parts.append(_group_table(section, style))
+        parts += _group_table(section, style, detail.full)
     if section.unfusable:
         parts.append(style.heading("Unfusable operators: alone they do not fit the buffer"))
-        rows = [
-            [name, section.op(name).kind, _buffer(section.needs[name]), *map(format_size, dram)]
-            for name, dram in section.unfusable.items()
-        ]
-        headers = ("operator", "kind", "needs", "read", "write", "weights")
-        parts.append(style.table(rows, headers, "llrrrr", {0: 60}))
+        parts += _unfusable_table(section, style, detail.full)
     if section.unsupported:
         parts.append(style.heading("Unsupported operators: priced as reading everything at once"))
         counts = [[target, str(count)] for target, count in sorted(section.unsupported.items())]
-        parts.append(style.table(counts, ("operator", "count"), "lr", {0: 90}))
+        parts.append(style.table(counts, ("operator", "count"), "lr", (0,)))
     if section.held_whole:
         parts.append(style.paragraph(f"Note: {_held_whole(section)}"))
     parts += [style.paragraph(f"Note: {note}") for note in section.remarks]
@@ -81,7 +102,7 @@ def _dram_table(section: Section, style: Style) -> str:
     network = (section.network_unfused.total, section.network_planned.total)
     least = ", at least" if section.steps is not None and section.unfusable else ""
     rows.append(_row(f"whole network{least}", *network))
-    return style.table(rows, ("", "unfused", "planned", "saved"), "lrrr")
+    return style.table(rows, ("", "unfused", "planned", "saved"), "lrrr", (0,))
 
 
 def _both(section: Section) -> tuple[int, int]:
@@ -151,12 +172,12 @@ def section_facts(section: Section) -> list[list[str]]:
     rows = [
         ["lower bound", _bound(section)],
         *([] if steps is None else floor_facts(section)),
-        ["maximum buffer usage", _share(plan.max_buffer_bytes, plan.buffer_bytes)],
+        ["maximum buffer usage", _usage(plan.max_buffer_bytes, plan.buffer_bytes)],
         ["fusion groups", f"{len(plan.groups)}, of {counted(fusable, 'fusable operator')}"]
         if steps is None
         else ["steps", f"{len(plan.groups)}, of {counted(len(plan.graph), 'operator')}"],
         *([] if steps is None else [["tensors that stay", resident_fact(plan, steps)]]),
-        ["unfusable operators", _unfusable(section)],
+        ["unfusable operators", _marked(_unfusable(section), bool(section.unfusable))],
         *_compute(section),
         *([] if section.estimates is None else section.estimates.facts()),
         *(
@@ -197,21 +218,41 @@ def _compute(section: Section) -> list[list[str]]:
     return [["compute", told]]
 
 
-def _group_table(section: Section, style: Style) -> str:
-    buffer = section.plan.buffer_bytes
+def _group_table(section: Section, style: Style, full: bool) -> list[str]:
+    """The groups, and what the table says of those that are alike."""
+    plan = section.plan
+    alike = [[k] for k in range(len(plan.groups))] if full else alike_groups(plan)
+    rows = []
+    for same in alike:
+        group = plan.groups[same[0]]
+        rows.append(
+            [
+                numbers(same),
+                times(len(same), compact(group.ops)),
+                format_size(group.buffer_bytes),
+                share(group.buffer_bytes, plan.buffer_bytes),
+                *map(format_size, group_dram(group)),
+                group.ends,
+            ]
+        )
+    headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
+    table = style.table(rows, headers, "llrrrrrl", (0,), below=(1, 7))
+    return [table, *folded(alike, style)]
+
+
+def _unfusable_table(section: Section, style: Style, full: bool) -> list[str]:
+    alike = [[name] for name in section.unfusable] if full else alike_unfusable(section)
     rows = [
         [
-            str(k),
-            compact(group.ops),
-            format_size(group.buffer_bytes),
-            f"{group.buffer_bytes / buffer:.1%}",
-            *map(format_size, group_dram(group)),
-            group.ends,
+            times(len(same), same[0]),
+            section.op(same[0]).kind,
+            _buffer(section.needs[same[0]]),
+            *map(format_size, section.unfusable[same[0]]),
         ]
-        for k, group in enumerate(section.plan.groups)
+        for same in alike
     ]
-    headers = ("group", "operators", "buffer", "share", "read", "write", "weights", "why it ends")
-    return style.table(rows, headers, "llrrrrrl", {1: 28, 7: 33})
+    headers = ("operator", "kind", "needs", "read", "write", "weights")
+    return [style.table(rows, headers, "llrrrr", (0, 1)), *folded(alike, style)]
 
 
 def _stopped(stage: Stage) -> str:
@@ -239,9 +280,14 @@ def _unfusable(section: Section) -> str:
     )
 
 
+def _marked(text: str, over: bool) -> str:
+    return Marked(text, Mark.OVER) if over else text
+
+
 def _buffer(size: int | None) -> str:
     return "no schedule" if size is None else format_buffer(size)
 
 
-def _share(used: int, buffer: int) -> str:
-    return f"{format_size(used)} of {format_size(buffer)} ({used / buffer:.1%})"
+def _usage(used: int, buffer: int) -> str:
+    text = f"{format_size(used)} of {format_size(buffer)} ({used / buffer:.1%})"
+    return share(used, buffer, text)

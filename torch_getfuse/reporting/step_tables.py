@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.export import Style, compact, counted, features
+from torch_getfuse.reporting.folding import alike_groups, folded, runs, times
 from torch_getfuse.reporting.section import Section, group_dram, is_fusable
 from torch_getfuse.reporting.steps import Again, Occupancy, StepFigures
+from torch_getfuse.terminal import Mark, Marked, numbers, share
 
 _BAR = 26  # characters of a bar; its table then fits 80 columns
 _WEIGHTS, _LINES, _RESIDENTS, _UNKNOWN, _IDLE = "W=#?."
@@ -14,15 +16,15 @@ _LEFT = ("tensor", "size", "written", "read", "why it does not stay")
 _AGAIN = ("step", "what", "times", "extra", "why")
 
 
-def step_parts(plan: PartitionPlan, steps: StepFigures, style: Style) -> list[str]:
-    """Headings and tables of the steps of a plan."""
+def step_parts(plan: PartitionPlan, steps: StepFigures, style: Style, full: bool) -> list[str]:
+    """Headings and tables of the steps of a plan; ``full`` if each has a row of its own."""
     parts = []
     if plan.groups:
         parts += [
             style.heading("Steps (step k is the child module fusion_group_k)"),
-            _step_table(plan, style),
+            *_step_table(plan, style, full),
             style.heading(f"On chip, {format_size(plan.buffer_bytes)} in each step"),
-            _occupancy_table(plan, steps, style),
+            _occupancy_table(plan, steps, style, full),
             style.paragraph(
                 f"{_WEIGHTS} weights, {_LINES} lines of tensors, {_RESIDENTS} tensors that stay, "
                 f"{_IDLE} idle"
@@ -36,14 +38,14 @@ def step_parts(plan: PartitionPlan, steps: StepFigures, style: Style) -> list[st
             for entry in steps.staying
         ]
         headers = ("tensor", "size", "first step", "last step")
-        parts.append(style.table(rows, headers, "lrrr", {0: 60}))
+        parts.append(style.table(rows, headers, "lrrr", (0,)))
     if steps.leaving:
         parts.append(style.heading("Tensors that go through DRAM"))
         left = [
             [e.tensor, *map(format_size, (e.bytes, e.written_bytes, e.read_bytes)), e.reason]
             for e in steps.leaving
         ]
-        parts.append(style.table(left, _LEFT, "lrrrl", {0: 48, 4: 34}))
+        parts.append(style.table(left, _LEFT, "lrrrl", (0, 4)))
     if steps.again:
         parts.append(style.heading("Read more than once"))
         again = [
@@ -56,7 +58,7 @@ def step_parts(plan: PartitionPlan, steps: StepFigures, style: Style) -> list[st
             ]
             for entry in steps.again
         ]
-        parts.append(style.table(again, _AGAIN, "llrrl", {1: 48}))
+        parts.append(style.table(again, _AGAIN, "llrrl", (1, 4)))
     return parts
 
 
@@ -88,34 +90,46 @@ def step_assumptions(plan: PartitionPlan) -> str:
     return f"weights that stream staged by {channels}, "
 
 
-def _step_table(plan: PartitionPlan, style: Style) -> str:
-    rows = [
-        [
-            str(k),
-            compact(group.ops),
-            str(group.way),
-            f"{group.buffer_bytes / plan.buffer_bytes:.1%}" if is_fusable(group) else "",
-            *map(format_size, group_dram(group)),
-            group.ends,
-        ]
-        for k, group in enumerate(plan.groups)
-    ]
+def _step_table(plan: PartitionPlan, style: Style, full: bool) -> list[str]:
+    alike = [[k] for k in range(len(plan.groups))] if full else alike_groups(plan)
+    rows = []
+    for same in alike:
+        group = plan.groups[same[0]]
+        rows.append(
+            [
+                numbers(same),
+                times(len(same), compact(group.ops)),
+                str(group.way) if is_fusable(group) else Marked(str(group.way), Mark.OVER),
+                share(group.buffer_bytes, plan.buffer_bytes) if is_fusable(group) else "",
+                *map(format_size, group_dram(group)),
+                group.ends,
+            ]
+        )
     headers = ("step", "operators", "way", "share", "read", "write", "weights", "what it hands on")
-    return style.table(rows, headers, "lllrrrrl", {1: 28, 7: 31})
+    return [
+        style.table(rows, headers, "lllrrrrl", (0,), below=(1, 7)),
+        *folded(alike, style),
+    ]
 
 
-def _occupancy_table(plan: PartitionPlan, steps: StepFigures, style: Style) -> str:
+def _occupancy_table(plan: PartitionPlan, steps: StepFigures, style: Style, full: bool) -> str:
+    """A bar per step; neighbours that hold the same have one, for the order of steps matters."""
+
+    def key(held: Occupancy) -> tuple[int, ...]:
+        return held.weights, held.lines, held.residents, held.unknown
+
+    same = [[held] for held in steps.occupancy] if full else runs(steps.occupancy, key)
     rows = [
         [
-            str(held.step),
-            bar(held, plan.buffer_bytes),
+            numbers(held.step for held in run),
+            bar(run[0], plan.buffer_bytes),
             *(
                 ["", "", "", ""]
-                if held.unknown
-                else map(format_size, (held.weights, held.lines, held.residents, held.idle))
+                if run[0].unknown
+                else map(format_size, (*key(run[0])[:3], run[0].idle))
             ),
         ]
-        for held in steps.occupancy
+        for run in same
     ]
     headers = ("step", "", "weights", "lines", "that stay", "idle")
     return style.table(rows, headers, "llrrrr")

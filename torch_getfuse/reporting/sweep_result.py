@@ -17,14 +17,17 @@ from torch_getfuse.partition.cost.scheme import NO_CHOICE
 from torch_getfuse.plugins import SCHEMES, fact
 from torch_getfuse.reporting.export import (
     HTML,
-    PLAIN,
+    Printed,
     Style,
     csv_text,
     data_frame,
+    fold,
     known_suffix,
+    plain,
     save_figure,
 )
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
+from torch_getfuse.terminal import Mark, Marked
 
 if TYPE_CHECKING:
     import pandas
@@ -79,7 +82,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Printed):
     """The result of a sweep; ``print(sweep)`` shows a table.
 
     Attributes:
@@ -127,14 +130,11 @@ class Sweep:
                 lines.setdefault((record["model"], *line_of(record)), []).append(record)
         return list(lines.values())
 
-    def __str__(self) -> str:
-        return self._render(PLAIN)
-
     def __repr__(self) -> str:
         return f"<Sweep of {self._summary()}>"
 
     def _repr_html_(self) -> str:
-        return self._render(HTML)
+        return self.render(HTML)
 
     def _summary(self) -> str:
         """Number of points planned, kept and failed."""
@@ -142,17 +142,19 @@ class Sweep:
         planned = total - failed - self.kept
         return f"{total} points: {planned} planned, {self.kept} kept from before, {failed} failed"
 
-    def _render(self, style: Style) -> str:
-        parts = []
+    def render(self, style: Style) -> str:
+        """The sweep in a text format."""
         rows = [_row(record) for record in self.records if record["error"] is None]
-        if rows:
-            parts.append(style.table(rows, _HEADERS, "lll" + "r" * (len(_HEADERS) - 4) + "l"))
+        parts = _tables(rows, style) if rows else []
         parts += [
             style.paragraph(str(found))
             for found in self.smallest()
             if self.within is not None or _has_steps(found.scheme)
         ]
-        parts += [style.paragraph(f"{title(r)} failed: {r['error']}") for r in self.errors]
+        parts += [
+            style.paragraph(Marked(f"{title(r)} failed: {r['error']}", Mark.OVER))
+            for r in self.errors
+        ]
         parts.append(style.paragraph(f"{self._summary()}; sizes are of the whole network"))
         return "\n\n".join(parts)
 
@@ -369,6 +371,24 @@ _HEADERS = (
 )
 
 
+_ALIGN = "lll" + "r" * (len(_HEADERS) - 4) + "l"
+_LABELS = 3  # columns that say whose points they are
+
+
+def _tables(rows: list[list[str]], style: Style) -> list[str]:
+    """One table; or where that is too wide, one for each model, scheme and method."""
+    if style.fits(rows, _HEADERS):
+        return [style.table(rows, _HEADERS, _ALIGN)]
+    parts, lines = [], fold(rows, lambda row: tuple(row[:_LABELS]))
+    for points in lines:
+        short = [row[_LABELS:] for row in points]
+        parts += [
+            style.heading(", ".join(points[0][:_LABELS])),
+            style.table(short, _HEADERS[_LABELS:], _ALIGN[_LABELS:], (6, 8)),
+        ]
+    return parts
+
+
 def _row(record: Record) -> list[str]:
     dram, unfused, bound = (
         record[name] for name in ("dram_bytes", "unfused_bytes", "lower_bound_bytes")
@@ -387,10 +407,10 @@ def _row(record: Record) -> list[str]:
         format_size(record["buffer_bytes"]),
         format_size(unfused),
         format_size(dram),
-        f"{(unfused - dram) / unfused:.1%}" if unfused else "0.0%",
+        Marked(f"{(unfused - dram) / unfused:.1%}", Mark.SAVED) if dram < unfused else "0.0%",
         str(record["groups"]),
         format_size(record["max_buffer_bytes"]),
-        alone if record["unfusable"] else "none",
+        Marked(alone, Mark.OVER) if record["unfusable"] else "none",
         f"{record['seconds']:.2f}",
         proof,
     ]
@@ -424,7 +444,7 @@ def _picture(result: Sweep, path: Path) -> None:
 
 
 _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
-    ".txt": _text(lambda result: f"{result}\n"),
+    ".txt": _text(lambda result: result.render(plain()) + "\n"),
     ".json": _text(lambda result: result.to_json() + "\n"),
     ".jsonl": _text(Sweep.to_jsonl),
     ".csv": _text(Sweep.to_csv),

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tabulate import tabulate
-
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
+from torch_getfuse.reporting.export import Printed, Style
+from torch_getfuse.terminal import Mark, Marked
 from torch_getfuse.widths import Width
 
 
@@ -177,7 +177,7 @@ class GroupLedger:
 
 
 @dataclass
-class Ledger:
+class Ledger(Printed):
     """What a run of a plan counted; printing it gives a table.
 
     Attributes:
@@ -233,21 +233,27 @@ class Ledger:
         ]
         return found
 
-    def __str__(self) -> str:
+    def render(self, style: Style) -> str:
+        """The ledger in a text format: planned bytes, beside them what was counted if another."""
         ways = any(group.way for group in self.groups)
         titles = ("read", "write", "ring", "weights", "resident")[: 5 if ways else 4]
-        head = ["group", *(["way"] if ways else []), "operators"]
-        head += [f"{what}\n{who}" for what in titles for who in ("planned", "counted")]
-        rows = []
-        for group in self.groups:
-            figures = [figure for pair in group.figures()[: len(titles)] for figure in pair]
-            own = [group.name, *([group.way] if ways else []), len(group.ops)]
-            rows.append([*own, *figures, group.standing])
-        table = tabulate(rows, [*head, ""], missingval="-")
+        head = ("group", *(["way"] if ways else []), "ops", *titles, "counted")
+        rows = [
+            [
+                group.name,
+                *([group.way] if ways else []),
+                str(len(group.ops)),
+                *(_pair(*figures) for figures in group.figures()[: len(titles)]),
+                group.standing if group.agrees else Marked(group.standing, Mark.OVER),
+            ]
+            for group in self.groups
+        ]
         stored = "tensors as stored"
         if self.activation_bytes is not None:
             stored = f"elements of {self.activation_bytes} B"
-        lines = [f"bytes per sample, {stored}", table]
+        told = f"bytes per sample, {stored}: as planned / as counted, where they differ"
+        align = "ll"[: 1 + ways] + "r" * (1 + len(titles)) + "l"
+        lines = []
         groups = self._fusable()
         lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
         lines += [
@@ -267,4 +273,10 @@ class Ledger:
         ]
         if self.unfusable:
             lines.append(f"unfusable, not counted: {', '.join(self.unfusable)}")
-        return "\n".join(lines)
+        table = style.table(rows, head, align, (0, len(align) - 1))
+        return "\n".join([style.paragraph(told), table, *map(style.paragraph, lines)])
+
+
+def _pair(planned: int, counted: int | None) -> str:
+    """What was planned, and what was counted where it is known and another."""
+    return str(planned) if counted in (None, planned) else f"{planned} / {counted}"
