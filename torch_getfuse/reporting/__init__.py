@@ -7,5 +7,9 @@ and energy by the figures of an accelerator.
 Its interactive page is made in ``html/``. ``blame.py`` and ``explanation.py`` are the result of
 :func:`torch_getfuse.explain`, ``appraisal.py`` that of :func:`torch_getfuse.price`,
 ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
-``smallest.py``. ``export.py`` writes tables in every format, ``pictures.py`` draws.
+``smallest.py``, the knees of ``knee.py`` and the picture of ``sweep_picture.py``. ``operators_table.py`` has the
+rows of operators; ``export.py`` writes tables in every format, ``pictures.py`` draws, ``search_picture.py``
+how a plan was found.
+``notebook.py`` is HTML for Jupyter, ``notebook_style.py`` makes cards of these tables and
+``plan_card.py`` of a plan.
 """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch_getfuse.reporting.export import (
     features,
     known_suffix,
 )
+from torch_getfuse.reporting.notebook_style import as_card
 from torch_getfuse.reporting.section import Section
 
 SCHEMA_VERSION = 1
@@ -149,11 +150,23 @@ class Appraisal:
     # -- forms ----------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        return _render(self, PLAIN)
+        return "\n\n".join(_parts(self, PLAIN))
+
+    def __repr__(self) -> str:
+        groups = counted(len(self.groups), _noun(self))
+        if self.network is None:
+            return f"Appraisal({groups}, not legal, {format_size(self.best.buffer_bytes)})"
+        return (
+            f"Appraisal({groups}, {format_size(self.network.total)}, {self.distance}, "
+            f"{format_size(self.best.buffer_bytes)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_card(self, partial(_parts, self))
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return _render(self, MARKDOWN) + "\n"
+        return "\n\n".join(_parts(self, MARKDOWN)) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values; sizes are integer bytes per sample, totals of the whole network."""
@@ -202,9 +215,13 @@ class Appraisal:
         return known_suffix(path, "an appraisal", SUFFIXES)
 
 
-def _render(made: Appraisal, style: Style) -> str:
+def _noun(made: Appraisal) -> str:
+    return "step" if made.best.scheme == "cascade" else "group"
+
+
+def _parts(made: Appraisal, style: Style) -> list[str]:
     wrong = sum(not group.legal for group in made.groups)
-    noun = "step" if made.best.scheme == "cascade" else "group"
+    noun = _noun(made)
     verdict = "a legal plan"
     if not made.legal:
         verdict = f"not a legal plan: {counted(wrong, noun)} of {len(made.groups)} wrong" + (
@@ -218,7 +235,7 @@ def _render(made: Appraisal, style: Style) -> str:
     if told := [*made.problems, *told]:
         parts.append(style.heading("What is wrong"))
         parts += [style.paragraph(text) for text in told]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _totals(made: Appraisal, style: Style) -> str:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.reporting import operators_table
 from torch_getfuse.reporting.export import (
     HTML,
     MARKDOWN,
     PLAIN,
     Style,
+    counted,
     csv_text,
     data_frame,
     known_suffix,
@@ -27,7 +29,10 @@ from torch_getfuse.reporting.export import (
 )
 from torch_getfuse.reporting.html.figures import explanation_figures, section_figures
 from torch_getfuse.reporting.html.page import Origin, make_page
+from torch_getfuse.reporting.notebook_style import as_card
+from torch_getfuse.reporting.operators_table import operator_records
 from torch_getfuse.reporting.pictures import timeline_figure
+from torch_getfuse.reporting.search_picture import plan_panel, search_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
 from torch_getfuse.reporting.section_tables import section_parts
 
@@ -74,10 +79,16 @@ class Report:
 
     def __repr__(self) -> str:
         groups = sum(len(section.plan.groups) for section in self.sections)
-        return f"<Report of {len(self.sections)} graph(s), {groups} fusion groups>"
+        parts = [counted(groups, "group")]
+        if len(self.sections) != 1:
+            parts.insert(0, counted(len(self.sections), "graph"))
+        if self.sections and not self.alternatives:
+            unfused, planned = self._totals()
+            parts.append(f"{format_size(planned)} of {format_size(unfused)} unfused")
+        return f"Report({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        return self._render(HTML)
+        return as_card(self, self._parts)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
@@ -133,10 +144,10 @@ class Report:
         """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
-    def to_records(self) -> list[dict[str, Any]]:
-        """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat.
+    def to_records(self, by: str = "group") -> list[dict[str, Any]]:
+        """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat; sizes are integer bytes.
 
-        One per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
+        By ``"group"``: one per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
         the sum of ``dram_bytes`` is that of the whole network as planned, and the sum of
         ``unfused_bytes`` that of the whole network with every operator alone. ``needs_bytes`` is
         the smallest buffer for an unfusable operator, or for a group with the operators over its
@@ -145,22 +156,45 @@ class Report:
         each step is a row, unfusable operators among them, with its ``way`` and what is on chip:
         ``weights_bytes``, ``lines_bytes``, ``residents_bytes`` and ``idle_bytes``, which are
         ``None`` elsewhere and for unfusable operators.
+
+        By ``"operator"``: one per operator, with its kind and group, shapes and bits of what it
+        reads and writes (spaces between several), where its output goes (``"chip"`` within the
+        group, ``"dram"``, or ``"stays"`` on chip between steps), ``macs``, weights, its DRAM access
+        alone (``unfused_bytes``) and its share of the group's: an input counts at the first
+        operator of the group that reads it, so that the sums are the same. ``None`` where the cost
+        model's figure of a group cannot be shared out. ``unfusable`` says why one does not fit,
+        ``held_whole`` why its price assumes whole maps.
+
+        Raises:
+            OptionError: for another ``by``.
         """
-        return [record for section in self.sections for record in section.records()]
+        records, _, _ = self._table(by)
+        return records
 
-    def to_csv(self) -> str:
+    def to_csv(self, by: str = "group") -> str:
         """A header line, then a line per row of :meth:`to_records`; spaces separate operators."""
-        return csv_text(self.to_records(), _COLUMNS)
+        records, columns, _ = self._table(by)
+        return csv_text(records, columns)
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self, by: str = "group") -> pandas.DataFrame:
         """One row per row of :meth:`to_records`; columns that hold ``None`` are nullable ``Int64``.
 
         Raises:
             GetfuseError: if pandas is not installed.
+            OptionError: as :meth:`to_records`.
         """
-        return data_frame(self.to_records(), _COLUMNS).astype(
-            dict.fromkeys(("macs", "needs_bytes", *ON_CHIP), "Int64")
-        )
+        records, columns, nullable = self._table(by)
+        return data_frame(records, columns).astype(dict.fromkeys(nullable, "Int64"))
+
+    def _table(self, by: str) -> tuple[list[dict[str, Any]], Sequence[str], Sequence[str]]:
+        """Rows, columns, and the columns of integers that hold ``None``."""
+        if by not in _ROWS:
+            raise OptionError(
+                f"by={by!r} is no kind of row; known: {', '.join(map(repr, _ROWS))}"
+                f"{nearest(str(by), _ROWS)}"
+            )
+        rows, columns, nullable = _ROWS[by]
+        return [row for section in self.sections for row in rows(section)], columns, nullable
 
     def plot(self) -> Figure:
         """What the buffer holds in each step of the plans of ``scheme="cascade"``.
@@ -181,16 +215,44 @@ class Report:
             )
         return timeline_figure(timelines)
 
-    def save(self, path: str | Path) -> None:
-        """Write the format given by the suffix: .txt, .json, .csv, .md, .html, .svg or .png.
+    def plot_search(self) -> Figure:
+        """How the plans were found: the best DRAM access so far against the plans tried.
+
+        One stage of the search follows the other; the bound is dotted. DRAM access is of what is
+        planned: without the unfusable operators, but for plans of ``scheme="cascade"``.
 
         Raises:
-            OptionError: for another suffix, and for a picture where there is nothing to draw.
+            OptionError: where there is no plan, or one from a file or the plan cache, which keep
+                no history.
+            GetfuseError: if matplotlib is not installed.
+        """
+        if not self.sections:
+            raise OptionError("there is nothing to draw: no graph has been planned")
+        panels = []
+        for section in self.sections:
+            plan, of = section.plan, section.name or self.origin.model
+            title = f"{plan.method} search, buffer {format_size(plan.buffer_bytes)}"
+            panels.append(plan_panel(plan, f"{of}: {title}" if of else title))
+        return search_figure(panels)
+
+    def save(self, path: str | Path, by: str = "group") -> None:
+        """Write the format given by the suffix: .txt, .json, .csv, .md, .html, .svg or .png.
+
+        Args:
+            by: rows of a .csv file, ``"group"`` or ``"operator"`` (:meth:`to_records`).
+
+        Raises:
+            OptionError: for another suffix, for a picture where there is nothing to draw, and for
+                rows of operators in a format without them.
             GetfuseError: for a picture if matplotlib is not installed.
             OSError: if the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _SUFFIXES)
-        if suffix in _PICTURES:
+        if by != "group":
+            if suffix != ".csv":
+                raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
+            replace_text(path, self.to_csv(by))
+        elif suffix in _PICTURES:
             save_figure(self.plot(), path, dpi=110)
         else:
             replace_text(path, _FORMS[suffix](self))
@@ -210,14 +272,17 @@ class Report:
     # -- tables ---------------------------------------------------------------------------
 
     def _render(self, style: Style) -> str:
+        return "\n\n".join(self._parts(style))
+
+    def _parts(self, style: Style) -> list[str]:
         if not self.sections and not self.unplanned:
-            return style.paragraph(self.empty)
+            return [style.paragraph(self.empty)]
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
         for section in self.sections:
             parts += section_parts(section, style)
-        return "\n\n".join(parts)
+        return parts
 
     def _overall(self) -> str:
         if self.alternatives:
@@ -259,13 +324,21 @@ _COLUMNS = (
     "ends",
 )
 
+_ROWS: Mapping[
+    str, tuple[Callable[[Section], list[dict[str, Any]]], Sequence[str], Sequence[str]]
+] = {
+    "group": (Section.records, _COLUMNS, ("macs", "needs_bytes", *ON_CHIP)),
+    "operator": (operator_records, operators_table.COLUMNS, operators_table.NULLABLE),
+}
+"""Kinds of rows: what makes them, their columns, and those of integers that hold ``None``."""
+
 
 # -- files --------------------------------------------------------------------------------
 
 _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".txt": lambda report: f"{report}\n",
     ".json": lambda report: report.to_json() + "\n",
-    ".csv": Report.to_csv,
+    ".csv": lambda report: report.to_csv(),
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }

@@ -11,6 +11,8 @@ from tabulate import tabulate
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
+from torch_getfuse.reporting import notebook
+from torch_getfuse.reporting.export import counted
 from torch_getfuse.widths import Width
 
 
@@ -233,23 +235,55 @@ class Ledger:
         ]
         return found
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        groups = self._fusable()
+        agree = sum(group.agrees for group in groups)
+        told = "equal to the plan" if self.agrees else f"{agree} equal to the plan"
+        samples = f", {self.samples} samples" if self.samples > 1 else ""
+        return f"Ledger({counted(len(groups), 'group')}, {told}{samples})"
+
+    def _repr_html_(self) -> str:
+        heads, rows = self._table()
+        text = [
+            [f"{cell:,}" if isinstance(cell, int) else cell or "-" for cell in row] for row in rows
+        ]
+        names = sum(head in ("group", "way") for head in heads)
+        align = "l" * names + "r" * (len(heads) - names - 1) + "l"
+        parts = [notebook.summary("Bytes per sample of each group")]
+        parts.append(notebook.table(text, [head.replace("\n", " ") for head in heads], align))
+        parts += map(notebook.paragraph, self._remarks())
+        return notebook.card(
+            repr(self), notebook.folded(parts, len(rows) <= notebook.SHORT), self._unit()
+        )
+
+    def _unit(self) -> str:
+        stored = "tensors as stored"
+        if self.activation_bytes is not None:
+            stored = f"elements of {self.activation_bytes} B"
+        return f"bytes per sample, {stored}"
+
+    def _table(self) -> tuple[list[str], list[list[str | int | None]]]:
+        """Heads and rows of the groups; the last column says how counts stand to the plan's."""
         ways = any(group.way for group in self.groups)
         titles = ("read", "write", "ring", "weights", "resident")[: 5 if ways else 4]
         head = ["group", *(["way"] if ways else []), "operators"]
         head += [f"{what}\n{who}" for what in titles for who in ("planned", "counted")]
-        rows = []
+        rows: list[list[str | int | None]] = []
         for group in self.groups:
             figures = [figure for pair in group.figures()[: len(titles)] for figure in pair]
             own = [group.name, *([group.way] if ways else []), len(group.ops)]
             rows.append([*own, *figures, group.standing])
-        table = tabulate(rows, [*head, ""], missingval="-")
-        stored = "tensors as stored"
-        if self.activation_bytes is not None:
-            stored = f"elements of {self.activation_bytes} B"
-        lines = [f"bytes per sample, {stored}", table]
+        return [*head, ""], rows
+
+    def __str__(self) -> str:
+        heads, rows = self._table()
+        table = tabulate(rows, heads, missingval="-")
+        return "\n".join([self._unit(), table, *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        """What the table does not say of its groups, a line each."""
         groups = self._fusable()
-        lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
+        lines = [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
         lines += [
             f"{g.name}: computed whole, {g.beside_bytes} B beside the rings: {', '.join(g.whole)}"
             for g in groups
@@ -267,4 +301,4 @@ class Ledger:
         ]
         if self.unfusable:
             lines.append(f"unfusable, not counted: {', '.join(self.unfusable)}")
-        return "\n".join(lines)
+        return lines
