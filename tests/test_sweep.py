@@ -22,7 +22,7 @@ from torch_getfuse.cli import main as cli
 from torch_getfuse.models import ModelError
 from torch_getfuse.reporting.knee import find_knee
 from torch_getfuse.reporting.section import Section
-from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record
+from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record, title
 
 X = torch.zeros(1, 3, 8, 8)
 ASKED: dict[str, Any] = {
@@ -333,7 +333,7 @@ def test_pictures(tmp_path: Path) -> None:
     assert [label.partition(",")[2][:5] for label in labels[:3]] == [" lbdf", " lbdf", " brr,"]
     assert sum("knee" in label for label in labels) == len(knees)
     drawn = {line.get_label(): line for line in axes.lines}
-    unfused = [r["unfused_bytes"] for r in result.records if r["granularity"] == "line"]
+    unfused = [r["unfused_bytes"] for r in result.records if "lbdf line" in title(r)]
     dashed = [line for label, line in drawn.items() if "unfused" in label]
     assert list(dashed[0].get_ydata()) == [size / (1 << 20) for size in unfused]
     assert drawn["Sequential, floor"].get_ydata()[0] == result.records[0]["floor_bytes"] / (1 << 20)

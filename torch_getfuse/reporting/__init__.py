@@ -2,14 +2,12 @@
 
 ``section.py`` computes the figures of one plan, ``steps.py`` those that only a cascade plan has,
 ``outlook.py`` what cascade would reach beside another; ``report.py`` turns them into a report:
-start here. Its text is in ``section_tables.py`` and ``step_tables.py``; ``estimates.py`` has time
-and energy by the figures of an accelerator.
+start here. Its text is in ``section_tables.py`` and ``step_tables.py``, its rows of operators in
+``operators_table.py``; ``estimates.py`` has time and energy by the figures of an accelerator.
 Its interactive page is made in ``html/``. ``blame.py`` and ``explanation.py`` are the result of
 :func:`torch_getfuse.explain`, ``appraisal.py`` that of :func:`torch_getfuse.price`,
 ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
-``smallest.py``, the knees of ``knee.py`` and the picture of ``sweep_picture.py``. ``operators_table.py`` has the
-rows of operators; ``export.py`` writes tables in every format, ``pictures.py`` draws, ``search_picture.py``
-how a plan was found.
-``notebook.py`` is HTML for Jupyter, ``notebook_style.py`` makes cards of these tables and
-``plan_card.py`` of a plan.
+``smallest.py`` and the knees of ``knee.py``. ``export.py`` writes tables in every format;
+``pictures.py``, ``sweep_picture.py`` and ``search_picture.py`` draw. ``notebook.py`` is HTML for
+Jupyter: ``notebook_style.py`` makes cards of tables, ``plan_card.py`` one of a plan.
 """

@@ -369,7 +369,8 @@ def _edge_table(why: Explanation, style: Style) -> str:
     short = [blame.explainer.removesuffix("explainer") for blame in why.blames]
     heads = (*short, "mean") if several else short
     align = "lrr" + "r" * len(heads) + "r"
-    return style.table(rows, ("edge", "tensor", "held", *heads, ""), align, {0: 48})
+    width = 48 if len(heads) < 6 else 40
+    return style.table(rows, ("edge", "tensor", "held", *heads, ""), align, {0: width})
 
 
 def _blame_table(why: Explanation, style: Style) -> str:

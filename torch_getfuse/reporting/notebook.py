@@ -11,7 +11,10 @@ from collections.abc import Iterable, Sequence
 
 _CARD = "font-size:13px;line-height:1.45;max-width:72em;overflow-x:auto"
 _LINE = "rgba(128,128,128,.35)"
-_TABLE = "color:inherit;font-size:12px;border-collapse:collapse;margin:4px 0;font-variant-numeric:tabular-nums"
+_TABLE = (
+    "color:inherit;font-size:12px;border-collapse:collapse;margin:4px 0;"
+    "font-variant-numeric:tabular-nums"
+)
 SHORT = 12
 """Tables of so many rows need no folding."""
 _SIDE = {"l": "left", "r": "right"}

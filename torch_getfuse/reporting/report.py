@@ -147,9 +147,9 @@ class Report:
     def to_records(self, by: str = "group") -> list[dict[str, Any]]:
         """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat; sizes are integer bytes.
 
-        By ``"group"``: one per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
-        the sum of ``dram_bytes`` is that of the whole network as planned, and the sum of
-        ``unfused_bytes`` that of the whole network with every operator alone. ``needs_bytes`` is
+        By ``"group"``: one per fusion group, then one per unfusable operator (``fusable`` is
+        ``False``), so that the sum of ``dram_bytes`` is that of the whole network as planned, and
+        the sum of ``unfused_bytes`` that of it with every operator alone. ``needs_bytes`` is
         the smallest buffer for an unfusable operator, or for a group with the operators over its
         border; ``None`` if no buffer suffices, or the group ends for another reason. ``macs`` are
         multiply-accumulates; ``None`` where those of an operator are not known. Under cascade

@@ -51,10 +51,10 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
         knee = "" if curve.knee is None else f", knee at {format_size(curve.knee.buffer_bytes)}"
         # A line that a later one covers is seen at its sides.
         covered = sum(_same(points, later.points) for later in curves[number + 1 :])
-        wide = {"linewidth": 1.5 + 3 * covered, "markersize": 6 + 4 * covered}
+        wide: dict[str, Any] = {"linewidth": 1.5 + 3 * covered, "markersize": 6 + 4 * covered}
         (line,) = axes.plot(x, y, marker="o", label=f"{curve.label}{knee}", **wide)
         unproved = [k for k, point in enumerate(points) if point["proof"] != "optimal"]
-        hollow = {"color": line.get_color(), "marker": "o", "linestyle": ""}
+        hollow: dict[str, Any] = {"color": line.get_color(), "marker": "o", "linestyle": ""}
         axes.plot(
             [x[k] for k in unproved],
             [y[k] for k in unproved],
@@ -72,7 +72,12 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
     for (model, floor), grey in zip(floors.items(), _GREYS * len(floors)):
         axes.axhline(floor, color=grey, linestyle=":", label=f"{model}, floor")
     if any(point["proof"] != "optimal" for curve in curves for point in curve.points):
-        mark = {"color": "0.35", "marker": "o", "markerfacecolor": "white", "linestyle": ""}
+        mark: dict[str, Any] = {
+            "color": "0.35",
+            "marker": "o",
+            "markerfacecolor": "white",
+            "linestyle": "",
+        }
         axes.plot([], [], label="not proved optimal", **mark)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

@@ -252,9 +252,8 @@ class Ledger:
         parts = [notebook.summary("Bytes per sample of each group")]
         parts.append(notebook.table(text, [head.replace("\n", " ") for head in heads], align))
         parts += map(notebook.paragraph, self._remarks())
-        return notebook.card(
-            repr(self), notebook.folded(parts, len(rows) <= notebook.SHORT), self._unit()
-        )
+        opened = len(rows) <= notebook.SHORT
+        return notebook.card(repr(self), notebook.folded(parts, opened), self._unit())
 
     def _unit(self) -> str:
         stored = "tensors as stored"
@@ -271,7 +270,8 @@ class Ledger:
         rows: list[list[str | int | None]] = []
         for group in self.groups:
             figures = [figure for pair in group.figures()[: len(titles)] for figure in pair]
-            own = [group.name, *([group.way] if ways else []), len(group.ops)]
+            own: list[str | int | None] = [group.name, *([group.way] if ways else [])]
+            own.append(len(group.ops))
             rows.append([*own, *figures, group.standing])
         return [*head, ""], rows
 
