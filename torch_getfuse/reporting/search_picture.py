@@ -56,7 +56,7 @@ def plan_panel(plan: PartitionPlan, title: str) -> Panel:
     """
     if plan.claimed_by:
         raise OptionError(
-            f"the plan comes from {plan.claimed_by.removeprefix('the ')}, which keeps no history "
+            f"the plan comes from {plan.claimed_by}, which keeps no history "
             "of its search; plan with cache=False to see it"
         )
     searches, tried = [], 0
