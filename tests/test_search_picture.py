@@ -51,6 +51,7 @@ def test_the_picture() -> None:
     assert list(drawn["exact"].get_xdata()) == [direct.plans + exact.plans]
     assert axes.get_title() == "exact search, buffer 128 KB"
     assert "MB" in axes.get_ylabel()
+    assert axes.get_xlabel() == "plans tried (direct and exact: groups)"
 
 
 def test_a_panel_for_each_problem() -> None:

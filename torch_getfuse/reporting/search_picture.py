@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _LOGARITHMIC = 30  # from so many times the first plans on; below that the axis would have no marks
 
+_OF_GROUPS = ("direct", "exact")
+"""Searches that count the groups they look at: they build one plan of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Searched:
@@ -100,7 +103,9 @@ def search_figure(panels: Sequence[Panel]) -> Figure:
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
         axes.set_title(panel.title, fontsize=11)
-        axes.set_xlabel("plans tried (direct and exact: groups)")
+        groups = [search.label for search in panel.searches if search.label in _OF_GROUPS]
+        named = f" ({' and '.join(groups)}: groups)" if groups else ""
+        axes.set_xlabel(f"plans tried{named}")
         axes.set_ylabel("best DRAM access\n(MB per sample)")
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
