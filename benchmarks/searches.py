@@ -1,11 +1,12 @@
 """How far each search ends above the optimum, in percent, and how fast it is.
 
-    python benchmarks/searches.py [--quick]
+    python benchmarks/searches.py [--quick] [--picture FILE]
 
 LBDF, lines, 1 byte for activations and weights; the optimum is proved by the exact search. Each
 search runs with five seeds (``--quick``: one, with a tenth of the plans): median, least and
 greatest gap. "merged": over blocks of operators that some optimum keeps together; "single": over
-single operators, the paper's protocol. Groups that do not fit are split at random.
+single operators, the paper's protocol. Groups that do not fit are split at random. A picture (.svg
+or .png) shows the best plan so far against the plans tried, over single operators, first seed.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import nsga2_search
 from torch_getfuse.partition.search.random import random_search
+from torch_getfuse.reporting.export import known_suffix, save_figure
+from torch_getfuse.reporting.search_picture import Panel, Searched, search_figure
 
 KB = 1024
 # name, side of the input, buffer, plans (those of the paper's tables)
@@ -57,18 +60,26 @@ def problem(graph: OpGraph, buffer_bytes: int, merge: bool) -> FusionProblem:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the plans")
-    quick = parser.parse_args().quick
+    parser.add_argument("--picture", metavar="FILE", help="draw the histories as well")
+    args = parser.parse_args()
+    quick = args.quick
+    if args.picture is not None:
+        known_suffix(args.picture, "a picture", (".svg", ".png"))
     torch.set_num_threads(1)
     seeds = range(1 if quick else 5)
-    rows = []
+    rows, panels = [], []
     for name, side, buffer_bytes, budget in CASES:
         graph = capture(name, side)
         plans = budget // 10 if quick else budget
         optimum = exact(problem(graph, buffer_bytes, merge=True)).dram_bytes
         for merge in (True, False):
+            histories = []
             for label, search in SEARCHES:
                 # A problem of its own for each run: no memo is shared, so the speed is honest.
                 found = [search(problem(graph, buffer_bytes, merge), plans, s) for s in seeds]
+                first = found[0]
+                end = (first.plans, first.dram_bytes)
+                histories.append(Searched(label, [*first.history, end]))
                 gaps = [100 * (result.dram_bytes / optimum - 1) for result in found]
                 speed = sum(r.plans for r in found) / sum(r.seconds for r in found)
                 rows.append(
@@ -85,6 +96,10 @@ def main() -> None:
                     )
                 )
                 print(f"{name} {rows[-1][2]} {label}: {median(gaps):.2f} %", flush=True)
+        title = f"{name}, buffer {format_size(buffer_bytes)}"
+        panels.append(Panel(title, histories, optimum, optimal=True))
+    if args.picture is not None:
+        save_figure(search_figure(panels), args.picture, dpi=110)
     headers = ("network", "buffer", "operators", "search", "plans")
     headers += ("median %", "least %", "most %", "plans/s")
     print(tabulate(rows, headers=headers, floatfmt=".2f"))

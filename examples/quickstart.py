@@ -1,4 +1,10 @@
-"""MobileNetV2 through torch.compile with fusion groups for a 256 KB buffer (``make demo``)."""
+"""MobileNetV2 through torch.compile with fusion groups for a 256 KB buffer.
+
+    python examples/quickstart.py        (or: make demo)
+
+The compiled model computes what eager does; the report says which operators run together, what
+that saves of DRAM access, and how far it is from the optimum.
+"""
 
 import torch
 

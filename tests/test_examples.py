@@ -14,9 +14,22 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # The two that hand groups on run with and without the library that they hand them to.
 EXPECTED = {
+    "architect_sweep.py": [
+        "8 points: 8 planned",
+        "  cascade: 256 KB, which has",
+        "within 5% of the floor of 11.3 MB from 512 KB up",
+        "at the floor first: cascade with 512 KB",
+    ],
     "executorch_groups.py": ["fusion_group_0.pt", "unfusable operators run from their files"],
+    "export_plan.py": [
+        "optimal, 24 KB), claimed by the plan file",
+        "optimal, 24 KB), proved",
+        "compiled with the plan of the file",
+        "operators.csv",
+    ],
     "export_groups.py": ["fusion_group_0.pt2", "run from their files; equal", "to the last bit"],
     "onnx_groups.py": ["fusion_group_0.", "unfusable operators run from their files"],
+    "plug_in.py": ["whole_maps, shuffled_merge: PartitionPlan(4 groups", "demo::soft_clip_3"],
     "quickstart.py": ["max relative error", "fusion groups", "optimal (proved)"],
     "referee.py": [
         "too big: needs 268 KB, 11.7 KB over the buffer of 256 KB",
@@ -24,7 +37,14 @@ EXPECTED = {
         "above the optimum (proved)",
         "a border before features.3 costs 100352 B",
     ],
+    "train.py": ["losses and weights are equal, to the last bit", "Fusion groups"],
     "walkthrough.py": ["3584 B  of rows", "13 of 4096", "bit for bit"],
+    "why_not.py": [
+        "8 operators under a buffer of 8 KB: 1.22 KB too much",
+        "largest term: lines of 0.widen, 2.25 KB",
+        "the cut costs 4 KB of DRAM access more",
+        "a buffer of 9441 B: Explanation(8 operators, fits, 1 B of room left",
+    ],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -355,6 +356,32 @@ def test_pictures(mobile: Explanation, tmp_path: Path, suffix: str, start: bytes
     assert "matplotlib.pyplot" not in sys.modules, "a picture needs no window"
 
 
+def test_the_numbers_of_a_picture_are_those_of_the_table(mobile: Explanation) -> None:
+    rows = [line.split() for line in str(mobile).splitlines() if " -> " in line]
+    table = {(row[0], row[2]): row[-2 if row[-1] == "cut" else -1] for row in rows}
+    boxes = mobile.drawing().boxes
+    drawn = {
+        (boxes[arrow.source].label, boxes[arrow.target].label): f"{arrow.score:.2f}"
+        for arrow in mobile.drawing().arrows
+        if arrow.score
+    }
+    assert len(drawn) > 3
+    assert drawn == table
+    assert max(arrow.share for arrow in mobile.drawing().arrows) == 1
+    assert mobile.to_dot().count("label=") >= len(drawn)
+    # By hand: the mean of the table's columns, 0 where an explainer does not name an edge.
+    edge = mobile.blames[0].edges[0][0]
+    scores = [dict(blame.edges).get(edge, 0.0) for blame in mobile.blames]
+    assert mobile.mean_scores[edge] == pytest.approx(sum(scores) / len(DEFAULT))
+
+
+def test_controls_do_not_count() -> None:
+    why = explain(chain(), explainers=["saliency", "all"], buffer=300)
+    assert [blame.explainer for blame in why.shown_blames] == ["saliency"]
+    assert why.mean_scores == tuple(dict(why.blames[0].edges).get(k, 0.0) for k in range(1))
+    assert "mean" not in str(why), "one explainer is its own mean"
+
+
 def test_a_picture_of_one_operator(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     explain(operator_graph("mobilenet_v2"), ["features.18.0"]).save(tmp_path / "why.png")
@@ -397,3 +424,18 @@ def test_api() -> None:
     assert again.fingerprint == why.fingerprint
     with pytest.raises(OptionError, match="did you mean 'buffer'"):
         torch_getfuse.explain(model, (x,), bufer=300)
+
+
+def test_the_page_of_an_explanation(
+    mobile: Explanation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    x = torch.zeros(1, 3, 8, 8)
+    why = torch_getfuse.explain(model, (x,), ["0", "1"], ["all"], buffer=300, cache=False)
+    why.save(tmp_path / "why.html")
+    page = (tmp_path / "why.html").read_text()
+    assert page == torch_getfuse.report(model, x, buffer=300, cache=False).to_html(why)
+    assert pickle.loads(pickle.dumps(why)).to_html() == page
+    with pytest.raises(OptionError, match=r"report\(model, x\)\.to_html\(explanation\)"):
+        mobile.save(tmp_path / "why.html")

@@ -70,6 +70,8 @@ FLOORS = (
 UPWARD = {
     # verify(prove=True) is a plan's own, and the planner proves.
     ("partition.plan", "planner"),
+    # A plan shows itself in a notebook.
+    ("partition.plan", "reporting.plan_card"),
 }
 """The imports within functions that point up on purpose."""
 

@@ -227,7 +227,7 @@ def test_several_graphs(plan: PartitionPlan) -> None:
     assert [(record["graph"], record["group"]) for record in report.to_records()] == [
         (name, group) for name in ("graph 0", "graph 1") for group in NAMES
     ]
-    assert repr(report) == "<Report of 2 graph(s), 2 fusion groups>"
+    assert repr(report) == "Report(2 graphs, 2 groups, 3.08 KB of 3.33 KB unfused)"
 
 
 def test_everything_unfusable() -> None:
@@ -352,7 +352,6 @@ def test_html_is_well_formed_and_escaped(plan: PartitionPlan) -> None:
     assert parser.tables == 5
     assert "<script>" not in page
     assert "a &lt; b" in page
-    assert report._repr_html_() in page
 
 
 def test_pandas(report: Report) -> None:

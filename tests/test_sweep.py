@@ -21,8 +21,9 @@ from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, sweeps
 from torch_getfuse.cli import main as cli
 from torch_getfuse.models import ModelError
 from torch_getfuse.reporting.export import plain
+from torch_getfuse.reporting.knee import find_knee
 from torch_getfuse.reporting.section import Section
-from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record
+from torch_getfuse.reporting.sweep_result import FIGURES, KEY, Record, title
 
 X = torch.zeros(1, 3, 8, 8)
 ASKED: dict[str, Any] = {
@@ -306,7 +307,7 @@ def test_forms(tmp_path: Path) -> None:
     assert max(map(len, narrow.splitlines())) <= 80
     told = "9 points: 9 planned, 0 kept from before, 0 failed"
     assert table[-1] == f"{told}; sizes are of the whole network"
-    assert repr(result) == f"<Sweep of {told}>"
+    assert repr(result) == f"Sweep({told})"
     assert "lbdf pixel" in str(result)
     assert result._repr_html_().count("<tr>") == 1 + len(result.records)
     assert json.loads(result.to_json()) == result.to_dict()
@@ -335,11 +336,18 @@ def test_pictures(tmp_path: Path) -> None:
     result = run()
     (axes,) = result.plot().axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == [
-        "Sequential, lbdf line, auto",
-        "Sequential, lbdf pixel, auto",
-        "Sequential, brr, auto",
-    ]
+    knees = [knee.buffer_bytes for knee in result.knees()]
+    assert knees[0] == 400
+    assert labels[0] == "Sequential, lbdf line, auto, knee at 400 B"
+    assert [label.partition(",")[2][:5] for label in labels[:3]] == [" lbdf", " lbdf", " brr,"]
+    assert sum("knee" in label for label in labels) == len(knees)
+    drawn = {line.get_label(): line for line in axes.lines}
+    unfused = [r["unfused_bytes"] for r in result.records if "lbdf line" in title(r)]
+    dashed = [line for label, line in drawn.items() if "unfused" in label]
+    assert list(dashed[0].get_ydata()) == [size / (1 << 20) for size in unfused]
+    assert drawn["Sequential, floor"].get_ydata()[0] == result.records[0]["floor_bytes"] / (1 << 20)
+    assert axes.get_title() == "Sequential: DRAM access against the buffer"
+    assert axes.get_ylabel().endswith("(MB)")
     for name in ("a.svg", "b.svg", "c.png"):
         result.save(tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -463,12 +471,35 @@ def test_the_floor_is_drawn() -> None:
     result = torch_getfuse.sweep(wide(), (WIDE,), buffers=[600, "64KB"], within=0, **CASCADE)
     assert result.tried
     (axes,) = result.plot().axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
-        "Sequential, cascade, auto",
-        "Sequential, floor",
-    ]
-    assert list(axes.lines[-1].get_ydata()) == [FLOOR / (1 << 20)] * 2
-    assert len(axes.lines[0].get_xdata()) == 2 + len(result.tried)
+    drawn = {line.get_label(): line for line in axes.lines}
+    (curve,) = [line for label, line in drawn.items() if "cascade, auto" in label]
+    assert list(drawn["Sequential, floor"].get_ydata()) == [FLOOR / (1 << 20)] * 2
+    assert list(curve.get_xdata()) == sorted(curve.get_xdata())
+    assert len(curve.get_xdata()) == 2 + len(result.tried)
+
+
+def point(buffer: int, dram: int) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "scheme": "lbdf",
+        "method": "auto",
+        "buffer_bytes": buffer,
+        "dram_bytes": dram,
+    }
+
+
+def test_the_knee_is_the_furthest_below_the_line_between_the_ends() -> None:
+    # Along 0, 1/3, 2/3, 1 of the logarithm of the buffer, 0, 70, 80 and 100 % are saved.
+    curve = [point(64, 100), point(128, 30), point(256, 20), point(512, 0)]
+    for points in (curve, curve[::-1]):
+        knee = find_knee(points)
+        assert knee is not None
+        assert (knee.buffer_bytes, knee.dram_bytes, knee.share) == (128, 30, 0.7)
+    assert find_knee(curve[:2]) is None
+    straight = [point(64, 100), point(128, 50), point(256, 0)]
+    late = [point(64, 100), point(128, 90), point(256, 0)]
+    flat = [point(64, 5), point(128, 5), point(256, 5)]
+    assert [find_knee(points) for points in (straight, late, flat)] == [None] * 3
 
 
 def test_points_of_an_older_version_are_planned_again(

@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from torch_getfuse.backend.split.grouping import split_capture
 from torch_getfuse.backend.torch_private import Unsupported, original_module, tree_leaves
 from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
 from torch_getfuse.explain_graph import check_explainers, explain_graph
+from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import ExplainerLike, plan_graph
@@ -93,15 +95,8 @@ def report(model: object, *args: Any, **options: Unpack[OptionKwargs]) -> Report
             chosen = _options(options, model)
             target = original_module(model)
             captured = _capture(target, args, "report(model, x)")
-            gm = captured.graph_module
-            notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph, captured.views))
+            section = _sections_of(captured, chosen)
             origin = _origin(target, options)
-
-            def section(plan: PartitionPlan) -> Section:
-                return Section(
-                    plan, unsupported=captured.unsupported, notes=notes, accelerator=chosen.preset
-                )
-
             try:
                 plan = plan_graph(captured.graph, chosen)
             except Interrupted as error:
@@ -151,8 +146,30 @@ def explain(
     """
     chosen = _options(options, model)
     check_explainers(explainers or ())
-    graph = _capture(model, args, "explain(model, (x,))").graph
-    return explain_graph(graph, chosen, operators, explainers)
+    captured = _capture(model, args, "explain(model, (x,))")
+    section, origin = _sections_of(captured, chosen), _origin(original_module(model), options)
+    page = partial(_explanation_page, captured.graph, chosen, section, origin)
+    return replace(explain_graph(captured.graph, chosen, operators, explainers), page=page)
+
+
+def _sections_of(captured: Capture, chosen: Options) -> Callable[[PartitionPlan], Section]:
+    """What makes a section of a plan for what was captured."""
+    gm = captured.graph_module
+    notes = (*mode_notes(gm), *quantisation_notes(gm, captured.graph, captured.views))
+    return partial(
+        Section, unsupported=captured.unsupported, notes=notes, accelerator=chosen.preset
+    )
+
+
+def _explanation_page(
+    graph: OpGraph,
+    chosen: Options,
+    section: Callable[[PartitionPlan], Section],
+    origin: Origin,
+    explanation: Explanation,
+) -> str:
+    """The page of an explanation: that of the report for the same graph and options."""
+    return Report([section(plan_graph(graph, chosen))], origin=origin).to_html(explanation)
 
 
 def price(

@@ -440,7 +440,9 @@ class _Strategy:
                     f"{cost} B: a fault in the search"
                 )
         self.stages.append(
-            Stage(method, found.dram_bytes, found.plans, found.seconds, found.stopped)
+            Stage(
+                method, found.dram_bytes, found.plans, found.seconds, found.stopped, found.history
+            )
         )
         self.bound = max(self.bound, found.lower_bound_bytes)
         self.method = method

@@ -75,7 +75,8 @@ class StepStrategy:
         )
         for stage in stages:
             reached = None if stage.dram_bytes is None else stage.dram_bytes + more
-            self.stages.append(replace(stage, dram_bytes=reached))
+            history = tuple((plans, dram + more) for plans, dram in stage.history)
+            self.stages.append(replace(stage, dram_bytes=reached, history=history))
 
     def given(self, groups: Sequence[int], method: str) -> None:
         """The best residents for groups that a search over groups has found."""

@@ -174,7 +174,7 @@ def _explain(args: argparse.Namespace) -> int:
     check_explainers(args.explainers or ())
     page = False
     if args.output is not None:
-        Explanation.check_suffix(args.output, page=True)
+        Explanation.check_suffix(args.output)
         page = Path(args.output).suffix.lower() == ".html"
 
     def make(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch_getfuse.errors import GetfuseError
@@ -76,6 +76,8 @@ class Stage:
         plans: plans (or, for the exact search, groups) it evaluated.
         seconds: wall time.
         stopped: why it ended early: ``""``, ``"time limit"``, ``"interrupted"``, ...
+        history: (plans evaluated, best DRAM access so far) whenever the best improved, of searches
+            that tell; plan files leave it out.
     """
 
     method: str
@@ -83,6 +85,17 @@ class Stage:
     plans: int
     seconds: float
     stopped: str = ""
+    history: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form of plan.json."""
+        return {
+            "method": self.method,
+            "dram_bytes": self.dram_bytes,
+            "plans": self.plans,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+        }
 
 
 def make_group(scheme: FusionScheme, mask: int, buffer_bytes: int, ends: str = "") -> FusionGroup:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch_getfuse import plugins
+from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_text
 from torch_getfuse.errors import GraphError, OptionError, PlanError, shown
 from torch_getfuse.ir import OpGraph
@@ -339,7 +340,7 @@ class PartitionPlan:
             "lower_bound_bytes": self.lower_bound_bytes,
             "proof": self.proof,
             "method": self.method,
-            "stages": [asdict(stage) for stage in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages],
         }
 
     def _residents(self) -> dict[str, Any]:
@@ -479,6 +480,23 @@ class PartitionPlan:
             FileError: where the file cannot be written; one that was there before stays.
         """
         replace_text(path, self.to_json())
+
+    def __repr__(self) -> str:
+        number = len(self.groups)
+        noun = "step" if any(group.way for group in self.groups) else "group"
+        proof = self.proof or "nothing proved"
+        if self.proof == "bound":
+            proof = f"at most {self.gap:.1%} above the optimum"
+        apart = f"{len(self.unfusable)} unfusable, " if self.unfusable else ""
+        return (
+            f"PartitionPlan({number} {noun}{'' if number == 1 else 's'}, {apart}"
+            f"{format_size(self.dram_bytes)}, {proof}, {format_size(self.buffer_bytes)})"
+        )
+
+    def _repr_html_(self) -> str:
+        from torch_getfuse.reporting.plan_card import plan_card
+
+        return plan_card(self)
 
     def __str__(self) -> str:
         width = text_width()

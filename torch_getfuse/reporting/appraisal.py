@@ -20,7 +20,6 @@ from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
 from torch_getfuse.reporting.export import (
     MARKDOWN,
-    Printed,
     Style,
     compact,
     counted,
@@ -28,6 +27,7 @@ from torch_getfuse.reporting.export import (
     known_suffix,
     plain,
 )
+from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.section import Section
 from torch_getfuse.terminal import Mark, Marked, share
 
@@ -159,13 +159,22 @@ class Appraisal(Printed):
 
     # -- forms ----------------------------------------------------------------------------
 
-    def render(self, style: Style) -> str:
-        """The appraisal in a text format."""
-        return _render(self, style)
+    def parts(self, style: Style) -> list[str]:
+        """Headings, tables and paragraphs in a text format."""
+        return _parts(self, style)
+
+    def __repr__(self) -> str:
+        groups = counted(len(self.groups), _noun(self))
+        if self.network is None:
+            return f"Appraisal({groups}, not legal, {format_size(self.best.buffer_bytes)})"
+        return (
+            f"Appraisal({groups}, {format_size(self.network.total)}, {self.distance}, "
+            f"{format_size(self.best.buffer_bytes)})"
+        )
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return _render(self, MARKDOWN) + "\n"
+        return "\n\n".join(_parts(self, MARKDOWN)) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python values; sizes are integer bytes per sample, totals of the whole network."""
@@ -224,7 +233,7 @@ class Appraisal(Printed):
         return known_suffix(path, "an appraisal", SUFFIXES)
 
 
-def _render(made: Appraisal, style: Style) -> str:
+def _parts(made: Appraisal, style: Style) -> list[str]:
     wrong = sum(not group.legal for group in made.groups)
     noun = _noun(made)
     verdict = "a legal plan"
@@ -240,7 +249,7 @@ def _render(made: Appraisal, style: Style) -> str:
     if told := [*made.problems, *told]:
         parts.append(style.heading("What is wrong"))
         parts += [style.paragraph(Marked(text, Mark.OVER)) for text in told]
-    return "\n\n".join(parts)
+    return parts
 
 
 def _totals(made: Appraisal, style: Style) -> str:

@@ -7,18 +7,18 @@ Text formats use human-readable sizes (1024-based), data formats integer bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch_getfuse.accelerator import format_activations, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, dram_dict, term_text
 from torch_getfuse.reporting.export import (
     MARKDOWN,
-    Printed,
     Style,
     compact,
     counted,
@@ -27,6 +27,7 @@ from torch_getfuse.reporting.export import (
     plain,
 )
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.terminal import Mark, Marked, share
 from torch_getfuse.widths import Width
 
@@ -62,6 +63,8 @@ class Explanation(Printed):
         blames: one per explainer; empty if the group is valid or has no edge.
         cut: ``None`` if the group is valid or a single operator.
         fingerprint: fingerprint of the operator graph.
+        page: makes the HTML page, with a report of the same model and options; ``None`` where the
+            explanation is of an operator graph alone.
     """
 
     operators: tuple[str, ...]
@@ -84,6 +87,7 @@ class Explanation(Printed):
     blames: tuple[Blame, ...]
     cut: Cut | None
     fingerprint: str
+    page: Callable[[Explanation], str] | None = field(default=None, compare=False, repr=False)
 
     @property
     def gap_bytes(self) -> int | None:
@@ -97,15 +101,48 @@ class Explanation(Printed):
             return 0
         return features(self.cut.dram) - features(self.dram)
 
+    @property
+    def shown_blames(self) -> tuple[Blame, ...]:
+        """Those that count: without the controls, if there are others."""
+        return tuple(b for b in self.blames if b.explainer not in CONTROLS) or self.blames
+
+    @property
+    def mean_scores(self) -> tuple[float, ...]:
+        """Per edge, the mean of its scores over :attr:`shown_blames`; 0 where one names it not."""
+        scores = [0.0] * len(self.edges)
+        for blame in self.shown_blames:
+            for edge, score in blame.edges:
+                scores[edge] += score
+        return tuple(score / max(len(self.shown_blames), 1) for score in scores)
+
     # -- text forms -----------------------------------------------------------------------
 
-    def render(self, style: Style) -> str:
-        """The explanation in a text format."""
-        return _render(self, style)
+    _opened = 2
+
+    def parts(self, style: Style) -> list[str]:
+        """Headings, tables and paragraphs in a text format."""
+        return _parts(self, style)
+
+    def __repr__(self) -> str:
+        what = counted(len(self.operators), "operator")
+        return f"Explanation({what}, {_verdict(self)}, {format_size(self.buffer_bytes)})"
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return _render(self, MARKDOWN) + "\n"
+        return "\n\n".join(_parts(self, MARKDOWN)) + "\n"
+
+    def to_html(self) -> str:
+        """The page of :meth:`Report.to_html` with this explanation; plans the model for it.
+
+        Raises:
+            OptionError: for an explanation of an operator graph alone.
+        """
+        if self.page is None:
+            raise OptionError(
+                "the page shows a plan as well, and this explanation knows no model: "
+                "torch_getfuse.report(model, x).to_html(explanation) makes it"
+            )
+        return self.page(self)
 
     def to_dot(self) -> str:
         """The group's operator graph in the DOT language."""
@@ -114,24 +151,19 @@ class Explanation(Printed):
     def drawing(self) -> Drawing:
         """The group's operator graph and its terms, for drawing.
 
-        The score of an edge is its mean over the explainers (without the baselines if there are
-        others), as a share of the highest one.
+        The number of an edge is :attr:`mean_scores`, its colour the share of the highest one.
         """
         parts = [part.operators for part in self.cut.parts] if self.cut else [self.operators]
         order = {name: k for k, name in enumerate(name for part in parts for name in part)}
-        shown = [b for b in self.blames if b.explainer not in CONTROLS] or self.blames
-        scores = [0.0] * len(self.edges)
-        for blame in shown:
-            for edge, score in blame.edges:
-                scores[edge] += score
+        scores = self.mean_scores
         most = max(scores, default=0.0) or 1.0
         cut = set(self.cut.edges) if self.cut else set()
         return Drawing(
             title=f"{_title(self)}: {_verdict(self)}",
-            legend=f"edges: blamed by {', '.join(b.explainer for b in shown)}" if shown else "",
+            legend=_legend(self.shown_blames),
             boxes=tuple(Box(name, k) for k, part in enumerate(parts) for name in part),
             arrows=tuple(
-                Arrow(order[edge.producer], order[edge.consumer], score / most, k in cut)
+                Arrow(order[edge.producer], order[edge.consumer], score, score / most, k in cut)
                 for k, (edge, score) in enumerate(zip(self.edges, scores, strict=True))
             ),
             bars=tuple(Bar(term_text(term), term.bytes) for term in self.terms),
@@ -184,10 +216,10 @@ class Explanation(Printed):
         return json.dumps(self.to_dict(), indent=1)
 
     def save(self, path: str | Path) -> None:
-        """Write the format given by the suffix: .txt, .json, .md, .dot, .svg or .png.
+        """Write the format given by the suffix: .txt, .json, .md, .dot, .html, .svg or .png.
 
         Raises:
-            OptionError: for another suffix, or a picture without matplotlib.
+            OptionError: for another suffix, a picture without matplotlib, or as :meth:`to_html`.
             FileError: if the file cannot be written.
         """
         suffix = known_suffix(path, "an explanation", _SUFFIXES)
@@ -197,16 +229,13 @@ class Explanation(Printed):
             replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
-    def check_suffix(path: str | Path, page: bool = False) -> None:
+    def check_suffix(path: str | Path) -> None:
         """Reject a path whose suffix :meth:`save` does not support, before any work is done.
-
-        Args:
-            page: whether .html will do as well: :meth:`Report.to_html` shows an explanation.
 
         Raises:
             OptionError: for another suffix; lists the supported ones.
         """
-        known_suffix(path, "an explanation", (*_SUFFIXES, ".html") if page else _SUFFIXES)
+        known_suffix(path, "an explanation", _SUFFIXES)
 
 
 _PICTURES = (".svg", ".png")
@@ -215,6 +244,7 @@ _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".json": lambda explanation: explanation.to_json() + "\n",
     ".md": Explanation.to_markdown,
     ".dot": Explanation.to_dot,
+    ".html": Explanation.to_html,
 }
 _SUFFIXES = (*_FORMS, *_PICTURES)
 
@@ -222,7 +252,7 @@ _SUFFIXES = (*_FORMS, *_PICTURES)
 # -- text ---------------------------------------------------------------------------------
 
 
-def _render(why: Explanation, style: Style) -> str:
+def _parts(why: Explanation, style: Style) -> list[str]:
     parts = [style.heading(f"{_title(why)}: {_verdict(why)}")]
     parts.append(style.table(_facts(why), (), "ll", (1,)))
     if not why.valid:
@@ -234,7 +264,13 @@ def _render(why: Explanation, style: Style) -> str:
         parts += [style.heading(f"Where the recursive split cuts (edges: {why.cut.by})")]
         parts += [_part_table(why.cut, why.buffer_bytes, style)]
         parts += [style.paragraph(_cost(why, why.cut))]
-    return "\n\n".join(parts)
+    return parts
+
+
+def _legend(blames: Sequence[Blame]) -> str:
+    """What the numbers and colours of the edges are."""
+    names = ", ".join(blame.explainer for blame in blames)
+    return f"edges: {'mean blame of' if len(blames) > 1 else 'blame by'} {names}" if names else ""
 
 
 def _title(why: Explanation) -> str:
@@ -314,7 +350,9 @@ def _term_table(why: Explanation, style: Style) -> str:
 def _edge_table(why: Explanation, style: Style) -> str:
     scores = [dict(blame.edges) for blame in why.blames]
     named = {edge for blame in scores for edge in blame}
-    best = sorted(named, key=lambda edge: (-sum(s.get(edge, 0.0) for s in scores), edge))
+    mean = why.mean_scores
+    best = sorted(named, key=lambda edge: (-mean[edge], edge))
+    several = len(why.shown_blames) > 1
     cut = set(why.cut.edges) if why.cut else set()
     rows = [
         [
@@ -322,15 +360,17 @@ def _edge_table(why: Explanation, style: Style) -> str:
             format_size(why.edges[k].tensor_bytes),
             format_size(why.edges[k].held_bytes),
             *(f"{score[k]:.2f}" if k in score else "" for score in scores),
+            *([f"{mean[k]:.2f}"] if several else []),
             "cut" if k in cut else "",
         ]
         for k in best[:_EDGES]
     ]
     if len(best) > _EDGES:
-        rows.append([f"{len(best) - _EDGES} more", *[""] * (3 + len(scores))])
+        rows.append([f"{len(best) - _EDGES} more", *[""] * (3 + len(scores) + several)])
     short = [blame.explainer.removesuffix("explainer") for blame in why.blames]
-    align = "lrr" + "r" * len(short) + "r"
-    return style.table(rows, ("edge", "tensor", "held", *short, ""), align, (0,))
+    heads = (*short, "mean") if several else short
+    align = "lrr" + "r" * len(heads) + "r"
+    return style.table(rows, ("edge", "tensor", "held", *heads, ""), align, (0,))
 
 
 def _blame_table(why: Explanation, style: Style) -> str:

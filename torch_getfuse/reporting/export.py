@@ -24,8 +24,6 @@ from torch_getfuse.terminal import (
     Mark,
     Marked,
     painted,
-    text_width,
-    uses_colour,
     wrap,
 )
 
@@ -113,21 +111,6 @@ HTML = Style(
     lambda text: f"<h3>{html.escape(text)}</h3>",
     lambda text: f"<p>{html.escape(text)}</p>",
 )
-
-
-class Printed:
-    """Base of results for people to read: their text at the width of the terminal."""
-
-    def render(self, style: Style) -> str:
-        """The result in a text format."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return self.render(plain(text_width()))
-
-    def show(self) -> None:
-        """Print it, with colours on a terminal (``NO_COLOR`` and ``FORCE_COLOR`` count)."""
-        print(self.render(plain(text_width(), uses_colour())))
 
 
 def markdown(text: str) -> str:

@@ -39,13 +39,15 @@ class Arrow:
     """An edge between two boxes, by position.
 
     Attributes:
-        score: its score as a share of the highest one; 0 if it has none.
+        score: the number beside it; 0 if it has none.
+        share: the same as a share of the highest one, for colour and width.
         cut: whether the cut crosses it.
     """
 
     source: int
     target: int
     score: float
+    share: float
     cut: bool
 
 
@@ -119,7 +121,7 @@ def to_dot(drawing: Drawing) -> str:
         ]
         lines.append("  }")
     for arrow in drawing.arrows:
-        marks = [f"penwidth={1 + 3 * arrow.score:.2f}", f'color="{_color(arrow.score)}"']
+        marks = [f"penwidth={1 + 3 * arrow.share:.2f}", f'color="{_color(arrow.share)}"']
         if arrow.score:
             marks.append(f'label="{arrow.score:.2f}"')
         if arrow.cut:
@@ -207,7 +209,7 @@ def _draw_graph(axes: Any, drawing: Drawing, rows: Sequence[float]) -> None:
             axes.text(right + 0.4, y - 0.08, "cut", color=_CUT, fontsize=8, ha="right", va="bottom")
     for arrow in sorted(drawing.arrows, key=lambda arrow: arrow.score):
         start, end = rows[arrow.source], rows[arrow.target]
-        color, width = _color(arrow.score), 1 + 3 * arrow.score
+        color, width = _color(arrow.share), 1 + 3 * arrow.share
         head = {"arrowstyle": "-|>", "color": color, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
         skips = arrow.target != arrow.source + 1
         if skips:  # around the left side; longer skips run further out
@@ -247,12 +249,14 @@ def _draw_bars(axes: Any, drawing: Drawing, bars: Sequence[Bar], depth: float) -
             f" {format_size(bar.size)}, {bar.size / buffer:.0%}",
             va="center",
             fontsize=8,
+            # Over the line of the buffer, which would cross it.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
     bottom = (
         max(depth, len(shown)) + 0.5
     )  # as high as the graph next to it, to limit the bars' thickness
     at = buffer / KB
-    axes.plot([at, at], [-0.6, bottom], color="black", linestyle="--", linewidth=1.2)
+    axes.plot([at, at], [-0.6, bottom], color="black", linestyle="--", linewidth=1.2, zorder=2)
     axes.text(at, -0.7, f"buffer {format_size(buffer)}", fontsize=8, ha="center", va="bottom")
     axes.set_yticks(range(len(shown)), [bar.label for bar in shown], fontsize=8)
     axes.set_ylim(bottom, -1.2)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.reporting import operators_table
 from torch_getfuse.reporting.export import (
     HTML,
     MARKDOWN,
-    Printed,
     Style,
+    counted,
     csv_text,
     data_frame,
     known_suffix,
@@ -28,7 +29,10 @@ from torch_getfuse.reporting.export import (
 )
 from torch_getfuse.reporting.html.figures import explanation_figures, section_figures
 from torch_getfuse.reporting.html.page import Origin, make_page
+from torch_getfuse.reporting.operators_table import operator_records
 from torch_getfuse.reporting.pictures import timeline_figure
+from torch_getfuse.reporting.printed import Printed
+from torch_getfuse.reporting.search_picture import plan_panel, search_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
 from torch_getfuse.reporting.section_tables import Detail, section_parts
 from torch_getfuse.terminal import FIXED, LEAST, text_width, uses_colour
@@ -94,25 +98,28 @@ class Report(Printed):
         if width is not None and width < LEAST:
             raise OptionError(f"width={width} is too narrow: text needs {LEAST} columns")
         style = plain(text_width() if width is None else width)
-        return self.render(style, _detail(full, by_kind, modules))
+        return "\n\n".join(self.parts(style, _detail(full, by_kind, modules)))
 
     def show(
         self, *, full: bool = False, by_kind: bool = False, modules: int | None = None
     ) -> None:
         """Print :meth:`to_text`, with colours on a terminal (not where ``NO_COLOR`` is set)."""
         style = plain(text_width(), uses_colour())
-        print(self.render(style, _detail(full, by_kind, modules)))
+        print("\n\n".join(self.parts(style, _detail(full, by_kind, modules))))
 
     def __repr__(self) -> str:
         groups = sum(len(section.plan.groups) for section in self.sections)
-        return f"<Report of {len(self.sections)} graph(s), {groups} fusion groups>"
-
-    def _repr_html_(self) -> str:
-        return self.render(HTML, _EVERYTHING)
+        parts = [counted(groups, "group")]
+        if len(self.sections) != 1:
+            parts.insert(0, counted(len(self.sections), "graph"))
+        if self.sections and not self.alternatives:
+            unfused, planned = self._totals()
+            parts.append(f"{format_size(planned)} of {format_size(unfused)} unfused")
+        return f"Report({', '.join(parts)})"
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
-        return self.render(MARKDOWN, _EVERYTHING) + "\n"
+        return self._everything(MARKDOWN) + "\n"
 
     def to_html(self, explanation: Explanation | None = None) -> str:
         """An interactive page in one file, which fetches nothing.
@@ -137,7 +144,7 @@ class Report(Printed):
         blamed = None if explanation is None else explanation_figures(explanation)
         told = [*self.unplanned, *([self._overall()] if len(sections) > 1 else [])]
         figures = {"sections": sections, "explanation": blamed, "remarks": told}
-        return make_page(self.origin, figures, self.render(HTML, _EVERYTHING))
+        return make_page(self.origin, figures, self._everything(HTML))
 
     # -- data forms -----------------------------------------------------------------------
 
@@ -164,34 +171,57 @@ class Report(Printed):
         """:meth:`to_dict` as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
-    def to_records(self) -> list[dict[str, Any]]:
-        """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat.
+    def to_records(self, by: str = "group") -> list[dict[str, Any]]:
+        """The rows of :meth:`to_csv` and :meth:`to_pandas`, flat; sizes are integer bytes.
 
-        One per fusion group, then one per unfusable operator (``fusable`` is ``False``), so that
-        the sum of ``dram_bytes`` is that of the whole network as planned, and the sum of
-        ``unfused_bytes`` that of the whole network with every operator alone. ``needs_bytes`` is
+        By ``"group"``: one per fusion group, then one per unfusable operator (``fusable`` is
+        ``False``), so that the sum of ``dram_bytes`` is that of the whole network as planned, and
+        the sum of ``unfused_bytes`` that of it with every operator alone. ``needs_bytes`` is
         the smallest buffer for an unfusable operator, or for a group with the operators over its
         border; ``None`` if no buffer suffices, or the group ends for another reason. ``macs`` are
         multiply-accumulates; ``None`` where those of an operator are not known. Under cascade
         each step is a row, unfusable operators among them, with its ``way`` and what is on chip:
         ``weights_bytes``, ``lines_bytes``, ``residents_bytes`` and ``idle_bytes``, which are
         ``None`` elsewhere and for unfusable operators.
+
+        By ``"operator"``: one per operator, with its kind and group, shapes and bits of what it
+        reads and writes (spaces between several), where its output goes (``"chip"`` within the
+        group, ``"dram"``, or ``"stays"`` on chip between steps), ``macs``, weights, its DRAM access
+        alone (``unfused_bytes``) and its share of the group's: an input counts at the first
+        operator of the group that reads it, so that the sums are the same. ``None`` where the cost
+        model's figure of a group cannot be shared out. ``unfusable`` says why one does not fit,
+        ``held_whole`` why its price assumes whole maps.
+
+        Raises:
+            OptionError: for another ``by``.
         """
-        return [record for section in self.sections for record in section.records()]
+        records, _, _ = self._table(by)
+        return records
 
-    def to_csv(self) -> str:
+    def to_csv(self, by: str = "group") -> str:
         """A header line, then a line per row of :meth:`to_records`; spaces separate operators."""
-        return csv_text(self.to_records(), _COLUMNS)
+        records, columns, _ = self._table(by)
+        return csv_text(records, columns)
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self, by: str = "group") -> pandas.DataFrame:
         """One row per row of :meth:`to_records`; columns that hold ``None`` are nullable ``Int64``.
 
         Raises:
             GetfuseError: if pandas is not installed.
+            OptionError: as :meth:`to_records`.
         """
-        return data_frame(self.to_records(), _COLUMNS).astype(
-            dict.fromkeys(("macs", "needs_bytes", *ON_CHIP), "Int64")
-        )
+        records, columns, nullable = self._table(by)
+        return data_frame(records, columns).astype(dict.fromkeys(nullable, "Int64"))
+
+    def _table(self, by: str) -> tuple[list[dict[str, Any]], Sequence[str], Sequence[str]]:
+        """Rows, columns, and the columns of integers that hold ``None``."""
+        if by not in _ROWS:
+            raise OptionError(
+                f"by={by!r} is no kind of row; known: {', '.join(map(repr, _ROWS))}"
+                f"{nearest(str(by), _ROWS)}"
+            )
+        rows, columns, nullable = _ROWS[by]
+        return [row for section in self.sections for row in rows(section)], columns, nullable
 
     def plot(self) -> Figure:
         """What the buffer holds in each step of the plans of ``scheme="cascade"``.
@@ -212,9 +242,30 @@ class Report(Printed):
             )
         return timeline_figure(timelines)
 
+    def plot_search(self) -> Figure:
+        """How the plans were found: the best DRAM access so far against the plans tried.
+
+        One stage of the search follows the other; the bound is dotted. DRAM access is of what is
+        planned: without the unfusable operators, but for plans of ``scheme="cascade"``.
+
+        Raises:
+            OptionError: where there is no plan, or one from a file or the plan cache, which keep
+                no history.
+            GetfuseError: if matplotlib is not installed.
+        """
+        if not self.sections:
+            raise OptionError("there is nothing to draw: no graph has been planned")
+        panels = []
+        for section in self.sections:
+            plan, of = section.plan, section.name or self.origin.model
+            title = f"{plan.method} search, buffer {format_size(plan.buffer_bytes)}"
+            panels.append(plan_panel(plan, f"{of}: {title}" if of else title))
+        return search_figure(panels)
+
     def save(
         self,
         path: str | Path,
+        by: str = "group",
         *,
         full: bool = False,
         by_kind: bool = False,
@@ -223,16 +274,22 @@ class Report(Printed):
         """Write the format given by the suffix: .txt, .json, .csv, .md, .html, .svg or .png.
 
         Args:
+            by: rows of a .csv file, ``"group"`` or ``"operator"`` (:meth:`to_records`).
             full, by_kind, modules: of the text (.txt), as for :meth:`to_text`; it has 100 columns
                 on every machine.
 
         Raises:
-            OptionError: for another suffix, and for a picture where there is nothing to draw.
+            OptionError: for another suffix, for a picture where there is nothing to draw, and for
+                rows of operators in a format without them.
             GetfuseError: for a picture if matplotlib is not installed.
             FileError: if the file cannot be written.
         """
         suffix = known_suffix(path, "a report", _SUFFIXES)
-        if suffix in _PICTURES:
+        if by != "group":
+            if suffix != ".csv":
+                raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
+            replace_text(path, self.to_csv(by))
+        elif suffix in _PICTURES:
             save_figure(self.plot(), path, dpi=110)
         elif suffix == ".txt":
             text = self.to_text(full=full, by_kind=by_kind, modules=modules, width=FIXED)
@@ -254,16 +311,19 @@ class Report(Printed):
 
     # -- tables ---------------------------------------------------------------------------
 
-    def render(self, style: Style, detail: Detail | None = None) -> str:
-        """The report in a text format."""
+    def parts(self, style: Style, detail: Detail | None = None) -> list[str]:
+        """Headings, tables and paragraphs in a text format."""
         if not self.sections and not self.unplanned:
-            return style.paragraph(self.empty)
+            return [style.paragraph(self.empty)]
         parts = [style.paragraph(sentence) for sentence in self.unplanned]
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
         for section in self.sections:
             parts += section_parts(section, style, detail or Detail())
-        return "\n\n".join(parts)
+        return parts
+
+    def _everything(self, style: Style) -> str:
+        return "\n\n".join(self.parts(style, Detail(full=True)))
 
     def _overall(self) -> str:
         if self.alternatives:
@@ -284,9 +344,6 @@ class Report(Printed):
             sum(section.network_unfused.total for section in self.sections),
             sum(section.network_planned.total for section in self.sections),
         )
-
-
-_EVERYTHING = Detail(full=True)
 
 
 def _detail(full: bool, by_kind: bool, modules: int | None) -> Detail:
@@ -314,12 +371,20 @@ _COLUMNS = (
     "ends",
 )
 
+_ROWS: Mapping[
+    str, tuple[Callable[[Section], list[dict[str, Any]]], Sequence[str], Sequence[str]]
+] = {
+    "group": (Section.records, _COLUMNS, ("macs", "needs_bytes", *ON_CHIP)),
+    "operator": (operator_records, operators_table.COLUMNS, operators_table.NULLABLE),
+}
+"""Kinds of rows: what makes them, their columns, and those of integers that hold ``None``."""
+
 
 # -- files --------------------------------------------------------------------------------
 
 _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".json": lambda report: report.to_json() + "\n",
-    ".csv": Report.to_csv,
+    ".csv": lambda report: report.to_csv(),
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.accelerator import KB, MB, format_size
+from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import not_written, replace_text
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.partition.cost.scheme import NO_CHOICE
 from torch_getfuse.plugins import SCHEMES, fact
 from torch_getfuse.reporting.export import (
-    HTML,
-    Printed,
+    MARKDOWN,
     Style,
     csv_text,
     data_frame,
@@ -26,7 +25,10 @@ from torch_getfuse.reporting.export import (
     plain,
     save_figure,
 )
+from torch_getfuse.reporting.knee import Knee, find_knee
+from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
+from torch_getfuse.reporting.sweep_picture import Curve, sweep_figure
 from torch_getfuse.terminal import Mark, Marked
 
 if TYPE_CHECKING:
@@ -131,10 +133,7 @@ class Sweep(Printed):
         return list(lines.values())
 
     def __repr__(self) -> str:
-        return f"<Sweep of {self._summary()}>"
-
-    def _repr_html_(self) -> str:
-        return self.render(HTML)
+        return f"Sweep({self._summary()})"
 
     def _summary(self) -> str:
         """Number of points planned, kept and failed."""
@@ -142,8 +141,8 @@ class Sweep(Printed):
         planned = total - failed - self.kept
         return f"{total} points: {planned} planned, {self.kept} kept from before, {failed} failed"
 
-    def render(self, style: Style) -> str:
-        """The sweep in a text format."""
+    def parts(self, style: Style) -> list[str]:
+        """Headings, tables and paragraphs in a text format."""
         rows = [_row(record) for record in self.records if record["error"] is None]
         parts = _tables(rows, style) if rows else []
         parts += [
@@ -156,7 +155,7 @@ class Sweep(Printed):
             for r in self.errors
         ]
         parts.append(style.paragraph(f"{self._summary()}; sizes are of the whole network"))
-        return "\n\n".join(parts)
+        return parts
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain Python values."""
@@ -166,6 +165,7 @@ class Sweep(Printed):
             "within": self.within,
             "tried": [{name: record[name] for name in _COLUMNS} for record in self.tried],
             "smallest": [found.to_dict() for found in self.smallest()],
+            "knees": [knee.to_dict() for knee in self.knees()],
         }
 
     def to_json(self) -> str:
@@ -175,6 +175,10 @@ class Sweep(Printed):
     def to_jsonl(self) -> str:
         """One JSON object per line and point, as ``sweep(path=...)`` writes and reads them."""
         return "".join(json.dumps(record) + "\n" for record in (*self.records, *self.tried))
+
+    def to_markdown(self) -> str:
+        """A pipe table and sentences below it."""
+        return "\n\n".join(self.parts(MARKDOWN)) + "\n"
 
     def to_csv(self) -> str:
         """A header line, then one line per point."""
@@ -188,60 +192,33 @@ class Sweep(Printed):
         """
         return data_frame(self.records, _COLUMNS)
 
+    def knees(self) -> list[Knee]:
+        """Where each curve bends: from there on, a larger buffer saves little more.
+
+        One per model, scheme and method (and unit or widths, if these differ); curves of fewer
+        than three buffers, and those that bend nowhere, have none. See :func:`.knee.find_knee`.
+        """
+        found = [find_knee(points) for points in self._lines()]
+        return [knee for knee in found if knee is not None]
+
     def plot(self) -> Figure:
         """DRAM access of the whole network against the buffer, a line per model, scheme and method.
 
-        Points that are not proved optimal are hollow. Under schemes with steps, which can reach it,
-        the floor of each model is dotted.
+        Dashed: every operator alone. Dotted: the floor of each model, that is inputs, outputs and
+        weights once. A ring marks the knee of a line (:meth:`knees`). Points that are not proved
+        optimal are hollow. Both axes are logarithmic.
 
         Raises:
             GetfuseError: if matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
-        axes = figure.subplots()
-        lines: dict[str, list[Record]] = {}
-        for record in (*self.records, *self.tried):
-            if record["error"] is None:
-                lines.setdefault(_label(record), []).append(record)
-        for label, records in lines.items():
-            records = sorted(records, key=lambda record: int(record["buffer_bytes"]))
-            x = [record["buffer_bytes"] / KB for record in records]
-            y = [record["dram_bytes"] / MB for record in records]
-            (line,) = axes.plot(x, y, marker="o", label=label)
-            unproved = [k for k, record in enumerate(records) if record["proof"] != "optimal"]
-            axes.plot(
-                [x[k] for k in unproved],
-                [y[k] for k in unproved],
-                color=line.get_color(),
-                marker="o",
-                linestyle="",
-                markerfacecolor="white",
-            )
-        floors = {
-            record["model"]: record["floor_bytes"] / MB
-            for records in lines.values()
-            for record in records
-            if _has_steps(record["scheme"])
-        }
-        for k, (model, floor) in enumerate(floors.items()):
-            axes.axhline(
-                floor, color=f"{0.6 * k / len(floors):.2f}", linestyle=":", label=f"{model}, floor"
-            )
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("on-chip buffer (KB)")
-        axes.set_ylabel("DRAM access per sample (MB)")
-        if lines:
-            axes.legend(fontsize="small")
-        return figure
+        curves = []
+        for points in self._lines():
+            points = sorted(points, key=lambda point: int(point["buffer_bytes"]))
+            curves.append(Curve(_label(points[0]), points, find_knee(points)))
+        return sweep_figure(curves)
 
     def save(self, path: str | Path) -> None:
-        """Write the format given by the suffix: .txt, .json, .jsonl, .csv, .svg or .png.
+        """Write the format given by the suffix: .txt, .md, .json, .jsonl, .csv, .svg or .png.
 
         Raises:
             OptionError: for another suffix.
@@ -445,6 +422,7 @@ def _picture(result: Sweep, path: Path) -> None:
 
 _FORMS: Mapping[str, Callable[[Sweep, Path], None]] = {
     ".txt": _text(lambda result: result.render(plain()) + "\n"),
+    ".md": _text(Sweep.to_markdown),
     ".json": _text(lambda result: result.to_json() + "\n"),
     ".jsonl": _text(Sweep.to_jsonl),
     ".csv": _text(Sweep.to_csv),

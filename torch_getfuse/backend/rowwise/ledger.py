@@ -9,7 +9,10 @@ from typing import Any
 
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
-from torch_getfuse.reporting.export import Printed, Style
+from torch_getfuse.reporting import notebook
+from torch_getfuse.reporting.export import Style, counted
+from torch_getfuse.reporting.notebook_style import as_card
+from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.terminal import Mark, Marked
 from torch_getfuse.widths import Width
 
@@ -233,8 +236,25 @@ class Ledger(Printed):
         ]
         return found
 
+    def __repr__(self) -> str:
+        groups = self._fusable()
+        agree = sum(group.agrees for group in groups)
+        told = "equal to the plan" if self.agrees else f"{agree} equal to the plan"
+        samples = f", {self.samples} samples" if self.samples > 1 else ""
+        return f"Ledger({counted(len(groups), 'group')}, {told}{samples})"
+
+    def _repr_html_(self) -> str:
+        def parts(style: Style) -> list[str]:
+            return [style.heading("Bytes per sample of each group"), *self.parts(style)]
+
+        return as_card(repr(self), parts, len(self.groups) <= notebook.SHORT)
+
     def render(self, style: Style) -> str:
-        """The ledger in a text format: planned bytes, beside them what was counted if another."""
+        """The ledger in a text format."""
+        return "\n".join(self.parts(style))
+
+    def parts(self, style: Style) -> list[str]:
+        """A table of planned bytes, beside them what was counted if another; and remarks."""
         ways = any(group.way for group in self.groups)
         titles = ("read", "write", "ring", "weights", "resident")[: 5 if ways else 4]
         head = ("group", *(["way"] if ways else []), "ops", *titles, "counted")
@@ -253,9 +273,13 @@ class Ledger(Printed):
             stored = f"elements of {self.activation_bytes} B"
         told = f"bytes per sample, {stored}: as planned / as counted, where they differ"
         align = "ll"[: 1 + ways] + "r" * (1 + len(titles)) + "l"
-        lines = []
+        table = style.table(rows, head, align, (0, len(align) - 1))
+        return [style.paragraph(told), table, *map(style.paragraph, self._remarks())]
+
+    def _remarks(self) -> list[str]:
+        """What the table does not say of its groups, a line each."""
         groups = self._fusable()
-        lines += [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
+        lines = [f"{g.name} ran as FX nodes: {g.fallback}" for g in groups if g.fallback]
         lines += [
             f"{g.name}: computed whole, {g.beside_bytes} B beside the rings: {', '.join(g.whole)}"
             for g in groups
@@ -273,8 +297,7 @@ class Ledger(Printed):
         ]
         if self.unfusable:
             lines.append(f"unfusable, not counted: {', '.join(self.unfusable)}")
-        table = style.table(rows, head, align, (0, len(align) - 1))
-        return "\n".join([style.paragraph(told), table, *map(style.paragraph, lines)])
+        return lines
 
 
 def _pair(planned: int, counted: int | None) -> str:

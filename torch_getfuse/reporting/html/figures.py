@@ -16,6 +16,7 @@ from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.reporting.blame import term_text
 from torch_getfuse.reporting.explanation import Explanation
+from torch_getfuse.reporting.operators_table import tensor_places
 from torch_getfuse.reporting.section import Section, group_dram, is_fusable
 from torch_getfuse.reporting.section_tables import section_facts
 
@@ -50,7 +51,7 @@ def section_figures(section: Section) -> dict[str, Any]:
         },
         "inputs": [at[name] for name in graph.inputs],
         "outputs": [at[name] for name in dict.fromkeys(graph.outputs)],
-        "tensors": _tensors(section, home),
+        "tensors": _tensors(section),
         "ops": [
             {
                 "name": op.name,
@@ -196,31 +197,28 @@ def _term(term: CostTerm) -> dict[str, Any]:
 # -- tensors ------------------------------------------------------------------------------
 
 
-def _tensors(section: Section, home: dict[str, int]) -> list[dict[str, Any]]:
+def _tensors(section: Section) -> list[dict[str, Any]]:
     """Shape, size and place of every tensor.
 
-    ``place`` is ``"stays"`` (on chip between steps), ``"dram"`` (it crosses DRAM), or ``"chip"``
-    (made and read within one unit).
+    ``place`` is that of :func:`tensor_places`.
     """
+    places = tensor_places(section)
     graph, steps = section.plan.graph, section.steps
     staying = {} if steps is None else {entry.tensor: entry for entry in steps.staying}
     leaving = {} if steps is None else {entry.tensor: entry for entry in steps.leaving}
     found = []
     for name, tensor in graph.tensors.items():
         maker = graph.producer.get(name)
-        made = None if maker is None else home[graph.ops[maker].name]
-        readers = {home[graph.ops[i].name] for i in graph.consumers[name]}
-        crosses = made is None or name in graph.outputs or readers - {made}
         form = {
             "name": name,
             "shape": list(tensor.shape),
             "bytes": graph.tensor_bytes[name],
             "maker": maker,
             "readers": list(graph.consumers[name]),
-            "place": "dram" if crosses else "chip",
+            "place": places[name],
         }
         if name in staying:
-            form |= {"place": "stays", "stay": [staying[name].first, staying[name].last]}
+            form["stay"] = [staying[name].first, staying[name].last]
         elif name in leaving:
             form["why"] = leaving[name].reason
         found.append(form)
