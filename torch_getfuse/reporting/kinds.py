@@ -78,10 +78,10 @@ def kinds_table(kinds: Sequence[Kind], style: Style) -> str:
     macs = [kind.macs for kind in kinds if kind.macs is not None]
     everything = Kind(
         "all",
-        *(
-            sum(getattr(kind, name) for kind in kinds)
-            for name in ("operators", "fused", "alone", "unfusable")
-        ),
+        sum(kind.operators for kind in kinds),
+        sum(kind.fused for kind in kinds),
+        sum(kind.alone for kind in kinds),
+        sum(kind.unfusable for kind in kinds),
         sum(macs) if len(macs) == len(kinds) else None,
         sum(kind.weight_bytes for kind in kinds),
     )
