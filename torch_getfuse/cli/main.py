@@ -105,7 +105,6 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
-    planning_arguments(parser)
     text = parser.add_argument_group("the text", "on the terminal and in .txt files")
     text.add_argument(
         "--full", action="store_true", help="a row for each group, also for those that are alike"
@@ -123,6 +122,7 @@ def _report_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEPTH",
         help="also the tree of modules with their groups, down to DEPTH (2 if none is given)",
     )
+    planning_arguments(parser)
 
 
 def _depth(text: str) -> int:
