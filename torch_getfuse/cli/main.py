@@ -91,13 +91,25 @@ def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
         options = given_options(args)
         steps = options.get("scheme") == "cascade" or "plan" in options
-        Report.check_suffix(args.output, pictures=steps)
+        Report.check_suffix(args.output, pictures=steps, by=args.by)
+    elif args.by != "group":
+        raise UsageError(f"--by {args.by} is for -o FILE.csv, and there is no -o")
     made, code = _made(lambda: with_model(args, _make_report), "report")
     _tell_origin(made, args)
     if args.output is not None:
-        write(args.output, made.save)
+        write(args.output, lambda path: made.save(path, args.by))
     print(made.to_json() if args.json else made)
     return code
+
+
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--by",
+        choices=("group", "operator"),
+        default="group",
+        help="rows of -o FILE.csv (default: group)",
+    )
+    planning_arguments(parser)
 
 
 def _make_report(
@@ -485,7 +497,7 @@ COMMANDS = (
         "report",
         "plan a model and print what its fusion groups cost and save",
         "report torchvision:mobilenet_v2 --buffer 256KB -o report.html",
-        planning_arguments,
+        _report_arguments,
         _report,
     ),
     Command(
