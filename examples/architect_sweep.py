@@ -5,7 +5,7 @@
 Plans ResNet-18 for each buffer with 8-bit activations and weights: under LBDF, where every group
 goes out to DRAM, and under cascade, where tensors stay on chip and weights stream. The knee of a
 curve is where more memory stops paying; the smallest buffer at the floor (inputs, outputs and
-weights once) is all that the network can use. PICTURE is an .svg or .png file (by matplotlib).
+weights once) is all that the network can use. PICTURE is an .svg or .png file; it needs matplotlib.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ print(curve)
 print("\nWhere more memory stops paying:")
 for knee in curve.knees():
     print(
-        f"  {knee.scheme}: {format_size(knee.buffer_bytes)}, which has {knee.share:.0%} of all "
-        f"that the largest buffer saves over the smallest ({format_size(knee.dram_bytes)} of DRAM "
+        f"  {knee.scheme}: {format_size(knee.buffer_bytes)}, with {knee.share:.0%} of all that "
+        f"the largest buffer saves over the smallest ({format_size(knee.dram_bytes)} of DRAM "
         "access left)"
     )
 

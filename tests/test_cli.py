@@ -182,6 +182,17 @@ def test_a_picture_of_a_report_is_of_steps(
     assert path.read_text().startswith("<?xml")
 
 
+def test_rows_of_operators(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "ops.csv"
+    assert cli.main(["report", *SMALL, "-o", str(path), "--by", "operator"]) == 0
+    head, *rows = path.read_text().splitlines()
+    assert head.startswith("graph,operator,kind,")
+    assert rows
+    told = fails(capsys, 2, "report", *SMALL, "-o", tmp_path / "ops.md", "--by", "operator")
+    assert "by='operator' is for .csv files" in told
+    assert "there is no -o" in fails(capsys, 2, "report", *SMALL, "--by", "operator")
+
+
 def test_plan_json(capsys: pytest.CaptureFixture[str], saved: Path) -> None:
     assert cli.main(["plan", *SMALL, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 EXPECTED = {
     "architect_sweep.py": [
         "8 points: 8 planned",
-        "  cascade: 256 KB, which has",
+        "  cascade: 256 KB, with 88% of all",
         "within 5% of the floor of 11.3 MB from 512 KB up",
         "at the floor first: cascade with 512 KB",
     ],

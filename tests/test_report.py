@@ -21,6 +21,7 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
+from torch_getfuse.reporting.export import markdown
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 
@@ -326,6 +327,7 @@ def test_markdown(report: Report) -> None:
 def test_markdown_escapes_its_own_marks(plan: PartitionPlan) -> None:
     report = Report([Section(plan, unsupported={"a|b": 1})])
     assert "a\\|b" in report.to_markdown()
+    assert markdown("a&lt;b") == "a\\&lt;b", "an entity is no character here"
 
 
 class _Balanced(HTMLParser):

@@ -317,6 +317,13 @@ def test_forms(tmp_path: Path) -> None:
     for suffix in (".txt", ".json", ".csv"):
         result.save(tmp_path / f"sweep{suffix}")
         assert (tmp_path / f"sweep{suffix}").stat().st_size
+    result.save(tmp_path / "sweep.md")
+    table = [line for line in (tmp_path / "sweep.md").read_text().splitlines() if line[:1] == "|"]
+    assert len(table) == 2 + len(result.records)
+    assert {line.count("|") for line in table} == {13}
+    assert [row["buffer_bytes"] for row in result.to_dict()["knees"]] == [
+        knee.buffer_bytes for knee in result.knees()
+    ]
     result.save(tmp_path / "sweep.jsonl")
     again = run(path=tmp_path / "sweep.jsonl", buffers=[200, 400, 500, "1KB"])
     assert [r for r in again.records if r["buffer_bytes"] != 500] == list(result.records)

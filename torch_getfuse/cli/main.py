@@ -91,12 +91,14 @@ def _report(args: argparse.Namespace) -> int:
     if args.output is not None:
         options = given_options(args)
         steps = options.get("scheme") == "cascade" or "plan" in options
-        Report.check_suffix(args.output, pictures=steps)
+        Report.check_suffix(args.output, pictures=steps, by=args.by)
+    elif args.by != "group":
+        raise UsageError(f"--by {args.by} is for -o FILE.csv, and there is no -o")
     made, code = _made(lambda: with_model(args, _make_report), "report")
     _tell_origin(made, args)
     detail = {"full": args.full, "by_kind": args.by_kind, "modules": args.modules}
     if args.output is not None:
-        write(args.output, lambda path: made.save(path, **detail))
+        write(args.output, lambda path: made.save(path, args.by, **detail))
     if args.json:
         print(made.to_json())
     else:
@@ -105,6 +107,12 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--by",
+        choices=("group", "operator"),
+        default="group",
+        help="rows of -o FILE.csv (default: group)",
+    )
     text = parser.add_argument_group("the text", "on the terminal and in .txt files")
     text.add_argument(
         "--full", action="store_true", help="a row for each group, also for those that are alike"

@@ -118,7 +118,7 @@ def markdown(text: str) -> str:
     return _MARKUP.sub(r"\\\g<0>", text)
 
 
-_MARKUP = re.compile(r"[\\`*\[\]<>|~$#]|(?<!\w)_|_(?!\w)")
+_MARKUP = re.compile(r"[\\&`*\[\]<>|~$#]|(?<!\w)_|_(?!\w)")
 
 
 def compact(ops: Sequence[str]) -> str:

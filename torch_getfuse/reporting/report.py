@@ -7,7 +7,7 @@ from :mod:`torch_getfuse.reporting.section`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -284,10 +284,8 @@ class Report(Printed):
             GetfuseError: for a picture if matplotlib is not installed.
             FileError: if the file cannot be written.
         """
-        suffix = known_suffix(path, "a report", _SUFFIXES)
-        if by != "group":
-            if suffix != ".csv":
-                raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
+        suffix = _checked(path, _SUFFIXES, by)
+        if suffix == ".csv":
             replace_text(path, self.to_csv(by))
         elif suffix in _PICTURES:
             save_figure(self.plot(), path, dpi=110)
@@ -298,16 +296,17 @@ class Report(Printed):
             replace_text(path, _FORMS[suffix](self))
 
     @staticmethod
-    def check_suffix(path: str | Path, pictures: bool = True) -> None:
+    def check_suffix(path: str | Path, pictures: bool = True, by: str = "group") -> None:
         """Reject a path whose suffix :meth:`save` does not support, before any work is done.
 
         Args:
             pictures: whether the report will be one that has them.
+            by: as of :meth:`save`.
 
         Raises:
             OptionError: for another suffix; lists the supported ones.
         """
-        known_suffix(path, "a report", _SUFFIXES if pictures else _TEXTS)
+        _checked(path, _SUFFIXES if pictures else _WRITTEN, by)
 
     # -- tables ---------------------------------------------------------------------------
 
@@ -384,10 +383,17 @@ _ROWS: Mapping[
 
 _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".json": lambda report: report.to_json() + "\n",
-    ".csv": lambda report: report.to_csv(),
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }
 _PICTURES = (".svg", ".png")
-_TEXTS = (".txt", *_FORMS)
-_SUFFIXES = (*_TEXTS, *_PICTURES)
+_WRITTEN = (".txt", ".csv", *_FORMS)
+_SUFFIXES = (*_WRITTEN, *_PICTURES)
+
+
+def _checked(path: str | Path, known: Iterable[str], by: str) -> str:
+    """The suffix of a path; raises :class:`OptionError` for another, or rows it does not have."""
+    suffix = known_suffix(path, "a report", known)
+    if suffix != ".csv" and by != "group":
+        raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
+    return suffix

@@ -13,6 +13,8 @@ from torch_getfuse.reporting.knee import Knee
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_FEW, _MANY = (1, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+"""Marks of the axis in each decade, for curves of several or of one."""
 _GREYS = ("0.35", "0.6", "0.75")
 
 
@@ -85,7 +87,8 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
     axes.xaxis.set_major_locator(FixedLocator([size / KB for size in _spread(buffers)]))
     axes.xaxis.set_major_formatter(lambda value, _: format_size(round(value * KB)))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=_FEW if high > 10 * low else _MANY))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color="0.92")
