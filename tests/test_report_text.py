@@ -110,7 +110,7 @@ def test_prices_keep_to_the_width(scheme: str) -> None:
     graph = named(residual_chain(Random(3), 9, 12), Random(3))
     names = [*graph.index]
     asked = [names[:4], [names[4], names[7]], names[5:7], names[8:]]
-    priced = price_graph(graph, Options.of({"buffer": 900, "scheme": scheme}), asked)
+    priced = price_graph(graph, {"buffer": 900, "scheme": scheme}, asked)
     assert not priced.legal
     for width in WIDTHS:
         text = priced.render(plain(width))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from torch_getfuse.reporting.export import (
 )
 from torch_getfuse.reporting.html.figures import explanation_figures, section_figures
 from torch_getfuse.reporting.html.page import Origin, make_page
+from torch_getfuse.reporting.notebook_style import as_card
 from torch_getfuse.reporting.operators_table import operator_records
 from torch_getfuse.reporting.pictures import timeline_figure
 from torch_getfuse.reporting.printed import Printed
@@ -116,6 +118,9 @@ class Report(Printed):
             unfused, planned = self._totals()
             parts.append(f"{format_size(planned)} of {format_size(unfused)} unfused")
         return f"Report({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return as_card(repr(self), partial(self.parts, detail=Detail(full=True)), self._opened)
 
     def to_markdown(self) -> str:
         """Headings and pipe tables."""
@@ -387,7 +392,7 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".html": lambda report: report.to_html(),
 }
 _PICTURES = (".svg", ".png")
-_WRITTEN = (".txt", ".csv", *_FORMS)
+_WRITTEN = (".txt", ".json", ".csv", ".md", ".html")
 _SUFFIXES = (*_WRITTEN, *_PICTURES)
 
 
