@@ -120,7 +120,7 @@ def test_a_page_of_an_explanation(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert f'"command":"torch-getfuse explain {SMALL[0]} ' in text
     assert '"explanation":{"schema_version":1,' in text
     capsys.readouterr()
-    assert ".svg, .png, .html" in fails(capsys, 2, "explain", *SMALL, "-o", "why.pdf")
+    assert ".dot, .html, .svg, .png" in fails(capsys, 2, "explain", *SMALL, "-o", "why.pdf")
 
 
 def test_plan_is_saved_and_told_in_one_line(
@@ -188,6 +188,7 @@ def test_rows_of_operators(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     head, *rows = path.read_text().splitlines()
     assert head.startswith("graph,operator,kind,")
     assert rows
+    capsys.readouterr()
     told = fails(capsys, 2, "report", *SMALL, "-o", tmp_path / "ops.md", "--by", "operator")
     assert "by='operator' is for .csv files" in told
     assert "there is no -o" in fails(capsys, 2, "report", *SMALL, "--by", "operator")
