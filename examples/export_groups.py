@@ -2,10 +2,9 @@
 
     python examples/export_groups.py [FOLDER]
 
-This is what a compiler for an accelerator takes: the plan says which operators run together in
-the on-chip buffer, and each group is an ``ExportedProgram`` that can be lowered by itself. The
-groups are run in sequence from the files, and the result is compared with eager.
-``onnx_groups.py`` and ``executorch_groups.py`` hand the same groups to ONNX and ExecuTorch.
+This is what a compiler for an accelerator takes: each group is an ``ExportedProgram`` that can be
+lowered by itself. The groups are run in sequence from the files, and the result is compared with
+eager. ``onnx_groups.py`` and ``executorch_groups.py`` hand them to ONNX and ExecuTorch.
 """
 
 from __future__ import annotations
@@ -42,12 +41,7 @@ class Net(nn.Module):
 
 
 class Lowerer(fx.Interpreter):
-    """Runs a split model once; exports each child with the values that reach it.
-
-    Args:
-        split: a model as fusion groups.
-        lower: takes the name and the exported program of each, in the order in which they run.
-    """
+    """Runs a split model once; hands each child's name and exported program to ``lower``."""
 
     def __init__(
         self, split: fx.GraphModule, lower: Callable[[str, torch.export.ExportedProgram], None]
@@ -62,12 +56,9 @@ class Lowerer(fx.Interpreter):
 
 
 def run_lowered(order: fx.Graph, run: Callable[[str, tuple[Any, ...]], Any], x: Any) -> Any:
-    """Run the groups as the split graph calls them; nothing else is left to compute.
+    """Run the groups as the graph of the split model calls them; nothing else is left to compute.
 
-    Args:
-        order: the graph of the split model.
-        run: takes the name of a group and its inputs; returns one result bare, several as a tuple.
-        x: the input of the model.
+    ``run`` takes a group's name and inputs; it returns one result bare, several as a tuple.
     """
     values: dict[fx.Node, Any] = {}
     for node in order.nodes:
@@ -95,14 +86,9 @@ def round_trip(
     hand_on: Callable[[torch.export.ExportedProgram, Path], None],
     run: Callable[[Path, tuple[torch.Tensor, ...]], Any],
 ) -> None:
-    """Plan, split, hand on, run from the files, compare.
+    """Plan, split, hand each group on to its file, run the groups from there, compare.
 
     The files go to the folder that the command line names, or to a new one.
-
-    Args:
-        suffix: of the files, with its dot.
-        hand_on: writes one group to its file.
-        run: runs one group from its file; returns one result bare, several as a tuple.
     """
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="groups-"))
     folder.mkdir(parents=True, exist_ok=True)

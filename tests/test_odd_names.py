@@ -64,6 +64,7 @@ def test_markdown_shows_names_as_they_are() -> None:
     assert text.splitlines()[0].count("|") == 3, "a table has a line of headers"
     assert r"a\|b" in text
     assert r"\*x\* \_y\_ a_b \<i\> \`c\` \[d\](e) \$f\$ \\" in text
+    assert MARKDOWN.paragraph("a&lt;b") == r"a\&lt;b", "an entity of a name is its characters"
 
 
 def test_html_has_no_markup_of_names() -> None:

@@ -327,7 +327,6 @@ def test_markdown(report: Report) -> None:
 def test_markdown_escapes_its_own_marks(plan: PartitionPlan) -> None:
     report = Report([Section(plan, unsupported={"a|b": 1})])
     assert "a\\|b" in report.to_markdown()
-    assert markdown("a&lt;b") == "a\\&lt;b", "an entity is no character here"
 
 
 class _Balanced(HTMLParser):
