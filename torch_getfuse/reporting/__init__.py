@@ -7,5 +7,6 @@ and energy by the figures of an accelerator.
 Its interactive page is made in ``html/``. ``blame.py`` and ``explanation.py`` are the result of
 :func:`torch_getfuse.explain`, ``appraisal.py`` that of :func:`torch_getfuse.price`,
 ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
-``smallest.py``. ``export.py`` writes tables in every format, ``pictures.py`` draws.
+``smallest.py``. ``export.py`` writes tables in every format, ``pictures.py`` draws,
+and ``suffixes.py`` names the files that results are saved in.
 """

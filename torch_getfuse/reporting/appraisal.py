@@ -24,12 +24,11 @@ from torch_getfuse.reporting.export import (
     compact,
     counted,
     features,
-    known_suffix,
 )
 from torch_getfuse.reporting.section import Section
+from torch_getfuse.reporting.suffixes import APPRAISAL, known_suffix
 
 SCHEMA_VERSION = 1
-SUFFIXES = (".txt", ".md", ".json")
 _TERMS = 8  # of each group, in the data formats
 
 
@@ -194,12 +193,7 @@ class Appraisal:
             OptionError: for another suffix.
         """
         forms = {".txt": lambda: f"{self}\n", ".md": self.to_markdown, ".json": self.to_json}
-        replace_text(path, forms[self.check_suffix(path)]())
-
-    @staticmethod
-    def check_suffix(path: str | Path) -> str:
-        """The suffix of a file that :meth:`save` can write; raises :class:`OptionError` else."""
-        return known_suffix(path, "an appraisal", SUFFIXES)
+        replace_text(path, forms[known_suffix(path, "an appraisal", APPRAISAL)]())
 
 
 def _render(made: Appraisal, style: Style) -> str:

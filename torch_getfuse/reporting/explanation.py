@@ -24,9 +24,9 @@ from torch_getfuse.reporting.export import (
     compact,
     counted,
     features,
-    known_suffix,
 )
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.reporting.suffixes import EXPLANATION, PICTURES, known_suffix
 from torch_getfuse.widths import Width
 
 SCHEMA_VERSION = 1
@@ -188,33 +188,19 @@ class Explanation:
             OptionError: for another suffix, or a picture without matplotlib.
             OSError: if the file cannot be written.
         """
-        suffix = known_suffix(path, "an explanation", _SUFFIXES)
-        if suffix in _PICTURES:
+        suffix = known_suffix(path, "an explanation", EXPLANATION)
+        if suffix in PICTURES:
             save_picture(self.drawing(), path)
         else:
             replace_text(path, _FORMS[suffix](self))
 
-    @staticmethod
-    def check_suffix(path: str | Path, page: bool = False) -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
 
-        Args:
-            page: whether .html will do as well: :meth:`Report.to_html` shows an explanation.
-
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        known_suffix(path, "an explanation", (*_SUFFIXES, ".html") if page else _SUFFIXES)
-
-
-_PICTURES = (".svg", ".png")
 _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".txt": lambda explanation: f"{explanation}\n",
     ".json": lambda explanation: explanation.to_json() + "\n",
     ".md": Explanation.to_markdown,
     ".dot": Explanation.to_dot,
 }
-_SUFFIXES = (*_FORMS, *_PICTURES)
 
 
 # -- text ---------------------------------------------------------------------------------

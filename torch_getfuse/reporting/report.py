@@ -21,7 +21,6 @@ from torch_getfuse.reporting.export import (
     Style,
     csv_text,
     data_frame,
-    known_suffix,
     save_figure,
     saved,
 )
@@ -30,6 +29,7 @@ from torch_getfuse.reporting.html.page import Origin, make_page
 from torch_getfuse.reporting.pictures import timeline_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
 from torch_getfuse.reporting.section_tables import section_parts
+from torch_getfuse.reporting.suffixes import PICTURES, REPORT, known_suffix
 
 if TYPE_CHECKING:
     import pandas
@@ -189,23 +189,11 @@ class Report:
             GetfuseError: for a picture if matplotlib is not installed.
             OSError: if the file cannot be written.
         """
-        suffix = known_suffix(path, "a report", _SUFFIXES)
-        if suffix in _PICTURES:
+        suffix = known_suffix(path, "a report", REPORT)
+        if suffix in PICTURES:
             save_figure(self.plot(), path, dpi=110)
         else:
             replace_text(path, _FORMS[suffix](self))
-
-    @staticmethod
-    def check_suffix(path: str | Path, pictures: bool = True) -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
-
-        Args:
-            pictures: whether the report will be one that has them.
-
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        known_suffix(path, "a report", _SUFFIXES if pictures else _FORMS)
 
     # -- tables ---------------------------------------------------------------------------
 
@@ -269,5 +257,3 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }
-_PICTURES = (".svg", ".png")
-_SUFFIXES = (*_FORMS, *_PICTURES)

@@ -21,10 +21,10 @@ from torch_getfuse.reporting.export import (
     Style,
     csv_text,
     data_frame,
-    known_suffix,
     save_figure,
 )
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
+from torch_getfuse.reporting.suffixes import SWEEP, known_suffix
 
 if TYPE_CHECKING:
     import pandas
@@ -246,16 +246,7 @@ class Sweep:
             GetfuseError: for a picture if matplotlib is not installed.
             OSError: if the file cannot be written.
         """
-        _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
-
-    @staticmethod
-    def check_suffix(path: str | Path) -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
-
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        known_suffix(path, "a sweep", _FORMS)
+        _FORMS[known_suffix(path, "a sweep", SWEEP)](self, Path(path))
 
 
 def line_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
