@@ -66,7 +66,7 @@ def files(*suffixes: str) -> Completer:
 
 def models(prefix: str, **_: Any) -> list[str]:
     """Offers the libraries, then the models of torchvision or timm, and ``.pt2`` files."""
-    library, colon, _ = prefix.partition(":")
+    library, colon = prefix.partition(":")[:2]
     if not colon:
         libraries = names(["torchvision:", "timm:", "transformers:"])
         return [*libraries(prefix), *files(".pt2")(prefix)]

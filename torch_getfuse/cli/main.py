@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "_ARGCOMPLETE" in os.environ:  # set by the script that ``completion`` prints
         import argcomplete
 
-        argcomplete.autocomplete(parser)
+        argcomplete.autocomplete(parser, always_complete_options=False)
     try:
         args, unknown = parser.parse_known_args(words)
         if unknown:

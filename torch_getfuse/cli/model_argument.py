@@ -28,7 +28,7 @@ _LOUD = "torch._subclasses.fake_tensor"
 def add_model(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """MODEL and ``--input``."""
     models_argument = parser.add_argument(
-        "model", metavar="MODEL", help=_MODEL_HELP, **({"nargs": "+"} if several else {})
+        "model", metavar="MODEL", nargs="+" if several else None, help=_MODEL_HELP
     )
     completed_by(models_argument, models)
     usual = "of all models (default: each model's" if several else "(default: the model's"
