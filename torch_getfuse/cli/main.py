@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -50,7 +51,7 @@ COMMANDS = (
 _MODEL = re.compile(r"[\w.]+:\S+|.+\.pt2")
 """A word that names a model; names of operators and explainers rarely look like it."""
 _COLUMNS = 78
-"""Of an example in ``--help``, which the shell must be able to read back."""
+"""Of what ``--help`` does not leave to argparse: an example is what a shell can read back."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -140,7 +141,7 @@ def _parser() -> _Parser:
         sub = commands.add_parser(
             command.name,
             help=command.help,
-            description=command.help,
+            description=textwrap.fill(command.help, _COLUMNS),
             epilog=_example(command.example),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -168,21 +169,20 @@ def _unknown(args: argparse.Namespace, words: Sequence[str], unknown: Sequence[s
     name = unknown[0].partition("=")[0]
     if why := getattr(args, "refused", {}).get(name):
         return UsageError(f"{args.command} does not take {name!r}: {why}")
-    hint = nearest(name, args.flags) if name.startswith("-") else _commas(words, name)
+    hint = nearest(name, args.flags) if name.startswith("-") else _commas(args, words, name)
     return UsageError(
         f"{args.command} does not take {name!r}{hint or f'; see {PROGRAM} {args.command} --help'}"
     )
 
 
-def _commas(words: Sequence[str], name: str) -> str:
+def _commas(args: argparse.Namespace, words: Sequence[str], name: str) -> str:
     """A hint for ``--schemes lbdf brr``, whose values have commas between them."""
     at = words.index(name)
-    flags = [k for k, word in enumerate(words[:at]) if word.startswith("--")]
-    if not flags or "=" in words[flags[-1]] or at - flags[-1] < 2:
+    start = max((k for k in range(at) if words[k].startswith("-")), default=at)
+    if words[start] not in getattr(args, "comma_lists", ()):
         return ""
-    start = flags[-1]
-    joined = ",".join(words[start + 1 : at + 1])
-    return f"; several values have commas between them: {words[start]} {joined}"
+    values = itertools.takewhile(lambda word: not word.startswith("-"), words[start + 1 :])
+    return f"; several values have commas between them: {words[start]} {','.join(values)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -98,7 +98,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     kept = "; a .jsonl is kept point by point, and taken up again after a stop"
     add_output(parser, SWEEP, kept, opens=_PICTURE)
     add_options(parser, without=(*SWEPT, *REFUSED_BY_SWEEP))
-    parser.set_defaults(refused={f"--{name}": why for name, why in REFUSED_BY_SWEEP.items()})
+    parser.set_defaults(
+        refused={f"--{name}": why for name, why in REFUSED_BY_SWEEP.items()},
+        comma_lists=[f"--{name}" for name in (*SWEPT, *SWEPT.values())],
+    )
 
 
 COMMAND = Command(
