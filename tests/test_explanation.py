@@ -20,11 +20,11 @@ from torch import nn
 
 import torch_getfuse
 from torch_getfuse.errors import OptionError
-from torch_getfuse.explain_graph import DEFAULT, explain_graph
+from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import Dram
-from torch_getfuse.plugins import EXPLAINERS
+from torch_getfuse.plugins import ASKED_EXPLAINERS, EXPLAINERS
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.export import plain
 
@@ -66,7 +66,7 @@ def test_weights_that_stream_are_told_as_such() -> None:
 @pytest.fixture(scope="module")
 def mobile() -> Explanation:
     """The first blocks of MobileNetV2, all explainers of the GNN."""
-    return explain(operator_graph("mobilenet_v2"), BLOCKS, DEFAULT, buffer="64KB")
+    return explain(operator_graph("mobilenet_v2"), BLOCKS, ASKED_EXPLAINERS, buffer="64KB")
 
 
 def test_figures_by_hand() -> None:
@@ -143,7 +143,7 @@ def test_a_network(mobile: Explanation) -> None:
     check(mobile)
     assert not mobile.valid
     assert len(mobile.operators) == 16
-    assert [blame.explainer for blame in mobile.blames] == list(DEFAULT)
+    assert [blame.explainer for blame in mobile.blames] == list(ASKED_EXPLAINERS)
     assert mobile.probability is not None
     assert 0 <= mobile.probability <= 1
     assert mobile.cut is not None
@@ -372,7 +372,7 @@ def test_the_numbers_of_a_picture_are_those_of_the_table(mobile: Explanation) ->
     # By hand: the mean of the table's columns, 0 where an explainer does not name an edge.
     edge = mobile.blames[0].edges[0][0]
     scores = [dict(blame.edges).get(edge, 0.0) for blame in mobile.blames]
-    assert mobile.mean_scores[edge] == pytest.approx(sum(scores) / len(DEFAULT))
+    assert mobile.mean_scores[edge] == pytest.approx(sum(scores) / len(ASKED_EXPLAINERS))
 
 
 def test_controls_do_not_count() -> None:

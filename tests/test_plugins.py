@@ -25,7 +25,14 @@ from torch_getfuse.cli.main import main
 from torch_getfuse.errors import GetfuseError, OptionError, PlanError, PluginError
 from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import CHOICES, OptionKwargs, Options, SweptKwargs
+from torch_getfuse.options import (
+    CHOICES,
+    REFUSED_BY_SWEEP,
+    SWEPT,
+    OptionKwargs,
+    Options,
+    SweptKwargs,
+)
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
 from torch_getfuse.partition.plan import load_plan
@@ -424,7 +431,8 @@ def test_the_keyword_arguments_are_the_options() -> None:
     assert sorted(OptionKwargs.__annotations__) == sorted(fields)
     told, known = (typing.get_type_hints(each) for each in (OptionKwargs, Options))
     assert {name: told[name] for name in fields} == {name: known[name] for name in fields}
-    assert set(SweptKwargs.__annotations__) == set(fields) - set(sweeps.NOT_SWEPT) - {"progress"}
+    swept = {*SWEPT, *REFUSED_BY_SWEEP, "progress"}
+    assert set(SweptKwargs.__annotations__) == set(fields) - swept
 
 
 @pytest.mark.parametrize("name", torch_getfuse.__all__)

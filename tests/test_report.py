@@ -21,7 +21,6 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.fusion_group import Stage
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.planner import plan_graph
-from torch_getfuse.reporting.export import markdown
 from torch_getfuse.reporting.report import Report
 from torch_getfuse.reporting.section import Section
 

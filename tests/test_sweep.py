@@ -18,6 +18,7 @@ from torch import nn
 
 import torch_getfuse
 from torch_getfuse import CaptureError, GetfuseError, OptionError, Sweep, sweeps
+from torch_getfuse.cli import bench_command
 from torch_getfuse.cli import main as cli
 from torch_getfuse.models import ModelError
 from torch_getfuse.reporting.export import plain
@@ -590,7 +591,11 @@ def test_bench_lists_and_runs(capfd: pytest.CaptureFixture[str]) -> None:
 def test_bench_without_a_checkout(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site" / "torch_getfuse" / "cli.py"))
+    monkeypatch.setattr(
+        bench_command,
+        "__file__",
+        str(tmp_path / "site" / "torch_getfuse" / "cli" / "bench_command.py"),
+    )
     stranger = tmp_path / "site" / "benchmarks" / "of_another_package.py"
     stranger.parent.mkdir(parents=True)
     stranger.touch()

@@ -29,11 +29,9 @@ from torch_getfuse.partition.search.recursive_split import (
 )
 from torch_getfuse.partition.selection import no_operator, selected
 from torch_getfuse.planner import ExplainerLike, ranker_of, scheme_of
+from torch_getfuse.plugins import ASKED_EXPLAINERS, check_explainers
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, Part
 from torch_getfuse.reporting.explanation import Explanation
-
-DEFAULT = ("saliency", "rgexplainer", "pgexplainer", "gnnexplainer")
-"""All that explain the GNN: on the whole MobileNetV2 the last takes 0.2 s, the others 10 ms."""
 
 
 def explain_graph(
@@ -50,8 +48,9 @@ def explain_graph(
             ``split_rule`` which cut is taken, ``seed`` the random choices.
         operators: names of operators, or module paths that select all operators below them;
             ``None`` for everything that fits alone.
-        explainers: those to ask, by name or as objects; ``None`` for :data:`DEFAULT`, or for the
-            one that the options name where the scheme has no validity predictor to ask.
+        explainers: those to ask, by name or as objects; ``None`` for
+            :data:`~torch_getfuse.plugins.ASKED_EXPLAINERS`, or for the one that the options name
+            where the scheme has no validity predictor to ask.
 
     Raises:
         OptionError: for an unknown name, or operators that no group can hold because no edge
@@ -61,7 +60,7 @@ def explain_graph(
     scheme = scheme_of(graph, options)
     if explainers is None:
         default = () if options.explainer is None else (options.explainer,)
-        explainers = DEFAULT if scheme.has_predictor else default
+        explainers = ASKED_EXPLAINERS if scheme.has_predictor else default
     check_explainers(explainers)
     problem = FusionProblem(Evaluator(scheme, options.buffer_bytes))
     requested = problem.fusable if operators is None else _named(graph, operators)
@@ -78,14 +77,6 @@ def explain_graph(
     if any(block & group and block & ~group for block in problem.blocks):
         problem = FusionProblem(problem.evaluator, merge=False)
     return _Question(problem, options, group, group & ~requested).explain(explainers)
-
-
-def check_explainers(explainers: Sequence[ExplainerLike]) -> None:
-    """Raises :class:`OptionError` for a name that is no explainer's."""
-    for explainer in explainers:
-        if explainer is None:
-            raise OptionError("explainers: None explains nothing; leave it out")
-        plugins.EXPLAINERS.check(explainer)
 
 
 class _Question:

@@ -30,6 +30,20 @@ CHOICES: Mapping[str, tuple[str | None, ...]] = {
 _NAMED = (SCHEMES, SEARCHES, EXPLAINERS)
 """Options that take names of installed packages, and objects."""
 
+SWEPT = {
+    "buffer": "buffers",
+    "scheme": "schemes",
+    "granularity": "granularities",
+    "method": "methods",
+}
+"""Options of which a sweep takes several values -> its arguments for them."""
+REFUSED_BY_SWEEP = {
+    "plan": "a sweep makes its plans",
+    "inner": "a sweep runs no model",
+    "strict": "a sweep runs no model",
+}
+"""Options that do not apply to a sweep, each with the reason."""
+
 
 class SweptKwargs(TypedDict, total=False):
     """Options that are the same for all points of a sweep: what an editor completes."""

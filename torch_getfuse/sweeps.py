@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.errors import CaptureError, GetfuseError, Interrupted, OptionError, interrupts
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import Options, SweptKwargs
+from torch_getfuse.options import REFUSED_BY_SWEEP, SWEPT, Options, SweptKwargs
 from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.plugins import SCHEMES, fact, name_of
@@ -41,23 +41,6 @@ log = logging.getLogger(__name__)
 
 Point = tuple[OpGraph, Options, Record]
 """A graph, what it is planned for, and the record without its figures."""
-
-SWEPT = {
-    "buffers": "64KB,128KB,1MB",
-    "schemes": "lbdf,brr",
-    "granularities": "line,pixel",
-    "methods": "auto,local",
-}
-"""Arguments of which a sweep takes several values, each with an example of the command line."""
-SINGLE = dict(zip(("buffer", "scheme", "granularity", "method"), SWEPT, strict=True))
-"""Options of a single plan -> the arguments that take several of their values."""
-_REFUSED = {
-    "plan": "a sweep makes its plans",
-    "inner": "a sweep runs no model",
-    "strict": "a sweep runs no model",
-}
-NOT_SWEPT = (*SINGLE, *_REFUSED)
-"""Options that differ between points, or that do not apply to a sweep."""
 
 
 def sweep(
@@ -187,10 +170,10 @@ def _choices(
     options: Mapping[str, Any],
 ) -> list[Options]:
     """The product of the four as validated options, without duplicates."""
-    for name, several in SINGLE.items():
+    for name, several in SWEPT.items():
         if name in options:
             raise OptionError(f"a sweep takes {several}=[...], not {name}=")
-    for name, reason in _REFUSED.items():
+    for name, reason in REFUSED_BY_SWEEP.items():
         if name in options:
             raise OptionError(f"sweep() does not take {name}=: {reason}")
     axes: dict[str, Sequence[Any]] = {
@@ -223,7 +206,7 @@ def _choices(
             one, other = getattr(same, name), getattr(chosen, name)
             if one is not other and one != other:
                 raise OptionError(
-                    f"two {SINGLE[name]} are called {name_of(other)!r}; records tell them apart "
+                    f"two {SWEPT[name]} are called {name_of(other)!r}; records tell them apart "
                     "by their names: give each its own"
                 )
     return list(points.values())

@@ -22,7 +22,7 @@ from benchmarks.reproduction.requests import RULE, Request
 from torch_getfuse.accelerator import KB
 from torch_getfuse.explain.sampling import BUFFERS
 from torch_getfuse.explain.training.data import GROUPS, TABLE_1, build, load_samples, requests
-from torch_getfuse.explain_graph import DEFAULT, explain_graph
+from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.exact.down_sets import Limits, exact
@@ -33,6 +33,7 @@ from torch_getfuse.partition.search.nsga2 import max_buffer, nsga2_search
 from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import RecursiveSplit
 from torch_getfuse.planner import plan_graph, ranker_of
+from torch_getfuse.plugins import ASKED_EXPLAINERS
 
 Figures = dict[str, Any]
 
@@ -193,7 +194,7 @@ def _explanation(request: Request, folder: Path) -> Figures:
     import matplotlib
 
     graph = graph_of(request.network, folder)
-    why = explain_graph(graph, _options(request), EXPLAINED, DEFAULT)
+    why = explain_graph(graph, _options(request), EXPLAINED, ASKED_EXPLAINERS)
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "group.svg"
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "getfuse"}):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from torch_getfuse.accelerator import ACCELERATORS, Accelerator, format_size
 from torch_getfuse.accelerator_file import load_accelerators
-from torch_getfuse.reporting.export import plain
-from torch_getfuse.terminal import text_width, uses_colour
+from torch_getfuse.cli.command import Command, print_json
+from torch_getfuse.cli.completers import completed_by, files
 
 _COLUMNS = (
     "name",
@@ -22,20 +21,15 @@ _COLUMNS = (
 )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """A file, and ``--json``."""
-    parser.add_argument(
-        "file", metavar="FILE.toml", nargs="?", help="list the presets of this file instead"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-
-
 def run(args: argparse.Namespace) -> int:
     """Print the presets; returns the exit code."""
     presets = ACCELERATORS if args.file is None else load_accelerators(args.file)
     if args.json:
-        print(json.dumps([dataclasses.asdict(preset) for preset in presets.values()], indent=1))
+        print_json([dataclasses.asdict(preset) for preset in presets.values()])
         return 0
+    from torch_getfuse.reporting.export import plain
+    from torch_getfuse.terminal import text_width, uses_colour
+
     rows = [_row(preset) for preset in presets.values()]
     style = plain(text_width(), uses_colour())
     print(style.table(rows, _COLUMNS, "l" * len(_COLUMNS), (2,)))
@@ -64,3 +58,20 @@ def _row(preset: Accelerator) -> tuple[str, ...]:
             )
         ),
     )
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    file = parser.add_argument(
+        "file", metavar="FILE.toml", nargs="?", help="list the presets of this file instead"
+    )
+    completed_by(file, files(".toml"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+COMMAND = Command(
+    "accelerators",
+    "list the presets of --accelerator, or those of a TOML file of your own",
+    "accelerators chips.toml",
+    _arguments,
+    run,
+)

@@ -1,143 +1,191 @@
-"""The command line's options: flags from :class:`~torch_getfuse.options.Options`, and models."""
+"""The command line's options: flags from :class:`~torch_getfuse.options.Options`, in groups."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from torch_getfuse.accelerator import format_size
-from torch_getfuse.errors import GetfuseError
+from torch_getfuse.accelerator import ACCELERATORS, format_size
+from torch_getfuse.cli.command import notice
+from torch_getfuse.cli.completers import Completer, accelerators, completed_by, files, names
 from torch_getfuse.options import CHOICES, Options
 
-if TYPE_CHECKING:
-    import torch
-    from torch.export import ExportedProgram
-
 OPTION = "option_"
+HARDWARE = ("buffer", "accelerator", "activation_bytes", "weight_bytes", "align_channels")
+COST_MODEL = ("scheme", "granularity", "residency", "slice_channels")
+PINS = ("keep", "split_before", "together")
+SEARCH = (
+    *("method", "explainer", "split_rule", "budget", "seed", "time_limit"),
+    *("plan", "progress"),
+)
+PLANNING: Mapping[str, Sequence[str]] = {
+    "hardware": HARDWARE,
+    "cost model": COST_MODEL,
+    "pins": PINS,
+    "search": SEARCH,
+}
+"""Titles of ``--help`` -> the options below them, of a command that plans."""
 RUNNING = ("inner", "backward", "cache", "strict")
-"""Options of torch.compile alone: the commands check them and have no other use for them."""
+"""Options of torch.compile alone. The commands that plan take and check them, so that one set of
+options serves both, and say that they have no effect; their help does not show them."""
 LISTS = {"keep": "extend", "split_before": "extend", "together": "append"}
 """Options that are lists -> what argparse does with their names; ``--together`` is one set."""
-MODEL_HELP = (
-    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:callable, or a .pt2 file of "
-    "torch.export"
-)
+_METAVARS = {
+    "buffer": "SIZE",
+    "accelerator": "NAME",
+    "activation_bytes": "BYTES",
+    "weight_bytes": "BYTES",
+    "align_channels": "N",
+    "slice_channels": "N",
+    "scheme": "NAME",
+    "method": "NAME",
+    "explainer": "NAME",
+    "split_rule": "NAME",
+    "granularity": "NAME",
+    "budget": "PLANS",
+    "seed": "N",
+    "time_limit": "SECONDS",
+    "plan": "FILE",
+    "progress": "WHEN",
+}
+_TEXTS = {
+    "accelerator": "a preset of buffer, element widths and alignment, where these are not given: "
+    f"{', '.join(ACCELERATORS)}; or chips.toml:name for one of a TOML file (chips.toml for its "
+    "only one)",
+    "activation_bytes": "of an element of a feature map, in steps of 1/8: 0.5 for 4 bits",
+    "weight_bytes": "of a weight, in steps of 1/8; 0: weights are read where they are stored "
+    "(flash), and cost neither DRAM access nor buffer",
+    "align_channels": "channels of stored feature maps are padded to a multiple of this, as on "
+    "Ethos-U to 16",
+    "scheme": "the cost model",
+    "method": "the search",
+    "explainer": "says which edges make a group too big; none: split at random",
+    "plan": "a saved plan to use instead of searching",
+    "progress": "show a bar: true, false, or auto: on a terminal, after 2 s",
+}
+"""Help where the text of ``Options`` has what Python alone can give, or several options in one."""
+_PLAIN = Options()
+_DEFAULTS = {
+    "buffer": f"the accelerator's, or {format_size(_PLAIN.buffer_bytes).replace(' ', '')}",
+    "activation_bytes": "the accelerator's, or as each tensor is stored",
+    "weight_bytes": "the accelerator's, or as stored",
+    "align_channels": "the accelerator's, or 1",
+    "time_limit": f"{_PLAIN.time_limit:g}",
+}
+"""Defaults that are no single value, or are typed in another way."""
+_COMPLETERS: Mapping[str, Completer] = {
+    "accelerator": accelerators,
+    "plan": files(".json"),
+    "progress": names(("auto", "true", "false")),
+}
 
 
-class UsageError(GetfuseError):
-    """The command line itself, or a file that it names, cannot be used."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    groups: Mapping[str, Sequence[str]] = PLANNING,
+    without: Collection[str] = (),
+    hidden: Collection[str] = RUNNING,
+    choices: Mapping[str, Sequence[str | None]] = CHOICES,
+) -> None:
+    """One flag per option of planning.
 
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One subcommand.
-
-    Attributes:
-        name, help, example: what ``--help`` shows.
-        arguments: adds its arguments to its parser.
-        run: does the work and returns the exit code.
+    Args:
+        groups: titles of argument groups -> their options.
+        without: options that the command does not take.
+        hidden: options that it takes, and does not show in its help.
+        choices: names that the help tells of an option.
     """
+    for title, options in groups.items():
+        group = parser.add_argument_group(title)
+        for name in options:
+            if name not in without:
+                _add_option(group, name, name in hidden, choices.get(name, ()))
+    for name in hidden:
+        if name not in without and not any(name in options for options in groups.values()):
+            _add_option(parser, name, True, ())
 
-    name: str
-    help: str
-    example: str
-    arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
 
-
-def planning_arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL, its input, where the result goes, and the options."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
-    parser.add_argument(
-        "--input", metavar="SHAPE", help="input shape like 1x3x224x224 (default: the model's usual)"
+def _add_option(
+    group: argparse._ActionsContainer, name: str, hidden: bool, choices: Sequence[str | None]
+) -> None:
+    text = argparse.SUPPRESS if hidden else _help_text(name, choices)
+    flag, dest = "--" + name.replace("_", "-"), OPTION + name
+    if _hints()[name] is bool:
+        group.add_argument(
+            flag,
+            action=argparse.BooleanOptionalAction,
+            dest=dest,
+            default=argparse.SUPPRESS,
+            help=text,
+        )
+        return
+    repeated: dict[str, Any] = {"nargs": "+", "action": LISTS[name]} if name in LISTS else {}
+    flagged = group.add_argument(
+        flag,
+        metavar="NAME" if name in LISTS else _METAVARS.get(name, "VALUE"),
+        dest=dest,
+        default=argparse.SUPPRESS,
+        help=text,
+        **repeated,
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write the result to FILE (a plan: JSON; else by suffix)",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-    option_arguments(parser)
+    if name in CHOICES:
+        completed_by(flagged, names(map(_typed, CHOICES[name])))
+    elif name in _COMPLETERS:
+        completed_by(flagged, _COMPLETERS[name])
 
 
-def option_arguments(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
-    """One flag per option of planning, but for those in ``without``."""
-    planning = parser.add_argument_group("options of planning")
-    running = parser.add_argument_group(
-        "options of torch.compile",
-        "checked, so that one set of options serves both; no effect here",
-    )
-    hints = typing.get_type_hints(Options)
-    help_of = _option_help()
-    defaults = Options()
-    for option in dataclasses.fields(Options):
-        if option.name in without:
-            continue
-        flag = "--" + option.name.replace("_", "-")
-        text = help_of.get(option.name, "").replace("%", "%%")
-        if option.name in CHOICES:
-            text += f" ({', '.join(str(choice) for choice in CHOICES[option.name])})"
-        group = running if option.name in RUNNING else planning
-        default = getattr(defaults, option.name)
-        if option.name == "buffer":
-            default = format_size(defaults.buffer_bytes).replace(" ", "")  # as people type it
-        if default is not None and option.name not in LISTS:
-            text += f" (default {default})"
-        if option.name in LISTS:
-            group.add_argument(
-                flag,
-                metavar="NAME",
-                nargs="+",
-                action=LISTS[option.name],
-                dest=OPTION + option.name,
-                default=argparse.SUPPRESS,
-                help=text.strip(),
-            )
-        elif hints[option.name] is bool:
-            group.add_argument(
-                flag,
-                action=argparse.BooleanOptionalAction,
-                dest=OPTION + option.name,
-                default=argparse.SUPPRESS,
-                help=text.strip(),
-            )
-        else:
-            group.add_argument(
-                flag,
-                metavar="VALUE",
-                dest=OPTION + option.name,
-                default=argparse.SUPPRESS,
-                help=text.strip(),
-            )
+def _help_text(name: str, choices: Sequence[str | None]) -> str:
+    text = _TEXTS.get(name) or _option_help()[name]
+    told = [", ".join(map(_typed, choices))] if choices else []
+    default = _DEFAULTS.get(name, getattr(_PLAIN, name))
+    if default is not None and name not in LISTS:
+        told.append(f"default: {default}")
+    return (f"{text} ({'; '.join(told)})" if told else text).replace("%", "%%")
 
 
+def _typed(choice: str | None) -> str:
+    """A value as people type it."""
+    return "none" if choice is None else choice
+
+
+def note_unused(args: argparse.Namespace) -> None:
+    """Say of the options that were given and have no effect that they have none."""
+    given = [f"--{name}" for name in RUNNING if hasattr(args, OPTION + name)]
+    if given:
+        verb = "is an option" if len(given) == 1 else "are options"
+        notice(f"{', '.join(given)} {verb} of torch.compile, and without effect on {args.command}")
+
+
+@functools.cache
 def _option_help() -> dict[str, str]:
     """Option -> its text in the docstring of ``Options``, where each is described once."""
     text = inspect.getdoc(Options) or ""
     _, _, attributes = text.partition("Attributes:\n")
     found = {}
-    for names, told in re.findall(r"^    ([a-z_, ]+): (.+(?:\n      +.+)*)", attributes, re.M):
-        for name in names.split(", "):
+    for listed, told in re.findall(r"^    ([a-z_, ]+): (.+(?:\n      +.+)*)", attributes, re.M):
+        for name in listed.split(", "):
             found[name] = " ".join(told.replace("``", "").split()).rstrip(".")
     return found
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Options)
+
+
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that were given, as values; :class:`Options` judges them."""
-    hints = typing.get_type_hints(Options)
     given = {
         name.removeprefix(OPTION): value
         for name, value in vars(args).items()
         if name.startswith(OPTION)
     }
-    options = {name: _value(value, hints[name]) for name, value in given.items()}
+    options = {name: _value(value, _hints()[name]) for name, value in given.items()}
     Options.of(options)
     return options
 
@@ -156,59 +204,3 @@ def _value(text: str | bool | list[Any], hint: Any) -> Any:
     if float in members and re.fullmatch(r"[+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?", text):
         return float(text)
     return text
-
-
-def with_model(
-    args: argparse.Namespace,
-    work: Callable[[torch.nn.Module | ExportedProgram, torch.Tensor, Mapping[str, Any]], Any],
-) -> Any:
-    """``work(model, input, options)`` for what the command line names.
-
-    Raises:
-        UsageError: where the model itself does not run on the input.
-    """
-    options = given_options(args)  # before torch is imported: mistakes are told at once
-
-    import torch
-
-    from torch_getfuse import models
-
-    shape = models.parse_input(args.input) if args.input is not None else None
-    model = models.load_model(args.model)
-    x = torch.zeros(shape or models.default_input(args.model))
-    if shape is not None and not isinstance(model, torch.nn.Module):
-        # Planning takes an exported program's own shapes and would not look at this one.
-        check_runs(model, x, args.model)
-    try:
-        return work(model, x, options)
-    except Exception:
-        # A model that does not take this input fails in its own code, by any exception. If it
-        # runs, the error stands: for the user if it is ours on purpose, else with its traceback.
-        check_runs(model, x, args.model)
-        raise
-
-
-def check_runs(model: torch.nn.Module | ExportedProgram, x: torch.Tensor, name: str) -> None:
-    """Run the model; raises :class:`UsageError` with the first line of what it raises."""
-    import torch
-
-    call = model if isinstance(model, torch.nn.Module) else model.module()
-    try:
-        with torch.no_grad():
-            call(x)
-    except Exception as error:  # whatever the user's model raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        size = "x".join(map(str, x.shape))
-        raise UsageError(
-            f"{name} does not run on an input of {size}: {reason}; give another --input"
-        ) from error
-
-
-def write(path: str, save: Callable[[str], None]) -> None:
-    """``save(path)``; raises :class:`UsageError` where the file cannot be written."""
-    try:
-        save(path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path!r}: {error.strerror}; name another file with -o"
-        ) from error

@@ -7,8 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.atomic_files import replace_text
-from torch_getfuse.cli.options import planning_arguments, with_model, write
+from torch_getfuse.cli.command import Command, print_json
+from torch_getfuse.cli.model_argument import add_model, with_model
+from torch_getfuse.cli.options import RUNNING, add_options
+from torch_getfuse.cli.output import Destination, add_output
+from torch_getfuse.options import CHOICES
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from torch_getfuse.backend.rowwise.ledger import Ledger
 
+_SUFFIXES = (".json",)
 TOLERANCE = 1e-4
 """Largest difference from eager, as a fraction of the largest value of an output."""
 
@@ -26,26 +30,19 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         1 where a group counted other bytes than planned, or an output is not eager's; else 0.
     """
+    destination = Destination(args, "a ledger", _SUFFIXES)
     ledger, difference = with_model(args, _run)
     close = difference <= TOLERANCE
     told = {**ledger.to_dict(), "difference_from_eager": difference, "equals_eager": close}
-    if args.output is not None:
-        write(args.output, lambda path: _save(path, told))
+    from torch_getfuse.atomic_files import replace_text
+
+    destination.write(lambda path: replace_text(path, json.dumps(told, indent=1) + "\n"))
     if args.json:
-        print(json.dumps(told, indent=1))
+        print_json(told)
     else:
         ledger.show()
         print(f"largest difference from eager: {difference:.1e} of the largest value")
     return 0 if close and all(g.agrees or g.fallback for g in ledger.groups) else 1
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """MODEL and the options of planning."""
-    planning_arguments(parser)
-
-
-def _save(path: str, told: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(told, indent=1) + "\n")
 
 
 def _run(
@@ -68,3 +65,23 @@ def _run(
             gap = (one.double() - other.double()).abs().max()
             worst = max(worst, float(gap / other.double().abs().max().clamp_min(1e-300)))
     return ledger, worst
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_output(parser, _SUFFIXES)
+    add_options(
+        parser,
+        # Plans in rows alone can run: of LBDF those in lines.
+        hidden=("granularity", *RUNNING),
+        choices={**CHOICES, "scheme": ("lbdf", "cascade")},
+    )
+
+
+COMMAND = Command(
+    "run",
+    "run a model depth-first as its plan says, and count the bytes that move",
+    "run torchvision:mobilenet_v2 --buffer 256KB --activation-bytes 1 --weight-bytes 1",
+    _arguments,
+    run,
+)

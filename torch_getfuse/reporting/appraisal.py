@@ -24,15 +24,14 @@ from torch_getfuse.reporting.export import (
     compact,
     counted,
     features,
-    known_suffix,
     plain,
 )
 from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.section import Section
+from torch_getfuse.reporting.suffixes import APPRAISAL, known_suffix
 from torch_getfuse.terminal import Mark, Marked, share
 
 SCHEMA_VERSION = 1
-SUFFIXES = (".txt", ".md", ".json")
 _TERMS = 8  # of each group, in the data formats
 
 
@@ -225,12 +224,7 @@ class Appraisal(Printed):
             ".md": self.to_markdown,
             ".json": self.to_json,
         }
-        replace_text(path, forms[self.check_suffix(path)]())
-
-    @staticmethod
-    def check_suffix(path: str | Path) -> str:
-        """The suffix of a file that :meth:`save` can write; raises :class:`OptionError` else."""
-        return known_suffix(path, "an appraisal", SUFFIXES)
+        replace_text(path, forms[known_suffix(path, "an appraisal", APPRAISAL)]())
 
 
 def _parts(made: Appraisal, style: Style) -> list[str]:

@@ -23,11 +23,11 @@ from torch_getfuse.reporting.export import (
     compact,
     counted,
     features,
-    known_suffix,
     plain,
 )
 from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
 from torch_getfuse.reporting.printed import Printed
+from torch_getfuse.reporting.suffixes import EXPLANATION, PICTURES, known_suffix
 from torch_getfuse.terminal import Mark, Marked, share
 from torch_getfuse.widths import Width
 
@@ -222,23 +222,13 @@ class Explanation(Printed):
             OptionError: for another suffix, a picture without matplotlib, or as :meth:`to_html`.
             FileError: if the file cannot be written.
         """
-        suffix = known_suffix(path, "an explanation", _SUFFIXES)
-        if suffix in _PICTURES:
+        suffix = known_suffix(path, "an explanation", EXPLANATION)
+        if suffix in PICTURES:
             save_picture(self.drawing(), path)
         else:
             replace_text(path, _FORMS[suffix](self))
 
-    @staticmethod
-    def check_suffix(path: str | Path) -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
 
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        known_suffix(path, "an explanation", _SUFFIXES)
-
-
-_PICTURES = (".svg", ".png")
 _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".txt": lambda explanation: explanation.render(plain()) + "\n",
     ".json": lambda explanation: explanation.to_json() + "\n",
@@ -246,7 +236,6 @@ _FORMS: Mapping[str, Callable[[Explanation], str]] = {
     ".dot": Explanation.to_dot,
     ".html": Explanation.to_html,
 }
-_SUFFIXES = (*_FORMS, *_PICTURES)
 
 
 # -- text ---------------------------------------------------------------------------------

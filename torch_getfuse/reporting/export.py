@@ -1,4 +1,4 @@
-"""Output shared by all results: tables, file suffixes, CSV, pandas, pictures."""
+"""Output shared by all results: tables, CSV, pandas, pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tabulate import tabulate
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.atomic_files import replace_file
-from torch_getfuse.errors import GetfuseError, OptionError, nearest
+from torch_getfuse.errors import GetfuseError
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.reporting.layout import natural_width, plain_table
 from torch_getfuse.terminal import (
@@ -156,26 +156,6 @@ def saved(unfused: int, planned: int) -> str:
         return "0 B"
     text = f"{format_size(less)} ({less / unfused:.1%})"
     return Marked(text, Mark.SAVED) if less > 0 else text
-
-
-def known_suffix(path: str | Path, what: str, known: Iterable[str]) -> str:
-    """The suffix of ``path`` in lower case, with its dot.
-
-    Args:
-        path: where ``what`` is to be saved.
-        what: what it is, with its article.
-        known: the supported suffixes.
-
-    Raises:
-        OptionError: for another suffix; lists the supported ones.
-    """
-    known, suffix = list(known), Path(path).suffix.lower()
-    if suffix not in known:
-        raise OptionError(
-            f"cannot save {what} as {str(path)!r}: the suffix must be one of "
-            f"{', '.join(known)}{nearest(suffix, known) if suffix else ''}"
-        )
-    return suffix
 
 
 def csv_text(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from :mod:`torch_getfuse.reporting.section`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,6 @@ from torch_getfuse.reporting.export import (
     counted,
     csv_text,
     data_frame,
-    known_suffix,
     plain,
     save_figure,
     saved,
@@ -37,6 +36,7 @@ from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.search_picture import plan_panel, search_figure
 from torch_getfuse.reporting.section import ON_CHIP, Section
 from torch_getfuse.reporting.section_tables import Detail, section_parts
+from torch_getfuse.reporting.suffixes import PICTURES, REPORT, known_suffix
 from torch_getfuse.terminal import FIXED, LEAST, text_width, uses_colour
 
 if TYPE_CHECKING:
@@ -289,29 +289,18 @@ class Report(Printed):
             GetfuseError: for a picture if matplotlib is not installed.
             FileError: if the file cannot be written.
         """
-        suffix = _checked(path, _SUFFIXES, by)
+        suffix = known_suffix(path, "a report", REPORT)
+        if suffix != ".csv" and by != "group":
+            raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
         if suffix == ".csv":
             replace_text(path, self.to_csv(by))
-        elif suffix in _PICTURES:
+        elif suffix in PICTURES:
             save_figure(self.plot(), path, dpi=110)
         elif suffix == ".txt":
             text = self.to_text(full=full, by_kind=by_kind, modules=modules, width=FIXED)
             replace_text(path, f"{text}\n")
         else:
             replace_text(path, _FORMS[suffix](self))
-
-    @staticmethod
-    def check_suffix(path: str | Path, pictures: bool = True, by: str = "group") -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
-
-        Args:
-            pictures: whether the report will be one that has them.
-            by: as of :meth:`save`.
-
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        _checked(path, _SUFFIXES if pictures else _WRITTEN, by)
 
     # -- tables ---------------------------------------------------------------------------
 
@@ -391,14 +380,3 @@ _FORMS: Mapping[str, Callable[[Report], str]] = {
     ".md": Report.to_markdown,
     ".html": lambda report: report.to_html(),
 }
-_PICTURES = (".svg", ".png")
-_WRITTEN = (".txt", ".json", ".csv", ".md", ".html")
-_SUFFIXES = (*_WRITTEN, *_PICTURES)
-
-
-def _checked(path: str | Path, known: Iterable[str], by: str) -> str:
-    """The suffix of a path; raises :class:`OptionError` for another, or rows it does not have."""
-    suffix = known_suffix(path, "a report", known)
-    if suffix != ".csv" and by != "group":
-        raise OptionError(f"by={by!r} is for .csv files, not for {str(path)!r}")
-    return suffix

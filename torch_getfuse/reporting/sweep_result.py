@@ -21,13 +21,13 @@ from torch_getfuse.reporting.export import (
     csv_text,
     data_frame,
     fold,
-    known_suffix,
     plain,
     save_figure,
 )
 from torch_getfuse.reporting.knee import Knee, find_knee
 from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
+from torch_getfuse.reporting.suffixes import SWEEP, known_suffix
 from torch_getfuse.reporting.sweep_picture import Curve, sweep_figure
 from torch_getfuse.terminal import Mark, Marked
 
@@ -225,16 +225,7 @@ class Sweep(Printed):
             GetfuseError: for a picture if matplotlib is not installed.
             FileError: if the file cannot be written.
         """
-        _FORMS[known_suffix(path, "a sweep", _FORMS)](self, Path(path))
-
-    @staticmethod
-    def check_suffix(path: str | Path) -> None:
-        """Reject a path whose suffix :meth:`save` does not support, before any work is done.
-
-        Raises:
-            OptionError: for another suffix; lists the supported ones.
-        """
-        known_suffix(path, "a sweep", _FORMS)
+        _FORMS[known_suffix(path, "a sweep", SWEEP)](self, Path(path))
 
 
 def line_of(record: Mapping[str, Any]) -> tuple[Any, ...]:
