@@ -150,7 +150,7 @@ def test_operands_that_are_broadcast_run_by_rows() -> None:
     assert [str(read.window) for read in plan.graph.ops[-1].reads] == ["identity", "whole"]
     y, ledger = api.run_counted(model, (X,), plan)
     torch.testing.assert_close(y, model(X).detach())
-    assert "FX nodes" not in str(ledger)
+    assert "FX nodes" not in " ".join(str(ledger).split())
 
 
 def test_windows_of_one_input_or_by_argument() -> None:
@@ -162,7 +162,9 @@ def test_windows_of_one_input_or_by_argument() -> None:
     plan = api.plan(model, (X,))
     y, ledger = api.run_counted(model, (X,), plan)
     assert torch.equal(y, model(X))
-    assert "is not torch's own: its rule says what it reads, not how" in str(ledger)
+    assert "is not torch's own: its rule says what it reads, not how" in " ".join(
+        str(ledger).split()
+    )
     register_rule(MEAN, windows=Window.reduce())
     assert last(Model(ops.mean)).reads[0].window == Window.reduce()
     register_rule(CONV, windows={"data": Window.sliding((3, 3))}, mixes_channels=True)
