@@ -85,7 +85,7 @@ def main() -> int:
         for name, seconds in zip(imported, imports(), strict=True):
             least[name] = min(least[name], seconds)
     for name, seconds in least.items():
-        print(f"{name:30} {seconds:6.3f} s")
+        print(f"{name:30} {seconds:7.4f} s")
     met = least["torch-getfuse --help"] < MOST_HELP and least[imported[1]] <= MOST_IMPORT
     return 0 if met else 1
 
