@@ -208,6 +208,8 @@ def test_models_after_a_list_of_names() -> None:
             ["sweep", NAME, "--buffers", "64KB", "128KB", "1MB"],
             "several values have commas between them: --buffers 64KB,128KB,1MB",
         ),
+        (["sweep", "--schemes", "lbdf", "brr", NAME], "'brr' stands for a MODEL here; several"),
+        (["sweep", "--buffers", "64KB", "128KB", NAME], "as in --buffers 64KB,128KB,1MB"),
         (["report", NAME, "resnet18"], "does not take 'resnet18'; see torch-getfuse report --help"),
         (
             ["report", *MODEL, "resnet18"],

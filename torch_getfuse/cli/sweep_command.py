@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch_getfuse.cli.command import Command, until_interrupted
+from torch_getfuse.cli.command import Command, UsageError, until_interrupted
 from torch_getfuse.cli.completers import completed_by, name_list
 from torch_getfuse.cli.model_argument import add_model, quiet_torch
 from torch_getfuse.cli.options import add_options, given_options, note_unused
@@ -33,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         1 where a point failed, else 0.
     """
+    _check_models(args.model)
     options = given_options(args)
     destination = Destination(args, "a sweep", SWEEP, opens=_PICTURE)
     inputs: tuple[torch.Tensor, ...] = ()
@@ -73,6 +76,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         made.show()
     return code or (1 if made.errors else 0)
+
+
+def _check_models(models: Sequence[str]) -> None:
+    """Refuse what is a value of a list: of ``--schemes lbdf brr MODEL`` the second is a MODEL."""
+    values = {choice for one in SWEPT for choice in CHOICES.get(one, ())}
+    for model in models:
+        if model in values or re.fullmatch(r"[0-9.]+ ?([KMG]i?)?B?", model, re.IGNORECASE):
+            raise UsageError(
+                f"{model!r} stands for a MODEL here; several values of one option have commas "
+                f"between them, as in --buffers {_EXAMPLES['buffer']}"
+            )
 
 
 def _listed(text: str) -> list[str]:
