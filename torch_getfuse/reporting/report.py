@@ -280,8 +280,9 @@ class Report(Printed):
 
         Args:
             by: rows of a .csv file, ``"group"`` or ``"operator"`` (:meth:`to_records`).
-            full, by_kind, modules: of the text (.txt), as for :meth:`to_text`; it has 100 columns
-                on every machine.
+            full: of the text (.txt), as for :meth:`to_text`; it has 100 columns on every machine.
+            by_kind: of the text, as there.
+            modules: of the text, as there.
 
         Raises:
             OptionError: for another suffix, for a picture where there is nothing to draw, and for
