@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import NoneType
@@ -238,7 +239,11 @@ def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphM
             ) from error
         except Exception as error:  # a model fails in its own code, by whatever it raises
             raise does_not_run(target, args, error) from error
-    captured = named_as(_in_module(program), plan.graph)
+    captured = _in_module(program)
+    if captured.graph.fingerprint != plan.graph.fingerprint and program is not model:
+        # torch.export forgets some modules' paths, which Dynamo, and so the plan, remembers.
+        with suppress(CaptureError):
+            captured = named_as(captured, capture_model(target, args).graph)
     captured.check(plan)
     return split_capture(captured, plan)
 

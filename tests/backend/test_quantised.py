@@ -15,6 +15,7 @@ import torch_getfuse
 from torch_getfuse.backend.capture.capture import Capture, capture_exported, capture_model
 from torch_getfuse.backend.capture.quantisation import quantisation_notes
 from torch_getfuse.errors import PlanError
+from torch_getfuse.ir import OpGraph, WindowKind
 from torch_getfuse.models import import_torchvision
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
@@ -369,6 +370,27 @@ def test_a_module_that_holds_a_pt2e_model_is_split_by_its_plan() -> None:
         torch_getfuse.split(Holds(nn.Conv2d(3, 4, 3)), (x,), plan)
 
 
+def test_a_model_of_the_same_structure_but_other_names_is_not_split() -> None:
+    class Two(nn.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            self.names = names
+            for name in names:
+                setattr(self, name, nn.Conv2d(3, 3, 3, padding=1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for name in self.names:
+                x = getattr(self, name)(x)
+            return x
+
+    x = torch.randn(IMAGE)
+    plan = torch_getfuse.plan(Two("a", "b"), (x,))
+    torch_getfuse.split(Two("a", "b"), (x,), plan)
+    for names in (("u", "v"), ("b", "a")):
+        with pytest.raises(PlanError, match="belongs to another graph"):
+            torch_getfuse.split(Two(*names), (x,), plan)
+
+
 def test_a_result_returned_dequantized_is_told() -> None:
     class Returned(nn.Module):
         def __init__(self, integers: bool) -> None:
@@ -389,3 +411,70 @@ def test_a_result_returned_dequantized_is_told() -> None:
     assert told in str(report)
     assert report.sections[0].plan.graph.tensor_bytes["conv"] == 4 * 30 * 30
     assert told not in str(torch_getfuse.report(Returned(integers=True), x))
+
+
+def _graph(function: Callable[[nn.Module, torch.Tensor], Any]) -> OpGraph:
+    """The operator graph of a function of two convolutions and an input of six rows."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return function(self, x)
+
+    return capture_model(Net().eval(), (torch.randn(1, 4, 6, 4),)).graph
+
+
+SPACE = torch.ops.quantized_decomposed
+RANGE = (-128, 127, torch.int8)
+
+
+def test_channels_of_other_axes_are_other_integers() -> None:
+    def both(net: Any, x: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+        how = (torch.full((4,), 0.1), torch.zeros(4, dtype=torch.int64), 1, *RANGE)
+        y = net.a(x)
+        one = SPACE.quantize_per_channel.default(y, *how)
+        other = SPACE.quantize_per_channel.default(change(y), *how)
+        return one, other
+
+    same = _graph(lambda net, x: both(net, x, lambda y: y))
+    assert same.width("a") == 1
+    turned = _graph(lambda net, x: both(net, x, lambda y: y.transpose(1, 3)))
+    assert turned.width("a") == 4
+
+
+def test_a_scale_is_waited_for_by_whoever_uses_it() -> None:
+    def scaled(net: Any, x: torch.Tensor) -> torch.Tensor:
+        y = net.a(x)
+        scale, _ = SPACE.choose_qparams.tensor(y, -128, 127, 1e-5, torch.int8)
+        return F.relu(y) * scale
+
+    graph = _graph(scaled)
+    (multiplied,) = (op for op in graph if op.kind == "mul")
+    windows = {read.tensor: read.window.kind for read in multiplied.reads}
+    assert windows == {"relu": WindowKind.IDENTITY, "a": WindowKind.WHOLE}
+
+
+def test_scales_of_rows_that_lie_across_the_rows_wait_for_all_of_them() -> None:
+    def dynamic(net: Any, x: torch.Tensor, turned: bool) -> torch.Tensor:
+        y = net.a(x)
+        y = y.transpose(2, 3) if turned else y.permute(0, 2, 3, 1)
+        scale, zero = SPACE.choose_qparams_per_token.default(y, torch.int8)
+        y = SPACE.quantize_per_token.default(y, scale, zero, *RANGE)
+        y = SPACE.dequantize_per_token.default(y, scale, zero, *RANGE, torch.float32)
+        return net.b(y.transpose(2, 3) if turned else y.permute(0, 3, 1, 2))
+
+    for turned in (False, True):
+        (read,) = _graph(lambda net, x, of=turned: dynamic(net, x, of)).ops[-1].reads
+        assert (read.window.kind is WindowKind.WHOLE) == turned
+
+
+def test_scales_that_are_returned_are_computed() -> None:
+    def chosen(net: Any, x: torch.Tensor) -> Any:
+        scale, zero = SPACE.choose_qparams.tensor(net.a(x), -128, 127, 1e-5, torch.int8)
+        return net.b(x), scale, zero
+
+    kinds = [op.kind for op in _graph(chosen)]
+    assert sorted(kinds) == ["choose_qparams", "conv2d", "conv2d"]

@@ -8,7 +8,7 @@ nothing). Then ``graph_inputs.py`` (maps, weights, the batch), ``graph_builder.p
 ``graph_values.py`` (operators and their reads), ``calls.py`` (what a call is called with),
 ``memory.py`` (what values show after writes) and ``bases.py`` (where the batch of a tensor is),
 ``streams.py`` (where its rows are, and the windows that follow from it), ``op_order.py`` (order
-that no tensor gives), ``quantisation.py`` (quantize and dequantize folded), ``operators.py`` (batch
-norms folded, names), ``mode_notes.py`` (notes on the traced mode). ``renaming.py`` gives one
-capture the names of another.
+that no tensor gives), ``chosen_scales.py`` and ``quantisation.py`` (quantize and dequantize
+folded), ``operators.py`` (batch norms folded, names), ``mode_notes.py`` (notes on the traced mode).
+``renaming.py`` gives one capture the names of another.
 """

@@ -10,6 +10,7 @@ from torch import fx
 
 from torch_getfuse.backend.capture.bases import Bases
 from torch_getfuse.backend.capture.calls import Calls, overwrites, part_written
+from torch_getfuse.backend.capture.chosen_scales import scales_waited_for
 from torch_getfuse.backend.capture.graph_inputs import batch_axis, is_for_all_samples
 from torch_getfuse.backend.capture.graph_values import (
     Draft,
@@ -40,7 +41,6 @@ from torch_getfuse.backend.rules.rule import (
     Alias,
     Call,
     Operand,
-    Reading,
     Spec,
     Stored,
     TensorInfo,
@@ -224,8 +224,8 @@ class GraphBuilder:
             return
         if isinstance(result, Alias) and not in_place and targets:
             result = whole(call, call.name)  # torch.positive(x, out=y) copies
-        if others := self._chosen_from(call):
-            # Scales that were chosen from the values of another tensor: it is waited for.
+        if others := scales_waited_for(call, result, self.drafts, self._calls):
+            # Scales that were chosen from values: they are waited for.
             kind = quantisation_of(call.name)
             kept = pointwise(call) if isinstance(result, Alias) else result
             name = kept.kind if kind is None else kind.value
@@ -278,6 +278,8 @@ class GraphBuilder:
         kind = quantisation_of(call.name)
         if kind is None:
             return None
+        if kind is Quantisation.CHOOSE and _is_returned(node):
+            return whole(call, call.name.partition("::")[2])
         if kind is Quantisation.CHOOSE:
             marked = {node: NOTHING}
             return tuple(Weight.of(node, info, marked, k) for k, info in enumerate(call.outputs))
@@ -290,37 +292,11 @@ class GraphBuilder:
             parts.update(scale.value.parts if scale.weight else {})
         self.scales[node] = {part: stored for part, stored in parts.items() if stored.bytes}
         chosen = any(quantisation(part) is Quantisation.CHOOSE for part in parts)
-        if chosen and kind is Quantisation.QUANTIZE and not by_rows(call.name, call.args):
+        if chosen and kind is Quantisation.QUANTIZE:
+            if by_rows(call.name, call.args):
+                return Alias(operand, (lambda layout: layout.mixed(-1),))
             return Alias(operand, (lambda layout: Layout.opaque(layout.shape),))
         return Alias(operand, (lambda layout: layout,))
-
-    def _chosen_from(self, call: Call) -> list[Reading]:
-        """The tensors from whose values scales of a call were chosen, and which it does not read,
-        nor anything that led to what it reads.
-        """
-        chosen = {
-            part
-            for operand in call.operands
-            if operand.weight
-            for part in operand.value.parts
-            if quantisation(part) is Quantisation.CHOOSE
-        }
-        if not chosen:
-            return []
-        behind = {operand.value.base for operand in call.activations}
-        for draft in reversed(self.drafts):
-            if draft.writes in behind:
-                behind.update(reading.operand.value.base for reading in draft.spec.reads)
-        found = []
-        for choice in sorted(chosen, key=lambda node: node.name):
-            source = choice.args[0]
-            assert isinstance(source, fx.Node)
-            operand = self._calls.operand(source, self.values[source], traced_value(source))
-            assert isinstance(operand, Operand)
-            if not operand.weight and operand.value.base not in behind:
-                behind.add(operand.value.base)
-                found.append(Reading(operand, None))
-        return found
 
     def _give(self, node: fx.Node, parts: Sequence[Value | None]) -> None:
         """``parts`` are the tensors that a node gives, and others that it only writes."""
@@ -492,6 +468,14 @@ class GraphBuilder:
         draft.macs = self.bases.per_sample(base, macs)
         self.drafts.append(draft)
         return base
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Whether something of a call's result is a result of the network."""
+    return any(
+        user.op == "output" or any(item.op == "output" for item in user.users)
+        for user in node.users
+    )
 
 
 def _position(node: fx.Node, index: int) -> int:

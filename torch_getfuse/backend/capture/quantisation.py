@@ -22,6 +22,7 @@ from torch_getfuse.backend.fx_nodes.values import copy_node, rewritten, traced_v
 from torch_getfuse.backend.rules.quantisation import Quantisation, quantisation_of
 from torch_getfuse.backend.rules.registry import positional
 from torch_getfuse.backend.rules.rule import Stored
+from torch_getfuse.backend.rules.view_windows import Layout
 from torch_getfuse.ir import OpGraph
 
 
@@ -120,13 +121,13 @@ def settle_quantisation(
         for _, operands in draft.calls:
             for node, feature in operands:
                 chain = list(_shown(node, partial(_is_of, values, feature.base)))
-                seen.setdefault(feature.base, []).append(_integers(chain))
+                seen.setdefault(feature.base, []).append(_integers(chain, values))
                 _take_over(draft, [n for n in chain if n not in operators])
     for node in returned:
         value = values.get(node)
         if isinstance(value, Feature):
             chain = list(_shown(node, partial(_is_of, values, value.base)))
-            seen.setdefault(value.base, []).append(_integers(chain))
+            seen.setdefault(value.base, []).append(_integers(chain, values))
     stored = {
         base: found[0][0]
         for base, found in seen.items()
@@ -158,16 +159,23 @@ def _is_of(values: Mapping[fx.Node, Value], base: int, node: fx.Node) -> bool:
     return isinstance(value, Feature) and value.base == base
 
 
-_Integers = tuple[int, str]
-"""Bits of an element, and by which scale, zero point and range it is quantised."""
+_Integers = tuple[int, str, Layout | None]
+"""Bits of an element; by which scale, zero point and range it is quantised; and of what, where
+there is one scale per position of an axis.
+"""
 
 
-def _integers(chain: Iterable[fx.Node]) -> _Integers | None:
+def _integers(chain: Iterable[fx.Node], values: Mapping[fx.Node, Value]) -> _Integers | None:
     """The integers that a chain of views shows, by the quantize next to the tensor."""
     found = None
     for node in chain:
         if quantisation(node) is Quantisation.QUANTIZE and not _chosen(node):
-            found = 8 * int(traced_value(node).dtype.itemsize), str((node.args[1:], node.kwargs))
+            source = node.args[0]
+            shown = values[source] if isinstance(source, fx.Node) else None
+            one = "per_tensor" in str(node.target)
+            layout = shown.layout if isinstance(shown, Feature) and not one else None
+            bits = 8 * int(traced_value(node).dtype.itemsize)
+            found = bits, str((node.args[1:], node.kwargs)), layout
     return found
 
 

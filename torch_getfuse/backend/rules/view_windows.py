@@ -120,6 +120,13 @@ class Layout:
         axis %= len(self.axes) + 1
         return Layout((*self.axes[:axis], (), *self.axes[axis:]))
 
+    def mixed(self, axis: int) -> Layout:
+        """Each position of an axis may be any of it."""
+        axis %= len(self.axes)
+        size = self.shape[axis]
+        lost = (Atom(NO_AXIS, size, 0),)
+        return Layout((*self.axes[:axis], lost, *self.axes[axis + 1 :]))
+
     def squeeze(self, axes: Sequence[int]) -> Layout:
         """Without those of ``axes`` that have size one."""
         rank, shape = len(self.axes), self.shape
