@@ -220,6 +220,8 @@ class _Referee:
                 found = selected(self.graph, name)
                 if not found:
                     wrong.append(no_operator(self.graph, name))
+                if twice := mask & found:
+                    wrong.append(f"named twice in it: {some_of(self._names(twice), _NAMED)}")
                 mask |= found
             self.masks.append(mask)
             self.wrong.append(wrong)

@@ -412,6 +412,24 @@ def test_a_result_returned_dequantized_is_told() -> None:
     assert report.sections[0].plan.graph.tensor_bytes["conv"] == 4 * 30 * 30
     assert told not in str(torch_getfuse.report(Returned(integers=True), x))
 
+    class Both(Returned):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(x), self.conv(x)
+
+    class Same(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            y = self.conv(x)
+            how = (0.1, 0, -128, 127, torch.int8)
+            q = torch.ops.quantized_decomposed.quantize_per_tensor.default(y, *how)
+            return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *how), y
+
+    assert told in str(torch_getfuse.report(Both(integers=False), x))
+    assert told not in str(torch_getfuse.report(Same(), x)), "stored as it was"
+
 
 def _graph(function: Callable[[nn.Module, torch.Tensor], Any]) -> OpGraph:
     """The operator graph of a function of two convolutions and an input of six rows."""

@@ -254,6 +254,7 @@ def quantisation_notes(
             for shown in _shown(node, partial(_is_view, views, views[node].tensor))
         )
     }
+    taken = {name for name in taken if graph.width(name) < graph.activation_bytes}
     if narrow := [n for n in dict.fromkeys(graph.outputs) if n in taken and n not in given]:
         notes.append(
             f"{', '.join(narrow)}: returned dequantized, counted as the integers it is stored "
