@@ -176,7 +176,7 @@ def test_a_picture_of_a_report_is_of_steps(
     pytest.importorskip("matplotlib")
     path = tmp_path / "report.svg"
     told = fails(capsys, 2, "report", *SMALL, "-o", path)
-    assert "the suffix must be one of .txt, .json, .csv, .md, .html" in told
+    assert "pictures of a report show the steps of --scheme cascade; -o FILE.html" in told
     assert cli.main(["report", *SMALL, "--scheme", "cascade", "-o", str(path)]) == 0
     assert path.read_text().startswith("<?xml")
 

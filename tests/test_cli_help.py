@@ -177,3 +177,8 @@ def test_what_is_answered_at_once_imports_neither_numpy_nor_torch() -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.endswith("all\n")
+
+
+def test_explainers_are_trained_for_two_cost_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--scheme", "cascade"]) == 2
+    assert "explainers are trained for lbdf and brr alone" in capsys.readouterr().err

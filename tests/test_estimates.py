@@ -174,13 +174,13 @@ def test_a_plan_that_needs_to_write_to_flash_says_so_once() -> None:
     """128 B of maps go between operators; the input and the outputs, 1088 B, are not the plan's."""
     flash = replace(MINE, name="chip", read_only=True)
     section = Section(counted(*MACS), notes=("a note",), accelerator=flash)
-    note, told = section.remarks
+    told, note = section.remarks
     assert note == "a note"
     assert told.startswith("chip cannot run this plan as it is: its memory outside is read-only fl")
     assert "the plan moves 128 B of feature maps there and back. To keep them on chip try" in told
     assert "try scheme='cascade' (tensors stay between steps), a larger buffer= than 100 B" in told
     report = Report([section])
-    assert report.to_dict()["sections"][0]["notes"] == [note, told]
+    assert report.to_dict()["sections"][0]["notes"] == [told, note]
     assert f"Note: {told}" in flat(section)
     assert told in section_figures(section)["notes"]
     assert flat(section).count("feature maps") == 1, "not in the estimates as well"

@@ -100,7 +100,7 @@ def test_reprs(results: dict[str, Any]) -> None:
     told = {name: repr(made) for name, made in results.items()}
     assert max(map(len, told.values())) <= 100
     assert not any("\n" in text for text in told.values())
-    assert told["plan"] == "PartitionPlan(1 group, 1 unfusable, 3.54 KB, optimal, 4 KB)"
+    assert told["plan"] == "PartitionPlan(1 group, 3.54 KB and 1 unfusable, optimal, 4 KB)"
     assert told["steps"].startswith("PartitionPlan(")
     assert "step" in told["steps"]
     assert told["report"].startswith("Report(1 group, ")

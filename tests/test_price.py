@@ -53,6 +53,7 @@ CONVS = [[f"conv{2 * k}", f"act{2 * k + 1}"] for k in range(4)]
     [
         ([["conv0", "act9"], *CONVS[1:]], r"'act9' is neither an operator .* did you mean"),
         ([CONVS[0], *CONVS], "also in group 0: conv0, act1"),
+        ([[*CONVS[0], CONVS[0][0]], *CONVS[1:]], "named twice in it: conv0"),
         (CONVS[1:], "2 operators in no group: conv0, act1"),
         ([CONVS[0] + CONVS[2], CONVS[1], CONVS[3]], "not connected: .* conv0 and that of conv4"),
         ([CONVS[0] + CONVS[2], CONVS[1], CONVS[3]], "not convex: .* through conv2, act3"),

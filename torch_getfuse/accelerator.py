@@ -344,6 +344,6 @@ def accelerator(name: str) -> Accelerator:
         return ACCELERATORS[name]
     hint = nearest(str(name), ACCELERATORS)
     raise OptionError(
-        f"accelerator={shown(name)} is not known{hint}; torch-getfuse accelerators lists the "
-        "presets"
+        f"accelerator={shown(name)} is not known{hint} (torch-getfuse accelerators lists the "
+        "presets)"
     )

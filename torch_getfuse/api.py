@@ -25,7 +25,7 @@ from torch_getfuse.backend.capture.capture import (
 from torch_getfuse.backend.capture.eager_quantised import check_traceable, is_eager_quantised
 from torch_getfuse.backend.capture.exported_regions import inline_regions
 from torch_getfuse.backend.capture.mode_notes import mode_notes
-from torch_getfuse.backend.capture.quantisation import quantisation_notes
+from torch_getfuse.backend.capture.quantisation import quantisation_notes, with_own_dequantize
 from torch_getfuse.backend.capture.renaming import named_as
 from torch_getfuse.backend.capture.view_changes import exported_without_view_changes
 from torch_getfuse.backend.compiled_models import compiler_of, find, is_compiled
@@ -421,7 +421,8 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     captured = capture_exported(program)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    module = exported_without_view_changes(inline_regions(module))
+    # As the capture's own graph, so that a node has the same name in both.
+    module = with_own_dequantize(exported_without_view_changes(inline_regions(module)))
     found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
     # An input may have another name here (``input_1``), but has its place.

@@ -93,6 +93,8 @@ def sweep(
         OSError: if it cannot be read.
         Interrupted: for a ``KeyboardInterrupt``; its ``sweep`` holds the finished points.
     """
+    if "jobs" in options:
+        raise OptionError("sweep() takes n_jobs=, not jobs=")
     chosen = _choices(buffers, schemes, granularities, methods, options)
     if progress not in (True, False, "auto"):
         raise OptionError(f"progress={progress!r} is not True, False or 'auto'")

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from texts import one_line
 from torch import nn
 from torch.ao import quantization
 
@@ -145,6 +146,6 @@ def test_the_report_of_a_compiled_one_says_that_dynamo_leaves_it_to_eager() -> N
     net, x = quantised()
     compiled = torch.compile(net, backend="getfuse")
     assert torch.equal(compiled(x), net(x))
-    told = str(torch_getfuse.report(compiled))
+    told = one_line(torch_getfuse.report(compiled))
     assert "Net holds modules of torch's eager-mode quantisation" in told
     assert "no graph has been compiled" not in told

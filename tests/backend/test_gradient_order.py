@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from texts import one_line
 from torch import fx, nn
 
 import torch_getfuse
@@ -189,7 +190,9 @@ def test_gradients_that_cannot_move_are_eager_s_and_so_is_the_generator(
         sum(value.abs().double().square().mean() for value in run(x)).backward()
         results.append((model.weight.grad.clone(), torch.get_rng_state()))
     assert all(map(torch.equal, *results))
-    assert "runs in the order of the model, not by groups" in str(torch_getfuse.report(compiled))
+    assert "runs in the order of the model, not by groups" in one_line(
+        torch_getfuse.report(compiled)
+    )
 
 
 class Branches(nn.Module):

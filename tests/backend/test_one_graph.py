@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from texts import one_line
 from torch import Tensor, fx, nn
 
 import torch_getfuse
@@ -139,7 +140,7 @@ def test_a_plan_of_mixed_widths_is_saved_and_verified(tmp_path: object) -> None:
     again = torch_getfuse.load_plan(f"{tmp_path}/plan.json").verify()
     assert again.graph.fingerprint == plan.graph.fingerprint
     assert again.groups == plan.groups
-    assert "weights as stored" in str(torch_getfuse.report(plan))
+    assert "weights as stored" in one_line(torch_getfuse.report(plan))
     one = torch_getfuse.plan(
         Mixed().eval(), (torch.randn(1, 3, 8, 8),), buffer="16KB", weight_bytes=1
     )

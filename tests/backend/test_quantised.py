@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from texts import one_line
 from torch import nn
 
 import torch_getfuse
@@ -308,7 +309,7 @@ def test_scales_from_values_need_the_whole_tensor() -> None:
 
 def test_report_says_what_is_quantised() -> None:
     model, x = _made("xnnpack")
-    text = str(torch_getfuse.report(model, x))
+    text = one_line(torch_getfuse.report(model, x))
     assert "quantize and" in text
     assert "of 8 bits" in text
 
@@ -370,6 +371,36 @@ def test_a_module_that_holds_a_pt2e_model_is_split_by_its_plan() -> None:
         torch_getfuse.split(Holds(nn.Conv2d(3, 4, 3)), (x,), plan)
 
 
+def test_shared_dequantizes_stand_in_the_groups_of_their_readers() -> None:
+    class Shared(nn.Module):
+        """Each addition shares a dequantized tensor, before others are dequantized."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.c, self.l = nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            z = F.max_pool2d(F.relu(self.a(x)), 2)
+            w = self.b(z) + z
+            v = torch.cat([self.c(w), w], 1)[:, 4:12]
+            return self.l(v.mean((2, 3)).view(-1, 8)), w
+
+    x = torch.randn(1, 3, 16, 16)
+    config = x86_inductor.get_default_x86_inductor_quantization_config(is_dynamic=True)
+    quantizer = x86_inductor.X86InductorQuantizer().set_global(config)
+    prepared = pt2e.prepare_pt2e(torch.export.export(Shared().eval(), (x,)).module(), quantizer)
+    prepared(x)
+    model = pt2e.convert_pt2e(prepared)
+    for buffer in ("1KB", "3KB", "1MB"):
+        plan = torch_getfuse.plan(model, (x,), buffer=buffer)
+        with torch.no_grad():
+            for got, expected in zip(
+                torch_getfuse.split(model, (x,), plan)(x), model(x), strict=True
+            ):
+                assert torch.equal(got, expected)
+
+
 def test_a_model_of_the_same_structure_but_other_names_is_not_split() -> None:
     class Two(nn.Module):
         def __init__(self, *names: str) -> None:
@@ -408,9 +439,9 @@ def test_a_result_returned_dequantized_is_told() -> None:
     x = torch.randn(IMAGE)
     told = "conv: returned dequantized, counted as the integers"
     report = torch_getfuse.report(Returned(integers=False), x)
-    assert told in str(report)
+    assert told in one_line(report)
     assert report.sections[0].plan.graph.tensor_bytes["conv"] == 4 * 30 * 30
-    assert told not in str(torch_getfuse.report(Returned(integers=True), x))
+    assert told not in one_line(torch_getfuse.report(Returned(integers=True), x))
 
     class Both(Returned):
         def forward(self, x: torch.Tensor) -> Any:
@@ -427,8 +458,8 @@ def test_a_result_returned_dequantized_is_told() -> None:
             q = torch.ops.quantized_decomposed.quantize_per_tensor.default(y, *how)
             return torch.ops.quantized_decomposed.dequantize_per_tensor.default(q, *how), y
 
-    assert told in str(torch_getfuse.report(Both(integers=False), x))
-    assert told not in str(torch_getfuse.report(Same(), x)), "stored as it was"
+    assert told in one_line(torch_getfuse.report(Both(integers=False), x))
+    assert told not in one_line(torch_getfuse.report(Same(), x)), "stored as it was"
 
 
 def _graph(function: Callable[[nn.Module, torch.Tensor], Any]) -> OpGraph:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from texts import one_line
 from torch import Tensor, nn
 
 import torch_getfuse
@@ -161,6 +162,6 @@ def test_a_compiled_layer_is_reported() -> None:
     with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
         compiled = torch.compile(model, backend="getfuse", options={"inner": "eager"})
         assert torch.equal(compiled(X), model(X))
-    report = str(torch_getfuse.report(compiled))
+    report = one_line(torch_getfuse.report(compiled))
     assert "left to eager" not in report
     assert "no rule" not in report

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from texts import one_line
 from torch import nn
 
 import torch_getfuse
@@ -172,7 +173,7 @@ def test_weights_that_are_read_in_place_cost_nothing() -> None:
     assert plan.weight_bytes == 0
     assert all(group.dram_weight_bytes == 0 for group in plan.groups)
     assert not any(t.kind == "weights" for t in plan.make_scheme().terms(plan.masks()[0], 2048))
-    told = str(torch_getfuse.report(MODEL, X, buffer="2KB", weight_bytes=0, cache=False))
+    told = one_line(torch_getfuse.report(MODEL, X, buffer="2KB", weight_bytes=0, cache=False))
     assert "weights read in place (0 B" in " ".join(told.split())
 
 
@@ -184,7 +185,7 @@ def test_an_accelerator_brings_its_alignment() -> None:
     plan = planned(accelerator=npu)
     assert (plan.align_channels, plan.activation_bytes, plan.weight_bytes) == (16, 0.5, 0)
     assert plan.graph.tensor_bytes["last"] == 12 * 10 * 16 // 2
-    told = str(torch_getfuse.report(MODEL, X, accelerator=npu, cache=False))
+    told = one_line(torch_getfuse.report(MODEL, X, accelerator=npu, cache=False))
     assert "channels in multiples of 16" in " ".join(told.split())
 
 

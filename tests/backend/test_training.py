@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from texts import one_line
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -131,7 +132,7 @@ def test_the_backward_has_a_section_of_its_own() -> None:
     assert forward.plan.graph.fingerprint == torch_getfuse.plan(eager, (X,)).graph.fingerprint
     assert backward.unsupported["convolution_backward"] == 3
     backward.plan.verify()
-    assert "graph 0 backward: DRAM access per sample" in str(report)
+    assert "graph 0 backward: DRAM access per sample" in one_line(report)
     # Weights of the forward are weights of the backward, not maps.
     assert any(op.weight_elements for op in backward.plan.graph.ops)
     assert any(op.module.startswith("body") for op in backward.plan.graph.ops)
@@ -166,7 +167,7 @@ def test_a_backward_that_cannot_be_planned_runs_unplanned(monkeypatch: pytest.Mo
     with pytest.warns(UserWarning, match="backward: IndexError: no backward today"):
         got = steps(compiled, X)
     assert_same(steps(eager, X), got)
-    text = str(torch_getfuse.report(compiled))
+    text = one_line(torch_getfuse.report(compiled))
     assert "the graph backward runs unplanned: IndexError: no backward today" in text
 
 

@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from torch_getfuse.accelerator import ACCELERATORS, format_size
@@ -104,19 +104,19 @@ def add_options(
         group = parser.add_argument_group(title)
         for name in options:
             if name not in without:
-                _add_option(group, name, name in hidden, choices.get(name, ()))
+                _add_option(group.add_argument, name, name in hidden, choices.get(name, ()))
     for name in hidden:
         if name not in without and not any(name in options for options in groups.values()):
-            _add_option(parser, name, True, ())
+            _add_option(parser.add_argument, name, True, ())
 
 
 def _add_option(
-    group: argparse._ActionsContainer, name: str, hidden: bool, choices: Sequence[str | None]
+    add: Callable[..., argparse.Action], name: str, hidden: bool, choices: Sequence[str | None]
 ) -> None:
     text = argparse.SUPPRESS if hidden else _help_text(name, choices)
     flag, dest = "--" + name.replace("_", "-"), OPTION + name
     if _hints()[name] is bool:
-        group.add_argument(
+        add(
             flag,
             action=argparse.BooleanOptionalAction,
             dest=dest,
@@ -125,7 +125,7 @@ def _add_option(
         )
         return
     repeated: dict[str, Any] = {"nargs": "+", "action": LISTS[name]} if name in LISTS else {}
-    flagged = group.add_argument(
+    flagged = add(
         flag,
         metavar="NAME" if name in LISTS else _METAVARS.get(name, "VALUE"),
         dest=dest,

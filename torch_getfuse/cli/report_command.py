@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.cli.command import Command, UsageError, until_interrupted
@@ -26,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
     """Plan, print and write the report; returns the exit code."""
     options = given_options(args)
     steps = options.get("scheme") == "cascade" or "plan" in options
+    if args.output is not None and not steps and Path(args.output).suffix.lower() in PICTURES:
+        raise UsageError(
+            f"{args.output}: pictures of a report show the steps of --scheme cascade; "
+            "-o FILE.html writes a page with the graph of any plan"
+        )
     suffixes = REPORT if steps else [suffix for suffix in REPORT if suffix not in PICTURES]
     destination = Destination(args, "a report", suffixes, opens=_PAGE)
     if args.by != "group" and destination.suffix != ".csv":

@@ -6,14 +6,21 @@ import argparse
 import dataclasses
 import sys
 
-from torch_getfuse.cli.command import Command, print_json
+from torch_getfuse.cli.command import Command, UsageError, print_json
 from torch_getfuse.cli.completers import completed_by, names
 from torch_getfuse.options import GRANULARITIES, Options
+
+TRAINED = ("lbdf", "brr")
+"""Cost models that explainers can be trained for."""
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, write the weights and print the scores; returns the exit code."""
     Options.of({"scheme": args.scheme, "granularity": args.granularity})  # before torch is there
+    if args.scheme not in TRAINED:
+        raise UsageError(
+            f"--scheme {args.scheme}: explainers are trained for {' and '.join(TRAINED)} alone"
+        )
     given = {
         name: value
         for name in ("data", "groups", "synthetic", "epochs", "jobs")
@@ -44,7 +51,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     scheme = parser.add_argument(
         "--scheme", default="lbdf", metavar="NAME", help="lbdf (default) or brr"
     )
-    completed_by(scheme, names(("lbdf", "brr")))
+    completed_by(scheme, names(TRAINED))
     granularity = parser.add_argument(
         "--granularity", default="line", metavar="NAME", help="of LBDF: line (default) or pixel"
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch_getfuse.errors import OptionError, nearest
+from torch_getfuse.errors import OptionError, nearest, some_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.node_set import (
     ancestors,
@@ -181,7 +181,10 @@ def _tensors(graph: OpGraph, name: str) -> list[str]:
             if graph.readers[i] & ~chosen or chosen == 1 << i
         ]
         if not found:
-            hint = nearest(name, graph.tensors) if not chosen else "; nothing outside it reads it"
+            hint = "; nothing outside it reads it"
+            if not chosen:
+                known = list(graph.tensors)
+                hint = nearest(name, known) or f"; there are {some_of(known, 4)}"
             raise OptionError(f"keep={name!r} is no tensor and hands on none{hint}")
     for tensor in found:
         if not graph.consumers[tensor]:

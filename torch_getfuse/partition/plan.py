@@ -487,10 +487,11 @@ class PartitionPlan:
         proof = self.proof or "nothing proved"
         if self.proof == "bound":
             proof = f"at most {self.gap:.1%} above the optimum"
-        apart = f"{len(self.unfusable)} unfusable, " if self.unfusable else ""
+        # Under a cost model without steps they are apart, and not in the figure.
+        apart = f" and {len(self.unfusable)} unfusable" if self.unfusable else ""
         return (
-            f"PartitionPlan({number} {noun}{'' if number == 1 else 's'}, {apart}"
-            f"{format_size(self.dram_bytes)}, {proof}, {format_size(self.buffer_bytes)})"
+            f"PartitionPlan({number} {noun}{'' if number == 1 else 's'}, "
+            f"{format_size(self.dram_bytes)}{apart}, {proof}, {format_size(self.buffer_bytes)})"
         )
 
     def _repr_html_(self) -> str:

@@ -268,7 +268,8 @@ def _facts(made: Appraisal) -> list[list[str]]:
         "optimal": f"optimal ({best.standing})",
         "bound": f"at most {best.gap:.1%} above the optimum ({best.standing})",
     }.get(best.proof or "", "nothing proved")
-    ours = f"{counted(len(best.groups), _noun(made))}; {proof}"
+    apart = f" and {counted(len(best.apart), 'unfusable operator')}" if best.apart else ""
+    ours = f"{counted(len(best.groups), _noun(made))}{apart}; {proof}"
     rows = [["distance", made.distance], ["our plan", ours]]
     if made.residents_exact is not None:
         rows.append(
@@ -324,6 +325,12 @@ def format_option(name: str, value: Any) -> str:
     return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
+def _standing(made: Appraisal, group: PricedGroup) -> str:
+    if not group.legal:
+        return Marked("no", Mark.OVER)
+    return "unfusable" if set(group.ops) <= set(made.best.unfusable) else "yes"
+
+
 def _group_table(made: Appraisal, style: Style, noun: str) -> str:
     buffer = made.best.buffer_bytes
     rows = [
@@ -334,7 +341,7 @@ def _group_table(made: Appraisal, style: Style, noun: str) -> str:
             "none" if group.buffer_bytes is None else format_size(group.buffer_bytes),
             "" if group.buffer_bytes is None else share(group.buffer_bytes, buffer),
             *map(format_size, group.dram),
-            "" if group.legal else Marked("no", Mark.OVER),
+            _standing(made, group),
         ]
         for k, group in enumerate(made.groups)
     ]

@@ -25,7 +25,7 @@ from torch_getfuse.reporting.export import (
     features,
     plain,
 )
-from torch_getfuse.reporting.pictures import Arrow, Bar, Box, Drawing, save_picture, to_dot
+from torch_getfuse.reporting.pictures import TERMS, Arrow, Bar, Box, Drawing, save_picture, to_dot
 from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.suffixes import EXPLANATION, PICTURES, known_suffix
 from torch_getfuse.terminal import Mark, Marked, share
@@ -35,7 +35,6 @@ SCHEMA_VERSION = 1
 
 CONTROLS = ("random", "all")
 
-_TERMS = 12  # rows of the tables; the data formats contain everything
 _EDGES = 16
 _CROSSING = 6
 
@@ -100,6 +99,11 @@ class Explanation(Printed):
         if self.cut is None:
             return 0
         return features(self.cut.dram) - features(self.dram)
+
+    @property
+    def headline(self) -> str:
+        """How many operators, under which buffer, and whether they fit, by how much not."""
+        return f"{_title(self)}: {_verdict(self)}"
 
     @property
     def shown_blames(self) -> tuple[Blame, ...]:
@@ -242,12 +246,12 @@ _FORMS: Mapping[str, Callable[[Explanation], str]] = {
 
 
 def _parts(why: Explanation, style: Style) -> list[str]:
-    parts = [style.heading(f"{_title(why)}: {_verdict(why)}")]
+    parts = [style.heading(why.headline)]
     parts.append(style.table(_facts(why), (), "ll", (1,)))
     if not why.valid:
         parts += [style.heading("What fills the buffer"), _term_table(why, style)]
     if why.blames:
-        parts += [style.heading("Edges to blame (0: the explainer's least, 1: its best)")]
+        parts += [style.heading("Edges to blame (0 or blank: the explainer's least, 1: its best)")]
         parts += [_edge_table(why, style), _blame_table(why, style)]
     if why.cut is not None:
         parts += [style.heading(f"Where the recursive split cuts (edges: {why.cut.by})")]
@@ -323,11 +327,11 @@ def _judged(why: Explanation, probability: float) -> str:
 def _term_table(why: Explanation, style: Style) -> str:
     rows = [
         [term_text(term), format_size(term.bytes), f"{term.bytes / why.buffer_bytes:.1%}"]
-        for term in why.terms[:_TERMS]
+        for term in why.terms[:TERMS]
     ]
-    rest = sum(term.bytes for term in why.terms[_TERMS:])
+    rest = sum(term.bytes for term in why.terms[TERMS:])
     if rest:
-        left = counted(len(why.terms) - _TERMS, "smaller term")
+        left = counted(len(why.terms) - TERMS, "smaller term")
         rows.append([left, format_size(rest), f"{rest / why.buffer_bytes:.1%}"])
     if not rows:
         return f"{why.scheme} has no schedule for this group, so nothing to add up."

@@ -42,7 +42,7 @@ def folded(alike: Sequence[Sequence[object]], style: Style) -> list[str]:
 
 
 _FOLDED = (
-    "2 x: two that are alike, of which the first is named; figures are of one. "
+    "N x: so many that are alike, of which the first is named; figures and reasons are its. "
     "A row for each: --full, to_text(full=True)"
 )
 

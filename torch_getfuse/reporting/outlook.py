@@ -53,7 +53,7 @@ class Reach:
         if change:
             compared = f"{abs(change) / planned:.1%} {'less' if change < 0 else 'more'}"
         if change > 0 and bounded:
-            compared += " than the least that this plan moves"
+            compared += ", beside figures that count unfusable operators at their least"
         return (
             "scheme='cascade' (tensors that stay on chip, weights that stream) reaches "
             f"{format_size(self.dram_bytes)} (proved{alone}), {compared}"

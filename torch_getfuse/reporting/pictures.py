@@ -20,7 +20,8 @@ from torch_getfuse.reporting.export import save_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BARS = 12  # further terms are drawn as one bar
+TERMS = 12
+"""Terms of a buffer that tables and pictures show; the others are one row, or bar."""
 _MARGIN = -2.4  # x of the longest skips; the boxes begin at 0
 _CALM, _BLAMED, _CUT, _BAR = "#9aa0a6", "#c5221f", "#1a56b0", "#5f8fd6"
 _PARTS = ("#5f8fd6", "#f2b134", "#4a9b6e", "#9aa0a6")  # of a timeline, from the bottom up
@@ -82,9 +83,9 @@ class Drawing:
     @property
     def folded_bars(self) -> list[Bar]:
         """The bars to draw: the largest ones, and the rest as one."""
-        if len(self.bars) <= _BARS:
+        if len(self.bars) <= TERMS:
             return list(self.bars)
-        shown, rest = self.bars[: _BARS - 1], self.bars[_BARS - 1 :]
+        shown, rest = self.bars[:TERMS], self.bars[TERMS:]
         return [*shown, Bar(f"{len(rest)} smaller terms", sum(bar.size for bar in rest))]
 
 

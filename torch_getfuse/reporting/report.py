@@ -148,6 +148,8 @@ class Report(Printed):
             )
         blamed = None if explanation is None else explanation_figures(explanation)
         told = [*self.unplanned, *([self._overall()] if len(sections) > 1 else [])]
+        if explanation is not None:
+            told.insert(0, f"{explanation.headline}; the graph and a table show the blamed edges")
         figures = {"sections": sections, "explanation": blamed, "remarks": told}
         return make_page(self.origin, figures, self._everything(HTML))
 

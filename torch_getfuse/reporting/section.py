@@ -200,18 +200,22 @@ class Section:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """:attr:`notes`, and that the plan needs a memory that the accelerator has not."""
+        """:attr:`obstacle` and :attr:`notes`."""
+        return (self.obstacle, *self.notes) if self.obstacle else self.notes
+
+    @property
+    def obstacle(self) -> str:
+        """That the plan needs a memory which the accelerator has not; else empty."""
         target = self.accelerator
         between = features(self.network_planned) - features(self.floor)
         if target is None or not target.read_only or not between:
-            return self.notes
+            return ""
         other = "" if self.steps is not None else "scheme='cascade' (tensors stay between steps), "
         return (
-            *self.notes,
             f"{target.name} cannot run this plan as it is: its memory outside is read-only flash, "
             f"and the plan moves {format_size(between)} of feature maps there and back. To keep "
             f"them on chip try {other}a larger buffer= than {format_size(self.plan.buffer_bytes)}, "
-            "or an accelerator with DRAM, such as ethos-u65-256",
+            "or an accelerator with DRAM, such as ethos-u65-256"
         )
 
     # -- buffers --------------------------------------------------------------------------

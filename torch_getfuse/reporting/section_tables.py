@@ -46,6 +46,8 @@ class Detail:
 def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
     """Headings, tables and notes of one section, in order."""
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
+    if section.obstacle:
+        parts.append(style.paragraph(Marked(f"Note: {section.obstacle}", Mark.OVER)))
     parts.append(_dram_table(section, style))
     parts.append(style.table(section_facts(section), (), "ll", (1,)))
     if detail.by_kind:
@@ -60,14 +62,15 @@ def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
         parts += _group_table(section, style, detail.full)
     if section.unfusable:
         parts.append(style.heading("Unfusable operators: alone they do not fit the buffer"))
-        parts += _unfusable_table(section, style, detail.full)
+        # The line below both tables stands below the first.
+        parts += [p for p in _unfusable_table(section, style, detail.full) if p not in parts]
     if section.unsupported:
         parts.append(style.heading("Unsupported operators: priced as reading everything at once"))
         counts = [[target, str(count)] for target, count in sorted(section.unsupported.items())]
         parts.append(style.table(counts, ("operator", "count"), "lr", (0,)))
     if section.held_whole:
         parts.append(style.paragraph(f"Note: {_held_whole(section)}"))
-    parts += [style.paragraph(f"Note: {note}") for note in section.remarks]
+    parts += [style.paragraph(f"Note: {note}") for note in section.notes]
     if section.reach is not None:
         told = section.reach.told(section.network_planned.total, bool(section.unfusable))
         parts.append(style.paragraph(told))

@@ -28,7 +28,11 @@ function bytes(size) {
   const [value, unit] = Math.abs(size) < 1048576 ? [size / 1024, "KB"] : [size / 1048576, "MB"];
   if (Number.isInteger(value)) return `${value} ${unit}`;
   const digits = String(Math.trunc(Math.abs(value))).length;
-  return `${value.toFixed(Math.max(0, 3 - digits))} ${unit}`;
+  const places = Math.max(0, 3 - digits);
+  // Python rounds 62.25 to the even digit, toFixed away from zero.
+  const scaled = Math.abs(value) * 10 ** places;
+  const even = scaled % 2 === 0.5 ? Math.sign(value) * Math.floor(scaled) / 10 ** places : value;
+  return `${even.toFixed(places)} ${unit}`;
 }
 
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)}%` : "0%");
