@@ -30,6 +30,7 @@ from joblib import Parallel, delayed
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.json_lines import rows_in  # noqa: E402
 from tests.matrix import (  # noqa: E402
     AFFORDABLE,
     DTYPES,
@@ -85,14 +86,7 @@ def in_a_process(combination: Combination, limit: float) -> dict[str, Any]:
 
 def read(path: Path) -> dict[Combination, dict[str, Any]]:
     """The last line of each combination; a line that was cut off is left out."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[_combination(row)] = row
-    return found
+    return {_combination(row): row for row in rows_in(path)}
 
 
 def _combination(row: dict[str, Any]) -> Combination:

@@ -37,6 +37,8 @@ from typing import Any
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
+from benchmarks.json_lines import rows_in
+
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMES = ("lbdf", "brr", "cascade")
 BUFFERS_KB = (64, 256, 1024)
@@ -316,14 +318,7 @@ def in_a_process(spec: str, limit: float) -> Row:
 
 def read(path: Path) -> dict[str, Row]:
     """The last line of each model; a line that was cut off is left out."""
-    found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[row["model"]] = row
-    return found
+    return {row["model"]: row for row in rows_in(path)}
 
 
 # -- the page --------------------------------------------------------------------------------------

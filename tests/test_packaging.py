@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -39,8 +40,10 @@ print(torch_getfuse.__version__, torch_getfuse.__file__)
 
 
 def run(*command: str, cwd: Path) -> str:
+    # A checkout on PYTHONPATH would stand before what is installed.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        command, cwd=cwd, check=False, capture_output=True, text=True, timeout=600
+        command, cwd=cwd, env=env, check=False, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

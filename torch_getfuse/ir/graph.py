@@ -35,14 +35,11 @@ class Tensor:
         shape: elements per axis, batch first and divided out (``(1, C, H, W)``).
         stream_axis: the axis whose positions are the rows of the stream; ``None`` for a
             tensor that is one unit. A tensor of rank 4 streams over axis 2 by default.
-        bits: width of an element where it is stored, in bits; ``None``: the graph's
-            ``activation_bytes``. No part of the graph's identity, as the widths of weights.
     """
 
     name: str
     shape: tuple[int, ...]
     stream_axis: int | None = None
-    bits: int | None = field(default=None, compare=False)
 
     @staticmethod
     def default_axis(shape: Sequence[int]) -> int | None:
