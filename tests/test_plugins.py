@@ -511,7 +511,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 
 def test_the_example_package_through_python(example: Callable[..., str]) -> None:
-    printed = example("-c", SCRIPT)
+    printed = " ".join(example("-c", SCRIPT).split())
     assert "scheme whole_maps, buffer 24 KB" in printed
     assert "greedy_merge: " in printed
     assert "example::blur) is not torch's own: its rule says what it reads" in printed
