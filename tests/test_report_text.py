@@ -28,7 +28,7 @@ from torch_getfuse.reporting.export import plain
 from torch_getfuse.reporting.folding import alike_groups, alike_unfusable
 from torch_getfuse.reporting.module_tree import modules_of
 from torch_getfuse.reporting.report import Report
-from torch_getfuse.reporting.section import Section, group_dram
+from torch_getfuse.reporting.section import Section
 
 WIDTHS = (80, 100, 120, 160)
 CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -72,7 +72,7 @@ def named(graph: OpGraph, rng: Random) -> OpGraph:
 def sizes(section: Section) -> Iterator[str]:
     """Every size of a report, as text."""
     for group in section.plan.groups:
-        yield from map(format_size, group_dram(group))
+        yield from map(format_size, group.dram)
         if group.buffer_bytes:
             used = group.buffer_bytes if section.steps is None else None
             yield f"{group.buffer_bytes / section.plan.buffer_bytes:.1%}"
@@ -207,7 +207,7 @@ def test_every_group_is_in_one_row() -> None:
     assert len(alike) < len(plan.groups)
     for same in alike:
         groups = [plan.groups[k] for k in same]
-        figures = {(g.buffer_bytes, group_dram(g), len(g.ops)) for g in groups}
+        figures = {(g.buffer_bytes, g.dram, len(g.ops)) for g in groups}
         assert len(figures) == 1
         shapes = {
             tuple(

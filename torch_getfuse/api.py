@@ -150,8 +150,8 @@ def explain(
     check_explainers(explainers or ())
     captured = _capture(model, args, "explain(model, (x,))")
     section, origin = _sections_of(captured, chosen), _origin(original_module(model), options)
-    page = partial(_explanation_page, captured.graph, chosen, section, origin)
-    return replace(explain_graph(captured.graph, chosen, operators, explainers), page=page)
+    planned = partial(_report_of, captured.graph, chosen, section, origin)
+    return replace(explain_graph(captured.graph, chosen, operators, explainers), report=planned)
 
 
 def _sections_of(captured: Capture, chosen: Options) -> Callable[[PartitionPlan], Section]:
@@ -163,15 +163,11 @@ def _sections_of(captured: Capture, chosen: Options) -> Callable[[PartitionPlan]
     )
 
 
-def _explanation_page(
-    graph: OpGraph,
-    chosen: Options,
-    section: Callable[[PartitionPlan], Section],
-    origin: Origin,
-    explanation: Explanation,
-) -> str:
-    """The page of an explanation: that of the report for the same graph and options."""
-    return Report([section(plan_graph(graph, chosen))], origin=origin).to_html(explanation)
+def _report_of(
+    graph: OpGraph, chosen: Options, section: Callable[[PartitionPlan], Section], origin: Origin
+) -> Report:
+    """The report of what was captured, planned now."""
+    return Report([section(plan_graph(graph, chosen))], origin=origin)
 
 
 def price(

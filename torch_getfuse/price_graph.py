@@ -13,7 +13,7 @@ from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import read_json
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Cascade
-from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, FusionScheme, once
+from torch_getfuse.partition.cost.scheme import CostTerm, Evaluator, FusionScheme, once
 from torch_getfuse.partition.node_set import (
     ancestors,
     bits,
@@ -371,7 +371,7 @@ class _Referee:
             ops = tuple(self._names(mask))
             known = figures.get(frozenset(ops))
             if known is not None:
-                dram = Dram(known.dram_read_bytes, known.dram_write_bytes, known.dram_weight_bytes)
+                dram = known.dram
                 need: int | None = known.buffer_bytes
                 way = str(known.way or "")
             else:

@@ -10,7 +10,7 @@ from torch_getfuse.cli.command import Command
 from torch_getfuse.cli.completers import completed_by, names
 from torch_getfuse.cli.model_argument import add_model, with_model
 from torch_getfuse.cli.options import COST_MODEL, HARDWARE, PINS, SEARCH, add_options
-from torch_getfuse.cli.output import Destination, add_output
+from torch_getfuse.cli.output import Destination, add_output, print_result
 from torch_getfuse.cli.report_command import tell_origin
 from torch_getfuse.plugins import ASKED_EXPLAINERS, EXPLAINERS, check_explainers
 from torch_getfuse.reporting.suffixes import EXPLANATION
@@ -30,15 +30,14 @@ def run(args: argparse.Namespace) -> int:
     """Explain, print and write the explanation; returns the exit code."""
     check_explainers(args.explainers or ())
     destination = Destination(args, "an explanation", EXPLANATION, opens=_PAGE)
-    page = destination.suffix == _PAGE
 
     def make(
         model: torch.nn.Module | ExportedProgram, x: torch.Tensor, options: Mapping[str, Any]
-    ) -> tuple[Explanation, Report | None]:
+    ) -> tuple[Explanation, Any]:
         from torch_getfuse import api
 
         why = api.explain(model, (x,), args.operators, args.explainers, **options)
-        return why, api.report(model, x, **options) if page else None
+        return why, why.report() if why.report and destination.suffix == _PAGE else None
 
     made: Explanation
     report: Report | None
@@ -51,10 +50,7 @@ def run(args: argparse.Namespace) -> int:
         destination.write(lambda path: replace_text(path, text))
     else:
         destination.write(made.save)
-    if args.json:
-        print(made.to_json())
-    else:
-        made.show()
+    print_result(made, args)
     return 0
 
 

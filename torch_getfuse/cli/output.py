@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch_getfuse.cli.command import UsageError, notice
 from torch_getfuse.cli.completers import completed_by, files
@@ -108,6 +109,18 @@ class Destination:
             ) from error
         if self._open:
             _show(path, temporary=self._path is None)
+
+
+def print_result(made: Any, args: argparse.Namespace, **detail: Any) -> None:
+    """A report, an explanation, an appraisal or a sweep, as JSON where that is asked for.
+
+    Args:
+        detail: of the text, as the result's ``show`` takes it.
+    """
+    if args.json:
+        print(made.to_json())
+    else:
+        made.show(**detail)
 
 
 def _show(path: str, temporary: bool) -> None:

@@ -10,7 +10,7 @@ from torch_getfuse.cli.command import Command
 from torch_getfuse.cli.completers import completed_by, files
 from torch_getfuse.cli.model_argument import add_model, with_model
 from torch_getfuse.cli.options import add_options
-from torch_getfuse.cli.output import Destination, add_output
+from torch_getfuse.cli.output import Destination, add_output, print_result
 from torch_getfuse.reporting.suffixes import APPRAISAL
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     made: Appraisal = with_model(args, make)
     destination.write(made.save)
-    if args.json:
-        print(made.to_json())
-    else:
-        made.show()
+    print_result(made, args)
     return 0 if made.legal else 1
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch_getfuse.cli.command import Command, UsageError, until_interrupted
 from torch_getfuse.cli.model_argument import add_model, with_model
 from torch_getfuse.cli.options import add_options, given_options
-from torch_getfuse.cli.output import Destination, add_output
+from torch_getfuse.cli.output import Destination, add_output, print_result
 from torch_getfuse.reporting.suffixes import PICTURES, REPORT
 
 if TYPE_CHECKING:
@@ -41,10 +41,7 @@ def run(args: argparse.Namespace) -> int:
     tell_origin(made, args)
     detail = {"full": args.full, "by_kind": args.by_kind, "modules": args.modules}
     destination.write(lambda path: made.save(path, args.by, **detail))
-    if args.json:
-        print(made.to_json())
-    else:
-        made.show(**detail)
+    print_result(made, args, **detail)
     return code
 
 

@@ -11,7 +11,7 @@ from torch_getfuse.cli.command import Command, UsageError, until_interrupted
 from torch_getfuse.cli.completers import completed_by, name_list
 from torch_getfuse.cli.model_argument import add_model, quiet_torch
 from torch_getfuse.cli.options import add_options, given_options, note_unused
-from torch_getfuse.cli.output import Destination, add_output
+from torch_getfuse.cli.output import Destination, add_output, print_result
 from torch_getfuse.options import CHOICES, REFUSED_BY_SWEEP, SWEPT
 from torch_getfuse.reporting.suffixes import SWEEP
 
@@ -71,10 +71,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         plan_all(None)
         destination.write(made.save)
-    if args.json:
-        print(made.to_json())
-    else:
-        made.show()
+    print_result(made, args)
     return code or (1 if made.errors else 0)
 
 

@@ -9,7 +9,7 @@ from torch_getfuse.errors import GetfuseError
 from torch_getfuse.json_fields import Fields
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.way import Way
-from torch_getfuse.partition.cost.scheme import FusionScheme
+from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
 from torch_getfuse.partition.node_set import bits
 
 
@@ -37,6 +37,11 @@ class FusionGroup:
     def dram_bytes(self) -> int:
         """``F_D``."""
         return self.dram_read_bytes + self.dram_write_bytes + self.dram_weight_bytes
+
+    @property
+    def dram(self) -> Dram:
+        """The parts of ``F_D`` as recorded."""
+        return Dram(self.dram_read_bytes, self.dram_write_bytes, self.dram_weight_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """The form of plan.json."""

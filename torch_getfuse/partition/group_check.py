@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch_getfuse.errors import PlanError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import Resident
-from torch_getfuse.partition.cost.scheme import Dram, FusionScheme
+from torch_getfuse.partition.cost.scheme import FusionScheme
 from torch_getfuse.partition.fusion_group import FusionGroup, make_step
 from torch_getfuse.partition.node_set import bits, is_connected, neighbours, topological_order
 from torch_getfuse.partition.pins import Pins
@@ -159,7 +159,7 @@ def _check_cost(
     if need is None or need >= buffer_bytes:
         raise PlanError(f"{what} needs {need} B, not below the buffer of {buffer_bytes} B")
     dram = scheme.dram(mask, buffer_bytes)
-    told = (group.buffer_bytes, _dram(group))
+    told = (group.buffer_bytes, group.dram)
     if told != (need, dram):
         raise PlanError(
             f"{what} states {told[0]} B of buffer and {tuple(told[1])} B of DRAM reads, writes and "
@@ -168,8 +168,4 @@ def _check_cost(
 
 
 def _figures(group: FusionGroup) -> str:
-    return f"way {group.way}, {group.buffer_bytes} B of buffer, DRAM {tuple(_dram(group))} B"
-
-
-def _dram(group: FusionGroup) -> Dram:
-    return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)
+    return f"way {group.way}, {group.buffer_bytes} B of buffer, DRAM {tuple(group.dram)} B"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch_getfuse.accelerator import format_activations, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
@@ -39,6 +39,12 @@ _EDGES = 16
 _CROSSING = 6
 
 
+class _Page(Protocol):
+    """A report, which stands above this module: it shows explanations."""
+
+    def to_html(self, explanation: Explanation | None = None) -> str: ...
+
+
 @dataclass(frozen=True)
 class Explanation(Printed):
     """The answer to "why do these operators not fit together?".
@@ -62,8 +68,8 @@ class Explanation(Printed):
         blames: one per explainer; empty if the group is valid or has no edge.
         cut: ``None`` if the group is valid or a single operator.
         fingerprint: fingerprint of the operator graph.
-        page: makes the HTML page, with a report of the same model and options; ``None`` where the
-            explanation is of an operator graph alone.
+        report: plans the same model with the same options; ``None`` where the explanation is of
+            an operator graph alone.
     """
 
     operators: tuple[str, ...]
@@ -86,7 +92,7 @@ class Explanation(Printed):
     blames: tuple[Blame, ...]
     cut: Cut | None
     fingerprint: str
-    page: Callable[[Explanation], str] | None = field(default=None, compare=False, repr=False)
+    report: Callable[[], _Page] | None = field(default=None, compare=False, repr=False)
 
     @property
     def gap_bytes(self) -> int | None:
@@ -141,12 +147,12 @@ class Explanation(Printed):
         Raises:
             OptionError: for an explanation of an operator graph alone.
         """
-        if self.page is None:
+        if self.report is None:
             raise OptionError(
                 "the page shows a plan as well, and this explanation knows no model: "
                 "torch_getfuse.report(model, x).to_html(explanation) makes it"
             )
-        return self.page(self)
+        return self.report().to_html(self)
 
     def to_dot(self) -> str:
         """The group's operator graph in the DOT language."""

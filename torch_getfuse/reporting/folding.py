@@ -13,7 +13,7 @@ from typing import TypeVar
 from torch_getfuse.ir import Op, OpGraph
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.export import Style, fold
-from torch_getfuse.reporting.section import Section, group_dram
+from torch_getfuse.reporting.section import Section
 
 _T = TypeVar("_T")
 
@@ -47,8 +47,14 @@ _FOLDED = (
 )
 
 
-def alike_groups(plan: PartitionPlan) -> list[list[int]]:
-    """Numbers of the groups that are alike, in the order of their first ones."""
+def alike_groups(plan: PartitionPlan, full: bool = False) -> list[list[int]]:
+    """Numbers of the groups that share a row, in the order of their first ones.
+
+    Args:
+        full: each has a row of its own; else those that are alike share one.
+    """
+    if full:
+        return [[k] for k in range(len(plan.groups))]
 
     def key(number: int) -> Hashable:
         group = plan.groups[number]
@@ -56,7 +62,7 @@ def alike_groups(plan: PartitionPlan) -> list[list[int]]:
         return (
             _structure(plan.graph, group.ops),
             group.buffer_bytes,
-            group_dram(group),
+            group.dram,
             way and (way.kind, way.count, tuple(map(group.ops.index, way.weights_stay))),
             _unnamed(group.ends, plan.graph, number),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.reporting.export import Style
 from torch_getfuse.reporting.kinds import format_macs
-from torch_getfuse.reporting.section import Section, group_dram
+from torch_getfuse.reporting.section import Section
 from torch_getfuse.terminal import HELD_SPACE, Mark, Marked, numbers
 
 _HEADERS = ("module", "ops", "groups", "output", "weights", "MACs", "unfused", "planned")
@@ -78,7 +78,7 @@ def _figures(section: Section, module: _Module) -> ModuleFigures:
     groups = [k for k, group in enumerate(plan.groups) if not inside.isdisjoint(group.ops)]
     planned = None
     if all(inside.issuperset(plan.groups[k].ops) for k in groups):
-        planned = sum(group_dram(plan.groups[k]).total for k in groups)
+        planned = sum(plan.groups[k].dram.total for k in groups)
         planned += sum(section.unfusable[name].total for name in plan.apart if name in inside)
     outputs = []
     for name in module.ops:

@@ -13,7 +13,7 @@ from typing import Any
 from torch_getfuse.accelerator import format_buffer
 from torch_getfuse.ir import Op, OpGraph
 from torch_getfuse.partition.fusion_group import FusionGroup
-from torch_getfuse.reporting.section import Section, group_dram, is_fusable
+from torch_getfuse.reporting.section import Section, is_fusable
 from torch_getfuse.widths import bits_of
 
 COLUMNS = (
@@ -63,7 +63,7 @@ def operator_records(section: Section) -> list[dict[str, Any]]:
         if is_fusable(group):
             shares = _shares(section, number, group, ops)
         else:
-            shares = [list(group_dram(group))]
+            shares = [list(group.dram)]
         name = f"fusion_group_{number}"
         found += [_row(section, op, name, places, share) for op, share in zip(ops, shares)]
     for number, unfusable in enumerate(plan.apart):
@@ -168,7 +168,7 @@ def _shares(
             target[entry.operator] += entry.extra_bytes
     columns = [
         _scaled([part[op.name] for op in ops], whole)
-        for part, whole in zip((reads, writes, weights), group_dram(group))
+        for part, whole in zip((reads, writes, weights), group.dram)
     ]
     return [list(row) for row in zip(*columns)]
 

@@ -6,7 +6,6 @@ from torch_getfuse.accelerator import format_activations, format_size, format_wi
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting import notebook
 from torch_getfuse.reporting.export import compact, counted
-from torch_getfuse.reporting.section import group_dram
 
 
 def plan_card(plan: PartitionPlan) -> str:
@@ -19,7 +18,7 @@ def plan_card(plan: PartitionPlan) -> str:
             compact(group.ops),
             *([str(group.way)] if steps else []),
             f"{group.buffer_bytes / plan.buffer_bytes:.1%}",
-            *map(format_size, group_dram(group)),
+            *map(format_size, group.dram),
             group.ends,
         ]
         for k, group in enumerate(plan.groups)

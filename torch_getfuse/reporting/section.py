@@ -110,7 +110,7 @@ class Section:
     @cached_property
     def planned(self) -> Dram:
         """DRAM access of the plan's groups, per sample, but for steps of unfusable operators."""
-        return added(group_dram(group) for group in self.plan.groups if is_fusable(group))
+        return added(group.dram for group in self.plan.groups if is_fusable(group))
 
     @cached_property
     def unfusable(self) -> dict[str, Dram]:
@@ -341,7 +341,7 @@ class Section:
                     "macs": self.macs_of(group.ops),
                     "buffer_bytes": group.buffer_bytes,
                     "needs_bytes": needs,
-                    **dram_dict(group_dram(group)),
+                    **dram_dict(group.dram),
                     "ends": group.ends,
                     **({} if group.way is None else {"way": group.way.to_dict()}),
                 }
@@ -411,7 +411,7 @@ class Section:
                 "buffer_bytes": group.buffer_bytes,
                 "needs_bytes": needs,
                 "unfused_bytes": sum(alone[name].total for name in group.ops),
-                **dram_dict(group_dram(group)),
+                **dram_dict(group.dram),
                 **_held(on_chip),
                 "ends": group.ends,
             }
@@ -465,8 +465,3 @@ def _is_unstreamed(tensor: Tensor) -> bool:
 def added(drams: Iterable[Dram]) -> Dram:
     """The sum of DRAM accesses."""
     return Dram(*map(sum, zip(Dram(0, 0, 0), *drams, strict=True)))
-
-
-def group_dram(group: FusionGroup) -> Dram:
-    """The DRAM access recorded for a group."""
-    return Dram(group.dram_read_bytes, group.dram_write_bytes, group.dram_weight_bytes)

@@ -18,7 +18,7 @@ from torch_getfuse.reporting.export import Style, compact, counted, features, sa
 from torch_getfuse.reporting.folding import alike_groups, alike_unfusable, folded, times
 from torch_getfuse.reporting.kinds import kinds_table
 from torch_getfuse.reporting.module_tree import modules_parts
-from torch_getfuse.reporting.section import Section, added, group_dram
+from torch_getfuse.reporting.section import Section, added
 from torch_getfuse.reporting.step_tables import (
     floor_facts,
     resident_fact,
@@ -224,7 +224,7 @@ def _compute(section: Section) -> list[list[str]]:
 def _group_table(section: Section, style: Style, full: bool) -> list[str]:
     """The groups, and what the table says of those that are alike."""
     plan = section.plan
-    alike = [[k] for k in range(len(plan.groups))] if full else alike_groups(plan)
+    alike = alike_groups(plan, full)
     rows = []
     for same in alike:
         group = plan.groups[same[0]]
@@ -234,7 +234,7 @@ def _group_table(section: Section, style: Style, full: bool) -> list[str]:
                 times(len(same), compact(group.ops)),
                 format_size(group.buffer_bytes),
                 share(group.buffer_bytes, plan.buffer_bytes),
-                *map(format_size, group_dram(group)),
+                *map(format_size, group.dram),
                 group.ends,
             ]
         )

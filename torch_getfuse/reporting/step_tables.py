@@ -6,7 +6,7 @@ from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.export import Style, compact, counted, features
 from torch_getfuse.reporting.folding import alike_groups, folded, runs, times
-from torch_getfuse.reporting.section import Section, group_dram, is_fusable
+from torch_getfuse.reporting.section import Section, is_fusable
 from torch_getfuse.reporting.steps import Again, Occupancy, StepFigures
 from torch_getfuse.terminal import Mark, Marked, numbers, share
 
@@ -91,7 +91,7 @@ def step_assumptions(plan: PartitionPlan) -> str:
 
 
 def _step_table(plan: PartitionPlan, style: Style, full: bool) -> list[str]:
-    alike = [[k] for k in range(len(plan.groups))] if full else alike_groups(plan)
+    alike = alike_groups(plan, full)
     rows = []
     for same in alike:
         group = plan.groups[same[0]]
@@ -101,7 +101,7 @@ def _step_table(plan: PartitionPlan, style: Style, full: bool) -> list[str]:
                 times(len(same), compact(group.ops)),
                 str(group.way) if is_fusable(group) else Marked(str(group.way), Mark.OVER),
                 share(group.buffer_bytes, plan.buffer_bytes) if is_fusable(group) else "",
-                *map(format_size, group_dram(group)),
+                *map(format_size, group.dram),
                 group.ends,
             ]
         )

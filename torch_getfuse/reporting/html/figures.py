@@ -17,7 +17,7 @@ from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.reporting.blame import term_text
 from torch_getfuse.reporting.explanation import Explanation
 from torch_getfuse.reporting.operators_table import tensor_places
-from torch_getfuse.reporting.section import Section, group_dram, is_fusable
+from torch_getfuse.reporting.section import Section, is_fusable
 from torch_getfuse.reporting.section_tables import section_facts
 
 WEIGHTS, LINES, RESIDENTS = "weights", "lines", "residents"
@@ -145,7 +145,7 @@ def _units(section: Section) -> list[dict[str, Any]]:
             "ops": group.ops,
             "fusable": is_fusable(group),
             "buffer": group.buffer_bytes,
-            "dram": list(group_dram(group)),
+            "dram": list(group.dram),
             "needs": needs,
             "ends": group.ends,
             "way": str(group.way or ""),
