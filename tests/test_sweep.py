@@ -346,9 +346,10 @@ def test_pictures(tmp_path: Path) -> None:
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     knees = [knee.buffer_bytes for knee in result.knees()]
     assert knees[0] == 400
-    assert labels[0] == "Sequential, lbdf line, auto, knee at 400 B"
+    assert labels[0] == "Sequential, lbdf line, auto, knee 400 B"
     assert [label.partition(",")[2][:5] for label in labels[:3]] == [" lbdf", " lbdf", " brr,"]
-    assert sum("knee" in label for label in labels) == len(knees)
+    assert sum(", knee " in label for label in labels) == len(knees)
+    assert any(label.startswith("knee: ") for label in labels)
     drawn = {line.get_label(): line for line in axes.lines}
     unfused = [r["unfused_bytes"] for r in result.records if "lbdf line" in title(r)]
     dashed = [line for label, line in drawn.items() if "unfused" in label]

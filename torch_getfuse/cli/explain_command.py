@@ -66,7 +66,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--explainers",
         nargs="+",
         metavar="NAME",
-        help=f"explainers to ask: {', '.join(EXPLAINERS.built_in)}, or of installed packages "
+        help="explainers that score the edges, side by side (--explainer is the one whose edges "
+        f"are cut): {', '.join(EXPLAINERS.built_in)}, or of installed packages "
         f"(default: {' '.join(ASKED_EXPLAINERS)})",
     )
     completed_by(asked, names(EXPLAINERS.built_in))

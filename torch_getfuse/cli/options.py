@@ -65,6 +65,7 @@ _TEXTS = {
     "scheme": "the cost model",
     "method": "the search",
     "explainer": "says which edges make a group too big; none: split at random",
+    "together": "operators, or modules, that must share one group; given again for another set",
     "plan": "a saved plan to use instead of searching",
     "progress": "show a bar: true, false, or auto: on a terminal, after 2 s",
 }

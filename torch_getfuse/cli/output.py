@@ -107,6 +107,8 @@ class Destination:
             raise UsageError(
                 f"cannot write {path!r}: {error.strerror}; name another file with -o"
             ) from error
+        if self._path is not None:
+            notice(f"wrote {path}")
         if self._open:
             _show(path, temporary=self._path is None)
 

@@ -148,8 +148,6 @@ class Report(Printed):
             )
         blamed = None if explanation is None else explanation_figures(explanation)
         told = [*self.unplanned, *([self._overall()] if len(sections) > 1 else [])]
-        if explanation is not None:
-            told.insert(0, f"{explanation.headline}; the graph and a table show the blamed edges")
         figures = {"sections": sections, "explanation": blamed, "remarks": told}
         return make_page(self.origin, figures, self._everything(HTML))
 
@@ -315,7 +313,7 @@ class Report(Printed):
         if len(self.sections) > 1:
             parts.append(style.paragraph(self._overall()))
         for section in self.sections:
-            parts += section_parts(section, style, detail or Detail())
+            parts += section_parts(section, style, detail or Detail(), self.origin.model)
         return parts
 
     def _everything(self, style: Style) -> str:

@@ -43,13 +43,14 @@ class Detail:
     modules: int | None = None
 
 
-def section_parts(section: Section, style: Style, detail: Detail) -> list[str]:
-    """Headings, tables and notes of one section, in order."""
+def section_parts(section: Section, style: Style, detail: Detail, model: str = "") -> list[str]:
+    """Headings, tables and notes of one section, in order; ``model`` is what people call it."""
     parts = [style.heading(f"{section.name}: {_TITLE}" if section.name else _TITLE)]
     if section.obstacle:
         parts.append(style.paragraph(Marked(f"Note: {section.obstacle}", Mark.OVER)))
     parts.append(_dram_table(section, style))
-    parts.append(style.table(section_facts(section), (), "ll", (1,)))
+    facts = [["network", _network(section, model)], *section_facts(section)]
+    parts.append(style.table(facts, (), "ll", (1,)))
     if detail.by_kind:
         parts += [style.heading("Operators by kind"), kinds_table(section.kinds, style)]
     if detail.modules is not None:
@@ -195,7 +196,7 @@ def section_facts(section: Section) -> list[list[str]]:
             f"{format_activations(plan.activation_bytes, plan.align_channels)}, "
             f"{format_width(plan.weight_bytes)}, "
             + ("" if steps is None else step_assumptions(plan))
-            + "one sample at a time"
+            + "one sample at a time; unfused: every operator by itself, as this scheme prices it"
             + (
                 ", traced with gradients enabled (report(model, x) traces without)"
                 if section.gradients
@@ -204,6 +205,15 @@ def section_facts(section: Section) -> list[list[str]]:
         ],
     ]
     return rows
+
+
+def _network(section: Section, model: str) -> str:
+    """The model's name and the shapes of its inputs, per sample."""
+    graph = section.plan.graph
+    shapes = ["x".join(map(str, graph.tensors[name].shape)) for name in graph.inputs]
+    inputs = f"input{'s' if len(shapes) > 1 else ''} {some_of(shapes, _NAMED)}" if shapes else ""
+    told = (model, inputs, counted(len(graph), "operator"))
+    return ", ".join(part for part in told if part)
 
 
 def _compute(section: Section) -> list[list[str]]:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _FEW, _MANY = (1, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
 """Marks of the axis in each decade, for curves of several or of one."""
-_GREYS = ("0.35", "0.6", "0.75")
+_GREY = "0.4"
+_DASHES = ("--", (0, (7, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+"""Of what moves unfused: one per scheme of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,11 @@ class Curve:
     points: Sequence[Mapping[str, Any]]
     knee: Knee | None
 
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.points[0]["model"])
+
 
 def sweep_figure(curves: Sequence[Curve]) -> Figure:
     """Curves, what each network moves unfused and its floor, and the knees.
@@ -46,15 +53,17 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
         raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
+    colours: dict[str, str] = {}  # of each model: that of its first curve
     for number, curve in enumerate(curves):
         points = curve.points
         x = [point["buffer_bytes"] / KB for point in points]
         y = [point["dram_bytes"] / MB for point in points]
-        knee = "" if curve.knee is None else f", knee at {format_size(curve.knee.buffer_bytes)}"
+        knee = "" if curve.knee is None else f", knee {format_size(curve.knee.buffer_bytes)}"
         # A line that a later one covers is seen at its sides.
         covered = sum(_same(points, later.points) for later in curves[number + 1 :])
         wide: dict[str, Any] = {"linewidth": 1.5 + 3 * covered, "markersize": 6 + 4 * covered}
         (line,) = axes.plot(x, y, marker="o", label=f"{curve.label}{knee}", **wide)
+        colours.setdefault(curve.model, line.get_color())
         unproved = [k for k, point in enumerate(points) if point["proof"] != "optimal"]
         hollow: dict[str, Any] = {"color": line.get_color(), "marker": "o", "linestyle": ""}
         axes.plot(
@@ -67,20 +76,18 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
         if curve.knee is not None:
             at = [curve.knee.buffer_bytes / KB], [curve.knee.dram_bytes / MB]
             axes.plot(*at, markersize=14, markerfacecolor="none", markeredgewidth=1.5, **hollow)
-    _draw_unfused(axes, curves)
-    floors = {
-        point["model"]: point["floor_bytes"] / MB for curve in curves for point in curve.points
-    }
-    for (model, floor), grey in zip(floors.items(), _GREYS * len(floors)):
-        axes.axhline(floor, color=grey, linestyle=":", label=f"{model}, floor")
+    if len(colours) == 1:
+        colours = dict.fromkeys(colours, _GREY)
+    _draw_unfused(axes, curves, colours)
+    floors = {curve.model: point["floor_bytes"] / MB for curve in curves for point in curve.points}
+    for model, floor in floors.items():
+        axes.axhline(floor, color=colours[model], linestyle=":", label=f"{short(model)}, floor")
+    mark: dict[str, Any] = {"color": _GREY, "marker": "o", "linestyle": ""}
+    if any(curve.knee is not None for curve in curves):
+        ring = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.5}
+        axes.plot([], [], label="knee: from there on little more is saved", **mark, **ring)
     if any(point["proof"] != "optimal" for curve in curves for point in curve.points):
-        mark: dict[str, Any] = {
-            "color": "0.35",
-            "marker": "o",
-            "markerfacecolor": "white",
-            "linestyle": "",
-        }
-        axes.plot([], [], label="not proved optimal", **mark)
+        axes.plot([], [], label="not proved optimal", markerfacecolor="white", **mark)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     buffers = sorted({point["buffer_bytes"] for curve in curves for point in curve.points})
@@ -101,21 +108,27 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
-def _draw_unfused(axes: Any, curves: Sequence[Curve]) -> None:
+def short(model: str) -> str:
+    """A model without the library that it is of."""
+    return model.rpartition(":")[2]
+
+
+def _draw_unfused(axes: Any, curves: Sequence[Curve], colours: Mapping[str, str]) -> None:
     """A dashed line per model; where schemes differ in what an operator alone moves, per scheme."""
     lines: dict[tuple[Any, ...], set[str]] = {}
     for curve in curves:
         line = tuple((point["buffer_bytes"], point["unfused_bytes"]) for point in curve.points)
-        lines.setdefault((curve.points[0]["model"], line), set()).add(curve.points[0]["scheme"])
+        lines.setdefault((curve.model, line), set()).add(curve.points[0]["scheme"])
     models = [model for model, _ in lines]
-    for ((model, line), schemes), grey in zip(lines.items(), _GREYS * len(lines)):
+    for number, ((model, line), schemes) in enumerate(lines.items()):
         several = f" ({', '.join(sorted(schemes))})" if models.count(model) > 1 else ""
+        earlier = models[:number].count(model)
         axes.plot(
             [size / KB for size, _ in line],
             [dram / MB for _, dram in line],
-            color=grey,
-            linestyle="--",
-            label=f"{model}, unfused{several}",
+            color=colours[model],
+            linestyle=_DASHES[earlier % len(_DASHES)],
+            label=f"{short(model)}, unfused{several}",
         )
 
 
@@ -135,7 +148,7 @@ def _spread(buffers: Sequence[int], apart: float = 1.25) -> list[int]:
 
 
 def _title(curves: Sequence[Curve]) -> str:
-    models = list(dict.fromkeys(point["model"] for curve in curves for point in curve.points))
+    models = list(dict.fromkeys(curve.model for curve in curves))
     if not models:
         return "nothing planned"
     named = ", ".join(models[:3]) + (f" and {len(models) - 3} more" if len(models) > 3 else "")

@@ -28,7 +28,7 @@ from torch_getfuse.reporting.knee import Knee, find_knee
 from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
 from torch_getfuse.reporting.suffixes import SWEEP, known_suffix
-from torch_getfuse.reporting.sweep_picture import Curve, sweep_figure
+from torch_getfuse.reporting.sweep_picture import Curve, short, sweep_figure
 from torch_getfuse.terminal import Mark, Marked
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ class Sweep(Printed):
         curves = []
         for points in self._lines():
             points = sorted(points, key=lambda point: int(point["buffer_bytes"]))
-            curves.append(Curve(_label(points[0]), points, find_knee(points)))
+            named = _label({**points[0], "model": short(points[0]["model"])})
+            curves.append(Curve(named, points, find_knee(points)))
         return sweep_figure(curves)
 
     def save(self, path: str | Path) -> None:

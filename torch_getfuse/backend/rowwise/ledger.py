@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch_getfuse.accelerator import format_size
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.cascade.way import UNFUSABLE
 from torch_getfuse.reporting import notebook
@@ -254,9 +255,9 @@ class Ledger(Printed):
         return "\n".join(self.parts(style))
 
     def parts(self, style: Style) -> list[str]:
-        """A table of planned bytes, beside them what was counted if another; and remarks."""
+        """A table of planned sizes, beside them what was counted if another; and remarks."""
         ways = any(group.way for group in self.groups)
-        titles = ("read", "write", "ring", "weights", "resident")[: 5 if ways else 4]
+        titles = ("read", "write", "lines", "weights", "resident")[: 5 if ways else 4]
         head = ("group", *(["way"] if ways else []), "ops", *titles, "counted")
         rows = [
             [
@@ -271,7 +272,10 @@ class Ledger(Printed):
         stored = "tensors as stored"
         if self.activation_bytes is not None:
             stored = f"elements of {self.activation_bytes} B"
-        told = f"bytes per sample, {stored}: as planned / as counted, where they differ"
+        told = (
+            f"per sample, {stored}: as planned, and bytes as counted where those differ by any; "
+            "lines and weights fill the buffer"
+        )
         align = "ll"[: 1 + ways] + "r" * (1 + len(titles)) + "l"
         table = style.table(rows, head, align, (0, len(align) - 1))
         return [style.paragraph(told), table, *map(style.paragraph, self._remarks())]
@@ -301,5 +305,7 @@ class Ledger(Printed):
 
 
 def _pair(planned: int, counted: int | None) -> str:
-    """What was planned, and what was counted where it is known and another."""
-    return str(planned) if counted in (None, planned) else f"{planned} / {counted}"
+    """What was planned; to the byte, beside what was counted, where that is known and another."""
+    if counted in (None, planned):
+        return format_size(planned)
+    return f"{planned} B / {counted} B"

@@ -97,12 +97,13 @@ def section_figures(section: Section) -> dict[str, Any]:
 
 
 def explanation_figures(explanation: Explanation) -> dict[str, Any]:
-    """The plain values of an explanation: its data format, and its terms in words."""
+    """The plain values of an explanation: its data format, its headline, its terms in words."""
     texts = [
         {"text": term_text(term), "bytes": term.bytes, "part": _SHARES.get(term.kind, LINES)}
         for term in explanation.terms
     ]
-    return {**explanation.to_dict(), "terms": texts}
+    told = {"headline": explanation.headline, "added": list(explanation.added), "terms": texts}
+    return {**explanation.to_dict(), **told}
 
 
 def _traffic(fusable: Dram, outside: Dram) -> dict[str, int]:

@@ -24,6 +24,7 @@ SCRIPTS = (
     "charts.js",
     "details.js",
     "tables.js",
+    "answer.js",
     "main.js",
 )
 """Files of ``static/`` in the order in which they run."""
@@ -69,7 +70,8 @@ def make_page(origin: Origin, figures: Mapping[str, Any], tables: str) -> str:
         "version": __version__,
         "date": _date(),
     }
-    title = f"{origin.model}: fusion report" if origin.model else "torch-getfuse report"
+    kind = "report" if figures["explanation"] is None else "explanation"
+    title = f"{origin.model}: fusion {kind}" if origin.model else f"torch-getfuse {kind}"
     parts = {
         "title": html.escape(title),
         "style": _static("page.css"),

@@ -109,16 +109,19 @@ function showSection(k) {
   picked.kind = picked.id = null;
   const plan = graphPart(section);
   shown = plan.graph;
-  const place = document.getElementById("section");
-  place.replaceChildren(
-    el("p", { class: "assumptions" }, section.assumptions.map((one) => el("span", {}, one))),
-    cards(section),
-    el("section", { class: "block" }, el("h2", {}, "DRAM access per sample"), waterfall(section)),
-    el("section", { class: "block" }, el("h2", {}, "Operator graph"), plan.element),
+  const assumptions = el("p", { class: "assumptions" }, section.assumptions.map((one) => el("span", {}, one)));
+  const drawn = el("section", { class: "block" }, el("h2", {}, "Operator graph"), plan.element);
+  const traffic = el("section", { class: "block" }, el("h2", {}, "DRAM access per sample"), waterfall(section));
+  const parts = section.why
+    ? [assumptions, answer(section), drawn, el("h2", {}, "The plan of the whole model"), cards(section), traffic]
+    : [assumptions, cards(section), traffic, drawn];
+  document.getElementById("section").replaceChildren(
+    ...parts,
     el("section", { class: "block" }, el("h2", {}, section.noun === "step" ? "On chip, step by step" : "Buffer of each group"), occupancy(section)),
     el("section", { class: "block" }, el("h2", {}, "Tables"), tabs(section)),
   );
   plan.graph.start();
+  if (section.why) plan.graph.show("op", section.ops.findIndex(({ name }) => name === section.why.operators[0]));
 }
 
 function start() {

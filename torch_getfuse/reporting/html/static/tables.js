@@ -117,35 +117,12 @@ function tensorTable(section) {
   ], rows, (t) => ["tensor", t.k]);
 }
 
-function blameTable(section) {
-  const { why } = section;
-  const names = why.explainers.map(({ explainer }) => explainer);
-  const at = new Map(section.tensors.map((tensor, k) => [tensor.name, k]));
-  const rows = [...section.blame.values()].sort((a, b) => b.share - a.share);
-  const gap = why.gap_bytes;
-  const verdict = why.valid ? `they fit, ${bytes(-gap)} of room left` : gap === null ? "no schedule" : `${bytes(gap)} too much`;
-  const cut = why.cut;
-  return el("div", {},
-    el("p", {}, `${counted(why.operators.length, "operator")} together, ${short(why.operators[0], 40)} to ${short(why.operators.at(-1), 40)}: ${why.demand_bytes === null ? "" : `${bytes(why.demand_bytes)} of ${bytes(why.buffer_bytes)}, `}${verdict}.`,
-      cut ? ` The split cuts them into ${counted(cut.parts.length, "part")} (edges by ${cut.by}), which move ${bytes(cut.added_feature_bytes)} more of features.` : ""),
-    rows.length ? table("edges", [
-      { name: "edge", value: ({ edge }) => `${edge.producer} → ${edge.consumer}`, cell: ({ edge }) => link("tensor", at.get(edge.tensor), `${edge.producer} → ${edge.consumer}`) },
-      size("tensor", ({ edge }) => edge.tensor_bytes),
-      size("held", ({ edge }) => edge.held_bytes),
-      ...names.map((name) => ({ name, right: true, value: ({ scores }) => scores[name] ?? null, cell: ({ scores }) => scores[name]?.toFixed(2) ?? "" })),
-      text("cut", (row) => (row.cut ? "cut" : "")),
-    ], rows, ({ edge }) => ["tensor", at.get(edge.tensor)]) : null,
-    el("h4", {}, "What would fill the buffer"),
-    termBars({ buffer: why.buffer_bytes }, why.terms));
-}
-
 /** Tabs of tables; each is made when it is first opened. */
 function tabs(section) {
   const entries = [
     [section.units.some((unit) => unit.way) ? "Steps" : "Groups", unitTable],
     ["Operators", opTable],
     ["Tensors", tensorTable],
-    ...(section.why ? [["Blamed edges", blameTable]] : []),
   ];
   const panels = entries.map(([name], k) =>
     el("div", { role: "tabpanel", id: `panel${k}`, "aria-labelledby": `tab${k}`, hidden: k > 0 }));

@@ -1,24 +1,20 @@
-"""The method from end to end on one small network. Read it from top to bottom, or run it.
+"""What a fusion group costs, by hand and by the package. Read it from top to bottom, or run it.
 
 A convolutional network is limited by DRAM: run one operator at a time and every feature map goes
 out to memory and comes back. Run several operators as one *fusion group*, row by row, and only
 what crosses the group's border moves; what is inside lives for a few rows in the on-chip buffer.
-Which operators to run together, so that each group fits the buffer and least is moved, is what
-this package computes. The names of the parts are those of the package.
+`best_plan.py` goes on from here: which operators to run together, so that least is moved.
 """
 
 import torch
 from torch import nn
 
-import torch_getfuse
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.backend.capture.capture import capture_model
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Evaluator
-from torch_getfuse.partition.exact.down_sets import exact
-from torch_getfuse.partition.node_set import bits, is_connected, mask_of, neighbours
-from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.node_set import bits, mask_of
 
 
 def heading(text: str) -> None:
@@ -122,76 +118,3 @@ assert not evaluator.valid(both)
 print(f"needs {format_size(need)}, {format_size(need - BUFFER)} more than {format_size(BUFFER)}:")
 for term in sorted(scheme.terms(both, BUFFER), key=lambda term: -term.bytes)[:4]:
     print(f"{term.bytes:6} B  {term.kind} of {term.name}")
-
-
-# 5. Every legal plan ----------------------------------------------------------------------
-# Groups run one after another. After each, what has run is a down-set: a set of operators that
-# holds every producer of its members. So a plan is a chain of down-sets from nothing to all, and
-# each step between two of them is a group. This network is almost a chain: it has few.
-
-
-def down_sets(graph: OpGraph) -> list[int]:
-    """All of them as bit masks, small ones first."""
-    found, front = {0}, [0]
-    while front:
-        done = front.pop()
-        for i, needs in enumerate(graph.predecessors):
-            grown = done | 1 << i
-            if not needs & ~done and grown not in found:
-                found.add(grown)
-                front.append(grown)
-    return sorted(found, key=int.bit_count)
-
-
-heading("Down-sets")
-sets = down_sets(graph)
-print(f"{len(sets)} of {2 ** len(graph)} sets of operators are down-sets")
-
-
-# 6. The best plan -------------------------------------------------------------------------
-# The cheapest chain, by dynamic programming over the down-sets. Nothing legal is left out, so
-# the result is the optimum, and the proof is the program.
-
-near = neighbours(graph)
-best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
-for upper in sets[1:]:
-    for lower in sets:
-        group = upper & ~lower
-        if lower & ~upper or not group or lower not in best:
-            continue
-        if is_connected(group, near) and evaluator.valid(group):
-            cost = best[lower][0] + evaluator.dram(group)
-            if upper not in best or cost < best[upper][0]:
-                best[upper] = cost, [*best[lower][1], group]
-
-heading("The best plan")
-cost, groups = best[both]
-for group in groups:
-    names = ", ".join(graph.ops[i].name for i in bits(group))
-    print(f"{evaluator.buffer(group):6} B of buffer: {names}")
-unfused = sum(evaluator.dram(1 << i) for i in range(len(graph)))
-print(f"{cost} B of DRAM access, against {unfused} B with every operator alone")
-assert (
-    cost == exact(FusionProblem(evaluator)).dram_bytes
-)  # the package grows connected sets only: faster
-
-# The same through the front door, with its report:
-
-plan = torch_getfuse.plan(model, (x,), buffer="6KB", activation_bytes=1, weight_bytes=1)
-assert plan.dram_bytes == plan.verify().lower_bound_bytes == cost
-heading("The report")
-print(torch_getfuse.report(plan))
-
-
-# 7. The plan as a program -----------------------------------------------------------------
-# The plan becomes an FX module with one child per group. torch.compile runs it in place of the
-# model, here with the plan that was made above; without one, the backend makes its own.
-
-heading("One submodule per fusion group")
-split = torch_getfuse.split(model, (x,), plan)
-for name, child in split.named_children():
-    print(f"{name}: {[node.name for node in child.graph.nodes if node.op.startswith('call')]}")
-compiled = torch.compile(model, backend="getfuse", options={"plan": plan})
-with torch.no_grad():
-    assert torch.equal(compiled(x), model(x))
-print("compiled, its output equals the model's, bit for bit")
