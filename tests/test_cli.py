@@ -246,7 +246,7 @@ def test_explain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out, err = capsys.readouterr()
     assert "3 operators under a buffer of 200 B: " in out
     assert "weights of 0" in out
-    assert err == ""
+    assert err == f"torch-getfuse: wrote {path}\n"
     assert path.read_text().startswith("digraph")
     assert cli.main([*argv, "--json"]) == 0
     form = json.loads(capsys.readouterr().out)
@@ -447,7 +447,10 @@ def test_an_interrupt_writes_what_is_known(
     assert cli.main([command, *SMALL, "-o", str(path)]) == 130
     out, err = capsys.readouterr()
     assert "interrupted" in out
-    assert err == f"torch-getfuse: interrupted; this is the best {command} by then\n"
+    assert err == (
+        f"torch-getfuse: interrupted; this is the best {command} by then\n"
+        f"torch-getfuse: wrote {path}\n"
+    )
     form = json.loads(path.read_text())
     if command == "plan":
         assert load_plan(path).verify().stages[-1].stopped == "interrupted"

@@ -53,7 +53,7 @@ def test_open_shows_the_file(
     assert cli.main([command, *SMALL, "-o", str(path), "--open"]) == 0
     assert browser.opened == [path]
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"torch-getfuse: wrote {path}\n"
 
 
 def test_open_shows_a_picture(
@@ -70,7 +70,7 @@ def test_open_shows_a_picture(
     made = browser.opened[1]
     assert (made.parent, made.suffix) == (tmp_path, ".svg")
     assert "<svg" in made.read_text(encoding="utf-8")
-    assert err == f"torch-getfuse: opened {made}\n"
+    assert err == f"torch-getfuse: wrote {path}\ntorch-getfuse: opened {made}\n"
     assert '"records"' in out
 
 
@@ -92,6 +92,7 @@ def test_no_browser(browser: Browser, capsys: pytest.CaptureFixture[str], tmp_pa
     path = tmp_path / "report.html"
     assert cli.main(["report", *SMALL, "-o", str(path), "--open"]) == 0
     assert capsys.readouterr().err == (
+        f"torch-getfuse: wrote {path}\n"
         f"torch-getfuse: there is no browser to open here; the file is {path}\n"
     )
 

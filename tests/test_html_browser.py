@@ -227,15 +227,24 @@ def test_keyboard(opened: Opened) -> None:
     assert page.locator(".column.picked").get_attribute("data-unit") == "0"
 
 
-def test_blamed_edges(opened: Opened) -> None:
+def test_an_explanation_comes_first(opened: Opened) -> None:
     page = opened.page
+    answer = page.locator(".answer")
+    assert answer.bounding_box()["y"] < page.locator(".plan").bounding_box()["y"]
+    assert "too much" in answer.locator("h2").inner_text()
+    headings = answer.locator("h3").all_inner_texts()
+    assert headings[0] == "What fills the buffer"
+    assert headings[1].startswith("Where the recursive split cuts")
     assert page.locator(".edge.blamed").count() > 0
-    page.locator("role=tab[name='Blamed edges']").click()
-    panel = page.locator("[role=tabpanel]:visible")
-    assert panel.locator("th button").all_inner_texts()[3:5] == ["all", "random"]
-    assert "too much" in panel.inner_text()
-    panel.locator("tbody button.link").first.click()
+    edges = answer.locator(".table").last
+    assert edges.locator("th button").all_inner_texts()[3:5] == ["all", "random"]
+    edges.locator("tbody button.link").first.click()
     assert "blamed" in page.locator(".details").inner_text()
+
+
+@on(name="steps")
+def test_a_plan_alone_has_no_answer(opened: Opened) -> None:
+    assert opened.page.locator(".answer").count() == 0
 
 
 @on(name="steps")

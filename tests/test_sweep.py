@@ -539,7 +539,7 @@ def test_cli(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(argv) == 0
     first = capsys.readouterr()
     assert len(json.loads(first.out)["records"]) == len(path.read_text().splitlines()) == 4
-    assert first.err == ""
+    assert first.err == f"torch-getfuse: wrote {path}\n"
     assert cli.main(argv) == 0
     assert capsys.readouterr().out == first.out
     assert cli.main([*ARGV, "-o", str(tmp_path / "sweep.csv")]) == 0
