@@ -29,8 +29,9 @@ from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import nsga2_search
 from torch_getfuse.partition.search.random import random_search
-from torch_getfuse.reporting.export import known_suffix, save_figure
+from torch_getfuse.reporting.figure import save_figure
 from torch_getfuse.reporting.search_picture import Panel, Searched, search_figure
+from torch_getfuse.reporting.suffixes import known_suffix
 
 KB = 1024
 # name, side of the input, buffer, plans (those of the paper's tables)

@@ -19,7 +19,7 @@ from networks import operator_graph
 from torch import nn
 
 import torch_getfuse
-from torch_getfuse.errors import OptionError
+from torch_getfuse.errors import GetfuseError, OptionError
 from torch_getfuse.explain_graph import explain_graph
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
@@ -398,7 +398,7 @@ def test_pictures_without_matplotlib(
         return plain(name, *args, **rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(OptionError, match=r"torch-getfuse\[plots\]"):
+    with pytest.raises(GetfuseError, match=r"torch-getfuse\[plots\]"):
         mobile.save(tmp_path / "why.png")
     assert not (tmp_path / "why.png").exists()
 

@@ -357,6 +357,8 @@ def test_pictures(tmp_path: Path) -> None:
     assert drawn["Sequential, floor"].get_ydata()[0] == result.records[0]["floor_bytes"] / (1 << 20)
     assert axes.get_title() == "Sequential: DRAM access against the buffer"
     assert axes.get_ylabel().endswith("(MB)")
+    # A notebook shows no figure but pyplot's unless it has a picture of its own.
+    assert result.plot()._repr_png_().startswith(b"\x89PNG")
     for name in ("a.svg", "b.svg", "c.png"):
         result.save(tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

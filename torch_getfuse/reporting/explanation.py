@@ -229,7 +229,8 @@ class Explanation(Printed):
         """Write the format given by the suffix: .txt, .json, .md, .dot, .html, .svg or .png.
 
         Raises:
-            OptionError: for another suffix, a picture without matplotlib, or as :meth:`to_html`.
+            OptionError: for another suffix, or as :meth:`to_html`.
+            GetfuseError: for a picture if matplotlib is not installed.
             FileError: if the file cannot be written.
         """
         suffix = known_suffix(path, "an explanation", EXPLANATION)

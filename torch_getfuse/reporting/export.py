@@ -1,4 +1,4 @@
-"""Output shared by all results: tables, CSV, pandas, pictures."""
+"""Output shared by all results: tables, CSV, pandas."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import io
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tabulate import tabulate
 
 from torch_getfuse.accelerator import format_size
-from torch_getfuse.atomic_files import replace_file
 from torch_getfuse.errors import GetfuseError
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.reporting.layout import natural_width, plain_table
@@ -29,7 +27,6 @@ from torch_getfuse.terminal import (
 
 if TYPE_CHECKING:
     import pandas
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -186,21 +183,3 @@ def data_frame(records: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> 
     except ImportError as error:
         raise GetfuseError("to_pandas() needs pandas: pip install pandas") from error
     return pandas.DataFrame(list(records), columns=list(columns))
-
-
-def save_figure(figure: Figure, path: str | Path, dpi: int) -> None:
-    """Write a ``.png`` or ``.svg`` file; the same figure gives the same bytes.
-
-    Raises:
-        FileError: if the file cannot be written.
-    """
-    from matplotlib import rc_context
-    from matplotlib.text import Text
-
-    svg = Path(path).suffix.lower() == ".svg"
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # names may contain dollar signs
-    # Without these an SVG contains the date and random identifiers.
-    with rc_context({"svg.hashsalt": "torch-getfuse"}):
-        metadata = {"Date": None} if svg else None
-        replace_file(path, lambda part: figure.savefig(part, dpi=dpi, metadata=metadata))

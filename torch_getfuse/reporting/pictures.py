@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, format_size
-from torch_getfuse.errors import GetfuseError, OptionError
-from torch_getfuse.reporting.export import save_figure
+from torch_getfuse.reporting.figure import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,20 +136,13 @@ def save_picture(drawing: Drawing, path: str | Path) -> None:
     The same drawing gives the same bytes.
 
     Raises:
-        OptionError: if matplotlib is not installed.
+        GetfuseError: if matplotlib is not installed.
         FileError: if the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError(
-            f"{str(path)!r}: pictures need matplotlib: pip install 'torch-getfuse[plots]'; "
-            "or save as .dot, .txt, .md or .json"
-        ) from error
     rows = _rows(drawing)
     bars = drawing.folded_bars
     height = max(0.36 * (rows[-1] + 1), 0.32 * (len(bars) + 1)) + 1.5
-    figure = Figure(figsize=(13, height), layout="constrained")
+    figure = new_figure(13, height)
     figure.suptitle(drawing.title, fontsize=11)
     graph, terms = figure.subplots(1, 2, width_ratios=(5, 4))
     _draw_graph(graph, drawing, rows)
@@ -164,13 +156,9 @@ def timeline_figure(timelines: Sequence[Timeline]) -> Figure:
     Raises:
         GetfuseError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
     longest = max(len(sizes) for line in timelines for sizes in line.parts.values())
     width = min(30.0, max(7.0, 2.5 + 0.16 * longest))
-    figure = Figure(figsize=(width, 4.5 * len(timelines)), layout="constrained")
+    figure = new_figure(width, 4.5 * len(timelines))
     for axes, line in zip(figure.subplots(len(timelines), squeeze=False)[:, 0], timelines):
         steps = range(longest)
         below = [0.0] * longest

@@ -24,9 +24,9 @@ from torch_getfuse.reporting.export import (
     csv_text,
     data_frame,
     plain,
-    save_figure,
     saved,
 )
+from torch_getfuse.reporting.figure import save_figure
 from torch_getfuse.reporting.html.figures import explanation_figures, section_figures
 from torch_getfuse.reporting.html.page import Origin, make_page
 from torch_getfuse.reporting.notebook_style import as_card

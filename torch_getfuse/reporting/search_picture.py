@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch_getfuse.accelerator import MB
-from torch_getfuse.errors import GetfuseError, OptionError
+from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.reporting.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,12 +81,10 @@ def search_figure(panels: Sequence[Panel]) -> Figure:
     Raises:
         GetfuseError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter
-    except ImportError as error:
-        raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(8, 3.8 * len(panels)), layout="constrained")
+    figure = new_figure(8, 3.8 * len(panels))
+
+    from matplotlib.ticker import NullFormatter
+
     for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels):
         for search in panel.searches:
             x = [max(plans, 1) for plans, _ in search.history]

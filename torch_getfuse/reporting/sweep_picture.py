@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch_getfuse.accelerator import KB, MB, format_size
-from torch_getfuse.errors import GetfuseError
+from torch_getfuse.reporting.figure import new_figure
 from torch_getfuse.reporting.knee import Knee
 
 if TYPE_CHECKING:
@@ -46,12 +46,10 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
     Raises:
         GetfuseError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
-    except ImportError as error:
-        raise GetfuseError("plots need matplotlib: pip install matplotlib") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = new_figure(8, 5)
+
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+
     axes = figure.subplots()
     colours: dict[str, str] = {}  # of each model: that of its first curve
     for number, curve in enumerate(curves):
@@ -84,7 +82,7 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
         axes.axhline(floor, color=colours[model], linestyle=":", label=f"{short(model)}, floor")
     mark: dict[str, Any] = {"color": _GREY, "marker": "o", "linestyle": ""}
     if any(curve.knee is not None for curve in curves):
-        ring = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.5}
+        ring: dict[str, Any] = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.5}
         axes.plot([], [], label="knee: from there on little more is saved", **mark, **ring)
     if any(point["proof"] != "optimal" for curve in curves for point in curve.points):
         axes.plot([], [], label="not proved optimal", markerfacecolor="white", **mark)

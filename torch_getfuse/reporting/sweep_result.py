@@ -22,8 +22,8 @@ from torch_getfuse.reporting.export import (
     data_frame,
     fold,
     plain,
-    save_figure,
 )
+from torch_getfuse.reporting.figure import save_figure
 from torch_getfuse.reporting.knee import Knee, find_knee
 from torch_getfuse.reporting.printed import Printed
 from torch_getfuse.reporting.smallest import Smallest, find_smallest
