@@ -10,8 +10,7 @@ Its interactive page is made in ``html/``. ``blame.py`` and ``explanation.py`` a
 ``sweep_result.py`` that of :func:`torch_getfuse.sweep`, with the smallest buffers of
 ``smallest.py`` and the knees of ``knee.py``; all print as ``printed.py`` says. ``export.py`` writes
 tables in every format, those of plain text by ``layout.py``, and ``suffixes.py`` names the files
-that results are saved in; ``pictures.py``, ``sweep_picture.py`` and ``search_picture.py`` draw figures of
-``figure.py``.
-``notebook.py`` is HTML for Jupyter: ``notebook_style.py`` makes cards of tables, ``plan_card.py``
-one of a plan.
+that results are saved in; ``pictures.py``, ``sweep_picture.py`` and ``search_picture.py`` draw
+figures of ``figure.py``. ``notebook.py`` is HTML for Jupyter: ``notebook_style.py`` makes cards of
+tables, ``plan_card.py`` one of a plan.
 """
