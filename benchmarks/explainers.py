@@ -32,7 +32,14 @@ from torch_getfuse.explain.explainers import EXPLAINERS, ExplanationRanker, make
 from torch_getfuse.explain.metrics import measure
 from torch_getfuse.explain.sampling import GroupSampler, sample_groups
 from torch_getfuse.explain.trained_weights import weights_path
-from torch_getfuse.explain.training.data import SYNTHETIC, TABLE_1, UNSEEN, build, capture_network
+from torch_getfuse.explain.training.data import (
+    SYNTHETIC,
+    TABLE_1,
+    UNSEEN,
+    build,
+    capture_network,
+    default_side,
+)
 from torch_getfuse.explain.validity import Scores, evaluate, load_model
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.models import import_torchvision
@@ -118,16 +125,24 @@ def accuracy(given: argparse.Namespace) -> Iterator[Row]:
             yield scored(network, scheme, granularity, found)
 
 
-def network_graph(name: str) -> OpGraph:
-    """A network's operator graph at the size the paper uses."""
-    if not name.startswith("deeplab"):
+def network_graph(
+    name: str, rewrite: Callable[[torch.nn.Module], torch.nn.Module] | None = None
+) -> OpGraph:
+    """A network's operator graph at the size the paper uses; of the rewritten model, if given."""
+    if rewrite is None and not name.startswith("deeplab"):
         return capture_network(name)
     from torch_getfuse.backend.capture.capture import capture_model
 
+    models = import_torchvision().models
     with torch.device("meta"):
-        make = getattr(import_torchvision().models.segmentation, name)
-        model = make(weights=None, weights_backbone=None).eval()
-        return capture_model(model, (torch.empty(1, 3, 513, 513),)).graph
+        if name.startswith("deeplab"):
+            make, side = getattr(models.segmentation, name), 513
+            model = make(weights=None, weights_backbone=None).eval()
+        else:
+            model, side = models.get_model(name, weights=None).eval(), default_side(name)
+        if rewrite is not None:
+            model = rewrite(model)
+        return capture_model(model, (torch.empty(1, 3, side, side),)).graph
 
 
 def problem_of(graph: OpGraph, scheme: str, granularity: str, kb: int, merge: bool):

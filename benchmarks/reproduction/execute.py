@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.explainers import accuracy, network_graph, problem_of
 from benchmarks.reproduction import provenance
+from benchmarks.reproduction.onnx_operators import SUFFIX, write_out
 from benchmarks.reproduction.plain import EDITS, plain_local_search
 from benchmarks.reproduction.requests import RULE, Request
 from torch_getfuse.accelerator import KB
@@ -54,15 +55,24 @@ _SEARCHES: Mapping[str, Callable[..., SearchResult]] = {
 @cache
 def graph_of(network: str, folder: Path) -> OpGraph:
     """The network's operator graph, captured once and kept while the capture is as it is."""
-    capture = provenance.code_digest("torch_getfuse.backend.capture.capture")
+    modules = ["torch_getfuse.backend.capture.capture"]
+    if network.endswith(SUFFIX):
+        modules.append("benchmarks.reproduction.onnx_operators")
+    capture = provenance.code_digest(*modules)
     library = provenance.versions("torch").replace(" ", "-")
     path = folder / "graphs" / f"{network}-{capture}-{library}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(network_graph(network).to_dict()), encoding="utf-8")
+        part.write_text(json.dumps(_captured(network).to_dict()), encoding="utf-8")
         part.replace(path)
     return OpGraph.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _captured(network: str) -> OpGraph:
+    if network.endswith(SUFFIX):
+        return network_graph(network.removesuffix(SUFFIX), write_out)
+    return network_graph(network)
 
 
 def execute(request: Request, folder: Path) -> Figures:

@@ -39,7 +39,9 @@ explains nothing. Local search comes in two readings. *Local search* is the
 package's. *Local, as worded* is the least that the paper's sentence needs: an edit moves one
 operator into a neighbouring group and is spent if that makes a cycle, random splitting cuts at a
 position of the topological order, nothing is remembered (`benchmarks/reproduction/plain.py`).
-The section on what the baseline needs goes from the one to the other step by step.\
+The section on what the baseline needs goes from the one to the other step by step. A network
+with `@onnx` has the operators of an ONNX file of the paper's time: SiLU as Sigmoid and Mul,
+hard-swish as Add, Clip, Mul and Div; beside it the same network with torch's operators.\
 """
 
 
@@ -164,15 +166,17 @@ def _sections(results: Results) -> Iterator[tuple[str, str]]:
         yield from _small(results, "lbdf", granularity, column)
     if "brr" in mode.schemes:
         yield from _small(results, "brr", "line", "")
-    optional: list[tuple[str, str, Callable[[Results], str]]] = [
-        (
-            "What the baseline needs",
-            "Local search without an explainer, from the paper's sentence to the package's, one "
-            "step per line: an edit may merge and cut as well; the package's edits and memory of "
-            "plans met; blocks of operators that some optimum keeps together.",
-            tables.ladder_table,
+    optional: list[tuple[str, str, Callable[[Results], str]]] = []
+    if mode.ladder:
+        optional.append(
+            (
+                "What the baseline needs",
+                "Local search without an explainer, from the paper's sentence to the package's, "
+                "one step per line: an edit may merge and cut as well; the package's edits and "
+                "memory of plans met; blocks of operators that some optimum keeps together.",
+                tables.ladder_table,
+            )
         )
-    ]
     if "mobilenet_v2" in mode.table_34:
         optional += [
             (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from benchmarks.reproduction import provenance
+from benchmarks.reproduction.onnx_operators import SUFFIX
 from benchmarks.reproduction.published import TABLE_2_NETWORKS, TABLE_34_NETWORKS
 
 PROTOCOL = 1
@@ -33,6 +34,9 @@ EARLY = 20
 """The share of a budget, one in so many plans, at which searches are looked at early."""
 TABLE_5_NETWORK = "mobilenet_v2"
 
+AS_ONNX = tuple(f"{name}{SUFFIX}" for name in ("efficientnet_b3", "deeplabv3_mobilenet_v3_large"))
+"""The networks of Table II whose activations are several operators in ONNX."""
+
 MODELS = (("lbdf", "line"), ("lbdf", "pixel"), ("brr", "line"))
 
 
@@ -43,7 +47,7 @@ class Request:
     Attributes:
         kind: ``"search"``, ``"optimum"``, ``"auto"``, ``"samples"``, ``"predictors"`` or
             ``"explanation"``; what follows means nothing to some of them and then has its default.
-        network: torchvision's name.
+        network: torchvision's name, with ``@onnx`` for the operators that ONNX has.
         scheme, granularity: the cost model; BRR has no granularity and says ``"line"``.
         buffer_kb: the on-chip buffer, KB.
         search: one of :data:`SEARCHES` or :data:`LADDER`.
@@ -77,11 +81,12 @@ class Mode:
         divide: what budgets are divided by.
         data: whether Table I, Fig. 3 and the predictors are part of it; they need the data set
             that the predictors are trained on, which takes minutes to make.
+        ladder: whether the steps from the paper's local search to the package's are part of it.
         left_out: (search, explainer) pairs that are not run.
     """
 
     name: str
-    table_2: Sequence[str] = TABLE_2_NETWORKS
+    table_2: Sequence[str] = (*TABLE_2_NETWORKS, *AS_ONNX)
     table_34: Sequence[str] = TABLE_34_NETWORKS
     schemes: Sequence[str] = ("lbdf", "brr")
     granularities: Sequence[str] = ("pixel", "line")
@@ -89,6 +94,7 @@ class Mode:
     seeds: int = 3
     divide: int = 1
     data: bool = True
+    ladder: bool = True
     left_out: Sequence[tuple[str, str]] = ()
 
 
@@ -96,9 +102,19 @@ MODES = {
     mode.name: mode
     for mode in (
         Mode("full"),
+        # Both granularities of operators, and nothing else.
+        Mode(
+            "onnx",
+            table_2=(*(name.removesuffix(SUFFIX) for name in AS_ONNX), *AS_ONNX),
+            table_34=(),
+            schemes=("lbdf",),
+            data=False,
+            ladder=False,
+        ),
         # GNNExplainer under all searches would take longer than all the rest.
         Mode(
             "quick",
+            table_2=TABLE_2_NETWORKS,
             granularities=("pixel",),
             seeds=1,
             divide=20,
@@ -180,10 +196,14 @@ def curve_marks(mode: Mode) -> list[int]:
 
 def ladder(mode: Mode) -> list[Request]:
     """What the baseline needs: every problem of the first granularity, without an explainer."""
+    if not mode.ladder:
+        return []
     return [
         replace(problem, kind="search", search=search, budget=LADDER_FACTOR * problem.budget)
         for _, problem in problems(mode)
-        if problem.granularity == mode.granularities[0] and problem.scheme == "lbdf"
+        if problem.granularity == mode.granularities[0]
+        and problem.scheme == "lbdf"
+        and problem.network not in AS_ONNX
         for search in LADDER
     ]
 

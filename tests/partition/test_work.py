@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
 from tests.determinism import Ticking
 from torch_getfuse.partition import work as module
+from torch_getfuse.partition.wide.group_columns import solved
 from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work, by_machine
 
 
@@ -45,6 +47,32 @@ def test_the_clock_strikes_on_a_slow_machine(monkeypatch: pytest.MonkeyPatch) ->
         with work.finishing():
             work.add(STEPS_PER_SECOND // 2)
         assert worked(work, 1) == (1, "time limit")
+
+
+def test_waiting_spends_no_time() -> None:
+    work = Work()
+    with work.within(0.2):
+        time.sleep(0.3)
+        work.check()  # the wall clock says 0.3 s
+        assert work.wall_left > 0.2
+        work.add_time(0.3)  # of a thread that has worked
+        assert work.wall_left == 0
+        with pytest.raises(OutOfWork, match="time limit"):
+            work.check()
+
+
+def test_a_solver_in_its_own_thread_is_counted() -> None:
+    def busy(seconds: float) -> str:
+        started = time.thread_time()
+        while time.thread_time() - started < seconds:
+            pass
+        return "done"
+
+    work = Work()
+    with work.within(0.05):
+        assert solved(work, busy, 0.1) == "done"
+        with pytest.raises(OutOfWork, match="time limit"):
+            work.check()
 
 
 def test_limits_nest(monkeypatch: pytest.MonkeyPatch) -> None:

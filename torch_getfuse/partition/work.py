@@ -3,9 +3,9 @@
 Everything that takes time counts *steps*: evaluating the cost of a group, editing a plan, an
 iteration of a linear program. A time limit allows :data:`STEPS_PER_SECOND` steps per second. The
 count is generous (docs/exact-search.md has the measurements): on an ordinary machine it ends the
-search well before the clock does, and always at the same point. The clock ends it on a machine
-that is much slower or busier; then, and only then, the plan depends on the machine, and the reason
-reported is ``"time limit"``.
+search well before the clock does, and always at the same point. The clock is that of CPU time, so
+that other programs do not move it; it ends the search on a machine that is much slower. Then, and
+only then, the plan depends on the machine, and the reason reported is ``"time limit"``.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
 
 _SLACK = 2  # clock time allowed to an inner limit, as a multiple of its seconds
 
+_WALL = 3  # seconds by the wall clock allowed to a library, for each of CPU time
+
 _LOOK = 5_000  # steps between two readings of the clock
 
-clock = time.perf_counter
-"""Seconds; replaced by tests."""
+clock = time.thread_time
+"""Seconds of CPU time of the thread that searches; replaced by tests."""
 
 
 def by_machine(stopped: str) -> bool:
@@ -41,7 +43,7 @@ class OutOfWork(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """Count of steps and time of :func:`clock` at which work ends, and the message for it."""
+    """Count of steps and CPU time at which work ends, and the message for it."""
 
     steps: float = math.inf
     ended: float = math.inf
@@ -59,10 +61,19 @@ class Work:
 
     def __init__(self) -> None:
         self.steps = 0
-        self._started = clock()
+        self._elsewhere = 0.0
+        self._started = self._spent()
         self._limit = _Limit()
         self._seconds = math.inf  # of the outermost limit: the one that a user set
         self._next: float = math.inf  # count at which limits are checked next
+
+    def _spent(self) -> float:
+        """CPU time so far, from no particular start."""
+        return clock() + self._elsewhere
+
+    def add_time(self, seconds: float) -> None:
+        """Count CPU time that another thread has spent for this work."""
+        self._elsewhere += seconds
 
     def add(self, steps: int) -> None:
         """Count steps.
@@ -83,7 +94,7 @@ class Work:
         limit = self._limit
         if self.steps >= limit.steps:
             raise OutOfWork(limit.message)
-        if limit.ended < math.inf and clock() >= limit.ended:
+        if limit.ended < math.inf and self._spent() >= limit.ended:
             raise OutOfWork(TIME_LIMIT)
         self._next = min(limit.steps, self.steps + _LOOK)
 
@@ -94,7 +105,7 @@ class Work:
             OutOfWork: always.
         """
         limit = self._limit
-        if limit.ended < math.inf and clock() >= limit.ended:
+        if limit.ended < math.inf and self._spent() >= limit.ended:
             raise OutOfWork(TIME_LIMIT)
         self.steps = max(self.steps, math.ceil(min(limit.steps, 1 << 62)))
         raise OutOfWork(limit.message)
@@ -110,9 +121,9 @@ class Work:
         return self.steps_left / STEPS_PER_SECOND
 
     @property
-    def clock_left(self) -> float:
-        """Clock seconds left up to the innermost limit."""
-        return max(0.0, self._limit.ended - clock()) if self._limit.ended < math.inf else math.inf
+    def wall_left(self) -> float:
+        """Seconds for a library that reads the wall clock, with room for a busy machine."""
+        return _WALL * max(0.0, self._limit.ended - self._spent())
 
     @contextmanager
     def within(self, seconds: float | None, whole: bool = False) -> Iterator[None]:
@@ -132,7 +143,7 @@ class Work:
             else:
                 # Nested in an outer limit, this part may use clock time of the other parts.
                 slack = _SLACK if outer.ended < math.inf else 1
-                inner = _Limit(self.steps + steps, clock() + slack * seconds, message)
+                inner = _Limit(self.steps + steps, self._spent() + slack * seconds, message)
             if outer.steps < inner.steps:
                 inner = _Limit(outer.steps, inner.ended, outer.message)
             self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.message)

@@ -1,7 +1,7 @@
 """One run of a search: its budget, its time limit and its best plan so far.
 
 The budget is the number of plans evaluated. The same problem, budget and seed give the same result
-bit for bit, unless the wall clock ends the search (``partition/work.py``).
+bit for bit, unless CPU time ends the search (``partition/work.py``).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,6 +144,7 @@ def minimum(
     entries = matrix.nnz + (0 if homes is None else homes.nnz) + len(sizes)
     steps = 1 + entries // _ENTRIES
     result = solved(
+        work,
         linprog,
         costs,
         A_ub=homes,
@@ -162,30 +164,36 @@ def minimum(
 
 
 def limits(work: Work, name: str, steps: int) -> dict[str, float]:
-    """Options of HiGHS for the limits of ``work``: its iteration limit ``name``, and the clock."""
+    """Options of HiGHS for the limits of ``work``: its iteration limit ``name``, and time."""
     if work.steps_left == math.inf:
         return {}
-    return {name: int(work.steps_left // steps), "time_limit": work.clock_left}
+    return {name: int(work.steps_left // steps), "time_limit": work.wall_left}
 
 
-def solved(solver: Callable[..., OptimizeResult], *args: Any, **named: Any) -> OptimizeResult:
+def solved(
+    work: Work, solver: Callable[..., OptimizeResult], *args: Any, **named: Any
+) -> OptimizeResult:
     """Run a HiGHS solver in a separate thread, as signals are not handled while it runs.
 
-    After a ``KeyboardInterrupt`` it continues there, up to its limits.
+    After a ``KeyboardInterrupt`` it continues there, up to its limits. ``work`` counts its time.
     """
     if threading.current_thread() is not threading.main_thread():
         return solver(*args, **named)
     outcome: list[OptimizeResult | BaseException] = []
+    seconds = 0.0
 
     def run() -> None:
+        nonlocal seconds
         try:
             outcome.append(solver(*args, **named))
         except BaseException as error:  # raised again below, whatever it is
             outcome.append(error)
+        seconds = time.thread_time()
 
     thread = threading.Thread(target=run, name="torch_getfuse-highs", daemon=True)
     thread.start()
     thread.join()
+    work.add_time(seconds)
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
     return outcome[0]

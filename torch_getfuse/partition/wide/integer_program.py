@@ -87,6 +87,7 @@ def _choices(columns: Columns, groups: tuple[int, ...]) -> Iterator[list[int]]:
         work.add(_ROOT * entries)
         node = 1 + entries // _NODE
         result = solved(
+            work,
             milp,
             costs,
             constraints=constraints,
