@@ -382,9 +382,32 @@ def summary(found: Mapping[str, Row]) -> list[str]:
     measured = [row for row in found.values() if row["status"] == "measured"]
     equal = sum(bool(row["compiled"].get("equal")) for row in measured)
     lines = [
-        f"{len(found)} models; {len(measured)} measured; "
-        f"{equal} compiled and equal to eager to the last bit."
+        f"{len(measured)} models measured; {equal} of them compiled and equal to eager to the last "
+        "bit."
     ]
+    left = [row for row in found.values() if row["status"] != "measured"]
+    lines += [f"{row['model']}: {row['status']}." for row in left]
+    for library, models in LIBRARIES.items():
+        names = [name for name in found if name.startswith(f"{library}:")]
+        if names:
+            lines.append(f"{library}: {len(names)} of {len(list(models()))} models were run.")
+    counted = [
+        run
+        for row in measured
+        for run in row.get("counted", {}).values()
+        if run["status"] == "done"
+    ]
+    if counted:
+        lines.append(
+            f"Counted runs: {sum(run['agree'] for run in counted):,} of "
+            f"{sum(run['by_rows'] for run in counted):,} groups that ran row by row moved "
+            "exactly what was planned; "
+            f"{sum(run['groups'] - run['by_rows'] for run in counted)} more ran as FX nodes."
+        )
+    split = [row["split"] for row in measured if row.get("split", {}).get("status") == "done"]
+    if split:
+        same = sum(made["equal"] for made in split)
+        lines.append(f"Split at 256 KB: {same} of {len(split)} equal to eager to the last bit.")
     for scheme in SCHEMES:
         for buffer in BUFFERS_KB:
             plans = [row["plans"].get(f"{scheme} {buffer}") for row in measured]
@@ -394,7 +417,9 @@ def summary(found: Mapping[str, Row]) -> list[str]:
             proved = sum(plan["proof"] == "optimal" for plan in done)
             gaps = [plan["gap"] for plan in done if plan["proof"] != "optimal"]
             worst = [gap for gap in gaps if gap is not None]
-            rest = f"; the rest at most {max(worst):.0%} above their bound" if worst else ""
+            near = sum(gap <= 0.05 for gap in worst)
+            rest = f"; of the rest {near} at most 5 % above their bound" if worst else ""
+            rest += f", the worst {max(worst):.0%}" if len(worst) > near else ""
             unknown = (
                 f"; {len(gaps) - len(worst)} without a bound" if len(gaps) > len(worst) else ""
             )

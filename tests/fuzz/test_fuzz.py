@@ -9,7 +9,7 @@ from fuzz.generate import generate
 
 pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 
-PROGRAMS, IN_CI, BLOCK = 2000, 1000, 50
+PROGRAMS, IN_CI, BLOCK = 2000, 600, 50
 
 
 @pytest.mark.parametrize(
