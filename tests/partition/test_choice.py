@@ -20,6 +20,7 @@ from torch_getfuse.partition.wide import integer_program as choice
 from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
 from torch_getfuse.partition.wide.integer_program import choose, find_cycles, split_cycles
 from torch_getfuse.partition.wide.legal_groups import list_groups
+from torch_getfuse.partition.work import Work
 
 
 def crossing(rng: Random, width: int) -> FusionProblem:
@@ -121,7 +122,7 @@ def test_ctrl_c_does_not_wait_for_the_solver() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            solved(solver)  # type: ignore[arg-type]
+            solved(Work(), solver)  # type: ignore[arg-type]
         assert not released.is_set()
     finally:
         released.set()
