@@ -53,7 +53,8 @@ def paper_claims(results: Results) -> list[Claim]:
     """What the paper claims."""
     found = [*_never_worse(results), *_reductions(results)]
     found += _budgets(results)
-    return [*found, *_rectify(results), _accuracy(results)]
+    found += _rectify(results)
+    return [*found, _accuracy(results)] if results.mode.data else found
 
 
 def own_claims(results: Results) -> list[Claim]:
