@@ -20,7 +20,11 @@ EXPECTED = {
         "within 5% of the floor of 11.3 MB from 512 KB up",
         "at the floor first: cascade with 512 KB",
     ],
-    "best_plan.py": ["23 of 16384", "network               input 1x32x16x16", "bit for bit"],
+    "best_plan.py": [
+        "23 of 16384",
+        "network               one sample of 1x32x16x16",
+        "bit for bit",
+    ],
     "executorch_groups.py": ["fusion_group_0.pt", "unfusable operators run from their files"],
     "export_plan.py": [
         "optimal, 24 KB), claimed by the plan file",

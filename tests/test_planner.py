@@ -279,6 +279,28 @@ def test_a_given_plan_is_used_and_another_graphs_refused() -> None:
         plan_graph(cnn(5), Options(plan=plan))
 
 
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({"buffer": 401}, "buffer 400 B, not 401 B"),
+        ({"scheme": "brr"}, "scheme lbdf, not brr"),
+        ({"granularity": "pixel"}, "granularity line, not pixel"),
+        ({"activation_bytes": 2}, "activation_bytes 1, not 2"),
+        ({"keep": ["conv1"]}, r"keep \[\], not \['conv1'\]"),
+        ({"accelerator": "ethos-u55-64"}, "buffer 400 B, not "),
+    ],
+)
+def test_options_beside_a_plan_are_those_it_was_made_for(other: dict[str, Any], told: str) -> None:
+    graph = cnn()
+    made = {"buffer": 400, "activation_bytes": 1, "weight_bytes": 1}
+    plan = plan_graph(graph, Options.of(made))
+    # What says the same is taken, and what is not named; what has no meaning is not asked.
+    for named in ({}, made, {"buffer": "400"}, {"residency": False, "time_limit": 1}):
+        assert plan_graph(graph, Options.of({**named, "plan": plan})).groups == plan.groups
+    with pytest.raises(OptionError, match=f"the given plan was made for .*{told}"):
+        plan_graph(graph, Options.of({**other, "plan": plan}))
+
+
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_limit_strikes_at_the_same_place_however_fast_the_clock(

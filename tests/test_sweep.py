@@ -307,7 +307,10 @@ def test_forms(tmp_path: Path) -> None:
     assert [line for line in narrow.splitlines() if line.startswith("Seq")] == [*titles]
     assert max(map(len, narrow.splitlines())) <= 80
     told = "9 points: 9 planned, 0 kept from before, 0 failed"
-    assert table[-1] == f"{told}; sizes are of the whole network"
+    assert table[-1] == (
+        f"{told}; sizes are of the whole network, unfused: every operator by itself, as the scheme "
+        "prices it"
+    )
     assert repr(result) == f"Sweep({told})"
     assert "lbdf pixel" in str(result)
     assert result._repr_html_().count("<tr>") == 1 + len(result.records)

@@ -142,7 +142,7 @@ class _Question:
         for i in bits(problem.unfusable):
             name = graph.ops[i].name
             need = self.evaluator.buffer(1 << i)
-            size = "has no schedule" if need is None else f"needs {format_size(need)}"
+            size = "has no schedule" if need is None else f"needs {format_buffer(need)}"
             if group >> i & 1:
                 obstacles.append(f"{name} alone {size}: unfusable")
             elif problem.above[i] & group and problem.below[i] & group:

@@ -6,9 +6,15 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, ClassVar, TypedDict, cast
 
-from torch_getfuse.accelerator import Accelerator, checked_count, checked_width, parse_size
+from torch_getfuse.accelerator import (
+    Accelerator,
+    checked_count,
+    checked_width,
+    format_size,
+    parse_size,
+)
 from torch_getfuse.accelerator_file import find_accelerator
 from torch_getfuse.errors import OptionError, nearest
 from torch_getfuse.limits import MOST
@@ -153,6 +159,9 @@ class Options:
     strict: bool = False
     progress: bool | str = "auto"
 
+    named: ClassVar[frozenset[str]] = frozenset()
+    """The options that :meth:`of` was given; others have their defaults."""
+
     def __post_init__(self) -> None:
         for registry in _NAMED:
             value = getattr(self, registry.option)
@@ -264,7 +273,20 @@ class Options:
         plan = options.get("plan")
         if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
             raise OptionError("plan='' is an empty path; give a plan file or leave the option out")
-        return cls(**cast("dict[str, Any]", options))
+        made = cls(**cast("dict[str, Any]", options))
+        object.__setattr__(made, "named", frozenset(options))
+        return made
+
+
+def format_option(name: str, value: Any) -> str:
+    """The value of an option of planning, as tables and messages show it."""
+    if value is None:
+        return "as stored"
+    if name == "buffer":
+        return format_size(value)
+    if name == "together":
+        return str([list(names) for names in value])
+    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _names(given: object, where: str) -> tuple[str, ...]:

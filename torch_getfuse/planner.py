@@ -13,7 +13,7 @@ from typing import Any
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import Interrupted, OptionError, PlanError, interrupts
 from torch_getfuse.ir import OpGraph
-from torch_getfuse.options import Options
+from torch_getfuse.options import Options, format_option
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
@@ -35,7 +35,7 @@ from torch_getfuse.partition.search.recursive_split import EdgeRanker, Recursive
 from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import INTERRUPTED, OutOfWork, Work
-from torch_getfuse.plugins import EXPLAINERS, SEARCHES, fact, name_of
+from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 from torch_getfuse.step_planner import StepStrategy
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,9 @@ _FEW_STEPS, _BEAM_STEPS = 20_000, 2_000_000
 _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
+
+OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
+"""Options that an accelerator gives where they are not given."""
 
 GIVEN = "given"
 """The method of a plan from outside."""
@@ -62,13 +65,14 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     Raises:
         PlanError: if ``options.plan`` cannot be read or belongs to another graph.
         OptionError: if a method or explainer cannot be used (an extra is not installed, "direct"
-            without an explainer).
+            without an explainer), or for options that ``options.plan`` was not made for.
         Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
     work = Work()
     given = given_plan(options)
     if given is not None:
         given.check_graph(graph)
+        check_made_for(given, options)
         return given.verify()
     with interrupts():
         scheme = scheme_of(graph, options)
@@ -174,6 +178,42 @@ def options_of(plan: PartitionPlan) -> dict[str, Any]:
         "split_before": plan.split_before,
         "together": plan.together,
     }
+
+
+def check_made_for(plan: PartitionPlan, options: Options) -> None:
+    """Refuse options beside a plan that it was not made for: they would have no effect.
+
+    Raises:
+        OptionError: with the differences.
+    """
+    named = {*options.named, *(OF_ACCELERATORS if "accelerator" in options.named else ())}
+    stated = {**options_of(plan), "scheme": plan.scheme}
+    asked = {name: getattr(options, name) for name in stated if name in named}
+    if "scheme" in asked:
+        asked["scheme"] = name_of(options.scheme)
+    scheme = SCHEMES.load(plan.scheme) if SCHEMES.find(plan.scheme) else None
+    if not fact(scheme, "granularities", ()):
+        asked.pop("granularity", None)
+    if not fact(scheme, "sequential", False):
+        for name in ("residency", "slice_channels"):
+            asked.pop(name, None)
+    for name, stored in (
+        ("activation_bytes", plan.graph.activation_bytes),
+        ("weight_bytes", plan.graph.weight_width),
+    ):
+        stated[name] = stored if stated[name] is None else stated[name]
+        if asked.get(name, 0) is None or stated[name] is None:  # as stored
+            asked.pop(name, None)
+    told = [
+        f"{name} {format_option(name, stated[name])}, not {format_option(name, value)}"
+        for name, value in asked.items()
+        if value != stated[name]
+    ]
+    if told:
+        raise OptionError(
+            f"the given plan was made for {'; '.join(told)}: leave these options out, or leave the "
+            "plan out and a new one is searched"
+        )
 
 
 def scheme_of(graph: OpGraph, options: Options) -> FusionScheme:

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch_getfuse.accelerator import format_size
+from torch_getfuse.accelerator import format_buffer, format_size
 from torch_getfuse.errors import OptionError, PlanError, shown, some_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.json_fields import read_json
-from torch_getfuse.options import Options
+from torch_getfuse.options import Options, format_option
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.scheme import CostTerm, Evaluator, FusionScheme, once
 from torch_getfuse.partition.node_set import (
@@ -29,6 +29,7 @@ from torch_getfuse.partition.selection import no_operator, selected
 from torch_getfuse.partition.steps.optimum import best_residents
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.planner import (
+    OF_ACCELERATORS,
     given_plan,
     options_of,
     pins_for,
@@ -37,12 +38,11 @@ from torch_getfuse.planner import (
     record_steps,
     scheme_of,
 )
-from torch_getfuse.reporting.appraisal import Appraisal, PricedGroup, format_option
+from torch_getfuse.reporting.appraisal import Appraisal, PricedGroup
 from torch_getfuse.reporting.export import counted
 
 _NAMED = 3  # terms, operators and groups that a sentence names
 _LISTS = "give a list of lists of operator names, such as [['a', 'b'], ['c']]"
-_OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
 _OF_CASCADE = ("residency", "slice_channels")
 
 GroupsLike = Sequence[Sequence[str]] | PartitionPlan | str | Path
@@ -69,7 +69,7 @@ def price_graph(graph: OpGraph, given: Mapping[str, object], groups: Groups) -> 
     stated = theirs or ours
     if stated is not None:
         source = "the priced plan" if theirs else "plan="
-        explicit = {*given, *(_OF_ACCELERATORS if asked.accelerator is not None else ())}
+        explicit = {*given, *(OF_ACCELERATORS if asked.accelerator is not None else ())}
         kept = {name: v for name, v in options_of(stated).items() if name not in explicit}
         options = Options.of({**kept, **given, "plan": ours})
         graph = _stored_as_in(stated, graph, explicit)
@@ -272,7 +272,7 @@ class _Referee:
         if stuck and mask & (mask - 1):
             for name in self._names(stuck):
                 need = self.evaluator.buffer(1 << graph.index[name])
-                size = "" if need is None else f": it needs {format_size(need)}"
+                size = "" if need is None else f": it needs {format_buffer(need)}"
                 found.append(
                     f"{name} is unfusable: alone it does not fit {format_size(self.limit)}{size}; "
                     "it is executed by itself"

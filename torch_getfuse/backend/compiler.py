@@ -43,7 +43,7 @@ from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError, som
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.planner import given_plan, plan_graph
+from torch_getfuse.planner import check_made_for, given_plan, plan_graph
 from torch_getfuse.plugins import SCHEMES, fact, name_of
 from torch_getfuse.reporting.section import Section
 
@@ -75,7 +75,8 @@ def getfuse(
         A callable with the graph's signature, which returns a tuple.
 
     Raises:
-        OptionError: for an unknown option or value.
+        OptionError: for an unknown option or value, or one that ``options["plan"]`` was not made
+            for.
         PlanError: if ``options["plan"]`` cannot be read, belongs to another graph, or cannot be
             run by ``inner="depth_first"``.
         Exception: whatever made planning fail, with ``strict=True``; otherwise that is a warning
@@ -86,6 +87,8 @@ def getfuse(
     chosen = Options.of(options or {})
     find_inner(chosen.inner)  # a wrong name is refused before any work
     given = given_plan(chosen)
+    if given is not None:
+        check_made_for(given, chosen)
     if chosen.inner == DEPTH_FIRST:
         _check_depth_first(chosen, given)
     record = CompiledGraph(gm, example_inputs, options or {})

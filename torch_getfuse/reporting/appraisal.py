@@ -15,6 +15,7 @@ from typing import Any
 
 from torch_getfuse.accelerator import format_activations, format_size, format_width
 from torch_getfuse.atomic_files import replace_text
+from torch_getfuse.options import format_option
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.reporting.blame import dram_dict
@@ -312,17 +313,6 @@ def _told_options(made: Appraisal) -> str:
         for name, (value, used) in made.changed.items()
     )
     return f"{told}, but for {', '.join(instead)}"
-
-
-def format_option(name: str, value: Any) -> str:
-    """The value of an option of planning, as tables and messages show it."""
-    if value is None:
-        return "as stored"
-    if name == "buffer":
-        return format_size(value)
-    if name == "together":
-        return str([list(names) for names in value])
-    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _standing(made: Appraisal, group: PricedGroup) -> str:

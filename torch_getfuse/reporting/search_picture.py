@@ -105,6 +105,6 @@ def search_figure(panels: Sequence[Panel]) -> Figure:
         groups = [search.label for search in panel.searches if search.label in _OF_GROUPS]
         named = f" ({' and '.join(groups)}: groups)" if groups else ""
         axes.set_xlabel(f"plans tried{named}")
-        axes.set_ylabel("best DRAM access\n(MB per sample)")
+        axes.set_ylabel("best DRAM access of what\nis planned (MB per sample)")
         axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure

@@ -211,7 +211,7 @@ def _network(section: Section, model: str) -> str:
     """The model's name and the shapes of its inputs, per sample."""
     graph = section.plan.graph
     shapes = ["x".join(map(str, graph.tensors[name].shape)) for name in graph.inputs]
-    inputs = f"input{'s' if len(shapes) > 1 else ''} {some_of(shapes, _NAMED)}" if shapes else ""
+    inputs = f"one sample of {some_of(shapes, _NAMED)}" if shapes else ""
     told = (model, inputs, counted(len(graph), "operator"))
     return ", ".join(part for part in told if part)
 

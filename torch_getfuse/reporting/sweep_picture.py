@@ -83,7 +83,7 @@ def sweep_figure(curves: Sequence[Curve]) -> Figure:
     mark: dict[str, Any] = {"color": _GREY, "marker": "o", "linestyle": ""}
     if any(curve.knee is not None for curve in curves):
         ring: dict[str, Any] = {"markersize": 14, "markerfacecolor": "none", "markeredgewidth": 1.5}
-        axes.plot([], [], label="knee: from there on little more is saved", **mark, **ring)
+        axes.plot([], [], label="knee: where the curve bends most", **mark, **ring)
     if any(point["proof"] != "optimal" for curve in curves for point in curve.points):
         axes.plot([], [], label="not proved optimal", markerfacecolor="white", **mark)
     axes.set_xscale("log", base=2)

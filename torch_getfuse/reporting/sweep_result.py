@@ -154,7 +154,12 @@ class Sweep(Printed):
             style.paragraph(Marked(f"{title(r)} failed: {r['error']}", Mark.OVER))
             for r in self.errors
         ]
-        parts.append(style.paragraph(f"{self._summary()}; sizes are of the whole network"))
+        parts.append(
+            style.paragraph(
+                f"{self._summary()}; sizes are of the whole network, "
+                "unfused: every operator by itself, as the scheme prices it"
+            )
+        )
         return parts
 
     def to_dict(self) -> dict[str, Any]:

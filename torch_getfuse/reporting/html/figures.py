@@ -97,12 +97,18 @@ def section_figures(section: Section) -> dict[str, Any]:
 
 
 def explanation_figures(explanation: Explanation) -> dict[str, Any]:
-    """The plain values of an explanation: its data format, its headline, its terms in words."""
+    """The plain values of an explanation: its data format, what its text says of it, means."""
     texts = [
         {"text": term_text(term), "bytes": term.bytes, "part": _SHARES.get(term.kind, LINES)}
         for term in explanation.terms
     ]
-    told = {"headline": explanation.headline, "added": list(explanation.added), "terms": texts}
+    pairs = zip(explanation.edges, explanation.mean_scores, strict=True)
+    told = {
+        "headline": explanation.headline,
+        "added": list(explanation.added),
+        "terms": texts,
+        "means": [[edge.producer, edge.consumer, mean] for edge, mean in pairs],
+    }
     return {**explanation.to_dict(), **told}
 
 

@@ -10,6 +10,7 @@ function answer(section) {
       ["added", why.added.length ? `${why.added.join(", ")}: on a path between the others` : ""],
       ["demand", why.demand_bytes === null ? `none: ${why.scheme} has no schedule for this group`
         : `${bytes(why.demand_bytes)} of ${bytes(why.buffer_bytes)} (${percent(why.demand_bytes, why.buffer_bytes)}); a group must stay below the buffer`],
+      why.predicted_probability === null ? null : ["GNN", `valid with probability ${why.predicted_probability.toFixed(3)}`],
       ...why.obstacles.map((obstacle) => ["obstacle", obstacle]),
     ]),
     el("div", { class: "answers" },
@@ -21,7 +22,7 @@ function answer(section) {
         el("p", {}, `The parts move ${bytes(why.cut.added_feature_bytes)} more of features to and from DRAM than the group would.`),
         cutTable(section)) : null),
     section.blame.size ? el("div", {},
-      el("h3", {}, "Edges to blame (blank: the explainer's least, 1: its best)"),
+      el("h3", {}, "Edges to blame (0 or blank: the explainer's least, 1: its best)"),
       blameTable(section)) : null);
 }
 
@@ -55,6 +56,7 @@ function blameTable(section) {
     size("tensor", ({ edge }) => edge.tensor_bytes),
     size("held", ({ edge }) => edge.held_bytes),
     ...names.map((name) => ({ name, right: true, value: ({ scores }) => scores[name] ?? null, cell: ({ scores }) => scores[name]?.toFixed(2) ?? "" })),
+    ...(names.length > 1 ? [{ name: "mean", right: true, value: ({ mean }) => mean, cell: ({ mean }) => mean.toFixed(2) }] : []),
     text("cut", (row) => (row.cut ? "cut" : "")),
   ], rows, ({ edge }) => ["tensor", at.get(edge.tensor)]);
 }

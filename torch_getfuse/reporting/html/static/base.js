@@ -86,7 +86,7 @@ class Section {
   }
 }
 
-/** "tensor:reader" -> scores of an edge by explainer, their mean as a share of the best, cut. */
+/** "tensor:reader" -> scores of an edge by explainer, their mean, that as a share of the highest, cut. */
 function blameOf(section, why) {
   const op = new Map(section.ops.map((one, k) => [one.name, k]));
   const key = (edge) => `${section.ops[op.get(edge.producer)].writes}:${op.get(edge.consumer)}`;
@@ -101,9 +101,12 @@ function blameOf(section, why) {
     if (!found.has(key(edge))) found.set(key(edge), { edge, scores: {}, cut: false });
     found.get(key(edge)).cut = true;
   }
-  const total = (entry) => sum(Object.values(entry.scores));
-  const most = Math.max(...[...found.values()].map(total), 0) || 1;
-  for (const entry of found.values()) entry.share = total(entry) / most;
+  const means = new Map(why.means.map(([producer, consumer, mean]) => [`${producer} ${consumer}`, mean]));
+  const most = Math.max(...means.values(), 0) || 1;
+  for (const entry of found.values()) {
+    entry.mean = means.get(`${entry.edge.producer} ${entry.edge.consumer}`);
+    entry.share = entry.mean / most;
+  }
   return found;
 }
 
