@@ -479,7 +479,7 @@ class InductorFunction:
 
     module: str
     name: str
-    faulty: tuple[str, ...] = ("2.13",)
+    faulty: tuple[str, ...]
 
     def place(self) -> tuple[Any, str]:
         """The module or class that has it, and its name there; imports inductor: seconds.
@@ -493,11 +493,15 @@ class InductorFunction:
         return (getattr(module, owner) if owner else module), name
 
 
-STRIDE_COMPARISON = InductorFunction("torch._inductor.ir", "Layout._stride_expr_ge_or_false")
+STRIDE_COMPARISON = InductorFunction(
+    "torch._inductor.ir", "Layout._stride_expr_ge_or_false", ("2.13",)
+)
 """Static: whether one stride is at least another, or a multiple of it."""
-STRIDE_AT = InductorFunction("torch._inductor.sizevars", "stride_at")
+STRIDE_AT = InductorFunction("torch._inductor.sizevars", "stride_at", ("2.13", "2.14"))
 """How much an index grows in one step of a loop."""
-SIMPLIFIED_INDEX = InductorFunction("torch._inductor.sizevars", "simplify_index_in_vec_range")
+SIMPLIFIED_INDEX = InductorFunction(
+    "torch._inductor.sizevars", "simplify_index_in_vec_range", ("2.13", "2.14")
+)
 """An index within one vector of a loop."""
 
 

@@ -85,5 +85,12 @@ class Feature:
         )
 
 
-FEATURES: Mapping[str, Feature] = {}
+FEATURES: Mapping[str, Feature] = {
+    "strides": Feature(
+        "inner='inductor' for any size, as quick as for one,",
+        "2.13",
+        "inductor asks about strides in places where nothing can answer for it",
+        "it is as slow there as without torch_getfuse, or fails for a group, which then runs eager",
+    ),
+}
 """Key, which tests give to ``needs_torch`` -> what older versions of torch cannot do."""
