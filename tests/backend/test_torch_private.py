@@ -250,10 +250,12 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_older_place_is_looked_up_after_the_newer() -> None:
-    entry = torch_private.PrivateName("torch._gone:Name", "this test", older="torch:Tensor")
+    entry = torch_private.PrivateName(
+        "torch._gone:Name", "this test", older=("torch:_gone", "torch:Tensor")
+    )
     assert entry.find() is torch.Tensor
     with pytest.raises(errors.UnsupportedTorchError) as raised:
-        torch_private.PrivateName("torch._gone:Name", "this test", older="torch:_gone").find()
+        torch_private.PrivateName("torch._gone:Name", "this test", older=("torch:_gone",)).find()
     check(raised.value, "torch._gone", "this test")
 
 

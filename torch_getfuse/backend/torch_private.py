@@ -16,6 +16,7 @@ that was not tried (``torch_versions.py``), a name is used as long as it is ther
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -86,12 +87,12 @@ class PrivateName:
     Attributes:
         path: ``module:attribute``, where it is.
         feature: what cannot work without it, as the subject of a sentence.
-        older: where versions of torch have it that do not have it there.
+        older: where older versions of torch have it, the newest first.
     """
 
     path: str
     feature: str
-    older: str = ""
+    older: tuple[str, ...] = ()
 
     def find(self) -> Any:
         """What torch has under this name.
@@ -102,8 +103,9 @@ class PrivateName:
         try:
             return _at(self.path)
         except (ImportError, AttributeError) as error:
-            if self.older:
-                return PrivateName(self.older, self.feature).find()
+            for path in self.older:
+                with contextlib.suppress(ImportError, AttributeError):
+                    return _at(path)
             raise self.missing() from error
 
     def missing(self) -> UnsupportedTorchError:
@@ -182,7 +184,10 @@ NAMES: Mapping[str, PrivateName] = {
     "optimization_hint": PrivateName(
         "torch.fx.experimental.symbolic_shapes:optimization_hint",
         _CAPTURE,
-        older="torch.fx.experimental.symbolic_shapes:hint_int",
+        older=(
+            "torch.fx.experimental.symbolic_shapes:size_hint",  # 2.10 to 2.12
+            "torch.fx.experimental.symbolic_shapes:hint_int",  # 2.9
+        ),
     ),
     "FloorDiv": PrivateName("torch.utils._sympy.functions:FloorDiv", _SHAPES),
     "Max": PrivateName("torch.utils._sympy.functions:Max", _SHAPES),
@@ -425,7 +430,7 @@ def traced_code() -> CodeType | None:
 
 
 def compiled_apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """``torch.compile`` in a cache region of its own, where torch has such: 2.13 does, 2.9 not."""
+    """``torch.compile`` with a cache of its own, where torch has such (2.13, not 2.11)."""
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         settings["isolate_recompiles"] = True
     compiled: Callable[..., Any] = torch.compile(function, **settings)

@@ -86,6 +86,12 @@ class Feature:
 
 
 FEATURES: Mapping[str, Feature] = {
+    "attention": Feature(
+        "inference of nn.MultiheadAttention as the operators that it consists of",
+        "2.11",
+        "Dynamo calls its fast path, one operator",
+        "it is one unfusable operator of the plan",
+    ),
     "strides": Feature(
         "inner='inductor' for any size, as quick as for one,",
         "2.13",
