@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torch_getfuse
-from torch_getfuse.backend import torch_versions
+from torch_getfuse.backend import compiler, torch_versions
 from torch_getfuse.backend.torch_versions import (
     FEATURES,
     TRIED,
@@ -72,6 +72,22 @@ def test_a_feature_says_from_which_version_on_it_works(monkeypatch: pytest.Monke
         "this test needs torch 2.11 or newer, this is 2.9.1: torch.nothing is not there; "
         "it is skipped"
     )
+
+
+@pytest.mark.parametrize(("version", "lacks"), [("2.9.1", True), ("2.14.1", False)])
+def test_a_report_notes_what_the_version_lacks(
+    version: str, lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(compiler, "compile_children", lambda *_: [])  # inductor takes a minute
+    model, x = nn.Conv2d(3, 4, 3).eval(), torch.rand(1, 3, 8, 8)
+    options = {"inner": "inductor", "strict": True, "cache": False}
+    compiled = torch.compile(model, backend="getfuse", dynamic=True, options=options)
+    with torch.no_grad():
+        compiled(x)
+    (section,) = torch_getfuse.report(compiled).sections
+    note = "needs torch 2.13 or newer, this is 2.9.1"
+    assert any(note in text for text in section.notes) == lacks
 
 
 def test_what_is_tried_is_what_may_be_installed() -> None:

@@ -461,7 +461,7 @@ def backend_of(model: object) -> object:
     context = getattr(compiled, "dynamo_ctx", None)
     if context is None and is_compiled_function(compiled):
         context = inspect.getclosurevars(compiled).nonlocals.get("self")  # type: ignore[arg-type]
-    callback = getattr(context, "callback", None)
+    callback: Any = getattr(context, "callback", None)
     # Each wrapper names the one inside of it; torch has a function for it from 2.10 on.
     while hasattr(callback, "_torchdynamo_orig_backend"):
         callback = callback._torchdynamo_orig_backend

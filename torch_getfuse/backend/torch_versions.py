@@ -1,8 +1,8 @@
 """Versions of torch: which were tried, what each lacks, and what people are told of it.
 
 This is the one place that compares versions. ``torch_private.py`` says for each private name where
-older versions have it; what no name can stand in for is an entry of :data:`FEATURES`, which the
-backend asks (:meth:`Feature.missing`) before it starts, and tests that need it are skipped with
+older versions have it; what no name can stand in for is an entry of :data:`FEATURES`, of which
+reports have a note (:meth:`Feature.missing`), and tests that need it are skipped with
 the entry's own words (the marker ``needs_torch``). ``make test-torch V=2.9.1`` tries a version.
 """
 
@@ -91,6 +91,12 @@ FEATURES: Mapping[str, Feature] = {
         "2.11",
         "Dynamo calls its fast path, one operator",
         "it is one unfusable operator of the plan",
+    ),
+    "observers": Feature(
+        "a model that torch.ao.quantization has prepared and not converted yet",
+        "2.11",
+        "Dynamo does not trace its observers",
+        "plan() raises a CaptureError that says so",
     ),
     "strides": Feature(
         "inner='inductor' for any size, as quick as for one,",

@@ -89,7 +89,7 @@ _SAME = {
     "_unsafe_view": "view",
     "_to_copy": "to",
     "split_with_sizes": "split",
-    "__eq__": "eq",  # a method of Dynamo's up to torch 2.11 or 2.12
+    "__eq__": "eq",  # how Dynamo wrote it before torch 2.13
     "__and__": "bitwise_and",
     "__or__": "bitwise_or",
     "__xor__": "bitwise_xor",
