@@ -157,12 +157,7 @@ def _compile(
     forward = Section(
         plan,
         unsupported=capture.unsupported,
-        notes=(
-            *hints,
-            *filter(None, lacks),
-            *mode_notes(gm),
-            *quantisation_notes(gm, capture.graph, capture.views),
-        ),
+        notes=(*hints, *mode_notes(gm), *quantisation_notes(gm, capture.graph, capture.views)),
         gradients=torch.is_grad_enabled(),
         accelerator=options.preset,
     )
