@@ -96,6 +96,15 @@ def test_what_is_tried_is_what_may_be_installed() -> None:
     assert set(bounds) == {f">={TRIED[0]}"}
 
 
+def test_ci_runs_what_was_tried() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    versions = re.findall(r'torch: "([0-9.]+)"', workflow)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (usual,) = re.findall(r"^TORCH := 'torch>=([0-9.]+),", makefile, re.M)
+    minors = [version.rpartition(".")[0] for version in versions]
+    assert sorted([*minors, usual]) == sorted(TRIED)
+
+
 def test_the_page_has_what_versions_lack() -> None:
     page = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
     for version in TRIED:

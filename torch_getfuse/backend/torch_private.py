@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torch_getfuse.backend.torch_versions import TRIED
 from torch_getfuse.errors import UnsupportedTorchError
@@ -466,6 +467,22 @@ def backend_of(model: object) -> object:
     while hasattr(callback, "_torchdynamo_orig_backend"):
         callback = callback._torchdynamo_orig_backend
     return callback if callable(callback) else None
+
+
+# -- Symbolic sizes ---------------------------------------------------------------------------
+
+
+def hint_of(env: ShapeEnv, size: Any) -> int:
+    """The number that an expression of sizes was traced with; torch before 2.13 calls it so."""
+    hint = getattr(env, "guarding_hint_or_throw", None) or env.size_hint
+    return int(hint(size))
+
+
+def traced_symbols(env: ShapeEnv) -> Mapping[Any, Any]:
+    """Symbol -> the number that it was traced with; torch 2.9 has them under another name."""
+    found = getattr(env, "backed_var_to_val", None)
+    values: Mapping[Any, Any] = env.var_to_val if found is None else found
+    return values
 
 
 # -- Inductor ---------------------------------------------------------------------------------
