@@ -474,7 +474,7 @@ def backend_of(model: object) -> object:
 
 def hint_of(env: ShapeEnv, size: Any) -> int:
     """The number that an expression of sizes was traced with; torch before 2.13 calls it so."""
-    hint = getattr(env, "guarding_hint_or_throw", None) or env.size_hint
+    hint: Any = getattr(env, "guarding_hint_or_throw", None) or env.size_hint
     return int(hint(size))
 
 
