@@ -99,7 +99,7 @@ FEATURES: Mapping[str, Feature] = {
         "plan() raises a CaptureError that says so",
     ),
     "strides": Feature(
-        "inner='inductor' for any size, as quick as for one,",
+        "inner='inductor' as quick for any size as for one",
         "2.13",
         "inductor asks about strides in places where nothing can answer for it",
         "it is as slow there as without torch_getfuse, or fails for a group, which then runs eager",
