@@ -2,6 +2,7 @@
 #   PYTHON=python3.12  makes the environment with another interpreter (3.10 or newer)
 #   PIP_ARGS="..."     is handed to pip install (another index, a folder of wheels)
 #   JOBS=4              runs the tests in so many processes
+#   V=2.9.1            is the torch that test-torch installs, into build/torch-2.9.1-python3
 #   ARGS="..."         is handed to pytest, the fuzzer, the matrix, the demo or the benchmark (ARGS="--jobs 2")
 
 PYTHON ?= python3
@@ -14,10 +15,16 @@ BIN := $(VENV)/bin
 # -qq shows errors only. The bound goes with each install, or torchvision and timm would replace
 # the torch build.
 TORCH := 'torch>=2.13,<2.14'
+# The torch that test-torch tries, and its environment: another for each version and interpreter.
+V ?= 2.14.1
+# test_cascade_counted.py would take half of the time, on what test_cascade_run.py tries as well.
+TORCH_TESTS := tests/backend tests/gpu tests/test_planner.py tests/test_models.py \
+	--ignore=tests/backend/test_cascade_counted.py
+TORCH_ENV := build/torch-$(V)-$(notdir $(PYTHON))
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-rest test-all durations fuzz opinfo matrix paper paper-quick docs lint html-libraries format clean
+.PHONY: help demo test test-quick test-rest test-all test-torch durations fuzz opinfo matrix paper paper-quick docs lint html-libraries format clean
 .DELETE_ON_ERROR:
 
 help: ## show this list
@@ -39,6 +46,9 @@ test-rest: $(VENV)/.dev ## run what make test leaves out: whole networks, random
 
 test-all: test test-rest ## run everything that CI runs, and more random cases
 	@$(BIN)/python -m pytest -n $(JOBS) -m exhaustive $(ARGS)
+
+test-torch: $(TORCH_ENV)/.made ## try torch V=2.9.1: backend, capture and plans, in an environment of its own
+	@$(TORCH_ENV)/bin/python -m pytest -n $(JOBS) -m "not slow and not opinfo" $(ARGS) $(TORCH_TESTS)
 
 durations: $(VENV)/.dev ## run everything, and record how long each test takes
 	@$(BIN)/python -m pytest -n $(JOBS) -m "" --store-durations $(ARGS)
@@ -83,6 +93,13 @@ $(VENV)/.made:
 	  "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=...")'
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(TORCH_ENV)/.made: pyproject.toml
+	@echo "making $(TORCH_ENV): PyPI's torch for Linux brings CUDA, 6 GB and 5 to 25 minutes"
+	@$(PYTHON) -m venv $(TORCH_ENV)
+	@$(TORCH_ENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) \
+	  'torch==$(V)' --editable '.[explain,models,quant,search,test]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml

@@ -62,10 +62,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by the seconds that they were recorded with; a new test took none.
 
-    ``quick`` leaves out the folders whose tests compile or train, however short each is.
+    ``quick`` leaves out the folders whose tests compile or train, however short each is. A test
+    that needs what the installed torch lacks is skipped, in the words of the table that says so.
     """
     seconds = json.loads(DURATIONS.read_text(encoding="utf-8"))
     for item in items:
+        for marker in item.iter_markers("needs_torch"):
+            from torch_getfuse.backend.torch_versions import FEATURES
+
+            if lacks := FEATURES[marker.args[0]].missing():
+                item.add_marker(pytest.mark.skip(reason=lacks))
         took = seconds.get(item.nodeid.removeprefix("tests/"), 0.0)
         if took > SLOW:
             item.add_marker("slow")

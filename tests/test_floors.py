@@ -17,7 +17,7 @@ PACKAGE = "torch_getfuse"
 ROOT = Path(__file__).resolve().parents[1] / PACKAGE
 
 FLOORS = (
-    ("errors", "version"),
+    ("errors", "version", "backend.torch_versions"),
     ("widths", "limits"),
     (
         "json_fields",

@@ -323,6 +323,7 @@ def test_an_input_that_is_returned_is_no_output() -> None:
     assert (graph.inputs, graph.outputs) == (("input",), ("relu",))
 
 
+@pytest.mark.needs_torch("attention")
 def test_composites_are_taken_apart_in_a_copy() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -76,7 +76,8 @@ class Model(nn.Module):
         self.weights = nn.ParameterList([torch.rand(shape) for shape in weights])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.then(self.first(x), *self.weights)
+        weights = [self.weights[k] for k in range(len(self.weights))]  # as Run does
+        return self.then(self.first(x), *weights)
 
 
 def last(model: nn.Module) -> Op:

@@ -101,6 +101,7 @@ def test_reports_and_plans_take_it_and_the_rest_says_why_not() -> None:
     assert torch_getfuse.price(net, (x[:1],), plan).legal
 
 
+@pytest.mark.needs_torch("observers")
 def test_a_model_that_is_not_converted_yet_is_a_float_one() -> None:
     net, x = Net().eval(), torch.randn(1, 3, 16, 16)
     assert not is_eager_quantised(net)

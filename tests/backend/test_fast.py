@@ -465,6 +465,15 @@ def test_empty_tensors_run_by_fx_nodes() -> None:
     assert "a tensor is empty" in notes(run) or not notes(run)
 
 
+def test_tensors_on_another_device_run_by_fx_nodes() -> None:
+    """Stands for a GPU: no time was measured there, and the note says what there is instead."""
+    run = compiled(nn.Conv2d(4, 8, 1, device="meta").eval())
+    with torch.no_grad():
+        assert run(torch.rand(1, 4, 6, 6, device="meta")).device.type == "meta"
+    assert "tensors are on meta, and inner auto measures on a CPU only" in notes(run)
+    assert "inner='inductor' compiles the groups there" in notes(run)
+
+
 def test_strips_on_threads_in_inference_mode() -> None:
     gm, inputs = traced(network("mobilenet_v2"), torch.randn(2, 3, 64, 64))
     steps = build_steps(gm)

@@ -191,7 +191,8 @@ def test_a_name_of_torch_is_not_its_meaning(function: Callable[[Tensor], Tensor]
 
 def test_opaque_weights_are_told() -> None:
     linear = nn.Sequential(nn.Linear(8, 4)).eval()
-    with warnings.catch_warnings(action="ignore"):  # torch calls its quantization deprecated
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its quantization deprecated
         packed = torch.ao.quantization.quantize_dynamic(linear, {nn.Linear}, dtype=torch.qint8)
     root = nn.Module()
     root.packed = packed[0]._packed_params._packed_params

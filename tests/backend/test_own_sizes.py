@@ -17,6 +17,7 @@ from torch.utils._sympy.functions import FloorDiv, Mod
 
 from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes, may_own_sizes
+from torch_getfuse.backend.torch_private import hint_of, traced_symbols
 from torch_getfuse.errors import CaptureError
 
 SHAPES = ((2, 8, 40, 56), (3, 8, 72, 40), (4, 8, 33, 49))
@@ -286,7 +287,7 @@ def test_an_assumption_that_fails_around_the_group_is_refused() -> None:
     assert bool(height == 40)
     sizes.ask_around()
     around = sizes._around
-    (symbol,) = (s for s, size in sizes._back.items() if around.guarding_hint_or_throw(size) == 40)
+    (symbol,) = (s for s, size in sizes._back.items() if hint_of(around, size) == 40)
     sizes._back[symbol] += 1
     with pytest.raises(CaptureError, match="a group was compiled for sizes with"):
         sizes.ask_around()
@@ -300,7 +301,7 @@ def test_symbols_of_the_same_name_are_kept_apart() -> None:
     around, (name, *_) = sizes._around, list(sizes._back)
     stranger = around.create_symbol(80, ConstantSource("own_0"), DimDynamic.DYNAMIC)
     assert stranger.name == name.name
-    (height,) = (s for s, hint in around.backed_var_to_val.items() if hint == 40)
+    (height,) = (s for s, hint in traced_symbols(around).items() if hint == 40)
     # Not the size of the group that has this name.
     assert around.evaluate_expr(sympy.Eq(stranger, 2 * height)) == sympy.true
     assert not OwnSizes(child)._made

@@ -26,6 +26,10 @@ from torch_getfuse.backend import torch_private
 from torch_getfuse.backend.inner.inductor_patches import mended
 from torch_getfuse.backend.inner.inductor_patches.replaced import replaced
 from torch_getfuse.backend.inner.inductor_patches.strides import _SUMS, STRIDES, _along_loops
+from torch_getfuse.backend.torch_versions import FEATURES
+
+if lacks := FEATURES["strides"].missing():
+    pytest.skip(lacks, allow_module_level=True)
 
 LOOPS = sympy.symbols("d0 d1 d2", integer=True, nonnegative=True)
 SIZES = sympy.symbols("s0 s1", integer=True, positive=True)
@@ -124,6 +128,8 @@ def held() -> list[Any]:
 
 
 BEFORE = held()
+NEEDED = [replacement.needed for replacement in STRIDES]
+"""Some of the faults are mended in later versions of torch."""
 
 
 def test_every_replaced_function_is_listed_above() -> None:
@@ -133,7 +139,7 @@ def test_every_replaced_function_is_listed_above() -> None:
 def test_originals_are_back_after_nested_contexts_and_errors() -> None:
     with replaced(STRIDES):
         inside = held()
-        assert not any(a is b for a, b in zip(inside, BEFORE, strict=True))
+        assert [a is not b for a, b in zip(inside, BEFORE, strict=True)] == NEEDED
         assert isinstance(inside[0], staticmethod)
         with pytest.raises(ZeroDivisionError), replaced(STRIDES):
             raise ZeroDivisionError
@@ -153,7 +159,7 @@ def test_nothing_is_replaced_where_a_name_is_missing(monkeypatch: pytest.MonkeyP
 
 
 def test_other_versions_of_torch_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "__version__", "2.14.0+cpu")
+    monkeypatch.setattr(torch, "__version__", "2.99.0+cpu")
     with replaced(STRIDES):
         assert held() == BEFORE
 
@@ -239,7 +245,8 @@ def test_functions_are_replaced_in_compilations_only(
         result.square().sum().backward()
     assert len(during) >= 2
     assert held() == BEFORE
-    assert not any(a is b for now in during for a, b in zip(now, BEFORE, strict=True))
+    for now in during:
+        assert [a is not b for a, b in zip(now, BEFORE, strict=True)] == NEEDED
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)
     assert x.grad is not None
     torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-4)
@@ -253,8 +260,11 @@ def test_the_fault_is_there_outside_and_mended_inside() -> None:
     square = sympy.expand(row**2)
     handler = types.SimpleNamespace(sizevars=SizeVarAllocator(env))
     with V.set_graph_handler(handler):
-        with pytest.raises(ValueRangeError, match="Invalid ranges"):
-            ir.Layout._stride_expr_ge_or_false(4 * row, square)
+        if STRIDES[0].needed:
+            with pytest.raises(ValueRangeError, match="Invalid ranges"):
+                ir.Layout._stride_expr_ge_or_false(4 * row, square)
+        else:  # mended in torch itself
+            assert not ir.Layout._stride_expr_ge_or_false(4 * row, square)
         with replaced(STRIDES):
             assert not ir.Layout._stride_expr_ge_or_false(4 * row, square)
             assert ir.Layout._stride_expr_ge_or_false(square, row)

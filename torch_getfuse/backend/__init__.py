@@ -5,7 +5,8 @@ In pipeline order: ``rules/`` (how each operator reads), ``fx_nodes/`` (what a n
 run them: ``rowwise/`` (counted, in line buffers), ``packed/`` (fast, on a CPU) and ``inner/`` (an
 inner backend). ``compiler.py`` is the backend itself: open it first. ``training.py`` plans the
 backward graph, ``plan_cache.py`` keeps plans, ``compiled_models.py`` lets ``report(model)`` find
-what was compiled. ``torch_private.py`` has every private name of torch that any of them needs.
+what was compiled. ``torch_private.py`` has every private name of torch that any of them needs,
+``torch_versions.py`` what versions of torch lack.
 """
 
 from __future__ import annotations

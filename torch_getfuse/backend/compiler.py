@@ -33,6 +33,7 @@ from torch_getfuse.backend.split.grouping import children_of, split_capture
 from torch_getfuse.backend.split.overlapping_inputs import apart_or_unplanned
 from torch_getfuse.backend.split.submodules import split_graph_module
 from torch_getfuse.backend.torch_private import RestartAnalysis
+from torch_getfuse.backend.torch_versions import FEATURES
 from torch_getfuse.backend.training import (
     JointCompiler,
     has_checkpoint,
@@ -154,6 +155,8 @@ def _compile(
     """The planned graph as a callable; fills in its record."""
     gm = capture.graph_module
     hints = _shape_notes(gm)
+    if hints and options.inner == "inductor" and (lacks := FEATURES["strides"].missing()):
+        hints = (*hints, lacks)
     forward = Section(
         plan,
         unsupported=capture.unsupported,

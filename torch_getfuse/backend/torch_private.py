@@ -1,4 +1,4 @@
-"""Every private name of torch that this package uses, and the versions it was tried on.
+"""Every private name of torch that this package uses, and where older versions have it.
 
 torch promises nothing about names that start with an underscore: ``torch._dynamo``, ``_schema``,
 ``_orig_mod``. No other file uses one (``tests/backend/test_torch_private.py`` reads them all), so
@@ -11,11 +11,12 @@ other objects: a model that is not compiled has no ``_orig_mod``.
 
 Where a version of torch lacks a name, whatever needs it raises one
 :class:`~torch_getfuse.errors.UnsupportedTorchError` that says which, and what to do. On a version
-that a name was not tried on, it is used as long as it is there.
+that was not tried (``torch_versions.py``), a name is used as long as it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -27,7 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from torch_getfuse.backend.torch_versions import TRIED
 from torch_getfuse.errors import UnsupportedTorchError
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
     from torch._subclasses.fake_tensor import unset_fake_temporarily as unset_fake_temporarily
     from torch.amp import autocast_mode
+    from torch.fx.experimental.symbolic_shapes import optimization_hint as optimization_hint
     from torch.nn.modules import batchnorm, dropout
     from torch.utils._python_dispatch import (
         is_traceable_wrapper_subclass as is_traceable_wrapper_subclass,
@@ -73,16 +77,8 @@ if TYPE_CHECKING:
     set_grad_enabled: Callable[[bool], None]
     unsafe_index_put: OpOverload
 
-TRIED = ("2.13",)
-"""Versions of torch, as far as the minor number, that the names below were tried on."""
-
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def torch_version() -> str:
-    """The version of torch as far as the minor number: ``"2.13"``."""
-    return ".".join(torch.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -92,12 +88,12 @@ class PrivateName:
     Attributes:
         path: ``module:attribute``, where it is.
         feature: what cannot work without it, as the subject of a sentence.
-        tried: the versions of torch, as far as the minor number, that it was tried on.
+        older: where older versions of torch have it, the newest first.
     """
 
     path: str
     feature: str
-    tried: tuple[str, ...] = TRIED
+    older: tuple[str, ...] = ()
 
     def find(self) -> Any:
         """What torch has under this name.
@@ -105,19 +101,26 @@ class PrivateName:
         Raises:
             UnsupportedTorchError: where it has nothing.
         """
-        module, _, attribute = self.path.partition(":")
         try:
-            return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+            return _at(self.path)
         except (ImportError, AttributeError) as error:
+            for path in self.older:
+                with contextlib.suppress(ImportError, AttributeError):
+                    return _at(path)
             raise self.missing() from error
 
     def missing(self) -> UnsupportedTorchError:
         """The error of whoever needs a name that torch does not have."""
         return UnsupportedTorchError(
             f"torch {torch.__version__} has no {self.path.replace(':', '.')}, so {self.feature} "
-            f"cannot work; it was tried on torch {', '.join(self.tried)}: "
-            f"pip install 'torch=={self.tried[-1]}.*'"
+            f"cannot work; it was tried on torch {', '.join(TRIED)}: "
+            f"pip install 'torch=={TRIED[-1]}.*'"
         )
+
+
+def _at(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
 
 
 _CAPTURE = "the capture of a model"
@@ -178,6 +181,15 @@ NAMES: Mapping[str, PrivateName] = {
     "enable_python_dispatcher": PrivateName(
         "torch._dispatch.python:enable_python_dispatcher", _SHAPES
     ),
+    # The number that a symbolic size was traced with.
+    "optimization_hint": PrivateName(
+        "torch.fx.experimental.symbolic_shapes:optimization_hint",
+        _CAPTURE,
+        older=(
+            "torch.fx.experimental.symbolic_shapes:size_hint",  # 2.10 to 2.12
+            "torch.fx.experimental.symbolic_shapes:hint_int",  # 2.9
+        ),
+    ),
     "FloorDiv": PrivateName("torch.utils._sympy.functions:FloorDiv", _SHAPES),
     "Max": PrivateName("torch.utils._sympy.functions:Max", _SHAPES),
     "Mod": PrivateName("torch.utils._sympy.functions:Mod", _SHAPES),
@@ -201,17 +213,14 @@ READ: dict[str, PrivateName] = {}
 """Function of this module -> the private attribute that it reads."""
 
 
-def reads(
-    path: str, feature: str, tried: tuple[str, ...] = TRIED
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def reads(path: str, feature: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Marks a function that reads one private attribute; without it, one clear error is raised.
 
     Args:
         path: ``module:attribute``, or ``module:class.attribute``; the attribute comes last.
         feature: see :class:`PrivateName`.
-        tried: see :class:`PrivateName`.
     """
-    private = PrivateName(path, feature, tried)
+    private = PrivateName(path, feature)
     attribute = path.replace(":", ".").rpartition(".")[2]
 
     def mark(function: Callable[P, R]) -> Callable[P, R]:
@@ -389,6 +398,8 @@ def is_dynamo_weight(node: fx.Node) -> bool:
     if tensor_dict.get("_dynamo_static_input_type") is not None:
         return True
     guard = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
+    if inspect.ismethod(guard):  # a property from torch 2.10 on
+        guard = guard()
     return guard is not None and "NN_MODULE" in guard.name
 
 
@@ -419,6 +430,14 @@ def traced_code() -> CodeType | None:
     return traced[0] if traced else None
 
 
+def compiled_apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """``torch.compile`` with a cache of its own, where torch has such (2.13, not 2.11)."""
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        settings["isolate_recompiles"] = True
+    compiled: Callable[..., Any] = torch.compile(function, **settings)
+    return compiled
+
+
 def original_module(model: Any) -> Any:
     """The module in what ``torch.compile(module)`` returns; anything else is returned as it is."""
     return getattr(model, "_orig_mod", model)
@@ -434,7 +453,6 @@ def is_compiled_function(target: object) -> bool:
     return hasattr(target, "_torchdynamo_orig_callable")
 
 
-@reads("torch._dynamo.eval_frame:innermost_backend", "report(model)")
 def backend_of(model: object) -> object:
     """The backend in what ``torch.compile`` returned; ``None`` where it is not to be found.
 
@@ -444,10 +462,27 @@ def backend_of(model: object) -> object:
     context = getattr(compiled, "dynamo_ctx", None)
     if context is None and is_compiled_function(compiled):
         context = inspect.getclosurevars(compiled).nonlocals.get("self")  # type: ignore[arg-type]
-    callback = getattr(context, "callback", None)
-    if not callable(callback):
-        return None
-    return importlib.import_module("torch._dynamo.eval_frame").innermost_backend(callback)
+    callback: Any = getattr(context, "callback", None)
+    # Each wrapper names the one inside of it; torch has a function for it from 2.10 on.
+    while hasattr(callback, "_torchdynamo_orig_backend"):
+        callback = callback._torchdynamo_orig_backend
+    return callback if callable(callback) else None
+
+
+# -- Symbolic sizes ---------------------------------------------------------------------------
+
+
+def hint_of(env: ShapeEnv, size: Any) -> int:
+    """The number that an expression of sizes was traced with; torch before 2.13 calls it so."""
+    hint: Any = getattr(env, "guarding_hint_or_throw", None) or env.size_hint
+    return int(hint(size))
+
+
+def traced_symbols(env: ShapeEnv) -> Mapping[Any, Any]:
+    """Symbol -> the number that it was traced with; torch 2.9 has them under another name."""
+    found = getattr(env, "backed_var_to_val", None)
+    values: Mapping[Any, Any] = env.var_to_val if found is None else found
+    return values
 
 
 # -- Inductor ---------------------------------------------------------------------------------
@@ -460,13 +495,13 @@ class InductorFunction:
     Attributes:
         module: that has it.
         name: of the function, after the name of its class if it has one.
-        tried: the versions of torch, as far as the minor number, that have the fault which the
-            workaround mends. It is not used on others.
+        faulty: the versions of torch, as far as the minor number, that are known to have the fault
+            which the workaround mends. It is not used on others.
     """
 
     module: str
     name: str
-    tried: tuple[str, ...] = TRIED
+    faulty: tuple[str, ...]
 
     def place(self) -> tuple[Any, str]:
         """The module or class that has it, and its name there; imports inductor: seconds.
@@ -480,11 +515,15 @@ class InductorFunction:
         return (getattr(module, owner) if owner else module), name
 
 
-STRIDE_COMPARISON = InductorFunction("torch._inductor.ir", "Layout._stride_expr_ge_or_false")
+STRIDE_COMPARISON = InductorFunction(
+    "torch._inductor.ir", "Layout._stride_expr_ge_or_false", ("2.13",)
+)
 """Static: whether one stride is at least another, or a multiple of it."""
-STRIDE_AT = InductorFunction("torch._inductor.sizevars", "stride_at")
+STRIDE_AT = InductorFunction("torch._inductor.sizevars", "stride_at", ("2.13", "2.14"))
 """How much an index grows in one step of a loop."""
-SIMPLIFIED_INDEX = InductorFunction("torch._inductor.sizevars", "simplify_index_in_vec_range")
+SIMPLIFIED_INDEX = InductorFunction(
+    "torch._inductor.sizevars", "simplify_index_in_vec_range", ("2.13", "2.14")
+)
 """An index within one vector of a loop."""
 
 

@@ -56,11 +56,13 @@ from torch_getfuse.backend.torch_private import (
     TorchDynamoException,
     TorchRuntimeError,
     Unsupported,
+    compiled_apart,
     dynamo_settings,
     is_dynamo_weight,
     original_module,
     tree_leaves,
 )
+from torch_getfuse.backend.torch_versions import warn_if_untried
 from torch_getfuse.errors import CaptureError, GetfuseError, NoOperatorError, PlanError
 from torch_getfuse.ir import OpGraph, Tensor
 from torch_getfuse.partition.plan import PartitionPlan
@@ -346,10 +348,7 @@ def _compiled(
     fresh = types.FunctionType(
         run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__
     )
-    compiled: Callable[..., Any] = torch.compile(  # type: ignore[call-overload]
-        fresh, backend=backend, fullgraph=fullgraph, dynamic=False, isolate_recompiles=True
-    )
-    return compiled
+    return compiled_apart(fresh, backend=backend, fullgraph=fullgraph, dynamic=False)
 
 
 _RUNNER: contextvars.ContextVar[Callable[[Capture], Callable[..., Any]] | None] = (
@@ -416,6 +415,7 @@ def _count_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _capture(
     gm: fx.GraphModule, recorded: Callable[[fx.Node], Role], outputs: set[int] | None = None
 ) -> Capture:
+    warn_if_untried()
     gm = with_own_dequantize(without_idle_casts(gm))
 
     @functools.cache

@@ -89,6 +89,7 @@ _SAME = {
     "_unsafe_view": "view",
     "_to_copy": "to",
     "split_with_sizes": "split",
+    "__eq__": "eq",  # how Dynamo wrote it before torch 2.13
     "__and__": "bitwise_and",
     "__or__": "bitwise_or",
     "__xor__": "bitwise_xor",
@@ -269,7 +270,8 @@ def _places(name: str) -> Mapping[str, int]:
     """Where the arguments of an ATen operator stand, those of its overloads together."""
     packet = getattr(torch.ops.aten, name, None) if name.isidentifier() else None
     places: dict[str, int] = {}
-    for overload in packet.overloads() if packet is not None else ():
+    # Methods such as "__eq__" are those of the namespace itself.
+    for overload in packet.overloads() if isinstance(packet, OpOverloadPacket) else ():
         for argument in schema_of(getattr(packet, overload)).arguments:
             places.setdefault(_RENAMED.get(argument.name, argument.name), len(places))
     return places

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from torch_getfuse.backend.rules.rule import Stored, TensorInfo
 from torch_getfuse.backend.torch_private import (
@@ -19,6 +18,7 @@ from torch_getfuse.backend.torch_private import (
     codegen_of,
     is_traceable_wrapper_subclass,
     keep_source,
+    optimization_hint,
 )
 
 _UNKNOWN_SIZE = 64

@@ -314,7 +314,9 @@ class Run(nn.Module):
         self.weights = nn.ParameterList([torch.rand(tuple(shape)) + 0.5 for shape in weights])
 
     def forward(self, *inputs: torch.Tensor) -> Any:
-        return self.function(*inputs, *self.weights)
+        # By index: Dynamo of torch 2.9 and 2.11 fails to unpack a ParameterList.
+        weights = [self.weights[k] for k in range(len(self.weights))]
+        return self.function(*inputs, *weights)
 
 
 def pointwise_accesses(operand: Operand, rank: int) -> tuple[Access, ...]:

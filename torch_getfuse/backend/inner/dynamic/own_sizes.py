@@ -33,10 +33,12 @@ from torch_getfuse.backend.torch_private import (
     SymT,
     TensorifyState,
     enable_python_dispatcher,
+    hint_of,
     is_view,
     preserve_rng_state,
     storage_key,
     symbol_is_type,
+    traced_symbols,
 )
 from torch_getfuse.errors import CaptureError
 
@@ -68,7 +70,7 @@ def may_own_sizes(child: fx.GraphModule) -> bool:
     # Inductor asks Dynamo to make those numbers that it cannot make tensors, and notes which.
     if any(
         symbol_is_type(symbol, SymT.FLOAT) and not TensorifyState.should_specialize(symbol.name)
-        for symbol in sizes[0].node.shape_env.backed_var_to_val
+        for symbol in traced_symbols(sizes[0].node.shape_env)
     ):
         return False
     tensors = [value for value in values if not isinstance(value, (int, torch.SymInt))]
@@ -168,7 +170,7 @@ class OwnSizes:
     def _add(self, part: sympy.Expr, size: sympy.Expr) -> None:
         bounds = self._around.bound_sympy(size)
         symbol = self._env.create_symbol(
-            int(self._around.guarding_hint_or_throw(size)),
+            hint_of(self._around, size),
             ConstantSource(f"own_{len(self._own)}"),
             DimDynamic.DYNAMIC,
             positive=bounds.lower > 0 or None,

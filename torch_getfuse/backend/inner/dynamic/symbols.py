@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP, ShapeEnv, free_s
 
 from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.inner.dynamic.own_sizes import OwnSizes, may_own_sizes
-from torch_getfuse.backend.torch_private import PythonPrinter, tree_leaves
+from torch_getfuse.backend.torch_private import PythonPrinter, hint_of, tree_leaves
 
 
 class SizeBinder:
@@ -96,7 +96,7 @@ class SizeBinder:
             short = size.xreplace(known)
             used = {mark: self._nodes[e] for e, mark in known.items() if mark in short.free_symbols}
             made = self._graph.call_function(size_function(short, list(used)), tuple(used.values()))
-        hint = int(self._env.guarding_hint_or_throw(size))
+        hint = hint_of(self._env, size)
         made.meta["val"] = self._env.create_symintnode(size, hint=hint)
         self._nodes[size] = made
         return made

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch_getfuse.backend.torch_private import InductorFunction, torch_version
+from torch_getfuse.backend.torch_private import InductorFunction
+from torch_getfuse.backend.torch_versions import torch_version
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Replacement:
     @property
     def needed(self) -> bool:
         """Whether the installed version of torch is known to have the fault."""
-        return torch_version() in self.function.tried
+        return torch_version() in self.function.faulty
 
 
 _lock = threading.Lock()
