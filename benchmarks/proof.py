@@ -9,12 +9,16 @@ after a write through ``.data``), every one on packed weights that are compared 
 the program that is taken, where some read their weights where they lie. Least milliseconds, the
 median of the ratio of the program taken to "unproved" in the same turn, and the part of the
 program taken in which inputs and weights are looked at. ``--cpu`` counts the time of the processor
-instead of the clock's, for one thread on a machine that has other work.
+instead of the clock's, for one thread on a machine that has other work. ``--inductor`` adds
+``torch.compile`` with inductor, freezing on, and with ``inner="auto"``: these two with Dynamo's
+guards around them. Inductor takes its frozen weights for right, so what "unproved" and the guards
+cost beyond it is what dispatch from Python could save, and no more.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import time
 from collections.abc import Callable
@@ -22,8 +26,9 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._inductor.config
 from tabulate import tabulate
-from torch import fx
+from torch import Tensor, fx, nn
 
 from benchmarks.depth_first import build
 from torch_getfuse.backend.packed.fast import fast_program
@@ -57,7 +62,20 @@ def traced(name: str, size: int) -> tuple[fx.GraphModule, list[Any]]:
     return found[0]
 
 
-def measure(name: str, size: int, threads: int, turns: int, clock: Callable[[], float]) -> Any:
+def guarded(model: nn.Module, x: Tensor) -> dict[str, Callable[..., Any]]:
+    """The model compiled by inductor with freezing, and by this backend; takes any arguments."""
+    options = {"strict": True, "cache": False}
+    auto = torch.compile(copy.deepcopy(model), backend="getfuse", options=options)
+    auto(x)
+    frozen = torch.compile(model)
+    with torch._inductor.config.patch(freezing=True):
+        frozen(x)
+    return {"inductor": lambda *_: frozen(x), "auto": lambda *_: auto(x)}
+
+
+def measure(
+    name: str, size: int, threads: int, turns: int, clock: Callable[[], float], inductor: bool
+) -> Any:
     """One row of the table."""
     torch.set_num_threads(threads)
     gm, inputs = traced(name, size)
@@ -72,6 +90,8 @@ def measure(name: str, size: int, threads: int, turns: int, clock: Callable[[], 
         "compared": compared,
         "taken": taken,
     }
+    if inductor:
+        calls |= guarded(*build(name, size))
     times: dict[str, list[float]] = {key: [] for key in calls}
     proof = []
     for _ in range(turns):
@@ -100,11 +120,12 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--turns", type=int, default=100)
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--inductor", action="store_true")
     given = parser.parse_args()
     clock = time.process_time if given.cpu else time.perf_counter
     with torch.no_grad():
         rows = [
-            measure(name, given.size, threads, given.turns, clock)
+            measure(name, given.size, threads, given.turns, clock, given.inductor)
             for name in given.models
             for threads in given.threads
         ]

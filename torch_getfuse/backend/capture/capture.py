@@ -219,8 +219,11 @@ def capture_exported(program: ExportedProgram) -> Capture:
 # -- tracing ----------------------------------------------------------------------------------
 
 
-class _Recorded(Exception):
-    """Leaves a traced call before anything is computed."""
+class _Recorded(BaseException):
+    """Leaves Dynamo with the graph, before it makes guards, a tenth of a trace, or runs anything.
+
+    No ``Exception``: Dynamo would take those for failures of the backend.
+    """
 
 
 _Graphs = list[tuple[fx.GraphModule, Sequence[Any]]]
@@ -234,13 +237,9 @@ _RECORDER: contextvars.ContextVar[_Graphs | None] = contextvars.ContextVar(
 def _recording_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A torch.compile backend, one for all captures: torch keeps each it has seen for ever."""
     recorder = _RECORDER.get()
-    if recorder is not None:
-        recorder.append((gm, example_inputs))
-
-    def stop(*args: Any) -> Any:
-        raise _Recorded
-
-    return stop
+    assert recorder is not None, "only capture_model compiles with it"
+    recorder.append((gm, example_inputs))
+    raise _Recorded
 
 
 def _counting_backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -9,35 +9,54 @@ what somebody else has put in the graph (``allow_in_graph``) is run as it is.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torch_getfuse.backend.fx_nodes.effects import storage_of
+from torch_getfuse.backend.fx_nodes.fake_run import FakeRun
 from torch_getfuse.backend.fx_nodes.normalize import is_torchs, normalise
 from torch_getfuse.backend.fx_nodes.values import (
     STANDS_FOR,
     copy_node,
     fake_mode_of,
     flat_tensors,
+    is_plain,
     result_of,
     rewritten,
     traced_value,
 )
 from torch_getfuse.backend.rules.registry import find_rule, positional
-from torch_getfuse.backend.torch_private import OperatorBase, tracing
+from torch_getfuse.backend.torch_private import FakeTensor, OperatorBase, tracing
 
 log = logging.getLogger(__name__)
 
 _KEPT = frozenset(("setitem", "fill", "copy", "tensor", "lstm", "gru"))
 
 
+class _Expansion(NamedTuple):
+    """The operators behind one node.
+
+    Attributes:
+        graph: they, with a placeholder per tensor that the node reads.
+        values: by node of it, the traced values at this place.
+    """
+
+    graph: fx.Graph
+    values: Mapping[fx.Node, Any]
+
+
 def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     """``gm`` itself, or a copy in which functions of torch without a rule are operators."""
-    found = {node.name: sub for node in gm.graph.nodes if (sub := _trace(node)) is not None}
+    known: dict[Hashable, fx.GraphModule | None] = {}
+    found = {
+        node.name: expansion
+        for node in gm.graph.nodes
+        if (expansion := _expand(node, known)) is not None
+    }
     if not found:
         return gm
     copy = rewritten(gm, copy_node)
@@ -48,8 +67,13 @@ def expand_composites(gm: fx.GraphModule) -> fx.GraphModule:
     return copy
 
 
-def _trace(node: fx.Node) -> fx.GraphModule | None:
-    """The operators behind a node; ``None`` where it is one already, or cannot be traced."""
+def _expand(node: fx.Node, known: dict[Hashable, fx.GraphModule | None]) -> _Expansion | None:
+    """The operators behind a node; ``None`` where it is one already, or cannot be traced.
+
+    Args:
+        known: traces by what they depend on; takes new ones. A network calls most functions once
+            per layer, and a second trace costs several times a run of the first one.
+    """
     if node.op not in ("call_function", "call_method"):
         return None
     if isinstance(node.target, OperatorBase) or not is_torchs(node.target):
@@ -59,12 +83,61 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
     inputs = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
     call = normalise(node, positional)
     # A number divided by a tensor is a reciprocal and a product.
-    known = find_rule(call.name) is not None or call.name in _KEPT
+    has_rule = find_rule(call.name) is not None or call.name in _KEPT
     if call.name == "div" and not isinstance(call.args.get("input"), fx.Node):
-        known = False
-    if known or not inputs or len(inputs) != len(node.all_input_nodes):
+        has_rule = False
+    if has_rule or not inputs or len(inputs) != len(node.all_input_nodes):
         return None
+    value = traced_value(node)
+    if isinstance(value, (tuple, list)):
+        # A result within a result (histogramdd's list of edges) is picked apart in two steps.
+        nested = any(isinstance(item, (tuple, list)) for item in value)
+        if nested or not all(map(_picks, node.users)):
+            return None
     fakes = [traced_value(n) for n in inputs]
+    form = _form(node, inputs, fakes)
+    # Inside a backend Dynamo's context holds another fake mode than the one of the trace.
+    with tracing(None), fake_mode_of(fakes) as mode:
+        if form is None or form not in known:
+            traced = _trace(node, inputs, fakes)
+            if form is not None:
+                known[form] = traced
+            if traced is None:
+                return None
+            return _Expansion(traced.graph, {n: n.meta.get("val") for n in traced.graph.nodes})
+        traced = known[form]
+        if traced is None:
+            return None
+        run = FakeRun(traced, mode)
+        run.run(*fakes)
+        return _Expansion(traced.graph, run.values)
+
+
+def _form(
+    node: fx.Node, inputs: Sequence[fx.Node], fakes: Sequence[torch.Tensor]
+) -> Hashable | None:
+    """All that the trace of a node depends on; ``None`` where it may depend on more.
+
+    As text, for ``True``, ``1`` and ``1.0`` are equal, and symbolic sizes have no hash.
+    """
+    if not all(isinstance(t, FakeTensor) and is_plain(t) and t.constant is None for t in fakes):
+        return None
+    names = {n: f"<{k}>" for k, n in enumerate(inputs)}
+    storages = [storage_of(tensor) for tensor in fakes]
+    tensors = [
+        f"{t.dtype} {t.device} {tuple(t.shape)} {t.stride()} {t.storage_offset()} "
+        f"{t.requires_grad} {isinstance(t, nn.Parameter)} {t.is_conj()} {t.is_neg()} "
+        f"{storages.index(storage)}"
+        for t, storage in zip(fakes, storages, strict=True)
+    ]
+    call = fx.map_arg((node.args, dict(node.kwargs)), names.__getitem__)
+    return node.op, node.target, repr(call), *tensors
+
+
+def _trace(
+    node: fx.Node, inputs: Sequence[fx.Node], fakes: Sequence[torch.Tensor]
+) -> fx.GraphModule | None:
+    """The trace of a node's call, with a placeholder per input, if it says more than the node."""
 
     def run(*tensors: torch.Tensor) -> Any:
         given = dict(zip(inputs, tensors, strict=True))
@@ -73,9 +146,7 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
         return result_of(node, args, kwargs)
 
     try:
-        # Inside a backend Dynamo's context holds another fake mode than the one of the trace.
-        with tracing(None), fake_mode_of(fakes):
-            traced = make_fx(run, pre_dispatch=True)(*fakes)
+        traced = make_fx(run, pre_dispatch=True)(*fakes)
     except Exception as error:
         # Tracing a stranger's function can raise anything; the node then stays as it is, one
         # operator without a rule, which capture reports by name.
@@ -88,12 +159,6 @@ def _trace(node: fx.Node) -> fx.GraphModule | None:
         return None
     if any(n.target is node.target for n in calls):
         return None
-    value = traced_value(node)
-    if isinstance(value, (tuple, list)):
-        # A result within a result (histogramdd's list of edges) is picked apart in two steps.
-        nested = any(isinstance(item, (tuple, list)) for item in value)
-        if nested or not all(_picks(user) for user in node.users):
-            return None
     return traced
 
 
@@ -102,7 +167,7 @@ def _picks(user: fx.Node) -> bool:
     return call is not None and call.name == "getitem" and isinstance(call.args["index"], int)
 
 
-def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
+def _splice(gm: fx.GraphModule, node: fx.Node, traced: _Expansion) -> None:
     """Puts the traced operators where ``node`` is."""
     given = [n for n in node.all_input_nodes if isinstance(traced_value(n), torch.Tensor)]
     placed: dict[fx.Node, fx.Node] = {}
@@ -119,7 +184,7 @@ def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
                 result = inner.args[0]
             elif inner.op != "placeholder":
                 new = gm.graph.node_copy(inner, _lookup(placed))
-                value = inner.meta.get("val")
+                value = traced.values[inner]
                 new.meta = {**kept, "example_value": value}
                 # Views further down are traced over the storage of the node that goes.
                 if same := [
@@ -138,7 +203,7 @@ def _splice(gm: fx.GraphModule, node: fx.Node, traced: fx.GraphModule) -> None:
     gm.graph.erase_node(node)
 
 
-def _replaced_values(node: fx.Node, traced: fx.GraphModule) -> dict[Hashable, list[torch.Tensor]]:
+def _replaced_values(node: fx.Node, traced: _Expansion) -> dict[Hashable, list[torch.Tensor]]:
     """Storages of what the traced operators return -> the traced values of ``node`` itself."""
     (result,) = traced.graph.output_node().args
     parts = result if isinstance(result, (tuple, list)) else [result]
@@ -146,7 +211,7 @@ def _replaced_values(node: fx.Node, traced: fx.GraphModule) -> dict[Hashable, li
     found: dict[Hashable, list[torch.Tensor]] = {}
     for part, old in zip(parts, olds if isinstance(olds, (tuple, list)) else [olds]):
         if isinstance(part, fx.Node) and isinstance(old, torch.Tensor):
-            for tensor in flat_tensors(part.meta.get("val")):
+            for tensor in flat_tensors(traced.values[part]):
                 found.setdefault(storage_of(tensor), []).append(old)
     return found
 
