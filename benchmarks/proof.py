@@ -64,7 +64,7 @@ def traced(name: str, size: int) -> tuple[fx.GraphModule, list[Any]]:
 
 def guarded(model: nn.Module, x: Tensor) -> dict[str, Callable[..., Any]]:
     """The model compiled by inductor with freezing, and by this backend; takes any arguments."""
-    options = {"strict": True, "cache": False}
+    options: dict[str, Any] = {"strict": True, "cache": False}
     auto = torch.compile(copy.deepcopy(model), backend="getfuse", options=options)
     auto(x)
     frozen = torch.compile(model)
