@@ -219,7 +219,9 @@ def _granularity(results: Results) -> Iterator[Claim]:
                     least = min(less[key] for key in CONTROLS)
                     told += "; repair by any edges does it" if least >= 10 else "; blame does it"
                 holds = any(value >= 10 for value in gets)
-                yield Claim(text, "", told, HOLDS if holds else FAILS if whole else OPEN)
+                # No explainer can save more than there is.
+                refuted = whole or (gap is not None and 100 * gap / (100 + gap) < 10)
+                yield Claim(text, "", told, HOLDS if holds else FAILS if refuted else OPEN)
 
 
 # -- budgets --------------------------------------------------------------------------------
