@@ -151,7 +151,8 @@ def explain(
     captured = _capture(model, args, "explain(model, (x,))")
     section, origin = _sections_of(captured, chosen), _origin(original_module(model), options)
     planned = partial(_report_of, captured.graph, chosen, section, origin)
-    return replace(explain_graph(captured.graph, chosen, operators, explainers), report=planned)
+    why = explain_graph(captured.graph, chosen, operators, explainers)
+    return replace(why, model=origin.model, report=planned)
 
 
 def _sections_of(captured: Capture, chosen: Options) -> Callable[[PartitionPlan], Section]:
@@ -203,7 +204,9 @@ def price(
     """
     _options(options, model)
     asked = read_groups(groups)
-    return price_graph(_capture(model, args, "price(model, (x,), groups)").graph, options, asked)
+    captured = _capture(model, args, "price(model, (x,), groups)")
+    name = _origin(original_module(model), options).model
+    return replace(price_graph(captured.graph, options, asked), model=name)
 
 
 def split(model: Model, args: tuple[Any, ...], plan: PartitionPlan) -> fx.GraphModule:

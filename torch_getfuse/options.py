@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from torch_getfuse.accelerator import (
     Accelerator,
@@ -159,9 +159,6 @@ class Options:
     strict: bool = False
     progress: bool | str = "auto"
 
-    named: ClassVar[frozenset[str]] = frozenset()
-    """The options that :meth:`of` was given; others have their defaults."""
-
     def __post_init__(self) -> None:
         for registry in _NAMED:
             value = getattr(self, registry.option)
@@ -257,6 +254,12 @@ class Options:
         return tuple(r.option for r in _NAMED if callable(getattr(self, r.option)))
 
     @property
+    def named(self) -> frozenset[str]:
+        """The options that :meth:`of` was given; others have their defaults."""
+        named: frozenset[str] = self.__dict__.get("_named", frozenset())
+        return named
+
+    @property
     def buffer_bytes(self) -> int:
         """The buffer in bytes."""
         assert isinstance(self.buffer, int)
@@ -274,7 +277,7 @@ class Options:
         if plan is not None and isinstance(plan, (str, Path)) and not str(plan):
             raise OptionError("plan='' is an empty path; give a plan file or leave the option out")
         made = cls(**cast("dict[str, Any]", options))
-        object.__setattr__(made, "named", frozenset(options))
+        object.__setattr__(made, "_named", frozenset(options))
         return made
 
 

@@ -213,7 +213,8 @@ def test_inference_plans_no_backward() -> None:
 def test_a_given_plan_is_for_the_forward_only() -> None:
     torch.manual_seed(0)
     model = Net()
-    plan = torch_getfuse.plan(model, (X,), buffer="4KB")
+    plan = torch_getfuse.plan(model, (X,), buffer="8KB", split_before=["body.2"])
+    assert any(group.ops[0] == "body.2" for group in plan.groups)
     eager, compiled = pair(model, backward=True, plan=plan)
     assert_same(steps(eager, X), steps(compiled, X))
     sections = torch_getfuse.report(compiled).sections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     made: Explanation
     report: Report | None
     made, report = with_model(args, make)
+    made = dataclasses.replace(made, model=args.model)
     if report is not None:
         from torch_getfuse.atomic_files import replace_text
 

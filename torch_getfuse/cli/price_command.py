@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
         return api.price(model, (x,), args.groups, **options)
 
-    made: Appraisal = with_model(args, make)
+    made: Appraisal = dataclasses.replace(with_model(args, make), model=args.model)
     destination.write(made.save)
     print_result(made, args)
     return 0 if made.legal else 1

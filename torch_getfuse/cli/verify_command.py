@@ -61,13 +61,13 @@ def _read_plan(path: str) -> dict[str, Any]:
         form = read_json(path)
     except PlanError as error:
         raise UsageError(
-            f"plan {path!r}: {error} (make one with {PROGRAM} plan MODEL -o {path})"
+            f"plan {path!r}: {error} (make one with {PROGRAM} plan MODEL -o plan.json)"
         ) from error
     wanted = {"schema_version": int, "graph": dict, "groups": list, "unfusable": list}
     for key, kind in wanted.items():
         if not isinstance(form, dict) or not isinstance(form.get(key), kind):
             raise UsageError(
-                f"{path!r} is not a plan (no {key!r}); make one with {PROGRAM} plan MODEL -o {path}"
+                f"{path!r} is not a plan (no {key!r}); make one with {PROGRAM} plan MODEL -o plan.json"
             )
     return typing.cast("dict[str, Any]", form)
 

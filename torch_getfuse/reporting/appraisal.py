@@ -90,6 +90,7 @@ class Appraisal(Printed):
         residents_exact: whether ways and resident tensors of the given steps are proved to be the
             best (cascade); ``None`` under other schemes and for a plan that is not legal.
         accelerator: name of the preset that it was judged for; empty without one.
+        model: what people call the model; empty for an operator graph alone.
         options_of: where options came from that were not given: ``"the priced plan"``,
             ``"plan="``, or ``""``: the defaults.
         changed: options in which the figures differ from that plan's own -> its value, and the
@@ -102,6 +103,7 @@ class Appraisal(Printed):
     best: PartitionPlan
     residents_exact: bool | None = None
     accelerator: str = ""
+    model: str = ""
     options_of: str = ""
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -182,6 +184,7 @@ class Appraisal(Printed):
         return {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": best.graph.fingerprint,
+            "model": self.model or None,
             "scheme": best.scheme,
             "buffer_bytes": best.buffer_bytes,
             "activation_bytes": best.activation_bytes,
@@ -271,7 +274,8 @@ def _facts(made: Appraisal) -> list[list[str]]:
     }.get(best.proof or "", "nothing proved")
     apart = f" and {counted(len(best.apart), 'unfusable operator')}" if best.apart else ""
     ours = f"{counted(len(best.groups), _noun(made))}{apart}; {proof}"
-    rows = [["distance", made.distance], ["our plan", ours]]
+    rows = [["network", made.model]] if made.model else []
+    rows += [["distance", made.distance], ["our plan", ours]]
     if made.residents_exact is not None:
         rows.append(
             [

@@ -68,6 +68,7 @@ class Explanation(Printed):
         blames: one per explainer; empty if the group is valid or has no edge.
         cut: ``None`` if the group is valid or a single operator.
         fingerprint: fingerprint of the operator graph.
+        model: what people call the model; empty for an operator graph alone.
         report: plans the same model with the same options; ``None`` where the explanation is of
             an operator graph alone.
     """
@@ -92,6 +93,7 @@ class Explanation(Printed):
     blames: tuple[Blame, ...]
     cut: Cut | None
     fingerprint: str
+    model: str = ""
     report: Callable[[], _Page] | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -169,7 +171,7 @@ class Explanation(Printed):
         most = max(scores, default=0.0) or 1.0
         cut = set(self.cut.edges) if self.cut else set()
         return Drawing(
-            title=f"{_title(self)}: {_verdict(self)}",
+            title=f"{self.model}: {self.headline}" if self.model else self.headline,
             legend=_legend(self.shown_blames),
             boxes=tuple(Box(name, k) for k, part in enumerate(parts) for name in part),
             arrows=tuple(
@@ -187,6 +189,7 @@ class Explanation(Printed):
         return {
             "schema_version": SCHEMA_VERSION,
             "fingerprint": self.fingerprint,
+            "model": self.model or None,
             "scheme": self.scheme,
             "granularity": self.granularity,
             "activation_bytes": self.activation_bytes,
@@ -292,7 +295,8 @@ def _verdict(why: Explanation) -> str:
 
 def _facts(why: Explanation) -> list[list[str]]:
     first, last = why.operators[0], why.operators[-1]
-    rows = [["operators", first if first == last else f"{first} .. {last}"]]
+    rows = [["network", why.model]] if why.model else []
+    rows += [["operators", first if first == last else f"{first} .. {last}"]]
     if why.added:
         rows.append(["added", f"{', '.join(why.added)}: on a path between the requested operators"])
     if why.demand_bytes is None:

@@ -189,7 +189,7 @@ def section_facts(section: Section) -> list[list[str]]:
             if plan.pins
             else []
         ),
-        ["search", "; then ".join(stages) or plan.method or "none"],
+        ["search", _of_what(section) + ("; then ".join(stages) or plan.method or "none")],
         [
             "assumptions",
             f"{target}scheme {plan.scheme}, {unit}buffer {format_size(plan.buffer_bytes)}, "
@@ -205,6 +205,11 @@ def section_facts(section: Section) -> list[list[str]]:
         ],
     ]
     return rows
+
+
+def _of_what(section: Section) -> str:
+    """What a search counts, where that is not the whole network."""
+    return "of the fusable operators, " if section.unfusable and section.steps is None else ""
 
 
 def _network(section: Section, model: str) -> str:

@@ -88,7 +88,7 @@ function unitDetails(section, k) {
       ["runs", unit.way],
       ["DRAM", `${bytes(unit.total)}: read ${bytes(read)}, written ${bytes(write)}, weights ${bytes(weight)}`],
       unit.ops.length > 1 ? ["unfused", `${bytes(alone)}, ${bytes(alone - unit.total)} saved`] : null,
-      ["ends", unit.ends],
+      [section.noun === "step" ? "hands on" : "ends", unit.ends],
       unit.needs === null ? null : ["needs", unit.fusable ? `${bytes(unit.needs)} with what is over its border` : bytes(unit.needs)],
     ]),
     unit.terms.length ? el("h4", {}, "What fills the buffer") : null,

@@ -478,7 +478,7 @@ function tipOf(section, kind, id) {
     lines.push(unit.title, counted(unit.ops.length, "operator"));
     if (unit.fusable) lines.push(`${bytes(unit.buffer)} of ${bytes(section.buffer)} (${percent(unit.buffer, section.buffer)})`);
     lines.push(`${bytes(unit.total)} of DRAM access`);
-    if (unit.ends) lines.push(`ends: ${unit.ends}`);
+    if (unit.ends) lines.push(`${section.noun === "step" ? "hands on" : "ends"}: ${unit.ends}`);
   }
   return lines.map((text, k) => el(k ? "div" : "strong", {}, text));
 }

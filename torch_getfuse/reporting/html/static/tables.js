@@ -85,7 +85,7 @@ function unitTable(section) {
     size("written", (u) => u.dram[1]),
     size("weights", (u) => u.dram[2]),
     size("DRAM", (u) => u.total),
-    text("why it ends", (u) => u.ends),
+    text(step ? "what it hands on" : "why it ends", (u) => u.ends),
   ], section.units.filter((unit) => !unit.apart || section.units.length < 2000), (u) => ["unit", u.k]);
 }
 
