@@ -67,7 +67,8 @@ def _read_plan(path: str) -> dict[str, Any]:
     for key, kind in wanted.items():
         if not isinstance(form, dict) or not isinstance(form.get(key), kind):
             raise UsageError(
-                f"{path!r} is not a plan (no {key!r}); make one with {PROGRAM} plan MODEL -o plan.json"
+                f"{path!r} is not a plan (no {key!r}); make one with {PROGRAM} plan MODEL "
+                "-o plan.json"
             )
     return typing.cast("dict[str, Any]", form)
 
