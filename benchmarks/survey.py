@@ -1,7 +1,7 @@
 """Public vision networks: compiled, planned, verified, counted, exported, each beside eager.
 
     python -m benchmarks.survey [--only PATTERN ...] [--jobs N] [--limit SECONDS] [--redo]
-                                [--list] [--table FILE]
+                                [--memory GB] [--list] [--table FILE]
 
 Every classification, segmentation, video and optical-flow model of torchvision, the smallest model
 of each family (module) of timm, and an image classifier of each model type of transformers, all
@@ -10,7 +10,7 @@ with random weights and their usual input. For each, in a process of its own wit
 - compiled by ``torch.compile(backend="getfuse", options={"inner": "eager", "strict": True})`` and
   compared with eager, bit for bit;
 - planned at 64 KB, 256 KB and 1 MB under lbdf, brr and cascade, one byte per element, within the
-  default time limit; every plan verified; seconds of CPU beside those of ``torch.export``'s second
+  default time limit (10 s of CPU time); every plan verified; seconds of CPU beside those of ``torch.export``'s second
   trace in the same process;
 - counted (``run_counted``) under lbdf and cascade at 256 KB, and split at 256 KB.
 
@@ -118,8 +118,8 @@ LIBRARIES: Mapping[str, Callable[[], Iterator[str]]] = {
 # -- one model -------------------------------------------------------------------------------------
 
 
-def measure(spec: str) -> Row:
-    """Everything about one model, in this process."""
+def measure(spec: str, tell: Callable[[Row], object] = lambda row: None) -> Row:
+    """Everything about one model, in this process; ``tell`` has the row after each step."""
     import torch
 
     from torch_getfuse.models import ModelError, calibrate_batch_norm, load_model
@@ -140,6 +140,7 @@ def measure(spec: str) -> Row:
     row["export_seconds"] = _export(model, inputs)
     row["compiled"] = _step(lambda: _compiled(model, inputs, expected))
     row["plans"] = {}
+    tell(row)
     graph = _captured(model, inputs, row)
     if graph is None:
         return row
@@ -147,11 +148,13 @@ def measure(spec: str) -> Row:
         for buffer in BUFFERS_KB:
             key = f"{scheme} {buffer}"
             row["plans"][key] = _step(lambda s=scheme, b=buffer: _planned(graph, s, b))
-    row["counted"] = {
-        f"{scheme} {buffer}": _step(lambda s=scheme, b=buffer: _counted(model, inputs, s, b))
-        for scheme, buffer in COUNTED
-    }
+            tell(row)
     row["split"] = _step(lambda: _split(model, inputs, expected))
+    row["counted"] = {}
+    for scheme, buffer in COUNTED:
+        tell(row)
+        key = f"{scheme} {buffer}"
+        row["counted"][key] = _step(lambda s=scheme, b=buffer: _counted(model, inputs, s, b))
     row["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return row
 
@@ -296,24 +299,42 @@ def _plan(model: Any, inputs: tuple[Any, ...], scheme: str, buffer_kb: int) -> A
 # -- all of them -----------------------------------------------------------------------------------
 
 
-def in_a_process(spec: str, limit: float) -> Row:
-    """The row of a model; ``status`` is measured, failed or time."""
+def in_a_process(spec: str, limit: float, memory_gb: float) -> Row:
+    """The row of a model; ``status`` is measured, failed, time or memory.
+
+    A child prints its row after each step, so that what it measured before a limit is kept.
+    """
     started = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.survey", "--one", spec]
+    command += ["--memory", str(memory_gb)]
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     try:
-        child = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=limit, env=environment,
-            check=False,
-        )  # fmt: skip
+        printed, told = child.communicate(timeout=limit)
+        status, error = ("measured", "") if child.returncode == 0 else ("failed", told[-1000:])
     except subprocess.TimeoutExpired:
-        row: Row = {"model": spec, "status": "time", "limit_seconds": limit}
-    else:
-        if child.returncode:
-            row = {"model": spec, "status": "failed", "error": child.stderr.strip()[-1000:]}
-        else:
-            row = {"status": "measured", **json.loads(child.stdout.splitlines()[-1])}
-    return {**row, "wall_seconds": round(time.perf_counter() - started, 1)}
+        child.kill()
+        printed, told = child.communicate()
+        status, error = "time", f"stopped after {limit:g} s"
+    if child.returncode < 0 and status == "failed":
+        error = f"{error}\nkilled by signal {-child.returncode}".strip()
+    if "MemoryError" in error or "can't allocate memory" in error:
+        status, error = "memory", f"more than {memory_gb:g} GB"
+    # The last line may be cut off.
+    lines = [line for line in printed.splitlines() if line.startswith("{") and line.endswith("}")]
+    row: Row = {"model": spec, "commit": _commit(), **(json.loads(lines[-1]) if lines else {})}
+    row.update(status=status, wall_seconds=round(time.perf_counter() - started, 1))
+    return row if not error else {**row, "error": error.strip() or "no message"}
+
+
+def _commit() -> str:
+    """The commit that is measured, with ``+`` where files differ from it."""
+    asked = ["git", "describe", "--always", "--abbrev=10", "--dirty=+"]
+    found = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no git"
 
 
 def read(path: Path) -> dict[str, Row]:
@@ -450,13 +471,14 @@ def page(found: Mapping[str, Row]) -> str:
     heads = [f"{scheme} {buffer}" for scheme in SCHEMES for buffer in BUFFERS_KB]
     headers = ["model", "operators", "eager", *heads, "plan / export", "remarks"]
     versions = sorted({row["torch"] for row in found.values() if "torch" in row})
+    commits = sorted({row["commit"] for row in found.values() if "commit" in row})
     return "\n".join(
         [
             "# Survey of public networks",
             "",
             "Written by `python -m benchmarks.survey --table docs/survey.md` from what it "
-            f"measured (torch {', '.join(versions)}; one thread). Plans are for one byte per "
-            "element and end within the default time limit; buffers in KB. `=` in a column of "
+            f"measured (torch {', '.join(versions)}; commits {', '.join(commits)}; one thread). Plans are for one byte per "
+            "element and end within the default time limit, 10 s of CPU time; buffers in KB. `=` in a column of "
             "plans is a proved optimum, a percentage how far the plan can be above the optimum at "
             "most; `=` under eager says that the compiled model gives eager's result to the last "
             "bit. plan / export: CPU seconds of the slowest of the nine plans beside those of "
@@ -486,6 +508,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="as torchvision:*")
     parser.add_argument("--path", type=Path, default=ROOT / "runs" / "survey.jsonl")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one (default 1800)")
+    parser.add_argument("--memory", type=float, default=16, help="GB for one (default 16)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     parser.add_argument("--redo", action="store_true", help="run again what failed or timed out")
     parser.add_argument("--list", action="store_true", help="only print the models")
@@ -495,7 +518,9 @@ def main() -> int:
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs}: at least one process is needed")
     if args.one:
-        print(json.dumps(measure(args.one)))
+        most = int(args.memory * (1 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        print(json.dumps(measure(args.one, lambda row: print(json.dumps(row), flush=True))))
         return 0
     found = read(args.path)
     if args.table:
@@ -512,7 +537,9 @@ def main() -> int:
     ]  # fmt: skip
     args.path.parent.mkdir(parents=True, exist_ok=True)
     run = Parallel(args.jobs, backend="threading", return_as="generator_unordered")
-    for k, row in enumerate(run(delayed(in_a_process)(spec, args.limit) for spec in todo)):
+    for k, row in enumerate(
+        run(delayed(in_a_process)(spec, args.limit, args.memory) for spec in todo)
+    ):
         found[row["model"]] = row
         with args.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
