@@ -10,8 +10,8 @@ with random weights and their usual input. For each, in a process of its own wit
 - compiled by ``torch.compile(backend="getfuse", options={"inner": "eager", "strict": True})`` and
   compared with eager, bit for bit;
 - planned at 64 KB, 256 KB and 1 MB under lbdf, brr and cascade, one byte per element, within the
-  default time limit (10 s of CPU time); every plan verified; seconds of CPU beside those of ``torch.export``'s second
-  trace in the same process;
+  default time limit (10 s of CPU time); every plan verified; seconds of CPU beside those of
+  ``torch.export``'s second trace in the same process;
 - counted (``run_counted``) under lbdf and cascade at 256 KB, and split at 256 KB.
 
 A line of JSON per model is appended to ``runs/survey.jsonl``; stopped and started again it goes on
@@ -477,9 +477,9 @@ def page(found: Mapping[str, Row]) -> str:
             "# Survey of public networks",
             "",
             "Written by `python -m benchmarks.survey --table docs/survey.md` from what it "
-            f"measured (torch {', '.join(versions)}; commits {', '.join(commits)}; one thread). Plans are for one byte per "
-            "element and end within the default time limit, 10 s of CPU time; buffers in KB. `=` in a column of "
-            "plans is a proved optimum, a percentage how far the plan can be above the optimum at "
+            f"measured (torch {', '.join(versions)}; commits {', '.join(commits)}; one thread). "
+            "Plans are for one byte per element and end within the default time limit, 10 s of "
+            "CPU time; buffers in KB. `=` in a column of plans is a proved optimum, a percentage how far the plan can be above the optimum at "
             "most; `=` under eager says that the compiled model gives eager's result to the last "
             "bit. plan / export: CPU seconds of the slowest of the nine plans beside those of "
             "torch.export's second trace, in one process.",
