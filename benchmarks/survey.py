@@ -479,10 +479,11 @@ def page(found: Mapping[str, Row]) -> str:
             "Written by `python -m benchmarks.survey --table docs/survey.md` from what it "
             f"measured (torch {', '.join(versions)}; commits {', '.join(commits)}; one thread). "
             "Plans are for one byte per element and end within the default time limit, 10 s of "
-            "CPU time; buffers in KB. `=` in a column of plans is a proved optimum, a percentage how far the plan can be above the optimum at "
-            "most; `=` under eager says that the compiled model gives eager's result to the last "
-            "bit. plan / export: CPU seconds of the slowest of the nine plans beside those of "
-            "torch.export's second trace, in one process.",
+            "CPU time; buffers in KB. `=` in a column of plans is a proved optimum, a percentage "
+            "how far the plan can be above the optimum at most; `=` under eager says that the "
+            "compiled model gives eager's result to the last bit. plan / export: CPU seconds of "
+            "the slowest of the nine plans beside those of torch.export's second trace, in one "
+            "process.",
             "",
             *(f"- {line}" for line in summary(found)),
             *(f"- Not surveyed: torchvision's {k}: {why}." for k, why in _NOT_SURVEYED.items()),
