@@ -220,3 +220,13 @@ def test_a_given_plan_is_for_the_forward_only() -> None:
     sections = torch_getfuse.report(compiled).sections
     assert sections[0].plan.groups == plan.groups
     assert sections[1].name == "graph 0 backward"
+
+
+def test_a_backward_has_the_buffer_of_a_given_plan() -> None:
+    plan = torch_getfuse.plan(Net(), (X,), buffer="4KB", weight_bytes=1)
+    options = {"plan": plan, "backward": True, "strict": True}
+    compiled = torch.compile(Net(), backend="getfuse", options=options)
+    compiled(X).square().mean().backward()
+    forward, backward = (section.plan for section in torch_getfuse.report(compiled).sections)
+    assert (forward.buffer_bytes, forward.weight_bytes) == (4096, 1)
+    assert (backward.buffer_bytes, backward.weight_bytes) == (4096, 1)

@@ -44,7 +44,7 @@ from torch_getfuse.errors import GetfuseError, NoOperatorError, OptionError, som
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import effective_granularity
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.planner import check_made_for, given_plan, plan_graph
+from torch_getfuse.planner import check_made_for, given_plan, options_of, plan_graph
 from torch_getfuse.plugins import SCHEMES, fact, name_of
 from torch_getfuse.reporting.section import Section
 
@@ -232,12 +232,12 @@ def _compile(
         _warn_once(f"{part}: {failure}")
         record.failures[part] = failure
 
+    # A given plan says for which buffer and cost model; pins name operators of the forward graph.
+    same = {} if options.plan is None else options_of(plan)
+    unpinned = {**same, "plan": None, "keep": (), "split_before": (), "together": ()}
     compiler = JointCompiler(
         options,
-        # Pins name operators of the forward graph.
-        lambda backward: _planned(
-            backward, replace(options, plan=None, keep=(), split_before=(), together=())
-        ),
+        lambda backward: _planned(backward, replace(options, **unpinned)),
         children_of,
         report_backward,
         fail,
