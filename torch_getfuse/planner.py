@@ -50,6 +50,9 @@ _DIRECT_SETS = 1_000
 OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
 """Options that an accelerator gives where they are not given."""
 
+OF_CASCADE = ("residency", "slice_channels")
+"""Options that mean something to schemes with steps alone."""
+
 GIVEN = "given"
 """The method of a plan from outside."""
 
@@ -195,7 +198,7 @@ def check_made_for(plan: PartitionPlan, options: Options) -> None:
     if not fact(scheme, "granularities", ()):
         asked.pop("granularity", None)
     if not fact(scheme, "sequential", False):
-        for name in ("residency", "slice_channels"):
+        for name in OF_CASCADE:
             asked.pop(name, None)
     for name, stored in (
         ("activation_bytes", plan.graph.activation_bytes),

@@ -30,6 +30,7 @@ from torch_getfuse.partition.steps.optimum import best_residents
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.planner import (
     OF_ACCELERATORS,
+    OF_CASCADE,
     given_plan,
     options_of,
     pins_for,
@@ -43,7 +44,6 @@ from torch_getfuse.reporting.export import counted
 
 _NAMED = 3  # terms, operators and groups that a sentence names
 _LISTS = "give a list of lists of operator names, such as [['a', 'b'], ['c']]"
-_OF_CASCADE = ("residency", "slice_channels")
 
 GroupsLike = Sequence[Sequence[str]] | PartitionPlan | str | Path
 Groups = Sequence[Sequence[str]] | PartitionPlan
@@ -166,7 +166,7 @@ def _changed(
     }
     stated = {**options_of(plan), "scheme": plan.scheme}
     if not scheme.sequential or plan.scheme != scheme.name:
-        for name in _OF_CASCADE:
+        for name in OF_CASCADE:
             del stated[name]
     return {name: (value, judged[name]) for name, value in stated.items() if value != judged[name]}
 

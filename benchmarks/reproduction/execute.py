@@ -64,15 +64,11 @@ def graph_of(network: str, folder: Path) -> OpGraph:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(_captured(network).to_dict()), encoding="utf-8")
+        rewrite = write_out if network.endswith(SUFFIX) else None
+        graph = network_graph(network.removesuffix(SUFFIX), rewrite)
+        part.write_text(json.dumps(graph.to_dict()), encoding="utf-8")
         part.replace(path)
     return OpGraph.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _captured(network: str) -> OpGraph:
-    if network.endswith(SUFFIX):
-        return network_graph(network.removesuffix(SUFFIX), write_out)
-    return network_graph(network)
 
 
 def execute(request: Request, folder: Path) -> Figures:

@@ -8,14 +8,11 @@ the entry's own words (the marker ``needs_torch``). ``make test-torch V=2.9.1`` 
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-
-log = logging.getLogger(__name__)
 
 TRIED = ("2.9", "2.11", "2.13", "2.14")
 """Versions of torch, as far as the minor number, that the tests were run with, oldest first.

@@ -27,9 +27,8 @@ function answer(section) {
 }
 
 /** Names of the operators asked about, the first and the last of many. */
-function asked({ ops, why }) {
-  const at = new Map(ops.map(({ name }, k) => [name, k]));
-  const one = (name) => link("op", at.get(name), name);
+function asked({ opNamed, why }) {
+  const one = (name) => link("op", opNamed.get(name), name);
   const { operators } = why;
   if (operators.length <= 6) return operators.flatMap((name, k) => [k ? ", " : "", one(name)]);
   return [one(operators[0]), " to ", one(operators.at(-1)), `, ${operators.length} in all`];
@@ -37,9 +36,8 @@ function asked({ ops, why }) {
 
 function cutTable(section) {
   const { parts } = section.why.cut;
-  const at = new Map(section.ops.map(({ name }, k) => [name, k]));
   return table("parts", [
-    { name: "part", value: ({ k }) => k, cell: ({ k, operators }) => link("op", at.get(operators[0]), String(k)) },
+    { name: "part", value: ({ k }) => k, cell: ({ k, operators }) => link("op", section.opNamed.get(operators[0]), String(k)) },
     text("first operator", ({ operators }) => operators[0]),
     number("operators", ({ operators }) => operators.length),
     { ...size("buffer", (part) => part.buffer_bytes), cell: (part) => (part.fits ? bytes(part.buffer_bytes) : "unfusable") },

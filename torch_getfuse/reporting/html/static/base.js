@@ -76,6 +76,7 @@ class Section {
     this.makers = this.tensors.map(({ maker }) => (maker === null ? null : this.ops[maker].unit));
     this.readers = this.tensors.map(({ readers }) => [...new Set(readers.map((op) => this.ops[op].unit))]);
     this.staying = this.tensors.map((t, k) => k).filter((k) => this.tensors[k].stay);
+    this.opNamed = new Map(this.ops.map(({ name }, k) => [name, k]));
     const why = figures.explanation;
     this.why = why && why.fingerprint === this.fingerprint ? why : null;
     this.blame = this.why ? blameOf(this, this.why) : new Map();
@@ -88,7 +89,7 @@ class Section {
 
 /** "tensor:reader" -> scores of an edge by explainer, their mean, that as a share of the highest, cut. */
 function blameOf(section, why) {
-  const op = new Map(section.ops.map((one, k) => [one.name, k]));
+  const op = section.opNamed;
   const key = (edge) => `${section.ops[op.get(edge.producer)].writes}:${op.get(edge.consumer)}`;
   const found = new Map();
   for (const { explainer, edges } of why.explainers) {

@@ -121,7 +121,7 @@ function showSection(k) {
     el("section", { class: "block" }, el("h2", {}, "Tables"), tabs(section)),
   );
   plan.graph.start();
-  if (section.why) plan.graph.show("op", section.ops.findIndex(({ name }) => name === section.why.operators[0]));
+  if (section.why) plan.graph.show("op", section.opNamed.get(section.why.operators[0]));
 }
 
 function start() {
