@@ -32,8 +32,9 @@ from torch import Tensor, fx, nn
 
 from benchmarks.depth_first import build
 from torch_getfuse.backend.packed.fast import fast_program
-from torch_getfuse.backend.packed.program import PROOF, FastProgram
+from torch_getfuse.backend.packed.program import FastProgram
 from torch_getfuse.backend.packed.steps import build_steps
+from torch_getfuse.backend.packed.straight_line import PROOF
 
 MODELS = ("mobilenet_v2", "efficientnet_b0", "resnet50", "vgg16")
 
@@ -42,7 +43,7 @@ class Unproved:
     """Stands for a program's weights: what a first call found is taken for right."""
 
     def __init__(self, program: FastProgram, args: list[Any]) -> None:
-        self._made = program._store.ready(program._filled(args))
+        self._made = program._store.ready((*args, *program._constants))
 
     def ready(self, _: object) -> Any:
         return self._made

@@ -232,9 +232,21 @@ def test_weights_where_they_lie(
     conv = LiveConv(shape, activation, Affine([True], None))
     right = F.conv2d(x, weight, bias, stride, padding, dilation)
     other = torch.randn_like(right)
-    for added in (None, other.contiguous(memory_format=torch.channels_last)):
+
+    def by_position(value: Tensor) -> Tensor:
+        return value.permute(0, 2, 3, 1).reshape(-1, value.shape[1])
+
+    for added in (None, other):
         sums: list[Tensor] = []
-        found = conv.whole(weight, conv.prepare([bias]), x, added, sums)
+        flat = conv.product(
+            weight,
+            conv.prepare([bias]),
+            by_position(x) if shape.is_linear else x,
+            None if added is None else by_position(added),
+            sums,
+        )
+        batch, channels, rows, cols = right.shape
+        found = flat.view(batch, rows, cols, channels).permute(0, 3, 1, 2)
         assert len(sums) == 1
         assert torch.allclose(
             found, ACTIVATIONS[name](right if added is None else right + added), atol=1e-4

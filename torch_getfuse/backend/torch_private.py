@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from torch._dynamo.exc import Unsupported as Unsupported
     from torch._dynamo.source import ConstantSource as ConstantSource
     from torch._dynamo.symbolic_convert import TensorifyState as TensorifyState
+    from torch._dynamo.utils import is_parameter_freezing as is_parameter_freezing
     from torch._dynamo.utils import preserve_rng_state as preserve_rng_state
     from torch._guards import tracing as tracing
     from torch._higher_order_ops.wrap import tag_activation_checkpoint as tag_activation_checkpoint
@@ -166,6 +167,8 @@ NAMES: Mapping[str, PrivateName] = {
     "BackendCompilerFailed": PrivateName("torch._dynamo.exc:BackendCompilerFailed", _CAPTURE),
     # Not a failure: Dynamo traces again, with fewer symbols.
     "RestartAnalysis": PrivateName("torch._dynamo.exc:RestartAnalysis", _BACKEND),
+    # Whether Dynamo makes weights constants of the graph that it traces.
+    "is_parameter_freezing": PrivateName("torch._dynamo.utils:is_parameter_freezing", _BACKEND),
     # Differentiates a graph ahead of time.
     "aot_autograd": PrivateName("torch._dynamo.backends.common:aot_autograd", _BACKEND),
     # What ``torch.utils.checkpoint`` becomes in a graph of Dynamo.

@@ -20,9 +20,10 @@ from torch_getfuse.backend.fx_nodes.effects import changes_mode, changes_state, 
 from torch_getfuse.backend.fx_nodes.values import flat_tensors, is_plain, traced_value
 from torch_getfuse.backend.packed.any_size import CALLS, KEPT, AnySize, is_any_size
 from torch_getfuse.backend.packed.packed_conv import NotFinite
-from torch_getfuse.backend.packed.program import PROOF, Choice, FastProgram, kept_for
+from torch_getfuse.backend.packed.program import Choice, FastProgram, kept_for
 from torch_getfuse.backend.packed.snapshots import Kept
 from torch_getfuse.backend.packed.steps import Step, Unfit, build_steps
+from torch_getfuse.backend.packed.straight_line import PROOF
 from torch_getfuse.backend.packed.tuning import choose_strips, step_times
 from torch_getfuse.backend.torch_private import FakeTensor, onednn
 from torch_getfuse.errors import UnsupportedTorchError
@@ -114,8 +115,11 @@ def _program(
         times.save()
         taken = {at for choice in promising for at in range(choice.first, choice.end)}
         may_live = [at for at, step in enumerate(steps) if step.live and at not in taken]
-        special = FastProgram(gm, steps, promising, threads, may_live, kept)
-        whole = FastProgram(gm, steps, [], threads, kept=kept)
+        try:
+            special = FastProgram(gm, steps, promising, threads, may_live, kept)
+            whole = FastProgram(gm, steps, [], threads, kept=kept)
+        except NotFinite:
+            return None, "runs by FX nodes: weights hold infinities or NaN"
         expected = plain(*inputs)
         for program in (special, whole):
             try:
@@ -136,6 +140,8 @@ def _program(
         f"{packed} packed convolutions in {len(steps)} steps, {inside} of them depth-first in "
         f"{len(chosen)} segments, {len(live)} on weights as they lie"
     )
+    if kept.frozen:
+        found += "; weights are frozen (torch._inductor.config.freezing): not compared at calls"
     told = f"{ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms by FX nodes, timed {when}"
     if ours >= theirs:
         return None, f"runs by FX nodes: the fast program took {told}"

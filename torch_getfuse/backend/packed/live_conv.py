@@ -68,7 +68,7 @@ class LiveConv:
             raise NotFinite
         return made
 
-    def whole(
+    def product(
         self,
         weight: Tensor,
         made: PerChannel,
@@ -76,17 +76,17 @@ class LiveConv:
         other: Tensor | None,
         sums: list[Tensor],
     ) -> Tensor:
-        """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``.
+        """The result, positions by channels.
 
         Args:
             weight: of this call.
             made: of this call's other weights.
-            x: the map.
-            other: added before the activation.
+            x: the map, ``(N, C, H, W)``, of a 1x1 convolution positions by channels.
+            other: added before the activation, positions by channels.
             sums: takes one that is finite if all of the weight is, where ``x`` is.
         """
         factor, summand = made
-        rows, cols, positions, matrix = self._operands(x, weight)
+        positions, matrix = self._operands(x, weight)
         out = torch.mm(positions, matrix.t())
         sums.append(out.select(0, 0).sum())  # every position reads all of the weight
         if factor is not None:
@@ -95,16 +95,14 @@ class LiveConv:
         elif summand is not None:
             out.add_(summand)
         if other is not None:
-            out.add_(other.permute(0, 2, 3, 1).reshape(out.shape))
-        return self._activated(out).view(len(x), rows, cols, -1).permute(0, 3, 1, 2)
+            out.add_(other)
+        return self._activated(out)
 
-    def _operands(self, x: Tensor, weight: Tensor) -> tuple[int, int, Tensor, Tensor]:
-        """Rows and columns of the result, what each position reads, and the weight, as matrices."""
+    def _operands(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """What each position reads, and the weight, as matrices."""
         outputs = weight.shape[0]
         if self.shape.is_linear:
-            _, channels, rows, cols = x.shape
-            flat = x.permute(0, 2, 3, 1).reshape(-1, channels)
-            return rows, cols, flat, weight.reshape(outputs, -1)
+            return x, weight.reshape(outputs, -1)
         (down, right), (high, wide) = self.shape.padding, self.shape.kernel
         if down or right:
             x = F.pad(x, (right, right, down, down))
@@ -114,12 +112,12 @@ class LiveConv:
         ):
             blocks = blocks.unfold(axis, (size - 1) * dilation + 1, stride)
         blocks = blocks[..., :: self.shape.dilation[0], :: self.shape.dilation[1]]
-        _, rows, cols, channels = blocks.shape[:4]
+        channels = blocks.shape[3]
         # In the order in which the weight lies, so that it need not be copied.
         if weight.stride(1) < weight.stride(3):
             blocks, weight = blocks.permute(0, 1, 2, 4, 5, 3), weight.permute(0, 2, 3, 1)
         width = channels * math.prod(self.shape.kernel)
-        return rows, cols, blocks.reshape(-1, width), weight.reshape(outputs, width)
+        return blocks.reshape(-1, width), weight.reshape(outputs, width)
 
     def _activated(self, out: Tensor) -> Tensor:
         name, scalars = self.activation.name, self.activation.scalars

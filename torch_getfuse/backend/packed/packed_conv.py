@@ -7,7 +7,8 @@ was folded and reordered is what a call gives.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import cmath
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -138,6 +139,7 @@ class PackedConv:
         self._post = (activation.name, list(activation.scalars), activation.algorithm)
         after = None if activation.name == "none" else activation.name
         self._after_addition: tuple[Any, ...] = ("add", 1.0, after, [], "")
+        self._on_whole, self._on_rows = self.operator(), self.operator(by_rows=True)
 
     @property
     def made_of(self) -> Hashable:
@@ -174,32 +176,45 @@ class PackedConv:
             packed = onednn().pack_convolution(weight.contiguous(), *self._whole, list(size))
         return Packed(packed, None if bias is None else bias.contiguous())
 
-    def whole(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """All rows of ``x``, ``(N, C, H, W)``; the result is ``channels_last``."""
-        return self._run(self._whole, packed, x, other)
+    def operator(self, by_rows: bool = False) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """The operator of oneDNN, and what it takes behind maps, packed weight and bias.
 
-    def rows(self, packed: Packed, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """The rows that a block of input rows gives, which holds its vertical padding already."""
-        return self._run(self._rows, packed, x, other)
+        A linear one takes maps whose last axis is the channels, and gives such a one; any other
+        takes ``(N, C, H, W)`` and gives ``channels_last``.
+
+        Args:
+            by_rows: for blocks of rows that hold their vertical padding already.
+        """
+        if self.linear:
+            if self.adds:
+                return onednn().linear_add, ("add",)
+            return onednn().linear, self._post
+        window = self._rows if by_rows else self._whole
+        if self.adds:
+            return onednn().convolution_add, (*window, *self._after_addition)
+        return onednn().convolution, (*window, *self._post)
+
+    def whole(self, packed: Packed, *maps: Tensor) -> Tensor:
+        """All rows of the maps, ``(N, C, H, W)``; the result is ``channels_last``."""
+        return self._run(self._on_whole, packed, maps)
+
+    def rows(self, packed: Packed, *maps: Tensor) -> Tensor:
+        """The rows that blocks of rows give, which hold their vertical padding already."""
+        return self._run(self._on_rows, packed, maps)
 
     def _run(
-        self, window: tuple[Any, ...], packed: Packed, x: Tensor, other: Tensor | None
+        self,
+        operator: tuple[Callable[..., Tensor], tuple[Any, ...]],
+        packed: Packed,
+        maps: Sequence[Tensor],
     ) -> Tensor:
-        weight, bias = packed.weight, packed.bias
-        if self.linear:
-            flat = x.permute(0, 2, 3, 1)
-            if other is None:
-                out: Tensor = onednn().linear(flat, weight, bias, *self._post)
-            else:
-                out = onednn().linear_add(flat, other.permute(0, 2, 3, 1), weight, bias, "add")
-            return out.permute(0, 3, 1, 2)
-        if other is None:
-            found: Tensor = onednn().convolution(x, weight, bias, *window, *self._post)
-        else:
-            found = onednn().convolution_add(x, other, weight, bias, *window, *self._after_addition)
-        return found
+        run, rest = operator
+        if not self.linear:
+            return run(*maps, packed.weight, packed.bias, *rest)
+        flat = (x.permute(0, 2, 3, 1) for x in maps)
+        return run(*flat, packed.weight, packed.bias, *rest).permute(0, 3, 1, 2)
 
 
 def all_finite(sums: Sequence[Tensor]) -> bool:
     """Whether sums are finite: no summand of theirs was infinite or NaN then."""
-    return not sums or bool(torch.stack(list(sums)).sum().isfinite())
+    return all(cmath.isfinite(each.item()) for each in sums)

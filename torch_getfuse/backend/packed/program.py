@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,18 +21,15 @@ from torch import Tensor, fx
 
 from torch_getfuse.backend.fx_nodes.effects import attribute
 from torch_getfuse.backend.fx_nodes.values import traced_value
-from torch_getfuse.backend.packed.live_conv import LiveConv
-from torch_getfuse.backend.packed.packed_conv import NotFinite, PackedConv, all_finite
+from torch_getfuse.backend.packed.packed_conv import NotFinite
 from torch_getfuse.backend.packed.snapshots import Kept
 from torch_getfuse.backend.packed.steps import Step, as_traced
+from torch_getfuse.backend.packed.straight_line import Weights, Writer
 from torch_getfuse.backend.packed.strips import Segment, StripPlan, last_reads, run_strips
-from torch_getfuse.backend.packed.weight_store import ConvSlots, ConvStore, Ready
+from torch_getfuse.backend.packed.weight_store import ConvSlots, ConvStore, prepare
+from torch_getfuse.backend.torch_private import is_parameter_freezing
 
 _LAST = torch.channels_last
-
-
-PROOF = -1
-"""Stands for the position of a step where the weights are proved."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,9 @@ class FastProgram:
         live: positions of steps that read their weights where these lie.
         kept: weights made ready, shared with programs of the same graph for other sizes; left out,
             it has its own.
+
+    Raises:
+        NotFinite: where frozen weights hold infinities or NaN.
     """
 
     def __init__(
@@ -65,85 +66,52 @@ class FastProgram:
         live: Collection[int] = (),
         kept: Kept | None = None,
     ) -> None:
-        slots: dict[fx.Node, int] = {}
-        self._inputs: list[int] = []
-        self._constants: list[tuple[int, Any]] = []
-        for node in gm.graph.nodes:
-            if node.op == "placeholder":
-                self._inputs.append(slots.setdefault(node, len(slots)))
-            elif node.op == "get_attr":
-                slot = slots.setdefault(node, len(slots))
-                self._constants.append((slot, attribute(gm, str(node.target))))
-        for step in steps:
-            slots[step.node] = len(slots)
-        self._slots = slots
-        self._size = len(slots) + 2  # and behind them ready weights, and sums that must be finite
-        self._watched = [slots[node] for node in _hidden_by_activations(gm, steps)]
-        self._results: Any = gm.graph.output_node().args[0]
-        self._threads = threads
+        nodes = {
+            op: [node for node in gm.graph.nodes if node.op == op]
+            for op in ("placeholder", "get_attr")
+        }
+        self._constants = [attribute(gm, str(node.target)) for node in nodes["get_attr"]]
+        known = (*nodes["placeholder"], *nodes["get_attr"])
+        self._slots = {node: slot for slot, node in enumerate(known)}
+        self._inputs = len(nodes["placeholder"])
+        self._steps, self._choices, self._threads = steps, choices, threads
         self._live = frozenset(live)
         self._plain = gm.forward
+        self._results: Any = gm.graph.output_node().args[0]
+        self._returned = gm.graph.output_node().all_input_nodes
+        self._watched = _hidden_by_activations(gm, steps)
+        self._kept = kept or kept_for(gm)
         self._stored: list[ConvSlots] = []
-        self._units = self._make_units(gm, steps, choices)
-        self._store = ConvStore(self._stored, kept or kept_for(gm))
+        self._weights = [self._weights_of(at, step) for at, step in enumerate(steps)]
+        self._store = ConvStore(self._stored, self._kept)
+        self._run = self._written(timed=False)
 
-    def _make_units(
-        self, gm: fx.GraphModule, steps: Sequence[Step], choices: Sequence[Choice]
-    ) -> list[tuple[int, Callable[[list[Any]], None]]]:
-        """What is called in turn, each with the position of its first step."""
-        returned = set(gm.graph.output_node().all_input_nodes)
-        last = last_reads(steps)
-        units: list[tuple[int, Callable[[list[Any]], None]]] = []
-        starts = {choice.first: choice for choice in choices}
-        at = 0
-        while at < len(steps):
-            choice = starts.get(at)
-            end = at + 1 if choice is None else choice.end
-            if choice is None:
-                units.append((at, self._whole(steps[at], at in self._live)))
-            else:
-                segment = Segment.part(steps, at, end, returned, last)
-                plan = segment.plan(choice.strips)
-                ready = [
-                    None if step.conv is None else self._ready(step, step.conv)
-                    for step in segment.steps
-                ]
-                units.append((at, _Strips(segment, plan, self._slots, ready, self._threads)))
-            gone = [
-                self._slots[node]
-                for node, when in last.items()
-                if at <= when < end and node not in returned and node.op not in _KEPT
-            ]
-            if gone:
-                units.append((at, partial(_release, tuple(gone))))
-            at = end
-        return units
-
-    def _whole(self, step: Step, live: bool) -> Callable[[list[Any]], None]:
-        slots, target = self._slots, self._slots[step.node]
-        maps = tuple(slots[node] for node in step.maps)
-        if step.conv is None:
-            assert step.whole is not None
-            return partial(_run_node, step.whole, maps, target)
-        if live:
-            assert step.live is not None
-            weight = slots[step.weights[0]]
-            return partial(_run_live, step.live, self._ready(step, step.live), weight, maps, target)
-        return partial(_run_conv, step.conv, self._ready(step, step.conv), maps, target)
-
-    def _ready(self, step: Step, conv: PackedConv | LiveConv) -> Ready:
-        """What gives a convolution its weights."""
+    def _weights_of(self, at: int, step: Step) -> Weights | None:
+        """Where the weights of a step come from; ``None`` where it is no convolution."""
+        conv = step.live if at in self._live else step.conv
+        if conv is None:
+            return None
         weight, *vectors = step.weights
+        channels = int(traced_value(weight).shape[0])
+        if any(node not in self._slots for node in step.weights):
+            return Weights(computed=partial(prepare, conv))
         slots = ConvSlots(
-            conv,
-            self._slots[weight],
-            tuple(self._slots[node] for node in vectors),
-            int(traced_value(weight).shape[0]),
+            conv, self._slots[weight], tuple(self._slots[node] for node in vectors), channels
         )
-        if any(node.op not in _KEPT for node in step.weights):
-            return slots.anew
+        if self._kept.frozen and all(node.op == "get_attr" for node in step.weights):
+            return Weights(constant=self._frozen(slots, step.weights))
         self._stored.append(slots)
-        return partial(_stored, len(self._stored) - 1)
+        return Weights(position=len(self._stored) - 1)
+
+    def _frozen(self, slots: ConvSlots, weights: Sequence[fx.Node]) -> Any:
+        """The weights of a convolution made ready once and for all."""
+        made = self._kept.constants
+        name = (slots.conv.made_of, *(node.name for node in weights))
+        if name not in made:
+            values = [self._constants[self._slots[node] - self._inputs] for node in weights]
+            weight, *vectors = (value.detach() for value in values)
+            made[name] = prepare(slots.conv, weight, vectors)
+        return made[name]
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         """Run the graph; inputs as the graph takes them.
@@ -161,40 +129,57 @@ class FastProgram:
         Raises:
             NotFinite: where inputs or weights hold infinities or NaN.
         """
-        env = self._filled(args)
-        for _, unit in self._units:
-            unit(env)
-        if not all_finite(env[-1]):
-            raise NotFinite
-        return self._found(env)
+        values = (*args, *self._constants)
+        return self._found(self._run(values, self._store.ready(values)))
 
     def timed(self, *args: Any) -> dict[int, float]:
-        """Run the graph for its times: seconds by the position of a unit's first step.
+        """Run the graph for its times: seconds by the position of a step, or a segment's first.
 
-        Those of proving the weights stand at :data:`PROOF`.
+        Those of looking at inputs and weights stand at :data:`PROOF`.
         """
+        run = self._written(timed=True)
+        seconds: dict[int, float] = {}
         started = time.perf_counter()
-        env = self._filled(args)
-        seconds = {PROOF: time.perf_counter() - started}
-        for at, unit in self._units:
-            started = time.perf_counter()
-            unit(env)
-            seconds[at] = seconds.get(at, 0.0) + time.perf_counter() - started
+        values = (*args, *self._constants)
+        with suppress(NotFinite):  # it has run then, and taken its time
+            run(values, self._store.ready(values), seconds, started)
         return seconds
 
-    def _filled(self, args: Sequence[Any]) -> list[Any]:
-        env: list[Any] = [None] * self._size
-        for slot, value in zip(self._inputs, args, strict=True):
-            env[slot] = value
-        for slot, value in self._constants:
-            env[slot] = value
-        env[-2] = self._store.ready(env)
-        env[-1] = [env[slot].sum() for slot in self._watched]
-        return env
-
-    def _found(self, env: list[Any]) -> tuple[Any, ...]:
-        found = fx.node.map_arg(self._results, lambda node: as_traced(env[self._slots[node]], node))
+    def _found(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The results, from the values of the nodes that are returned."""
+        made = dict(zip(self._returned, values, strict=True))
+        found = fx.node.map_arg(self._results, lambda node: as_traced(made[node], node))
         return tuple(found)
+
+    def _written(self, timed: bool) -> Callable[..., tuple[Any, ...]]:
+        """The program as one function (:meth:`Writer.function`)."""
+        steps, returned = self._steps, set(self._returned)
+        last = last_reads(steps)
+        writer = Writer(self._slots, self._watched, timed)
+        starts = {choice.first: choice for choice in self._choices}
+        at = 0
+        while at < len(steps):
+            choice, step, weights = starts.get(at), steps[at], self._weights[at]
+            end = at + 1 if choice is None else choice.end
+            if choice is not None:
+                self._write_strips(writer, Segment.part(steps, at, end, returned, last), choice)
+            elif weights is None:
+                writer.node(step)
+            elif at in self._live:
+                writer.live(step, weights)
+            else:
+                writer.packed(step, weights)
+            gone = (node for node, when in last.items() if at <= when < end)
+            writer.release(node for node in gone if node not in returned)
+            writer.took(at)
+            at = end
+        return writer.function(self._returned)
+
+    def _write_strips(self, writer: Writer, segment: Segment, choice: Choice) -> None:
+        run = _Strips(segment, segment.plan(choice.strips), self._threads)
+        outputs = [segment.steps[k].node for k in run.plan.outputs]
+        weights = self._weights[choice.first : choice.end]
+        writer.strips(segment.steps, weights, run, run.plan.outside, outputs)
 
 
 _KEPT = ("placeholder", "get_attr")
@@ -203,44 +188,12 @@ _KEPT = ("placeholder", "get_attr")
 def kept_for(gm: fx.GraphModule) -> Kept:
     """A place for the weights of a graph's programs.
 
-    Dynamo guards shapes, layouts and types of inputs, but not of constants.
+    Dynamo guards shapes, layouts and types of inputs, but not of constants. Constants are frozen
+    where Dynamo made them so because ``torch._inductor.config.freezing`` is on: with it the user
+    says that weights do not change, and inductor bakes them in.
     """
-    return Kept(guarded=not any(node.op == "get_attr" for node in gm.graph.nodes))
-
-
-def _release(slots: tuple[int, ...], env: list[Any]) -> None:
-    for slot in slots:
-        env[slot] = None
-
-
-def _run_node(
-    whole: Callable[..., Any], maps: tuple[int, ...], target: int, env: list[Any]
-) -> None:
-    env[target] = whole(*(env[slot] for slot in maps))
-
-
-def _stored(position: int, env: Sequence[Any]) -> Any:
-    return env[-2][position]
-
-
-def _run_conv(
-    conv: PackedConv, ready: Ready, maps: tuple[int, ...], target: int, env: list[Any]
-) -> None:
-    x = env[maps[0]]
-    other = env[maps[1]].contiguous(memory_format=_LAST) if conv.adds else None
-    env[target] = conv.whole(ready(env), x, other)
-
-
-def _run_live(
-    conv: LiveConv,
-    ready: Ready,
-    weight: int,
-    maps: tuple[int, ...],
-    target: int,
-    env: list[Any],
-) -> None:
-    other = env[maps[1]] if len(maps) > 1 else None
-    env[target] = conv.whole(env[weight], ready(env), env[maps[0]], other, env[-1])
+    constants = any(node.op == "get_attr" for node in gm.graph.nodes)
+    return Kept(guarded=not constants, frozen=constants and is_parameter_freezing())
 
 
 def _hidden_by_activations(gm: fx.GraphModule, steps: Sequence[Step]) -> list[fx.Node]:
@@ -265,19 +218,8 @@ def _hidden_by_activations(gm: fx.GraphModule, steps: Sequence[Step]) -> list[fx
 class _Strips:
     """A segment in strips, image by image, shared among threads by bands of strips."""
 
-    def __init__(
-        self,
-        segment: Segment,
-        plan: StripPlan,
-        slots: dict[fx.Node, int],
-        ready: Sequence[Ready | None],
-        threads: int,
-    ) -> None:
-        self.segment, self.plan, self.ready = segment, plan, ready
-        self.given = tuple(slots[node] for node in plan.outside)
-        self.targets = [
-            (slots[segment.steps[k].node], k, segment.steps[k].node) for k in plan.outputs
-        ]
+    def __init__(self, segment: Segment, plan: StripPlan, threads: int) -> None:
+        self.segment, self.plan = segment, plan
         self.threads = min(threads, len(plan.strips))
         count = len(plan.strips)
         self.bands = [
@@ -285,18 +227,20 @@ class _Strips:
             for t in range(self.threads)
         ]
 
-    def __call__(self, env: list[Any]) -> None:
-        given = [env[slot].contiguous(memory_format=_LAST) for slot in self.given]
+    def __call__(self, ready: Sequence[Any], given: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs, from weights made ready, one per step, and maps, ``channels_last``."""
+        steps = self.segment.steps
         calls: list[Any] = [
-            partial(step.conv.rows, ready(env)) if step.conv and ready else step.rows
-            for step, ready in zip(self.segment.steps, self.ready, strict=True)
+            partial(step.conv.rows, made) if step.conv else step.rows
+            for step, made in zip(steps, ready, strict=True)
         ]
         batch = given[0].shape[0]
-        results: list[Tensor | None] = [None] * len(self.segment.steps)
-        for slot, k, node in self.targets:
-            value = traced_value(node)
-            results[k] = torch.empty(value.shape, dtype=value.dtype, memory_format=_LAST)
-            env[slot] = results[k]
+        results: list[Tensor | None] = [None] * len(steps)
+        outputs = []
+        for k in self.plan.outputs:
+            value = traced_value(steps[k].node)
+            outputs.append(torch.empty(value.shape, dtype=value.dtype, memory_format=_LAST))
+            results[k] = outputs[-1]
         for image in range(batch):
             one = [value[image : image + 1] if len(value) > 1 else value for value in given]
             into = [None if value is None else value[image : image + 1] for value in results]
@@ -309,6 +253,7 @@ class _Strips:
                     for band in self.bands
                 ]
             )
+        return outputs
 
 
 # -- threads ----------------------------------------------------------------------------------

@@ -81,9 +81,16 @@ class Kept:
 
     Args:
         guarded: whether the caller sees to it that shapes, layouts and types never change.
+        frozen: whether constants of the graph never change.
+
+    Attributes:
+        frozen: as given.
+        constants: what was made of frozen constants, for all programs of the graph.
     """
 
-    def __init__(self, guarded: bool) -> None:
+    def __init__(self, guarded: bool, frozen: bool) -> None:
+        self.frozen = frozen
+        self.constants: dict[Hashable, Any] = {}
         self._guarded = guarded
         self._sets: tuple[_Set, ...] = ()
         self._lock = threading.Lock()

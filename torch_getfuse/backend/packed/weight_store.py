@@ -8,7 +8,7 @@ copies and packed weights, which do not depend on the size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,6 @@ from torch import Tensor
 from torch_getfuse.backend.packed.live_conv import LiveConv
 from torch_getfuse.backend.packed.packed_conv import NotFinite, PackedConv
 from torch_getfuse.backend.packed.snapshots import Kept
-
-Ready = Callable[[Sequence[Any]], Any]
-"""From the values of a call by slot to the weights of one convolution, made ready."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +36,17 @@ class ConvSlots:
     vectors: tuple[int, ...]
     channels: int
 
-    def prepare(self, weight: Tensor | None, vectors: Sequence[Tensor]) -> Any:
-        """What the convolution needs, from its weight, if it keeps any of that, and vectors."""
-        if isinstance(self.conv, LiveConv):
-            return self.conv.prepare(vectors)
-        assert weight is not None
-        return self.conv.prepare(weight, vectors)
 
-    def anew(self, env: Sequence[Any]) -> Any:
-        """The same from the values of a call: for weights that the graph computes."""
-        return self.prepare(env[self.weight], [env[slot] for slot in self.vectors])
+def prepare(conv: PackedConv | LiveConv, weight: Tensor | None, vectors: Sequence[Tensor]) -> Any:
+    """What a convolution needs of its weight, if it keeps any of that, and of its vectors.
+
+    Raises:
+        NotFinite: where they hold infinities or NaN.
+    """
+    if isinstance(conv, LiveConv):
+        return conv.prepare(vectors)
+    assert weight is not None
+    return conv.prepare(weight, vectors)
 
 
 class ConvStore:
@@ -71,21 +69,21 @@ class ConvStore:
         )
         self._kept = kept
 
-    def ready(self, env: Sequence[Any]) -> tuple[Any, ...]:
+    def ready(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """What each convolution needs for this call, made now or before.
 
         Args:
-            env: the values of the call by slot.
+            values: of the call, by slot.
 
         Raises:
             NotFinite: where weights hold infinities or NaN.
         """
         if not self._convs:
             return ()
-        contents = [env[slot] for slot in self._weights]
+        contents = [values[slot] for slot in self._weights]
         if self._vectors:  # in one tensor, which costs less to compare
-            contents.append(torch.cat([env[slot] for slot in self._vectors]))
-        made: tuple[Any, ...] | None = self._kept.get(self, env[self._convs[0].weight], contents)
+            contents.append(torch.cat([values[slot] for slot in self._vectors]))
+        made: tuple[Any, ...] | None = self._kept.get(self, values[self._convs[0].weight], contents)
         if made is None:
             raise NotFinite
         return made
@@ -106,7 +104,7 @@ class ConvStore:
             name = (conv.conv.made_of, conv.weight, conv.vectors, self._vectors)
             if name not in shared:
                 try:
-                    shared[name] = conv.prepare(weights.get(conv.weight), own)
+                    shared[name] = prepare(conv.conv, weights.get(conv.weight), own)
                 except NotFinite:
                     return None
             made.append(shared[name])
