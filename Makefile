@@ -21,6 +21,8 @@ V ?= 2.14.1
 TORCH_TESTS := tests/backend tests/gpu tests/test_planner.py tests/test_models.py \
 	--ignore=tests/backend/test_cascade_counted.py
 TORCH_ENV := build/torch-$(V)-$(notdir $(PYTHON))
+# torchao 0.18 does not import beside torch 2.9, and with it neither does transformers.
+TORCH_QUANT := $(if $(filter 2.9%,$(V)),,quant,)
 INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) $(TORCH)
 
 .DEFAULT_GOAL := help
@@ -99,7 +101,7 @@ $(TORCH_ENV)/.made: pyproject.toml
 	@echo "making $(TORCH_ENV): PyPI's torch for Linux brings CUDA, 6 GB and 5 to 25 minutes"
 	@$(PYTHON) -m venv $(TORCH_ENV)
 	@$(TORCH_ENV)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) \
-	  'torch==$(V)' --editable '.[explain,models,quant,search,test]'
+	  'torch==$(V)' --editable '.[explain,models,$(TORCH_QUANT)search,test]'
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.made pyproject.toml

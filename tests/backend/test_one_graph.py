@@ -184,9 +184,11 @@ def test_a_name_of_torch_is_not_its_meaning(function: Callable[[Tensor], Tensor]
             torch._dynamo.reset()
             # By rows, a Python function that may do anything falls back.
             options = {"inner": inner, "strict": inner != "depth_first", "cache": False}
-            assert torch.equal(
-                torch.compile(model, backend="getfuse", options=options)(x), model(x)
-            )
+            ours, right = torch.compile(model, backend="getfuse", options=options)(x), model(x)
+            if inner == "depth_first":  # rows may be rounded in other ways than whole maps
+                assert torch.allclose(ours, right, atol=1e-6)
+            else:
+                assert torch.equal(ours, right)
 
 
 def test_opaque_weights_are_told() -> None:

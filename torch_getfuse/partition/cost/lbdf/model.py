@@ -111,6 +111,7 @@ class Lbdf(FusionScheme):
         self._prepare()
         self._floors: dict[int, int] = {}
         self._ahead: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._demands: dict[int, _Demand] = {}
         self._least_units: list[dict[int, int]] = [{} for _ in self.units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
@@ -203,35 +204,18 @@ class Lbdf(FusionScheme):
         every unit; it is evaluated for the first one and one in the middle.
         """
         edge = self.edges[tensor, last]
-        cone = front = 1 << last
-        while front:
-            before = 0
-            for i in bits(front):
-                before |= self.graph.makers[i] >> first << first
-            front = before & ~cone
-            cone |= front
-        paths = 1 << first
-        for i in bits(cone):
-            if self.graph.makers[i] & paths:
-                paths |= 1 << i
-        if not paths >> last & 1 or not edge.holds:
+        if not self._below[self.writes[first]] >> last & 1 or not edge.holds:
             return 0, 0
-        out, ahead = self.writes[last], 0
-        middle = self.units[out] // self._rows[out] * (self._rows[out] // 2)
-        for unit in (0, middle + self.units[out] // self._rows[out] // 2):
-            if unit >= self.least_written[out]:
-                continue
-            counts = {last: unit + 1}
-            for i in reversed(list(bits(paths ^ 1 << first))):
-                for source in self.reads[i]:
-                    maker = self.maker[source]
-                    if maker & paths:
-                        needed = self.edges[source, i].needed(counts[i])
-                        maker = maker.bit_length() - 1
-                        counts[maker] = max(counts.get(maker, 0), needed)
+        demand = self._demands.get(last)
+        if demand is None:
+            demand = self._demands[last] = _Demand(self, last)
+        demand.look_back_to(first)
+        ahead = 0
+        for unit, counts in demand.counts:
             demanded = self.edges[tensor, first].needed(counts[first])
             ahead = max(ahead, demanded - edge.released(unit))
-        return paths & ~(1 << first | 1 << last), ahead
+        between = demand.cone >> first << first & self._below[self.writes[first]]
+        return between & ~(1 << last), ahead
 
     def reread(self, mask: int, buffer_bytes: int = 0) -> int:
         """0: everything is read once."""
@@ -386,3 +370,45 @@ class Lbdf(FusionScheme):
                     slots[node, (clock, *path)] = None
             operands.append(tuple(slots))
         return Region(tuple(operands), tuple(consumers), steps)
+
+
+class _Demand:
+    """What writing the first unit of an operator, and one in its middle, demands upstream.
+
+    An operator's share does not depend on how far back one looks, so operators are visited once,
+    last first, and only as far as somebody asks.
+
+    Args:
+        model: of the graph.
+        last: the operator that writes.
+
+    Attributes:
+        cone: the operator and what is upstream of it, as far as it was looked.
+        counts: per unit that every schedule writes, units demanded of the operators in ``cone``.
+    """
+
+    def __init__(self, model: Lbdf, last: int) -> None:
+        self._model = model
+        self.cone = self._waiting = 1 << last
+        out = model.writes[last]
+        row = model.units[out] // model._rows[out]
+        units = (0, row * (model._rows[out] // 2) + row // 2)
+        self.counts = [
+            (unit, {last: unit + 1}) for unit in units if unit < model.least_written[out]
+        ]
+
+    def look_back_to(self, first: int) -> None:
+        """Visit what comes after the operator ``first``."""
+        model = self._model
+        while self._waiting >> first + 1:
+            i = self._waiting.bit_length() - 1
+            self._waiting ^= 1 << i
+            for source in model.reads[i]:
+                maker = model.maker[source]
+                if not maker:
+                    continue
+                self.cone |= maker
+                self._waiting |= maker
+                at, edge = maker.bit_length() - 1, model.edges[source, i]
+                for _, counts in self.counts:
+                    counts[at] = max(counts.get(at, 0), edge.needed(counts[i]))
