@@ -306,7 +306,7 @@ class _Strategy:
         """
         best = None
         if self.options.explainer is not None:
-            best = self._direct(self.options.time_limit / 4, _DIRECT_SETS)
+            best = self._direct(self.options.time_limit / 8, _DIRECT_SETS)
         if not self.additive:
             scheme = self.problem.evaluator.scheme.name
             why = f"not tried: scheme {scheme!r} does not promise additive traffic"

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-STEPS_PER_SECOND = 1_200_000
+STEPS_PER_SECOND = 1_500_000
 
 TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
 """Why a search ended early, if the cause is the machine or its user."""

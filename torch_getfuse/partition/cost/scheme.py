@@ -22,8 +22,9 @@ from torch_getfuse.widths import Width, packed
 _MOST_REMEMBERED = 1 << 14
 _LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
 
-_QUESTION, _DRAM = 4, 4
-"""Steps that a question counts, and each operator whose traffic is added up."""
+_QUESTION, _DRAM, _GROWN = 4, 4, 45
+"""Steps that a question counts, and each operator whose traffic is added up; and what counts as so
+many operators more where a group has grown from a part that is known."""
 
 NO_CHOICE = "line"
 """The granularity that is recorded of a scheme that has no choice."""
@@ -71,13 +72,13 @@ class Steps(NamedTuple):
         buffer: in :meth:`FusionScheme.buffer`.
         joining: in :meth:`FusionScheme.hopeless`, of those that joined the part.
         whole: there, of all operators, if no part of the group is known.
-        grown: there, of all operators, if one is.
+        grown: there, of all operators and some more, if one is.
     """
 
     buffer: int
     joining: int
     whole: int
-    grown: int
+    grown: float
 
 
 class FusionScheme(ABC):
@@ -133,6 +134,8 @@ class FusionScheme(ABC):
         row_granularity: the granularity in which the depth-first executor runs its plans
             (``docs/depth-first.md``); ``None``: in none.
         steps: what questions count as work.
+        extra_steps: what :meth:`buffer` has counted so far beyond that, where some groups take far
+            longer than others of their size.
         granularity: the unit of this one's streams.
         graph: with its tensors stored as asked for.
         activation_bytes: of an element of every tensor; ``None`` where widths differ.
@@ -157,6 +160,7 @@ class FusionScheme(ABC):
     weight_bytes: Width | None
     weights: Sequence[int]
     granularity: str = NO_CHOICE
+    extra_steps: int = 0
 
     def __init__(
         self, graph: OpGraph, activation_bytes: Width | None = 1, weight_bytes: Width | None = 1
@@ -345,7 +349,9 @@ class Evaluator:
             return self._buffer[mask]
         except KeyError:
             self.work.add(_QUESTION + self._each * mask.bit_count())
+            before = self.scheme.extra_steps
             found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
+            self.work.add(self.scheme.extra_steps - before)
             return found
 
     def valid(self, mask: int) -> bool:
@@ -384,10 +390,11 @@ class Evaluator:
         if found is not None:
             return found
         joining, each, grown = self._floor
-        steps = _QUESTION + joining * (mask & ~part).bit_count()
+        steps: float = _QUESTION + joining * (mask & ~part).bit_count()
         if each:
-            steps += 10 * grown + grown * mask.bit_count() if part else each * mask.bit_count()
-        self.work.add(steps)
+            members = mask.bit_count()
+            steps += grown * (_GROWN + members) if part else each * members
+        self.work.add(int(steps))
         found = self.scheme.hopeless(mask, self.buffer_bytes, part)
         return remember(self._hopeless, mask, found)
 

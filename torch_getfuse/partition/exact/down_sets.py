@@ -55,7 +55,7 @@ _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 
 _BEAM_GROUPS = 100  # from a down-set, where only the best are followed
 
-_STEP, _WORDS = 20, 40
+_STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
 
 _NEAR, _NARROW = 0.02, 0.002

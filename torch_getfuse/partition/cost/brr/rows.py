@@ -108,7 +108,8 @@ class Demand:
                 return None
             return Rows(table.rows, table.rates, table.held, self._heights[sink])
         common = Fraction(_lcm([self._cumulative[i] for i in bits(sinks)]))
-        rows: dict[int, int] = {}
+        members = list(bits(mask))
+        rows = dict.fromkeys(members, 0)
         rates: dict[int, Rate] = {}
         lines = 0
         for sink in bits(sinks):
@@ -116,19 +117,19 @@ class Demand:
             table = self._table(sink, own, mask)
             if table.uneven & mask:
                 return None
-            for i in bits(mask):
+            for i in members:
                 rate = table.rates.get(i)
                 if rate is not None and rates.setdefault(i, rate) != rate:
                     return None
-            _raise_to(rows, table.rows, mask)
+            _raise_to(rows, table.rows)
             lines = max(lines, math.ceil(self._heights[sink] / Fraction(own)))
         return self._priced(rows, rates, lines)
 
     def least(self, mask: int, sinks: int) -> Rows:
         """The same if each sink made one row, whatever the rates; no further lines."""
-        rows: dict[int, int] = {}
+        rows = dict.fromkeys(bits(mask), 0)
         for sink in bits(sinks):
-            _raise_to(rows, self._table(sink, 1, mask).rows, mask)
+            _raise_to(rows, self._table(sink, 1, mask).rows)
         return self._priced(rows, dict.fromkeys(rows, 0), 0)
 
     def input_rows(self, operand: Operand, count: int) -> int:
@@ -211,10 +212,12 @@ class Demand:
         return needed, short
 
 
-def _raise_to(rows: dict[int, int], needed: dict[int, int], mask: int) -> None:
-    """Raise the rows of the members of ``mask`` to what one sink needs of them."""
-    for i in bits(mask):
-        rows[i] = max(rows.get(i, 0), needed.get(i, 0))
+def _raise_to(rows: dict[int, int], needed: dict[int, int]) -> None:
+    """Raise the rows of members to what one sink needs of them."""
+    for i, count in rows.items():
+        wanted = needed.get(i, 0)
+        if wanted > count:
+            rows[i] = wanted
 
 
 def _operand(graph: OpGraph, read: Read, writes: str) -> Operand:

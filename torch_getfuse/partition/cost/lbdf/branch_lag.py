@@ -92,6 +92,11 @@ def covers(path: Path, other: Path) -> bool:
     return not other and all(_expands(edge) for edge in path)
 
 
+def _edges(path: Path) -> int:
+    """Number of edges on a path, those of parallel paths added up."""
+    return sum(sum(map(_edges, e.paths)) if isinstance(e, Join) else 1 for e in path)
+
+
 def _expands(edge: Step) -> bool:
     """Whether ``n`` units always need at least ``n``."""
     if isinstance(edge, Join):
@@ -118,6 +123,12 @@ class Region:
     operands: tuple[tuple[tuple[int, Path], ...], ...]
     consumers: tuple[tuple[int, Edge], ...]
     steps: int
+
+    @property
+    def questions(self) -> int:
+        """How many edges are asked for the peak, roughly; what its time is proportional to."""
+        edges = sum(_edges(path) for operands in self.operands for _, path in operands)
+        return 2 * edges * len(self.consumers)
 
     def peak(self) -> int:
         """Peak live units of the tensor."""

@@ -34,6 +34,9 @@ from torch_getfuse.widths import Width
 
 GRANULARITIES = ("line", "pixel")
 
+_QUESTION = 40
+"""Steps that each question of an edge of a region counts (:attr:`Region.questions`)."""
+
 
 class Lbdf(FusionScheme):
     """The LBDF cost model of one graph.
@@ -62,7 +65,7 @@ class Lbdf(FusionScheme):
     has_predictor = True
     has_cover = True
     row_granularity = "line"
-    steps = Steps(14, 4, 0, 0)
+    steps = Steps(9, 3, 0, 0)
 
     def __init__(
         self,
@@ -317,7 +320,10 @@ class Lbdf(FusionScheme):
             region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
                 peak = self._fans.peak(region)
-                self._peaks[region] = region.peak() if peak is None else peak
+                if peak is None:
+                    self.extra_steps += _QUESTION * region.questions
+                    peak = region.peak()
+                self._peaks[region] = peak
             lag = self._lags[key] = self._peaks[region]
         return lag
 
