@@ -39,8 +39,8 @@ MOST_STATES = 1_000_000
 
 NEVER = 1 << 60  # room of a state that cannot end
 
-_BLOCK = 400  # steps counted per block
-_CELLS, _STATES = 8, 4  # entries of the table of states, and states, per further step
+_BLOCK = 250  # steps counted per block
+_CELLS, _STATES = 12, 6  # entries of the table of states, and states, per further step
 
 
 @dataclass(frozen=True, slots=True)

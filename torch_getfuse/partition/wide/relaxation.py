@@ -39,8 +39,8 @@ FINE = 1024
 MOST = 1 << 62
 """Integers whose absolute values sum to less than this cannot overflow 64 bits."""
 
-_LAYER = 80  # steps counted per layer
-_LABELS = 8  # labels per further step
+_LAYER = 50  # steps counted per layer
+_LABELS = 12  # labels per further step
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """Initial prices of a byte of room in the bound for prefixes, in 1/FINE bytes of DRAM access.
