@@ -176,7 +176,7 @@ def test_the_time_limit_is_counted_and_told(method: str, monkeypatch: pytest.Mon
     chosen = options(method, 8000, budget=10**9, time_limit=0.3)
     plan = plan_graph(cnn(12), chosen).verify()
     (stage,) = plan.stages
-    assert stage.stopped == "work limit of 360,000 steps for time_limit=0.3 s"
+    assert stage.stopped == "work limit of 450,000 steps for time_limit=0.3 s"
     assert 1 <= stage.plans < 10**9
     assert timeless(plan) == timeless(plan_graph(cnn(12), chosen))
 

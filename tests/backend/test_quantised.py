@@ -173,6 +173,40 @@ def test_exported_linear_is_one_operator(form: str) -> None:
         assert op.weight_bytes == sum(map(_bytes, (weight.qdata, weight.scale, layer.bias)))
 
 
+class Shifted(nn.Module):
+    """What torchao records of a dynamic linear layer where a processor wants unsigned integers."""
+
+    def __init__(self, zeros: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("weight", torch.randint(-128, 128, (24, 32), dtype=torch.int8))
+        self.register_buffer("zeros", torch.randint(-9, 9, (24,), dtype=torch.int32))
+        self.bias = nn.Parameter(torch.randn(24))
+        self.scale = nn.Parameter(torch.rand(24))
+        self.other = zeros
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        integers = (x.relu() * 20).round().clamp(-128, 127).to(torch.int8)
+        shifted = (integers.to(torch.int32) + 128).to(torch.uint8)
+        columns = self.weight.t()
+        out = torch._int_mm(shifted, columns)
+        out -= self.zeros if self.other else columns.sum(0, keepdim=True) * 128
+        return out.to(torch.float32) * self.scale + self.bias
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_shifted_integers_are_those_before(zeros: bool) -> None:
+    model, x = Shifted(zeros).eval(), torch.randn(4, 32)
+    program = torch.export.export(model, (x,))
+    graph = capture_exported(program).graph
+    assert graph.ops[-1].kind == "linear"
+    assert not any("add" in op.kind for op in graph)
+    # The sum of the columns is made of the weight; zero points are numbers of their own.
+    assert graph.ops[-1].weight_elements == 24 * 32 + 24 + 24 + 24 * zeros
+    plan = torch_getfuse.plan(program, buffer="16KB")
+    assert torch.equal(torch_getfuse.split(program, (x,), plan)(x), model(x))
+
+
 def test_xnnpack_plans_as_float_at_one_byte() -> None:
     model, x = _made("xnnpack")
     torch.manual_seed(0)

@@ -95,7 +95,7 @@ def test_interrupt_and_time_limit_keep_the_best_plan() -> None:
     assert (found.plans, found.stopped) == (17, "interrupted")
     assert_legal(problem, found.groups)
     found = nsga2_search(problem, 10**9, 0, time_limit=0.1)
-    assert found.stopped == "work limit of 120,000 steps for time_limit=0.1 s"
+    assert found.stopped == "work limit of 150,000 steps for time_limit=0.1 s"
     assert_legal(problem, found.groups)
     at_once = nsga2_search(problem, 100, 0, time_limit=0)
     assert at_once.plans == 1

@@ -198,7 +198,7 @@ def test_no_dependence_on_hashes() -> None:
 def test_time_limit(search: Search) -> None:
     problem = random_problem(Random(4), 30)
     found = search(problem, 10**9, 0, time_limit=0.1)
-    assert found.stopped == "work limit of 120,000 steps for time_limit=0.1 s"
+    assert found.stopped == "work limit of 150,000 steps for time_limit=0.1 s"
     assert found.plans > 1
     assert_legal(problem, found.groups)
     assert search(problem, 10, 0, time_limit=0).plans == 1

@@ -65,11 +65,12 @@ class OperatorOrder:
         writer = {draft.writes: k for k, draft in enumerate(drafts)}
         above: list[int] = []  # by position among the drafts
         found = []
-        for draft in drafts:
+        for k, draft in enumerate(drafts):
             known = _closed((writer[base] for base, _ in draft.reads if base in writer), above)
             needed = 0
             for number in bits(self._before[draft.nodes[0]]):
                 needed |= 1 << place[number]
+            needed &= ~(1 << k)  # parts of its own may come before its core
             added = []
             while missing := needed & ~known:
                 last = missing.bit_length() - 1

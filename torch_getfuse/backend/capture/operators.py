@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 
+from torch import fx
+
 from torch_getfuse.backend.capture.graph_values import Draft
 from torch_getfuse.backend.capture.op_order import OperatorOrder
+from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.rules.rule import Stored
 from torch_getfuse.ir import Op, Read
 from torch_getfuse.ir.op import default_channels
@@ -51,7 +54,8 @@ def fold_batch_norms(
 
 
 _PRODUCTS = ("mm", "_int_mm", "matmul")
-_RESCALES = ("to", "mul", "add")
+_RESCALES = ("to", "mul", "add", "sub")
+_SHIFTS = ("to", "add")
 
 
 def fold_scales(
@@ -60,16 +64,21 @@ def fold_scales(
     """A product with integer weights, and the casts, scales and bias behind it, are one linear.
 
     So ``torch.export`` records a linear layer whose weight is of a class of torchao's, where Dynamo
-    has one call. Not where something else reads what is between them.
+    has one call. On a processor whose instructions want one operand without signs it shifts the
+    integers before the product, and takes out of the result what that added: they are the same
+    integers. Not where something else reads what is between them.
 
     Args:
         outputs: the tensors that are returned.
     """
     readers = Counter(base for draft in drafts for base, _ in draft.reads)
     products: dict[int, Draft] = {}
-    kept = []
+    shifts: dict[int, list[Draft]] = {}  # tensor -> the casts and the addition that it comes from
+    kept: list[Draft] = []
+    folded: set[int] = set()
     for draft in drafts:
-        product = products.pop(draft.reads[0][0], None) if draft.reads else None
+        source = draft.reads[0][0] if draft.reads else -1
+        product = products.pop(source, None)
         if (
             product is not None
             and draft.kind in _RESCALES
@@ -79,19 +88,67 @@ def fold_scales(
             and product.writes not in outputs
             and order.joins(draft.nodes[0], product)
         ):
+            same = _roots(draft.nodes[0], 1) <= _roots(product.nodes[0], 1)
+            if not (draft.kind == "sub" and same):  # made of the product's own weights
+                product.weights += draft.weights
             order.fold(draft, product)
-            product.weights += draft.weights
             product.nodes += draft.nodes
             product.calls += draft.calls
             product.writes = draft.writes
             product.kind = "linear"
             products[draft.writes] = product
             continue
-        kept.append(draft)
         stored = draft.weights
         if draft.kind in _PRODUCTS and 0 < stored.bytes <= stored.elements:
             products[draft.writes] = draft
-    return kept
+            if source in shifts:
+                for shift in shifts[source]:
+                    order.fold(shift, draft)
+                    draft.nodes += shift.nodes
+                folded.update(map(id, shifts[source]))
+                _read_unshifted(draft, shifts[source][0])
+        elif (
+            draft.kind in _SHIFTS
+            and not stored.elements
+            and len(draft.reads) == readers[draft.writes] == 1
+            and [len(features) for _, features in draft.calls] == [1]
+            and draft.writes not in outputs
+            and _is_integer(draft)
+        ):
+            shifts[draft.writes] = [*shifts.get(source, ()), draft]
+        kept.append(draft)
+    return [draft for draft in kept if id(draft) not in folded]
+
+
+def _is_integer(draft: Draft) -> bool:
+    """Whether it computes integers from integers."""
+    dtypes = [traced_value(draft.nodes[-1]).dtype]
+    dtypes += [reading.operand.info.dtype for reading in draft.spec.reads]
+    return not any(dtype.is_floating_point or dtype.is_complex for dtype in dtypes)
+
+
+def _read_unshifted(product: Draft, shift: Draft) -> None:
+    """Let a product read what the first shift before it reads."""
+    shifted = product.reads[0][0]
+    _, [(_, unshifted)] = shift.calls[0]
+    product.reads = shift.reads
+    product.calls = [
+        (node, [(arg, unshifted if at.base == shifted else at) for arg, at in features])
+        for node, features in product.calls
+    ]
+
+
+def _roots(node: fx.Node, operand: int) -> set[fx.Node]:
+    """The inputs and attributes that an operand of a node is computed from."""
+    waiting = [arg for arg in node.args[operand : operand + 1] if isinstance(arg, fx.Node)]
+    found, roots = set(waiting), set()
+    while waiting:
+        at = waiting.pop()
+        if not at.all_input_nodes:
+            roots.add(at)
+        waiting += [before for before in at.all_input_nodes if before not in found]
+        found.update(at.all_input_nodes)
+    return roots
 
 
 def names_of(drafts: Sequence[Draft]) -> list[str]:
