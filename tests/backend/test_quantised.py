@@ -174,7 +174,10 @@ def test_exported_linear_is_one_operator(form: str) -> None:
 
 
 class Shifted(nn.Module):
-    """What torchao records of a dynamic linear layer where a processor wants unsigned integers."""
+    """What torchao records of a dynamic linear layer where a processor wants unsigned integers.
+
+    With a product of another type, for not every torch multiplies unsigned ones.
+    """
 
     def __init__(self, zeros: bool) -> None:
         super().__init__()
@@ -187,9 +190,9 @@ class Shifted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         integers = (x.relu() * 20).round().clamp(-128, 127).to(torch.int8)
-        shifted = (integers.to(torch.int32) + 128).to(torch.uint8)
+        shifted = (integers.to(torch.int32) + 128).to(torch.uint8).to(torch.int32)
         columns = self.weight.t()
-        out = torch._int_mm(shifted, columns)
+        out = torch.matmul(shifted, columns.to(torch.int32))
         out -= self.zeros if self.other else columns.sum(0, keepdim=True) * 128
         return out.to(torch.float32) * self.scale + self.bias
 
