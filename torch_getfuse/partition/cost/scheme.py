@@ -22,7 +22,7 @@ from torch_getfuse.widths import Width, packed
 _MOST_REMEMBERED = 1 << 14
 _LARGEST_BUFFER = 1 << 50  # a petabyte: what does not fit it fits nothing
 
-_QUESTION, _DRAM, _GROWN = 4, 4, 45
+_QUESTION, _DRAM, _GROWN = 4, 4, 60
 """Steps that a question counts, and each operator whose traffic is added up; and what counts as so
 many operators more where a group has grown from a part that is known."""
 

@@ -24,8 +24,8 @@ from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_in_s
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
 
-_GROUP, _SUBSET = 450, 40
-"""Counted as work for each group that is grown, and for each set of residents tried beside it."""
+_GROUP = 560
+"""Counted as work for each group that is grown."""
 
 _MOST_CHOICES = 8  # tensors on the border of a step of which all subsets are tried
 
@@ -350,7 +350,6 @@ class Lattice:
         """A lower bound of what a step reads again with some tensors resident; ``None`` where it
         does not fit, or that is above ``most``.
         """
-        self.problem.work.add(_SUBSET)
         limit, linking = self.problem.buffer_bytes, group.linked
         line = once = whole = 0
         for storage in group.storages:

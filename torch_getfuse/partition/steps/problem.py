@@ -25,7 +25,7 @@ from torch_getfuse.partition.problem import (
 )
 from torch_getfuse.partition.work import Work
 
-_TENSORS = 8
+_TENSORS = 6
 """Tensors that are looked at for each step of work."""
 
 

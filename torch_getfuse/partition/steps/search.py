@@ -20,9 +20,8 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found
 
-_PRICE, _CHOICE, _STATE = 80, 6, 12
-"""Counted as work for each time that a step is priced, for each set of residents beside it, and for
-each state that it is tried in, with its tensors."""
+_PRICE, _CHOICE = 62, 5
+"""Counted as work for each time that a step is priced, and for each set of residents beside it."""
 
 _MOST_NEW = 12
 """Tensors that a step makes and that may stay, of which all subsets are tried."""
@@ -128,7 +127,6 @@ class StepSearch:
             for chosen in self._choices(starting & ~must, starting & must)
         ]
         for alive, reached in states.items():
-            problem.work.add(_STATE + (alive | group.loads).bit_count())
             moved = written + group.weights
             moved += sum([size[t] for t in bits(group.loads & ~alive)])
             if reached.cost + edge.moved + left.moved > self.ceiling:

@@ -63,7 +63,7 @@ class Cascade(FusionScheme):
     name = "cascade"
     sequential = True
     row_granularity = "line"
-    steps = Steps(40, 4, 0, 0)
+    steps = Steps(50, 5, 0, 0)
 
     def __init__(
         self,
