@@ -429,6 +429,9 @@ def summary(found: Mapping[str, Row]) -> list[str]:
     if split:
         same = sum(made["equal"] for made in split)
         lines.append(f"Split at 256 KB: {same} of {len(split)} equal to eager to the last bit.")
+    refused = [row["model"] for row in measured if row.get("split", {}).get("status") == "failed"]
+    if refused:
+        lines.append(f"Not split, for the reason in their rows: {', '.join(refused)}.")
     for scheme in SCHEMES:
         for buffer in BUFFERS_KB:
             plans = [row["plans"].get(f"{scheme} {buffer}") for row in measured]
