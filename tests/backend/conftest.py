@@ -9,6 +9,7 @@ import torch
 
 from torch_getfuse.backend import compiler
 from torch_getfuse.backend.inner import compile_groups as inner
+from torch_getfuse.backend.packed import fast
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +20,11 @@ def fresh() -> Iterator[None]:
     inner._warned.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(params=["packed", "live"])
+def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The fast program wins whatever the clock says, on packed weights or where they lie."""
+    monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
+    live = request.param == "live"
+    monkeypatch.setattr(fast, "_seen_faster", lambda *given: (given[3], given[4] if live else []))

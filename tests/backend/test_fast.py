@@ -265,14 +265,6 @@ def notes(model: Any) -> str:
     return " | ".join(n for s in torch_getfuse.report(model).sections for n in s.notes)
 
 
-@pytest.fixture(params=["packed", "live"])
-def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The fast program wins whatever the clock says, on packed weights or where they lie."""
-    monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
-    live = request.param == "live"
-    monkeypatch.setattr(fast, "_seen_faster", lambda *given: (given[3], given[4] if live else []))
-
-
 @pytest.mark.usefixtures("always")
 def test_right_after_weights_change_and_for_another_instance() -> None:
     model, x = network("resnet18"), torch.randn(1, 3, 64, 64)

@@ -43,14 +43,6 @@ class Net(nn.Module):
         return torch.conv2d(x, self.last.weight * self.scale, self.last.bias).relu()
 
 
-@pytest.fixture(params=["packed", "live"])
-def always(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """The program wins whatever the clock says, on packed weights or where they lie."""
-    monkeypatch.setattr(fast, "_times", lambda *_: (0.001, 0.002))
-    live = request.param == "live"
-    monkeypatch.setattr(fast, "_seen_faster", lambda *given: (given[3], given[4] if live else []))
-
-
 def compiled(model: nn.Module, x: Tensor, freezing: bool, **settings: Any) -> Any:
     torch._dynamo.reset()
     options = {"method": "direct", "strict": True, "cache": False}

@@ -88,8 +88,7 @@ def fold_scales(
             and product.writes not in outputs
             and order.joins(draft.nodes[0], product)
         ):
-            same = _roots(draft.nodes[0], 1) <= _roots(product.nodes[0], 1)
-            if not (draft.kind == "sub" and same):  # made of the product's own weights
+            if draft.kind != "sub" or not _made_of_its_weights(draft, product):
                 product.weights += draft.weights
             order.fold(draft, product)
             product.nodes += draft.nodes
@@ -138,9 +137,14 @@ def _read_unshifted(product: Draft, shift: Draft) -> None:
     ]
 
 
-def _roots(node: fx.Node, operand: int) -> set[fx.Node]:
-    """The inputs and attributes that an operand of a node is computed from."""
-    waiting = [arg for arg in node.args[operand : operand + 1] if isinstance(arg, fx.Node)]
+def _made_of_its_weights(draft: Draft, product: Draft) -> bool:
+    """Whether the second operand of a draft is computed from that of a product, its weight."""
+    return _roots(draft.nodes[0]) <= _roots(product.nodes[0])
+
+
+def _roots(node: fx.Node) -> set[fx.Node]:
+    """The inputs and attributes that the second operand of a node is computed from."""
+    waiting = [arg for arg in node.args[1:2] if isinstance(arg, fx.Node)]
     found, roots = set(waiting), set()
     while waiting:
         at = waiting.pop()
