@@ -388,12 +388,18 @@ class _Strategy:
         )
         best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
-        found = self._try_exact(best, limits)
-        if found is not None:
-            return found
-        spent = time.perf_counter() - started
-        groups = self.problem.evaluator.evaluated
-        self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
+        ended = self._backward(best, limits)
+        if ended is None:
+            found = self._try_exact(best, limits)
+            if found is not None:
+                return found
+            spent = time.perf_counter() - started
+            groups = self.problem.evaluator.evaluated
+            self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
+        else:
+            best = ended
+            if best.lower_bound_bytes == best.dram_bytes:
+                return best
         if self.has_cover:
             from torch_getfuse.partition.wide.group_cover import (
                 cover,  # scipy: only wide graphs need it
@@ -404,6 +410,22 @@ class _Strategy:
         self._stage = "beam"
         found = beam(self.problem, best, Limits(_BEAM_STEPS, self.work.left / 2))
         return self._better(best, found, "beam")
+
+    def _backward(self, best: SearchResult, limits: Limits) -> SearchResult | None:
+        """The best plan and bound of the search from the end; ``None`` where it is not tried.
+
+        Where groups read weights again, it proves what the search from the start cannot.
+        """
+        if not self.problem.evaluator.least_reread(self.problem.fusable):
+            return None
+        from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
+
+        self._stage = "backward"
+        try:
+            return self._better(best, backward(self.problem, best, limits), "backward")
+        except TooWide as reason:
+            self.stages.append(Stage("backward", None, 0, 0.0, f"not tried: {reason}"))
+            return None
 
     def _narrow(self, best: SearchResult) -> SearchResult:
         """Half the gap again and again, where no other program bounds the optimum."""

@@ -32,8 +32,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.exact.chains import Chains
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of
-from torch_getfuse.partition.problem import FusionProblem, SearchResult, blocks_and_ideals
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
 
 
@@ -257,8 +258,8 @@ class _Search:
     ) -> None:
         graph = problem.graph
         self.evaluator = problem.evaluator
-        self.unfusable = problem.unfusable
-        self.everything = (1 << len(graph)) - 1
+        self.chains = chains = Chains(problem)
+        self.unfusable, self.everything = chains.unfusable, chains.everything
         self.ceiling = ceiling
         self.count = self.evaluator.work.add
         self.count(10 * len(graph))
@@ -268,18 +269,14 @@ class _Search:
         self.started = started
         self.best_only = best_only
         self.most_groups = _BEAM_GROUPS if best_only else math.inf
-        self.successors = graph.successors
-        self.predecessors = graph.predecessors
-        self.makers = graph.makers
+        self.successors, self.makers = chains.successors, chains.makers
+        self.block, self.ideal = chains.block, chains.ideal
         # An ideal is connected, unless more than tensors orders its operators.
         self.near = problem.near if graph.ordered else None
-        self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
-        self.leading = problem.leading
-        self.block, self.ideal = blocks_and_ideals(graph, problem.tight)
         scheme = self.evaluator.scheme
         self.weights = scheme.weights
         self.crossings = problem.crossings_of
-        start = self._absorb(0, self.sources)
+        start = chains.start
         self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
         # Down-sets by size, so that each is complete before it is left.
         self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
@@ -314,7 +311,7 @@ class _Search:
             at = best[at].before
         cost = best[self.everything].cost
         return SearchResult(
-            groups=self._taken_along(groups),
+            groups=self.chains.without_shared(groups[::-1]),
             dram_bytes=cost,
             plans=self.evaluator.evaluated,
             seconds=time.perf_counter() - self.started,
@@ -325,14 +322,14 @@ class _Search:
         """Every connected valid group that can run next, and the down-sets that they lead to."""
         successors = self.successors
         state = self.best[done]
-        after = self.sources & ~done
+        after = self.chains.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
         nothing = _Grown(0, 0, 0, 0, state.rest)
         front = [
             (self.ideal[i] & ~done, nothing)
             for i in bits(after & ~done)
-            if self.block[i] & -self.block[i] == 1 << i and not self.predecessors[i] & ~done
+            if self.block[i] & -self.block[i] == 1 << i and not self.chains.predecessors[i] & ~done
         ]
         seen = {group for group, _ in front}
         looked = 0
@@ -344,10 +341,10 @@ class _Search:
                 self._count()
                 continue
             before = part.before
-            if self.leading:
+            if self.chains.leading:
                 for i in bits(added):
                     before |= self.makers[i]
-            ways = [w for w in self._ways(group, before) if not self._given_up(state, part, w)]
+            ways = [w for w in self.chains.ways(group, before) if not self._given_up(state, part, w)]
             if not ways:
                 continue
             grown = self._grow(done, part, added, before)
@@ -371,29 +368,6 @@ class _Search:
                 return True
         return self.evaluator.hopeless(group, known)
 
-    def _ways(self, group: int, before: int) -> list[int]:
-        """A group as it is, and with operators in place that it may start with.
-
-        One for each reader: further ones would hold more and change nothing.
-        """
-        ways = [group]
-        offered = before & self.leading & ~group
-        while offered:
-            reader = self.successors[(offered & -offered).bit_length() - 1]
-            some = offered & self.makers[reader.bit_length() - 1]
-            offered ^= some
-            ways += [way | 1 << i for way in ways for i in bits(some)]
-        return ways
-
-    def _taken_along(self, groups: list[int]) -> tuple[int, ...]:
-        """The groups of a plan, last one first, in order; what one starts with is no other's."""
-        found = []
-        taken = 0
-        for group in groups:
-            found.append(group & ~taken)
-            taken |= group
-        return tuple(found[::-1])
-
     def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
         """Take a group for a step from ``done``, if it is valid and better than what is known.
 
@@ -402,7 +376,7 @@ class _Search:
         least = state.cost + grown.moved
         if self._too_dear(least, grown.rest):
             return
-        reached = self._absorb(done | grown.mask, grown.after)
+        reached = self.chains.absorb(done | grown.mask, grown.after)
         for group in ways:
             old = self.best.get(reached)
             if old is not None and old.cost <= least:
@@ -441,21 +415,6 @@ class _Search:
                     moved += crossing.moved(new) - crossing.moved(old)
                     rest += crossing.owed(still_left) - crossing.owed(left)
         return _Grown(new, before, after, moved, rest)
-
-    def _absorb(self, done: int, after: int) -> int:
-        """The down-set ``done`` with the unfusable operators that can run then.
-
-        They cost nothing and block nothing. ``after``: what the last members of it feed.
-        """
-        ready = after & self.unfusable & ~done
-        while ready:
-            low = ready & -ready
-            ready ^= low
-            i = low.bit_length() - 1
-            if not self.predecessors[i] & ~done:
-                done |= low
-                ready |= self.successors[i] & self.unfusable
-        return done
 
     def _open(self, done: int, candidates: int) -> int:
         """The candidates that operators outside a down-set must run after."""

@@ -55,6 +55,8 @@ from torch_getfuse.widths import Width, packed
 
 KAPPA = 32
 _HOPELESS = 1 << 62
+_ALIKE = 8
+"""Of a group whose makeup is worked out, that of every so many members is kept, for others."""
 
 
 class _Tiles(NamedTuple):
@@ -182,6 +184,10 @@ class Brr(FusionScheme):
             ]
             for rows in (self._row_full, self._row_some)
         )
+        self.tile_rows = [
+            (0, 0) if self._local >> i & 1 else (min(a[0], b[0]), max(a[1], b[1]))
+            for i, (a, b) in enumerate(zip(full, some, strict=True))
+        ]
         inputs = [sum(graph.tensor_bytes[r.tensor] for r in op.reads) for op in graph.ops]
         self._starts = Starts(graph, self._local, full, some, inputs)
         # What follows an operator alone and leaves it one: it works on the output row in place.
@@ -328,15 +334,38 @@ class Brr(FusionScheme):
         return tiles.best(buffer_bytes)[1]
 
     def _makeup(self, mask: int, part: int = 0) -> _Makeup:
-        """The makeup of a group; ``part`` of it depends on nothing else of it."""
+        """The makeup of a group; ``part`` of it depends on nothing else of it.
+
+        Without a part, the longest known one of its first operators is taken: groups that begin
+        alike are asked for together.
+        """
         found = self._makeups.get(mask)
         if found is not None:
             return found
         base = self._makeups.get(part)
         if base is None:
-            base, part = _NO_MAKEUP, 0
+            base, part = self._first_members(mask)
+        while True:
+            added = _lowest(mask & ~part, _ALIKE)
+            base = self._join(base, part | added, added)
+            part |= added
+            remember(self._makeups, part, base)
+            if part == mask:
+                return base
+
+    def _first_members(self, mask: int) -> tuple[_Makeup, int]:
+        """The longest part that is known of those which end before some member."""
+        part = mask
+        while part:
+            part ^= 1 << part.bit_length() - 1
+            found = self._makeups.get(part)
+            if found is not None:
+                return found, part
+        return _NO_MAKEUP, 0
+
+    def _join(self, base: _Makeup, mask: int, added: int) -> _Makeup:
+        """The makeup of the group ``mask``, which ``added`` made of one that has this makeup."""
         first, sinks, rateless, conditions, weights = base
-        added = mask & ~part
         for i in bits(added):
             before = self.graph.makers[i] & mask
             if not before:
@@ -345,8 +374,7 @@ class Brr(FusionScheme):
             rateless = rateless or bool(self._demand.rateless[i] & mask)
             weights += self.weights[i]
         conditions = self._starts.join(conditions, mask, added)
-        found = _Makeup(first, sinks, rateless, conditions, weights)
-        return remember(self._makeups, mask, found)
+        return _Makeup(first, sinks, rateless, conditions, weights)
 
     # -- bytes ----------------------------------------------------------------------------
 
@@ -467,6 +495,17 @@ class Brr(FusionScheme):
         i = first.bit_length() - 1
         alone = Rows({i: 1}, {i: 0}, {}, 0)
         return {name: rows for name, rows, _ in self._inputs(i, alone)}
+
+
+def _lowest(mask: int, count: int) -> int:
+    """The first ``count`` members of a set."""
+    found = 0
+    while mask and count:
+        low = mask & -mask
+        mask ^= low
+        found |= low
+        count -= 1
+    return found
 
 
 def _sums(held: Mapping[int, Held], mask: int) -> Held:

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph, Read, WindowKind
+from torch_getfuse.partition.cost.scheme import remember
 from torch_getfuse.partition.node_set import bits
 
 Rate = int | Fraction  # a Fraction only where a resize makes one: ints are ten times faster
@@ -39,9 +40,23 @@ class Rows(NamedTuple):
     """
 
     rows: dict[int, int]
-    rates: dict[int, Rate]
+    rates: Mapping[int, Rate]
     held: dict[int, Held]
     lines: int
+
+
+class _Pace(NamedTuple):
+    """How the sinks of a group go on together.
+
+    Attributes:
+        own: each, and its rows per tile line.
+        lines: tile lines.
+        rates: rows per tile line of every operator, as the strides above it say.
+    """
+
+    own: list[tuple[int, Rate]]
+    lines: int
+    rates: dict[int, Rate]
 
 
 class _Table:
@@ -50,16 +65,19 @@ class _Table:
     Attributes:
         rows, rates, held: as in :class:`Rows`.
         uneven: mask of the operators whose consumers disagree about the rate.
+        common: rows of the graph's inputs per tile line, as the strides above the sink say.
+        odd: mask of those whose rate is another than the strides above them and these say.
         next: the next operator to be worked out; those after it have been.
     """
 
-    __slots__ = ("held", "next", "rates", "rows", "uneven")
+    __slots__ = ("common", "held", "next", "odd", "rates", "rows", "uneven")
 
-    def __init__(self, sink: int, rate: Rate) -> None:
+    def __init__(self, sink: int, rate: Rate, common: Rate) -> None:
+        self.common = common
         self.rows: dict[int, int] = {sink: math.ceil(rate)}
         self.rates: dict[int, Rate] = {sink: rate}
         self.held: dict[int, Held] = {}
-        self.uneven = 0
+        self.uneven = self.odd = 0
         self.next = sink
 
 
@@ -98,6 +116,8 @@ class Demand:
         ]
         self.in_all, self.short = self._count_rows()
         self._tables: dict[tuple[int, Rate], _Table] = {}
+        self._paces: dict[int, _Pace] = {}
+        self._rates: dict[Fraction, dict[int, Rate]] = {}
 
     def of(self, mask: int, sinks: int) -> Rows | None:
         """What the sinks of a group ask of its members; ``None``: it has no common rate."""
@@ -107,23 +127,40 @@ class Demand:
             if table.uneven & mask:
                 return None
             return Rows(table.rows, table.rates, table.held, self._heights[sink])
-        common = Fraction(_lcm([self._cumulative[i] for i in bits(sinks)]))
         members = list(bits(mask))
         rows = dict.fromkeys(members, 0)
-        rates: dict[int, Rate] = {}
-        lines = 0
-        for sink in bits(sinks):
-            own = _plain(common / self._cumulative[sink])
+        pace = self._pace(sinks)
+        even = True
+        for sink, own in pace.own:
             table = self._table(sink, own, mask)
             if table.uneven & mask:
                 return None
+            even = even and not table.odd & mask
+            _raise_to(rows, table.rows)
+        if even:
+            return self._priced(rows, pace.rates, pace.lines)
+        rates: dict[int, Rate] = {}
+        for sink, own in pace.own:
+            known = self._table(sink, own, mask).rates
             for i in members:
-                rate = table.rates.get(i)
+                rate = known.get(i)
                 if rate is not None and rates.setdefault(i, rate) != rate:
                     return None
-            _raise_to(rows, table.rows)
-            lines = max(lines, math.ceil(self._heights[sink] / Fraction(own)))
-        return self._priced(rows, rates, lines)
+        return self._priced(rows, rates, pace.lines)
+
+    def _pace(self, sinks: int) -> _Pace:
+        """How several sinks go on together, remembered."""
+        found = self._paces.get(sinks)
+        if found is None:
+            common = Fraction(_lcm([self._cumulative[i] for i in bits(sinks)]))
+            own = [(sink, _plain(common / self._cumulative[sink])) for sink in bits(sinks)]
+            lines = max(math.ceil(self._heights[sink] / Fraction(rate)) for sink, rate in own)
+            if common not in self._rates:
+                usual = [_plain(common / cumulative) for cumulative in self._cumulative]
+                self._rates[common] = dict(enumerate(usual))
+            found = _Pace(own, lines, self._rates[common])
+            remember(self._paces, sinks, found)
+        return found
 
     def least(self, mask: int, sinks: int) -> Rows:
         """The same if each sink made one row, whatever the rates; no further lines."""
@@ -141,11 +178,14 @@ class Demand:
 
     def _priced(self, rows: dict[int, int], rates: Mapping[int, Rate], lines: int) -> Rows:
         held = {}
+        row_bytes = self._row_bytes
         for i, count in rows.items():
-            price = self._price(i, count, rates[i])
-            if price is not None:
-                held[i] = price
-        return Rows(rows, dict(rates), held, lines)
+            both = row_bytes[i]
+            if both is not None:
+                whole, some = both
+                further = math.ceil(rates[i])
+                held[i] = count * whole, count * some, further * whole, further * some
+        return Rows(rows, rates, held, lines)
 
     def _price(self, i: int, count: int, rate: Rate) -> Held | None:
         """Bytes of ``count`` rows of an output and of one further tile line."""
@@ -164,7 +204,8 @@ class Demand:
         """
         table = self._tables.get((sink, rate))
         if table is None:
-            table = self._tables[sink, rate] = _Table(sink, rate)
+            common = rate * self._cumulative[sink]
+            table = self._tables[sink, rate] = _Table(sink, rate, common)
         lowest = (mask & -mask).bit_length() - 1
         while table.next >= lowest:
             self._climb(table)
@@ -187,6 +228,8 @@ class Demand:
             rows[above] = max(rows.get(above, 0), self.input_rows(operand, rows[i]))
             if even and operand.stride is not None:
                 wanted = _plain(operand.stride * rates[i])
+                if wanted * self._cumulative[above] != table.common:
+                    table.odd |= 1 << above
                 if rates.setdefault(above, wanted) == wanted:
                     continue
             table.uneven |= 1 << above

@@ -17,6 +17,7 @@ time, though they have exponentially many choices.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch_getfuse.ir import OpGraph
@@ -236,32 +237,9 @@ def _decide(
 
     A state is the mask of those among them of whose sources one is known to hold.
     """
-    feeds: dict[int, list[tuple[int, int]]] = {}
-    waiting = {}
-    for k in joined:
-        waiting[k] = len(sources[k])
-        for literal in sources[k]:
-            feeds.setdefault(literal >> 1, []).append((k, literal & 1))
-    # A condition is decided as soon as its sources are, so that few are half known.
-    order = []
-    for free in range(1, len(prices)):
-        ready = [] if sources[free] else [free]
-        while ready:
-            k = ready.pop()
-            order.append(k)
-            for fed, _ in feeds.get(k, ()):
-                waiting[fed] -= 1
-                if not waiting[fed]:
-                    ready.append(fed)
     states = {0: start}
-    for k in order:
+    for k, if_met, if_unmet in _order(tuple(sources), tuple(joined)):
         known = 1 << k
-        if_met = if_unmet = 0  # what is known of others then
-        for fed, opposite in feeds.get(k, ()):
-            if opposite:
-                if_unmet |= 1 << fed
-            else:
-                if_met |= 1 << fed
         grown: dict[int, list[Choice]] = {}
         for state, choices in states.items():
             if state & known or not sources[k]:
@@ -272,6 +250,43 @@ def _decide(
                 grown.setdefault(state | if_unmet, []).extend(_moved(choices, prices[k], False))
         states = {state: _best(choices) for state, choices in grown.items()}
     return states[0]
+
+
+@lru_cache(1 << 12)
+def _order(
+    sources: tuple[tuple[int, ...], ...], joined: tuple[int, ...]
+) -> tuple[tuple[int, int, int], ...]:
+    """The order in which conditions are decided, and what is known of others if each is met.
+
+    Groups that begin alike ask for the same.
+
+    Returns:
+        Per condition: itself, and masks of the ``joined`` of whose sources one holds if it is met,
+        and if it is not.
+    """
+    feeds: dict[int, list[tuple[int, int]]] = {}
+    waiting = {}
+    for k in joined:
+        waiting[k] = len(sources[k])
+        for literal in sources[k]:
+            feeds.setdefault(literal >> 1, []).append((k, literal & 1))
+    # A condition is decided as soon as its sources are, so that few are half known.
+    found = []
+    for free in range(1, len(sources)):
+        ready = [] if sources[free] else [free]
+        while ready:
+            k = ready.pop()
+            if_met = if_unmet = 0
+            for fed, opposite in feeds.get(k, ()):
+                if opposite:
+                    if_unmet |= 1 << fed
+                else:
+                    if_met |= 1 << fed
+                waiting[fed] -= 1
+                if not waiting[fed]:
+                    ready.append(fed)
+            found.append((k, if_met, if_unmet))
+    return tuple(found)
 
 
 def _moved(choices: list[Choice], price: Price, met: bool, first: int = 0) -> list[Choice]:
