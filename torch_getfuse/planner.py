@@ -262,6 +262,8 @@ class _Strategy:
         # The program of wide graphs knows no pins.
         self.has_cover = problem.evaluator.scheme.has_cover and not problem.evaluator.pins
         self.bound = problem.unavoidable if self.additive else 0
+        # Groups can read their weights several times: the search from the end is the faster one.
+        self.rereads = bool(problem.evaluator.least_reread(problem.fusable))
         self.interrupted = False
         self._reason = ""
         self._best: SearchResult | None = None
@@ -315,11 +317,12 @@ class _Strategy:
             if best is None:
                 return self._note(searched, "local")
             return self._better(best, searched, "local")
-        found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
-        if found is not None:
-            return found
+        if not self.rereads:
+            found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
+            if found is not None:
+                return found
         # The rest is for what follows: the cover, and the local search.
-        share = 1 / 3 if self.has_cover else 3 / 4
+        share = 1 / 3 if self.has_cover else 7 / 8 if self.rereads else 3 / 4
         best = self._prove(best, share * self.work.left)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._better(best, self._local(best), "local")
@@ -350,7 +353,9 @@ class _Strategy:
     def _exact(self) -> SearchResult:
         if self.problem.unready is not None:
             return self._exact_alone()
-        found = self._try_exact(None, Limits(_FEW_STEPS, self.work.left))
+        found = None
+        if not self.rereads:
+            found = self._try_exact(None, Limits(_FEW_STEPS, self.work.left))
         return found or self._narrow(self._prove(None, self.work.left))
 
     def _exact_alone(self) -> SearchResult:
@@ -416,7 +421,7 @@ class _Strategy:
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        if not self.problem.evaluator.least_reread(self.problem.fusable):
+        if not self.rereads:
             return None
         from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.brute import brute_force
 from tests.graphs import Builder, grown_group, random_graph
-from tests.legal import assert_legal
+from tests.legal import assert_legal, single
 from tests.networks import operator_graph
 from tests.widths import mixed_widths, unit_bytes
 from torch_getfuse.ir import OpGraph, Window, WindowKind
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator
+from torch_getfuse.partition.exact.backward import backward
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.node_set import (
     ancestors,
@@ -329,6 +330,7 @@ def test_merging_in_place_loses_nothing() -> None:
         found = exact(problem)
         assert found.dram_bytes == problem.cost(found.groups)
         assert found.dram_bytes == exact(FusionProblem(evaluator, merge=False)).dram_bytes
+        assert found.dram_bytes == backward(problem, single(problem)).dram_bytes
         assert_legal(FusionProblem(evaluator, merge=False), found.groups)
         if number % 10 < 2:
             assert found.dram_bytes == brute_force(evaluator)[0]
@@ -353,6 +355,8 @@ def test_a_group_may_start_in_place_beside_another_tensor(monkeypatch: pytest.Mo
     found = exact(FusionProblem(evaluator))
     assert found.groups == (0b11, 0b1111100)
     assert found.dram_bytes == brute_force(evaluator)[0] == 480
+    problem = FusionProblem(evaluator)
+    assert backward(problem, single(problem)).groups == found.groups
     monkeypatch.setattr(Brr, "starts_in_place", False)
     assert exact(FusionProblem(evaluator)).dram_bytes == 511
 

@@ -37,9 +37,9 @@ MOST_DOWN_SETS = 6_000
 _NEVER = 1 << 60
 """More bytes than any plan moves."""
 
-_SET, _RANKED, _LOOK, _MEMBER = 300, 8, 60, 3
+_SET, _RANKED, _LOOK = 300, 8, 150
 """Steps counted: for each down-set, and one for so many groups that are ranked; for each group
-that is looked at, and for each of its operators."""
+that is looked at."""
 
 
 class _Conflict(NamedTuple):
@@ -241,19 +241,23 @@ class _Backward:
             group = added & ~self.chains.unfusable
             if self.chains.after(added ^ group) & group or not self._connected(group):
                 continue
-            self._look(group)
-            if cost + evaluator.least_reread(group) >= best:
+            self._look()
+            if cost + self._least_reread(group) >= best:
                 conflicts.append(self._too_dear(group, best - cost))
                 continue
             valid = False
             for way in self._ways(group):
-                evaluator.buffer(way)  # most fit: the floor, which `valid` asks first, tells nothing
+                evaluator.buffer(
+                    way
+                )  # most fit: the floor, which `valid` asks first, tells nothing
                 if evaluator.valid(way):
                     valid = True
                     whole = cost + evaluator.reread(way)
                     if whole < best:
                         best = whole
                         self.step[at] = way, int(larger[k])
+                    if whole == cost:
+                        break  # other starts change only what is read again
             if not valid and self._hopeless(group):
                 conflicts.append(self._too_large(group))
         self.rest[at] = best
@@ -304,9 +308,8 @@ class _Backward:
 
     def _too_dear(self, group: int, most: int) -> _Conflict:
         """The part of a group that reads ``most`` bytes again, which the group does."""
-        reread = self.evaluator.least_reread
-        core = self._smallest(group, lambda part: reread(part) >= most)
-        return self._conflict(core, reread(core))
+        core = self._smallest(group, lambda part: self._least_reread(part) >= most)
+        return self._conflict(core, self._least_reread(core))
 
     def _smallest(self, group: int, test: Callable[[int], bool]) -> int:
         """The first part of a group, in the order of its blocks, of which a test holds.
@@ -321,7 +324,7 @@ class _Backward:
         low, high = 0, len(parts) - 1
         while low < high:
             middle = (low + high) // 2
-            self._look(parts[middle])
+            self._look()
             if test(parts[middle]):
                 high = middle
             else:
@@ -338,9 +341,9 @@ class _Backward:
 
     # -- groups ---------------------------------------------------------------------------
 
-    def _look(self, group: int) -> None:
+    def _look(self) -> None:
         self.looked += 1
-        self.count(_LOOK + _MEMBER * group.bit_count())
+        self.count(_LOOK)
 
     def _ways(self, group: int) -> list[int]:
         if not self.chains.leading:
@@ -349,6 +352,11 @@ class _Backward:
         for i in bits(group):
             before |= self.chains.makers[i]
         return self.chains.ways(group, before)
+
+    def _least_reread(self, group: int) -> int:
+        """What every group grown from it reads again at least, whatever it starts with."""
+        reread = self.evaluator.least_reread
+        return reread(group) and min(map(reread, self._ways(group)))
 
     def _hopeless(self, group: int) -> bool:
         """Whether no group grown from it is valid, whatever it starts with."""

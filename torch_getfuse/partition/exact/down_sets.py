@@ -344,7 +344,9 @@ class _Search:
             if self.chains.leading:
                 for i in bits(added):
                     before |= self.makers[i]
-            ways = [w for w in self.chains.ways(group, before) if not self._given_up(state, part, w)]
+            ways = [
+                w for w in self.chains.ways(group, before) if not self._given_up(state, part, w)
+            ]
             if not ways:
                 continue
             grown = self._grow(done, part, added, before)

@@ -153,7 +153,7 @@ class Brr(FusionScheme):
     # It can be full for the sake of what reads it, and lets that stream its other inputs.
     starts_in_place = True
     has_predictor = True
-    steps = Steps(3, 2, 5, 1.5)  # the buffer is mostly known once ``hopeless`` was asked
+    steps = Steps(2, 1, 2, 1.5)
 
     def __init__(
         self,
