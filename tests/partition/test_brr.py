@@ -242,6 +242,35 @@ def test_bounds_hold_for_all_that_grows(seed: int) -> None:
                     assert brr.least_reread(part, size) <= brr.reread(grown, size)
 
 
+def test_what_all_tiles_hold() -> None:
+    """With weights beyond the buffer, as often as :class:`TileRows` say at least."""
+    rng = Random(61)
+    asked = tight = paired = 0
+    for _ in range(1500):
+        graph, sets = growth(rng.randrange(1 << 32))
+        brr = Brr(graph, kappa=1)
+        rows = brr.tile_rows
+        for group in sets:
+            need, weighted = brr.buffer(group, AMPLE), [i for i in bits(group) if brr.weights[i]]
+            if need is None or len(weighted) < 2:
+                continue
+            pairs = sum(more for i, c, more in rows.pairs if group >> i & group >> c & 1)
+            held = sum(rows.least[i] for i in bits(group)) + pairs
+            short = sum(rows.short[i] for i in bits(group))
+            weights = sum(brr.weights[i] for i in bits(group))
+            for size in {need + 1, need + rng.randint(1, need + 1)}:
+                if (brr.buffer(group, size) or size) < size < weights:
+                    passes = brr.reread(group, size) // weights + 1
+                    least = -(-held // (size + short))
+                    assert least <= passes
+                    asked += 1
+                    tight += least == passes > 1
+                    paired += least > -(-(held - pairs) // (size + short))
+    assert asked > 300
+    assert tight > 20
+    assert paired > 10
+
+
 def test_least_passes_of_maps_that_fill_the_buffer_thrice() -> None:
     """Two convolutions of 16 channels on 16x10, 2560 bytes each; full and partial are the same.
 

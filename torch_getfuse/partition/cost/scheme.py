@@ -81,6 +81,24 @@ class Steps(NamedTuple):
     grown: float
 
 
+class TileRows(NamedTuple):
+    """Rows of operators' outputs that the tiles of a group hold together, in bytes.
+
+    With ``S`` and ``s`` their sums over a group of which several operators have weights, and
+    weights that exceed the buffer ``B``, these are read at least ``ceil(S / (B + s))`` times.
+
+    Attributes:
+        least: per operator, at least.
+        short: per operator, by which a tile may hold less than its share.
+        pairs: (operator, one that runs later, bytes more if both are in the group); an operator
+            stands in one of them at most.
+    """
+
+    least: Sequence[int]
+    short: Sequence[int]
+    pairs: Sequence[tuple[int, int, int]]
+
+
 class FusionScheme(ABC):
     """A buffer-aware cost model of one graph: subclass it for one of your own.
 
@@ -136,11 +154,8 @@ class FusionScheme(ABC):
         steps: what questions count as work.
         extra_steps: what :meth:`buffer` has counted so far beyond that, where some groups take far
             longer than others of their size.
-        tile_rows: where a group can read its weights once for each of several tiles, bytes per
-            operator of the rows of its output that all tiles hold together at least, and by which a
-            tile may hold less than its share. With ``S`` and ``s`` their sums over a group of which
-            several operators have weights, and those exceed the buffer ``B``, they are read at
-            least ``ceil(S / (B + s))`` times. ``None``: nothing is promised.
+        tile_rows: where a group can read its weights once for each of several tiles, what all
+            tiles together hold at least. ``None``: nothing is promised.
         granularity: the unit of this one's streams.
         graph: with its tensors stored as asked for.
         activation_bytes: of an element of every tensor; ``None`` where widths differ.
@@ -164,7 +179,7 @@ class FusionScheme(ABC):
     activation_bytes: Width | None
     weight_bytes: Width | None
     weights: Sequence[int]
-    tile_rows: Sequence[tuple[int, int]] | None = None
+    tile_rows: TileRows | None = None
     granularity: str = NO_CHOICE
     extra_steps: int = 0
 

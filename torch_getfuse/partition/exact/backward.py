@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from torch_getfuse.partition.cost.scheme import TileRows
 from torch_getfuse.partition.exact.chains import Chains
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide
 from torch_getfuse.partition.node_set import bits, is_connected
@@ -106,7 +107,8 @@ class _DownSets:
         packed: the masks as rows of 64-bit words.
         live: bytes of the tensors that each hands on or has written for good.
         weights, weighted, rows, short: sums over its fusable operators: bytes of weights, how many
-            have any, and both of :attr:`FusionScheme.tile_rows`.
+            have any, and what their :class:`TileRows` say.
+        pairs: of these, (first, last, bytes), and in which down-sets the last is.
         tensors: the problem's crossings.
         made: per tensor, in which down-sets it is there: as an input, or what a member wrote.
         read: per tensor, how many of its readers each has.
@@ -123,10 +125,18 @@ class _DownSets:
         data = b"".join(mask.to_bytes(8 * wide, "little") for mask in self.masks)
         self.packed = np.frombuffer(data, np.dtype("<u8")).reshape(len(self.masks), wide)
         member = np.unpackbits(self.packed.view(np.uint8), axis=1, bitorder="little")[:, :count]
-        rows = scheme.tile_rows or [(0, 0)] * count
+        nothing = [0] * count
+        tiles = scheme.tile_rows or TileRows(nothing, nothing, ())
+        more = list(tiles.least)
+        self.pairs = []
+        for first, last, size in tiles.pairs:
+            if problem.fusable >> first & problem.fusable >> last & 1:
+                more[last] += size
+                self.pairs.append((first, last, size, member[:, last].astype(bool)))
         per_operator = np.zeros((count, 4), np.int64)
         for i in bits(problem.fusable):
-            per_operator[i] = scheme.weights[i], bool(scheme.weights[i]), *rows[i]
+            weights = scheme.weights[i]
+            per_operator[i] = weights, bool(weights), more[i], tiles.short[i]
         self.weights, self.weighted, self.rows, self.short = (
             member.astype(np.int64) @ per_operator
         ).T.copy()
@@ -285,6 +295,10 @@ class _Backward:
                 if tensor.maker and not tensor.forced:
                     moved += tensor.size * (now == readers)
         rows = sets.rows[larger] - sets.rows[at]
+        done = sets.masks[at]
+        for first, last, more, there in sets.pairs:
+            if done >> first & 1 and not done >> last & 1:
+                rows -= more * there[larger]
         room = buffer_bytes + sets.short[larger] - sets.short[at]
         passes = np.maximum(-(-rows // room), 1)
         # An operator alone can run in slices; and weights that stay are read once.

@@ -37,6 +37,7 @@ from torch_getfuse.partition.cost.brr.starts import (
     Condition,
     Price,
     Starts,
+    Sums,
     fewest_rows,
     met_members,
     pareto_front,
@@ -47,6 +48,7 @@ from torch_getfuse.partition.cost.scheme import (
     Dram,
     FusionScheme,
     Steps,
+    TileRows,
     boundary,
     remember,
 )
@@ -184,10 +186,7 @@ class Brr(FusionScheme):
             ]
             for rows in (self._row_full, self._row_some)
         )
-        self.tile_rows = [
-            (0, 0) if self._local >> i & 1 else (min(a[0], b[0]), max(a[1], b[1]))
-            for i, (a, b) in enumerate(zip(full, some, strict=True))
-        ]
+        self.tile_rows = self._tile_rows(full, some)
         inputs = [sum(graph.tensor_bytes[r.tensor] for r in op.reads) for op in graph.ops]
         self._starts = Starts(graph, self._local, full, some, inputs)
         # What follows an operator alone and leaves it one: it works on the output row in place.
@@ -206,6 +205,34 @@ class Brr(FusionScheme):
         align = 1 if out.channel_axis is None else self.graph.align_channels
         held = out.elements // (out.rows * channels) * (-(-kappa // align) * align)
         return min(self._row_bytes[out.name], packed(held, self.graph.width(out.name)))
+
+    def _tile_rows(self, full: Sequence[Sums], some: Sequence[Sums]) -> TileRows:
+        """What tiles hold if every convolution is partial, and more for those that cannot both be.
+
+        Of two convolutions of which one reads nothing but the other, if through local operators,
+        one is full.
+        """
+        local, count = self._local, len(self.graph)
+        least = [0 if local >> i & 1 else min(full[i][0], some[i][0]) for i in range(count)]
+        short = [0 if local >> i & 1 else max(full[i][1], some[i][1]) for i in range(count)]
+        pairs = []
+        fed: list[int | None] = []  # the convolution that an operator reads, and nothing else
+        for i, op in enumerate(self.graph.ops):
+            before = self.graph.makers[i]
+            above = before.bit_length() - 1 if len(op.reads) == 1 and before else None
+            if above is not None and local >> above & 1:
+                above = fed[above]
+            fed.append(above)
+            if above is not None and not local >> i & 1:
+                more = min(full[above][0] - least[above], full[i][0] - least[i])
+                pairs.append((above, i, more))
+        chosen: list[tuple[int, int, int]] = []
+        taken: set[int] = set()
+        for above, i, more in sorted(pairs, key=lambda pair: -pair[2]):
+            if more > 0 and not taken & {above, i}:
+                taken |= {above, i}
+                chosen.append((above, i, more))
+        return TileRows(least, short, chosen)
 
     # -- the two figures ------------------------------------------------------------------
 

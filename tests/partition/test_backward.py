@@ -1,0 +1,131 @@
+"""The search from the end against enumeration and against the search from the start."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from tests.brute import brute_force
+from tests.graphs import Builder, random_graph
+from tests.legal import assert_legal, single
+from tests.partition.test_exact import random_evaluator
+from torch_getfuse.ir import OpGraph
+from torch_getfuse.options import Options
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.exact import backward as module
+from torch_getfuse.partition.exact.backward import backward
+from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
+from torch_getfuse.partition.pins import pins_of
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.planner import plan_graph
+
+
+def rereading(rng: Random, operators: int) -> Evaluator:
+    """A random graph under BRR and a buffer that holds few weights, so that most groups re-read."""
+    model = make_scheme("brr", random_graph(rng, operators, rng.choice((6, 10, 16))), "line", 1, 1)
+    floor = max(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
+    return Evaluator(model, rng.randint(floor // 2 + 1, 4 * floor + 2))
+
+
+def check(evaluator: Evaluator, optimum: int) -> SearchResult:
+    problem = FusionProblem(evaluator)
+    found = backward(problem, single(problem))
+    assert (found.dram_bytes, found.lower_bound_bytes, found.stopped) == (optimum, optimum, "")
+    assert problem.cost(found.groups) == optimum
+    assert_legal(FusionProblem(evaluator, merge=False), found.groups)
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_enumeration(scheme: str, seed: int) -> None:
+    rng = Random(2000 + seed)
+    for _ in range(400):
+        evaluator = random_evaluator(rng, rng.randint(1, 8), scheme)
+        check(evaluator, brute_force(evaluator)[0])
+
+
+def test_equals_enumeration_where_weights_are_read_again() -> None:
+    rng = Random(2100)
+    again = 0
+    for _ in range(400):
+        evaluator = rereading(rng, rng.randint(3, 9))
+        found = check(evaluator, brute_force(evaluator)[0])
+        again += any(evaluator.reread(group) for group in found.groups)
+    assert again > 40
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_equals_the_search_from_the_start_on_larger_graphs(seed: int) -> None:
+    rng = Random(2200 + seed)
+    for _ in range(15):
+        evaluator = rereading(rng, rng.randint(11, 16))
+        optimum = exact(FusionProblem(evaluator)).dram_bytes
+        check(Evaluator(evaluator.scheme, evaluator.buffer_bytes), optimum)
+
+
+def test_pins_are_kept() -> None:
+    rng = Random(2300)
+    changed = 0
+    for _ in range(150):
+        free = rereading(rng, rng.randint(3, 8))
+        inner = [op.name for op, makers in zip(free.graph.ops, free.graph.makers) if makers]
+        if not inner:
+            continue
+        pins = pins_of(free.graph, (), (rng.choice(inner),))
+        pinned = Evaluator(free.scheme, free.buffer_bytes, pins=pins)
+        problem = FusionProblem(pinned)
+        found = backward(problem, single(problem))
+        assert found.dram_bytes == exact(FusionProblem(pinned)).dram_bytes
+        assert problem.legal(found.groups)
+        changed += found.dram_bytes > backward(FusionProblem(free), single(problem)).dram_bytes
+    assert changed > 10
+
+
+def test_at_a_limit_the_end_of_the_known_plan_is_replaced() -> None:
+    rng = Random(2400)
+    better = unsolved = 0
+    for _ in range(60):
+        problem = FusionProblem(rereading(rng, rng.randint(8, 14)))
+        known = single(problem)
+        optimum = exact(problem).dram_bytes
+        found = backward(problem, known, Limits(seconds=rng.uniform(1, 15) * 1e-3))
+        assert optimum <= found.dram_bytes <= known.dram_bytes
+        assert found.dram_bytes == problem.cost(found.groups)
+        assert_legal(FusionProblem(problem.evaluator, merge=False), found.groups)
+        if found.stopped:
+            unsolved += 1
+            better += found.dram_bytes < known.dram_bytes
+            assert found.lower_bound_bytes == 0
+    assert unsolved > better > 5
+
+
+def test_too_many_down_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = FusionProblem(rereading(Random(2500), 8))
+    monkeypatch.setattr(module, "MOST_DOWN_SETS", 3)
+    with pytest.raises(TooWide, match="more than 3 down-sets"):
+        backward(problem, single(problem))
+
+
+def _branches(count: int) -> OpGraph:
+    """Convolutions beside each other, and what joins them."""
+    build = Builder()
+    source = build.conv(build.input((1, 32, 16, 16)), 64)
+    build.add(*[build.conv(build.conv(source, 64, 3), 64, 3) for _ in range(count)])
+    return build.graph()
+
+
+def test_the_planner_proves_by_it_and_says_what_it_did_not_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = Options(scheme="brr", buffer=24 * 1024, explainer=None, cache=False)
+    plan = plan_graph(_branches(4), options)
+    assert (plan.method, plan.proof) == ("backward", "optimal")
+    monkeypatch.setattr(module, "MOST_DOWN_SETS", 10)
+    other = plan_graph(_branches(4), options)
+    stage = next(stage for stage in other.stages if stage.method == "backward")
+    assert stage.stopped == "not tried: more than 10 down-sets"
+    assert other.dram_bytes == plan.dram_bytes
+    assert other.proof == "optimal"
