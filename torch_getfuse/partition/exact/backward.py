@@ -70,7 +70,7 @@ def backward(
 
     Returns:
         The optimum; at a limit the known plan, its end replaced as far as the best is known, and
-        without a bound.
+        a lower bound.
 
     Raises:
         TooWide: for more than :data:`MOST_DOWN_SETS` down-sets, or byte counts beyond 64 bits.
@@ -84,15 +84,15 @@ def backward(
             search.run()
     except OutOfWork as reason:
         stopped = str(reason)
-    found = known
+    found, bound, looked = known, 0, 0
     if search is not None:
         with problem.evaluator.work.finishing():
-            found = search.plan(known)
+            found, bound, looked = search.plan(known), search.bound(), search.looked
     return replace(
         found,
-        plans=search.looked if search is not None else 0,
+        plans=looked,
         seconds=time.perf_counter() - started,
-        lower_bound_bytes=0 if stopped else found.dram_bytes,
+        lower_bound_bytes=min(bound, found.dram_bytes),
         history=(),
         stopped=stopped,
     )
@@ -233,11 +233,30 @@ class _Backward:
         found = replace(known, groups=whole, dram_bytes=self.problem.cost(whole))
         return found if found.dram_bytes < known.dram_bytes or not self.solved else known
 
+    def bound(self) -> int:
+        """No legal plan moves less, in bytes.
+
+        The last down-set of a plan whose ``h`` is not known was reached at what no plan avoids.
+        """
+        sets = self.sets
+        if not self.solved:
+            return int(self.rest[0])
+        reached = sets.weights + sets.live
+        for k, tensor in enumerate(sets.tensors):
+            if not tensor.maker:
+                reached += tensor.size * (sets.read[k] > 0)
+        least = _NEVER
+        for at in range(self.solved):
+            larger, _, bounds = self._ranked(at, self.solved)
+            if len(larger):
+                least = min(least, int(reached[at] + bounds.min()))
+        return least
+
     def _solve(self, at: int) -> None:
         """``h`` of one down-set, all larger ones of which are solved."""
         sets, evaluator = self.sets, self.evaluator
         done = sets.masks[at]
-        larger, moved, least = self._ranked(at)
+        larger, moved, least = self._ranked(at, at + 1)
         self.count(_SET + len(larger) // _RANKED)
         conflicts = self._conflicts_at(done)
         best = _NEVER
@@ -272,16 +291,16 @@ class _Backward:
                 conflicts.append(self._too_large(group))
         self.rest[at] = best
 
-    def _ranked(self, at: int) -> tuple[Ints, Ints, Ints]:
-        """The larger down-sets, and what it costs to finish over each, in bytes.
+    def _ranked(self, at: int, first: int) -> tuple[Ints, Ints, Ints]:
+        """The larger down-sets from index ``first`` on, and what finishing over each costs.
 
         Returns:
-            Their indices; the cost if the group that leads there reads nothing again, and a lower
+            Their indices; the bytes if the group that leads there reads nothing again, and a lower
             bound with what it must read again.
         """
         sets, buffer_bytes = self.sets, self.evaluator.buffer_bytes
         mask = sets.packed[at]
-        larger = at + 1 + np.flatnonzero(((sets.packed[at + 1 :] & mask) == mask).all(axis=1))
+        larger = first + np.flatnonzero(((sets.packed[first:] & mask) == mask).all(axis=1))
         larger = larger[self.rest[larger] < _NEVER]
         weights = sets.weights[larger] - sets.weights[at]
         # A tensor is paid for by who writes it as long as it is live, and by each group that reads
