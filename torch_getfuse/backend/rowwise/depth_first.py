@@ -200,13 +200,15 @@ class _Border:
             PlanError: where tensors stay on chip for steps that cannot run in the plan's order.
         """
         bases = {}
+        real: set[str] = set()
         for resident in plan.resident:
             try:
                 bases[resident.tensor] = base_node(capture, resident.tensor).name
             except NoRowKernel:
-                continue  # of which every step is given views, so that none runs by rows
+                # Every step is given views of it, so that none runs by rows; of what a part was
+                # written into, steps are given that tensor's own memory.
+                real |= _written_into(capture, resident.tensor)
         steps = [f"fusion_group_{k}" for k in range(len(plan.groups))]
-        real: set[str] = set()
         order = []
         for call in split.graph.find_nodes(op="call_module"):
             if call.target not in steps:
@@ -244,6 +246,14 @@ class _Border:
             for nodes in (given, _outputs(child))
         )
         return NodeStep(child, stay, self.samples, self.plan.graph.tensors, inputs, outputs)
+
+
+def _written_into(capture: Capture, name: str) -> set[str]:
+    """The tensors in whose place another one may be written."""
+    graph = capture.graph
+    op = graph.ops[graph.producer[name]] if name in graph.producer else None
+    shape = graph.tensors[name].shape
+    return {r.tensor for r in op.reads if graph.tensors[r.tensor].shape == shape} if op else set()
 
 
 def _outputs(child: fx.GraphModule) -> list[str]:

@@ -327,7 +327,8 @@ class _GraphCopy:
 
     def add_placeholder(self, node: fx.Node) -> None:
         """An input that stands for ``node``, which is computed elsewhere."""
-        new = self.graph.placeholder(node.name, type_expr=node.type)
+        # Graph.placeholder() would spell the name in lower case, and nobody would know the node.
+        new = self.graph.create_node("placeholder", node.name, type_expr=node.type, name=node.name)
         new.meta = copy.copy(node.meta)
         self._keep(node, new)
 
