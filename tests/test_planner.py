@@ -18,6 +18,7 @@ from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition import work
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Dram
+from torch_getfuse.partition.exact import backward
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
@@ -118,12 +119,14 @@ def test_auto_helps_a_long_proof_by_a_local_search(
     at_once = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     monkeypatch.setattr(planner, "_FEW_STEPS", 1)
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
-    assert [stage.method for stage in auto.stages] == ["direct", "local", "exact"]
+    last = "backward" if scheme == "brr" else "exact"
+    assert [stage.method for stage in auto.stages] == ["direct", "local", last]
     assert all((stage.dram_bytes or 0) >= auto.dram_bytes for stage in auto.stages)
-    assert (auto.proof, auto.method) == ("optimal", "exact")
-    assert auto.groups == at_once.groups  # whatever plan was known before
+    assert (auto.proof, auto.method) == ("optimal", last)
+    assert auto.dram_bytes == at_once.dram_bytes
     unexplained = plan_graph(cnn(), options("auto", buffer, scheme=scheme, explainer=None))
-    assert [stage.method for stage in unexplained.stages] == ["local", "exact"]
+    assert [stage.method for stage in unexplained.stages] == ["local", last]
+    assert unexplained.groups == auto.groups  # whatever plan was known before
 
 
 @pytest.mark.parametrize("explainer", ["all", "random", None])
@@ -193,6 +196,7 @@ def test_where_exact_gives_up_the_bound_stays_true(
         raise TooWide("for a test")
 
     monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(backward, "backward", gives_up)
     plan = plan_graph(cnn(), chosen).verify()
     (stage,) = [stage for stage in plan.stages if stage.method == "exact"]
     assert (stage.dram_bytes, stage.stopped) == (None, "gave up: for a test")
@@ -206,7 +210,14 @@ def test_where_exact_gives_up_the_bound_stays_true(
 
 @pytest.mark.parametrize(
     ("stage", "scheme"),
-    [("exact", "lbdf"), ("local", "brr"), ("cover", "lbdf"), ("beam", "brr"), ("narrow", "brr")],
+    [
+        ("exact", "lbdf"),
+        ("local", "brr"),
+        ("cover", "lbdf"),
+        ("beam", "brr"),
+        ("narrow", "brr"),
+        ("backward", "brr"),
+    ],
 )
 def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     stage: str, scheme: str, monkeypatch: pytest.MonkeyPatch
@@ -224,9 +235,10 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
         raise SearchInterrupted(dataclasses.replace(result, stopped="interrupted"))
 
     monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(backward, "backward", interrupted if stage == "backward" else gives_up)
     if stage == "local":
         monkeypatch.setattr(planner, "local_search", stopped)
-    else:
+    elif stage != "backward":
         monkeypatch.setattr(cover_module if stage == "cover" else planner, stage, interrupted)
     with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20))
@@ -334,6 +346,7 @@ HASHED = """
 import dataclasses, sys
 from tests.test_planner import cnn, options
 from torch_getfuse import planner
+from torch_getfuse.partition.exact import backward
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.planner import plan_graph
 

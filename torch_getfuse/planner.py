@@ -262,8 +262,9 @@ class _Strategy:
         # The program of wide graphs knows no pins.
         self.has_cover = problem.evaluator.scheme.has_cover and not problem.evaluator.pins
         self.bound = problem.unavoidable if self.additive else 0
-        # Groups can read their weights several times: the search from the end is the faster one.
+        # Where groups can read their weights again, the search from the end is soon the faster one.
         self.rereads = bool(problem.evaluator.least_reread(problem.fusable))
+        self.few_steps = _FEW_STEPS // 20 if self.rereads else _FEW_STEPS
         self.interrupted = False
         self._reason = ""
         self._best: SearchResult | None = None
@@ -317,10 +318,9 @@ class _Strategy:
             if best is None:
                 return self._note(searched, "local")
             return self._better(best, searched, "local")
-        if not self.rereads:
-            found = self._try_exact(best, Limits(_FEW_STEPS, self.work.left / 4))
-            if found is not None:
-                return found
+        found = self._try_exact(best, Limits(self.few_steps, self.work.left / 4))
+        if found is not None:
+            return found
         # The rest is for what follows: the cover, and the local search.
         share = 1 / 3 if self.has_cover else 7 / 8 if self.rereads else 3 / 4
         best = self._prove(best, share * self.work.left)
@@ -353,9 +353,7 @@ class _Strategy:
     def _exact(self) -> SearchResult:
         if self.problem.unready is not None:
             return self._exact_alone()
-        found = None
-        if not self.rereads:
-            found = self._try_exact(None, Limits(_FEW_STEPS, self.work.left))
+        found = self._try_exact(None, Limits(self.few_steps, self.work.left))
         return found or self._narrow(self._prove(None, self.work.left))
 
     def _exact_alone(self) -> SearchResult:

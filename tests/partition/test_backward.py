@@ -123,10 +123,10 @@ def test_the_planner_proves_by_it_and_says_what_it_did_not_try(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = Options(scheme="brr", buffer=24 * 1024, explainer=None, cache=False)
-    plan = plan_graph(_branches(4), options)
+    plan = plan_graph(_branches(6), options)
     assert (plan.method, plan.proof) == ("backward", "optimal")
     monkeypatch.setattr(module, "MOST_DOWN_SETS", 10)
-    other = plan_graph(_branches(4), options)
+    other = plan_graph(_branches(6), options)
     stage = next(stage for stage in other.stages if stage.method == "backward")
     assert stage.stopped == "not tried: more than 10 down-sets"
     assert other.dram_bytes == plan.dram_bytes

@@ -1,5 +1,7 @@
-"""The exact search: dynamic programming over the down-sets of the graph (``down_sets.py``).
+"""The exact searches: dynamic programming over the down-sets of the graph.
 
 In: a :class:`~torch_getfuse.partition.problem.FusionProblem`. Out: the optimum, or a lower bound
-and the best plan known where the graph is too wide. The proofs are in docs/exact-search.md.
+and the best plan known where the graph is too wide. ``down_sets.py``, to be opened first, goes
+from the start; ``backward.py`` from the end, for groups that read weights again; ``chains.py`` is
+what both have in common. The proofs are in docs/exact-search.md.
 """
