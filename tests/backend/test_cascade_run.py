@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 import torch_getfuse
 from tests.backend.test_depth_first import MODELS, Skip, distance, plan_of
@@ -82,3 +84,54 @@ def test_torch_compile_plans_and_runs_by_rows() -> None:
             assert distance(compiled(x), model(x)) < 1e-5
     (note,) = {n for n in torch_getfuse.report(compiled).sections[0].notes if "row by row" in n}
     assert note.startswith("inner depth_first: ")
+
+
+class _Capital(nn.Module):
+    """A variable whose name FX writes in lower case where it is an input of a submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        EV_hat = self.one(x)
+        EV_hat = functional.pad(EV_hat, (0, 0, 1, 0))
+        return self.two(EV_hat)
+
+
+class _WrittenInPart(nn.Module):
+    """``one``'s memory is also what a part is written into, by nodes: the relative positions of
+    MViT's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 8, 1)
+        self.two = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attn = self.one(x)
+        attn[:, :, 1:] = attn[:, :, 1:].sigmoid() + x[:, :, 1:]
+        return self.two(attn.softmax(-1))
+
+
+@pytest.mark.parametrize("model", [_Capital(), _WrittenInPart()], ids=["capital", "in part"])
+def test_residents_reach_steps_that_run_by_nodes(model: nn.Module) -> None:
+    x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    asked = {
+        "scheme": "cascade",
+        "buffer": "64KB",
+        "activation_bytes": 1,
+        "weight_bytes": 1,
+        "explainer": None,
+    }
+    names = [op.name for op in torch_getfuse.plan(model, (x,), **asked).graph.ops]
+    plan = torch_getfuse.plan(model, (x,), split_before=names[1:], **asked)
+    assert len(plan.groups) == len(names)
+    assert {"one", names[1]} <= {resident.tensor for resident in plan.resident}
+    found, ledger = torch_getfuse.run_counted(model, (x,), plan)
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
+    first = ledger.groups[0]
+    assert not first.fallback
+    assert first.copied == (("one",) if isinstance(model, _WrittenInPart) else ())
