@@ -250,19 +250,19 @@ class Region:
         """
         for node, operands in enumerate(self.operands):
             for source, path in operands:
-                yield from _path_ratios(source, node, path, columns, (node, source))
+                yield from _path_ratios(source, node, path, columns)
 
 
 def _path_ratios(
-    lower: object, upper: object, path: Path, columns: bool, name: object
+    lower: object, upper: object, path: Path, columns: bool
 ) -> Iterator[tuple[object, object, int, int, float]]:
     if not path:
         yield lower, upper, 1, 1, 0.0
     for k, edge in enumerate(path):
-        below = lower if k == len(path) - 1 else (name, path, k)
+        below = lower if k == len(path) - 1 else object()  # whatever is on the way
         if isinstance(edge, Join):
             for alternative in edge.paths:
-                yield from _path_ratios(below, upper, alternative, columns, (name, path, k))
+                yield from _path_ratios(below, upper, alternative, columns)
         elif isinstance(edge, Clock):
             if edge.length > 1:  # a single unit is demanded at the first step
                 same_clock = (edge.length, edge.rows) == (edge.steps, edge.step_rows)
