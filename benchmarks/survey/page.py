@@ -156,7 +156,8 @@ def page(found: Mapping[str, Row]) -> str:
             "how far the plan can be above the optimum at most; `=` under eager says that the "
             "compiled model gives eager's result to the last bit. plan / export: CPU seconds of "
             "the slowest of the nine plans beside those of torch.export's second trace, in one "
-            "process.",
+            "process. A machine that is busy takes more CPU time for the same, so that some "
+            "searches end by the clock that would not if they ran alone.",
             "",
             *(f"- {line}" for line in summary(found)),
             *(f"- Not surveyed: torchvision's {k}: {why}." for k, why in NOT_SURVEYED.items()),
