@@ -9,7 +9,7 @@ import pytest
 
 from tests.graphs import Builder, grown_group, random_graph
 from tests.simulator import Simulator
-from torch_getfuse.ir import Window
+from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.cost.lbdf import branch_peak
 from torch_getfuse.partition.cost.lbdf.branch_lag import Region
 from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
@@ -78,3 +78,37 @@ def test_tables_are_forgotten_when_they_get_too_large(monkeypatch: pytest.Monkey
     largest = max(*units, *(region.steps for region in regions))
     assert max(sizes) < 500 + 5 * (largest + 1) < free.size
     assert any(later < earlier for earlier, later in pairwise(sizes))
+
+
+def _chain_of_branches(depth: int) -> OpGraph:
+    """A tensor that is added to what a chain of residual blocks makes of it."""
+    build = Builder()
+    fork = end = build.conv(build.input((1, 2, 12, 12)), 2)
+    for _ in range(depth):
+        inner = build.add(build.conv(end, 2, 3), build.conv(end, 2, 5))
+        end = build.add(end, build.conv(inner, 2, 3))
+    build.add(end, fork)
+    return build.graph()
+
+
+@pytest.mark.parametrize("granularity", ["line", "pixel"])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_chain_of_branches_against_the_schedule(depth: int, granularity: str) -> None:
+    graph = _chain_of_branches(depth)
+    whole = (1 << len(graph)) - 1
+    expected = Simulator(graph, whole, granularity == "pixel").buffer_bytes()
+    assert Lbdf(graph, granularity).buffer(whole) == expected
+
+
+def test_a_chain_of_branches_does_not_double_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    peak = Region.peak
+
+    def note(self: Region) -> int:
+        asked.append(self.questions)
+        return peak(self)
+
+    monkeypatch.setattr(Region, "peak", note)
+    graph = _chain_of_branches(16)
+    assert Lbdf(graph, "line").buffer((1 << len(graph)) - 1)
+    assert 0 < max(asked) < 16 * 30

@@ -8,7 +8,7 @@ Regions of the same structure are equal, so repeated blocks of a network are com
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -80,7 +80,26 @@ def join(paths: Iterable[Path]) -> Path:
     for path in kept:
         if all(covers(path, other) for other in kept):
             return path
+    found = kept[0]
+    # What all have in common is asked once; else the paths of a chain of branches double at each.
+    head = _alike(kept)
+    kept = [path[head:] for path in kept]
+    if head:
+        return (*found[:head], *join(kept))
+    tail = _alike([path[::-1] for path in kept])
+    if tail:
+        return (*join([path[:-tail] for path in kept]), *found[len(found) - tail :])
     return (Join(tuple(sorted(kept, key=id))),)
+
+
+def _alike(paths: Sequence[Path]) -> int:
+    """Number of edges with which all paths begin."""
+    count = 0
+    for edges in zip(*paths, strict=False):
+        if any(edge is not edges[0] and edge != edges[0] for edge in edges):
+            break
+        count += 1
+    return count
 
 
 def covers(path: Path, other: Path) -> bool:
