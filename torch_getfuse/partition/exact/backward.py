@@ -276,9 +276,8 @@ class _Backward:
                 continue
             valid = False
             for way in self._ways(group):
-                evaluator.buffer(
-                    way
-                )  # most fit: the floor, which `valid` asks first, tells nothing
+                # Most fit: the floor, which `valid` asks first otherwise, would tell nothing.
+                evaluator.buffer(way)
                 if evaluator.valid(way):
                     valid = True
                     whole = cost + evaluator.reread(way)
