@@ -262,9 +262,6 @@ class _Strategy:
         # The program of wide graphs knows no pins.
         self.has_cover = problem.evaluator.scheme.has_cover and not problem.evaluator.pins
         self.bound = problem.unavoidable if self.additive else 0
-        # Where groups can read their weights again, the search from the end is soon the faster one.
-        self.rereads = bool(problem.evaluator.least_reread(problem.fusable))
-        self.few_steps = _FEW_STEPS // 20 if self.rereads else _FEW_STEPS
         self.interrupted = False
         self._reason = ""
         self._best: SearchResult | None = None
@@ -318,11 +315,11 @@ class _Strategy:
             if best is None:
                 return self._note(searched, "local")
             return self._better(best, searched, "local")
-        found = self._try_exact(best, Limits(self.few_steps, self.work.left / 4))
+        found = self._try_exact(best, Limits(self._few_steps(), self.work.left / 4))
         if found is not None:
             return found
         # The rest is for what follows: the cover, and the local search.
-        share = 1 / 3 if self.has_cover else 7 / 8 if self.rereads else 3 / 4
+        share = 1 / 3 if self.has_cover else 7 / 8 if self.problem.rereads else 3 / 4
         best = self._prove(best, share * self.work.left)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._better(best, self._local(best), "local")
@@ -353,8 +350,12 @@ class _Strategy:
     def _exact(self) -> SearchResult:
         if self.problem.unready is not None:
             return self._exact_alone()
-        found = self._try_exact(None, Limits(self.few_steps, self.work.left))
+        found = self._try_exact(None, Limits(self._few_steps(), self.work.left))
         return found or self._narrow(self._prove(None, self.work.left))
+
+    def _few_steps(self) -> int:
+        """Of the search from the start; if weights are read again, that from the end is faster."""
+        return _FEW_STEPS // 20 if self.problem.rereads else _FEW_STEPS
 
     def _exact_alone(self) -> SearchResult:
         """The optimum where a pinned set is no valid group by itself: no other search has a start.
@@ -419,7 +420,7 @@ class _Strategy:
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        if not self.rereads:
+        if not self.problem.rereads:
             return None
         from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
 

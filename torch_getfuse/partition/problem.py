@@ -145,6 +145,11 @@ class FusionProblem:
         weights = sum(self.evaluator.scheme.weights[i] for i in bits(self.fusable))
         return weights + sum(crossing.owed(self.fusable) for crossing in self.crossings)
 
+    @cached_property
+    def rereads(self) -> bool:
+        """Whether a group can be so large that it must read its weights again."""
+        return self.evaluator.least_reread(self.fusable) > 0
+
     def parts(self, mask: int) -> list[int]:
         """Connected parts of whole blocks that make up a convex set and can run one after another.
 

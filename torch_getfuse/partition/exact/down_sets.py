@@ -121,7 +121,7 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     low ceiling saves most of the work; and one that is too low is soon refuted. Where they are
     not, it saves little.
     """
-    if problem.evaluator.least_reread(problem.fusable):
+    if problem.rereads:
         for share in _GUESSES:
             guess = problem.unavoidable + int(share * problem.unavoidable)
             if known is None or guess < known:
