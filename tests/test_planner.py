@@ -18,7 +18,7 @@ from torch_getfuse.options import CHOICES, Options
 from torch_getfuse.partition import work
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Dram
-from torch_getfuse.partition.exact import backward
+from torch_getfuse.partition.exact import backward, windows
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
@@ -120,12 +120,12 @@ def test_auto_helps_a_long_proof_by_a_local_search(
     monkeypatch.setattr(planner, "_FEW_STEPS", 1)
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     last = "backward" if scheme == "brr" else "exact"
-    assert [stage.method for stage in auto.stages] == ["direct", "local", last]
+    assert [stage.method for stage in auto.stages] == ["direct", "local", "windows", last]
     assert all((stage.dram_bytes or 0) >= auto.dram_bytes for stage in auto.stages)
     assert (auto.proof, auto.method) == ("optimal", last)
     assert auto.dram_bytes == at_once.dram_bytes
     unexplained = plan_graph(cnn(), options("auto", buffer, scheme=scheme, explainer=None))
-    assert [stage.method for stage in unexplained.stages] == ["local", last]
+    assert [stage.method for stage in unexplained.stages] == ["local", "windows", last]
     assert unexplained.groups == auto.groups  # whatever plan was known before
 
 
@@ -203,8 +203,7 @@ def test_where_exact_gives_up_the_bound_stays_true(
     assert plan.method != "exact"
     assert 0 < plan.lower_bound_bytes <= optimum <= plan.dram_bytes
     methods = [stage.method for stage in plan.stages]
-    assert ("beam" in methods, "cover" in methods) == (scheme == "brr", scheme == "lbdf")
-    assert ("narrow" in methods) == (scheme == "brr")
+    assert ("backward" in methods, "cover" in methods) == (scheme == "brr", scheme == "lbdf")
     assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
 
 
@@ -214,8 +213,8 @@ def test_where_exact_gives_up_the_bound_stays_true(
         ("exact", "lbdf"),
         ("local", "brr"),
         ("cover", "lbdf"),
-        ("beam", "brr"),
-        ("narrow", "brr"),
+        ("windows", "lbdf"),
+        ("windows", "brr"),
         ("backward", "brr"),
     ],
 )
@@ -239,7 +238,8 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     if stage == "local":
         monkeypatch.setattr(planner, "local_search", stopped)
     elif stage != "backward":
-        monkeypatch.setattr(cover_module if stage == "cover" else planner, stage, interrupted)
+        module = {"cover": cover_module, "windows": windows}.get(stage, planner)
+        monkeypatch.setattr(module, stage, interrupted)
     with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20))
     plan = caught.value.plan.verify()
@@ -346,7 +346,7 @@ HASHED = """
 import dataclasses, sys
 from tests.test_planner import cnn, options
 from torch_getfuse import planner
-from torch_getfuse.partition.exact import backward
+from torch_getfuse.partition.exact import backward, windows
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.planner import plan_graph
 

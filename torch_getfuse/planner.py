@@ -17,7 +17,7 @@ from torch_getfuse.options import Options, format_option
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
-from torch_getfuse.partition.exact.down_sets import Limits, NoPlan, TooWide, beam, exact, narrow
+from torch_getfuse.partition.exact.down_sets import Limits, NoPlan, TooWide, exact
 from torch_getfuse.partition.fusion_group import Stage, make_group
 from torch_getfuse.partition.group_ends import why_ends
 from torch_getfuse.partition.node_set import bits, is_connected
@@ -42,7 +42,13 @@ log = logging.getLogger(__name__)
 
 _PROGRESS_AFTER = 2.0
 
-_FEW_STEPS, _BEAM_STEPS = 20_000, 2_000_000
+_FEW_STEPS = 20_000
+_PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
+"""Shares of the time for a proof, the latter where the program of wide graphs may follow."""
+
+_FIRST, _LATER = 1 / 8, 3 / 4
+"""Shares of the time for windows: of that for the proof, before it is tried; and of what is left
+where there is none."""
 _QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
@@ -318,12 +324,13 @@ class _Strategy:
         found = self._try_exact(best, Limits(self._few_steps(), self.work.left / 4))
         if found is not None:
             return found
-        # The rest is for what follows: the cover, and the local search.
-        share = 1 / 3 if self.has_cover else 7 / 8 if self.problem.rereads else 3 / 4
+        # The rest is for what follows: the cover, windows again and the local search.
+        share = _COVERED_PROOF if self.has_cover else _PROOF
         best = self._prove(best, share * self.work.left)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
+            best = self._windows(best, _LATER * self.work.left)
             best = self._better(best, self._local(best), "local")
-        return self._narrow(best)
+        return best
 
     def _local(self, best: SearchResult | None) -> SearchResult:
         self._stage = "local"
@@ -351,7 +358,7 @@ class _Strategy:
         if self.problem.unready is not None:
             return self._exact_alone()
         found = self._try_exact(None, Limits(self._few_steps(), self.work.left))
-        return found or self._narrow(self._prove(None, self.work.left))
+        return found or self._prove(None, self.work.left)
 
     def _few_steps(self) -> int:
         """Of the search from the start; if weights are read again, that from the end is faster."""
@@ -391,37 +398,40 @@ class _Strategy:
             self.problem, _QUICK_PLANS, self.options.seed, time_limit=max(1.0, seconds / 4)
         )
         best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
+        best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
-        ended = self._backward(best, limits)
-        if ended is None:
-            found = self._try_exact(best, limits)
-            if found is not None:
-                return found
-            spent = time.perf_counter() - started
-            groups = self.problem.evaluator.evaluated
-            self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
-        else:
-            best = ended
-            if best.lower_bound_bytes == best.dram_bytes:
-                return best
+        ended = self._backward(best, limits) if self.problem.rereads else None
+        if ended is not None:
+            return ended
+        if self.problem.rereads:
+            limits = Limits(seconds=limits.seconds / 3)
+        found = self._try_exact(best, limits)
+        if found is not None:
+            return found
+        spent = time.perf_counter() - started
+        groups = self.problem.evaluator.evaluated
+        self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
         if self.has_cover:
             from torch_getfuse.partition.wide.group_cover import (
                 cover,  # scipy: only wide graphs need it
             )
 
             self._stage = "cover"
-            return self._better(best, cover(self.problem, best, self.work.left), "cover")
-        self._stage = "beam"
-        found = beam(self.problem, best, Limits(_BEAM_STEPS, self.work.left / 2))
-        return self._better(best, found, "beam")
+            best = self._better(best, cover(self.problem, best, self.work.left), "cover")
+        return best
+
+    def _windows(self, best: SearchResult, seconds: float) -> SearchResult:
+        """A plan with all that lies close together in it as good as it can be."""
+        from torch_getfuse.partition.exact.windows import windows  # numpy: few graphs need it
+
+        self._stage = "windows"
+        return self._better(best, windows(self.problem, best, Limits(seconds=seconds)), "windows")
 
     def _backward(self, best: SearchResult, limits: Limits) -> SearchResult | None:
-        """The best plan and bound of the search from the end; ``None`` where it is not tried.
+        """The best plan and bound of the search from the end; ``None`` for too many down-sets.
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        if not self.problem.rereads:
-            return None
         from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
 
         self._stage = "backward"
@@ -430,14 +440,6 @@ class _Strategy:
         except TooWide as reason:
             self.stages.append(Stage("backward", None, 0, 0.0, f"not tried: {reason}"))
             return None
-
-    def _narrow(self, best: SearchResult) -> SearchResult:
-        """Half the gap again and again, where no other program bounds the optimum."""
-        if self.has_cover or self.bound >= best.dram_bytes:
-            return best
-        self._stage = "narrow"
-        found = narrow(self.problem, best, self.bound, Limits(seconds=self.work.left))
-        return self._better(best, found, "narrow")
 
     def _try_exact(self, known: SearchResult | None, limits: Limits) -> SearchResult | None:
         self._stage = "exact"

@@ -10,10 +10,9 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder, heavy_between, random_graph
-from tests.legal import assert_legal, single
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
-from torch_getfuse.partition.exact.down_sets import Limits, TooWide, beam, exact, narrow
+from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
 from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
 
@@ -84,54 +83,19 @@ def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])
-def test_narrow_bounds_the_optimum(scheme: str) -> None:
-    """With too few steps for the proof, a bound between what is given and the optimum."""
+def test_where_it_gives_up_it_knows_a_bound(scheme: str) -> None:
     rng = Random(6)
-    raised = proved = given_up = 0
+    given_up = raised = 0
     for _ in range(300):
         problem = FusionProblem(random_evaluator(rng, rng.randint(3, 8), scheme))
-        known, optimum = single(problem), brute_force(problem.evaluator)[0]
-        limits = Limits(steps=rng.choice((3, 10, 30, 100)))
-        bound = problem.unavoidable
+        optimum = brute_force(problem.evaluator)[0]
+        bound = optimum
         try:
-            assert exact(problem, limits=limits).dram_bytes == optimum
+            found = exact(problem, limits=Limits(steps=rng.choice((3, 10, 30, 100))))
+            assert found.dram_bytes == optimum
         except TooWide as reason:
             bound, given_up = reason.bound, given_up + 1
         assert problem.unavoidable <= bound <= optimum
-        found = narrow(problem, known, bound, limits)
-        assert bound <= found.lower_bound_bytes <= optimum <= found.dram_bytes
-        assert found.dram_bytes in (optimum, known.dram_bytes)
-        assert problem.cost(found.groups) == found.dram_bytes
-        raised += bound < found.lower_bound_bytes < found.dram_bytes
-        proved += found.lower_bound_bytes == found.dram_bytes
+        raised += problem.unavoidable < bound < optimum
     assert given_up > 30
-    assert raised > 30
-    assert proved > 30
-
-
-def test_a_known_optimum_is_left_alone() -> None:
-    problem = FusionProblem(random_evaluator(Random(7), 6, "lbdf"))
-    best = exact(problem)
-    found = narrow(problem, best, best.dram_bytes)
-    assert (found.groups, found.lower_bound_bytes) == (best.groups, best.dram_bytes)
-    assert found.plans == 0
-
-
-@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
-def test_beam_finds_legal_plans(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_getfuse.partition.exact.down_sets._BEAM_GROUPS", 4)
-    rng = Random(8)
-    reached = better = 0
-    for _ in range(200):
-        problem = FusionProblem(random_evaluator(rng, rng.randint(3, 8), scheme))
-        known, optimum = single(problem), brute_force(problem.evaluator)[0]
-        found = beam(problem, known)
-        assert optimum <= found.dram_bytes <= known.dram_bytes
-        assert found.dram_bytes == problem.cost(found.groups)
-        assert found.lower_bound_bytes == 0
-        assert_legal(FusionProblem(problem.evaluator, merge=False), found.groups)
-        reached += found.dram_bytes == optimum < known.dram_bytes
-        better += optimum < known.dram_bytes
-        short = beam(problem, known, Limits(steps=1))
-        assert short.groups == known.groups or not short.stopped
-    assert better > reached > better / 2
+    assert (raised > 10) == (scheme == "brr")

@@ -15,28 +15,31 @@ docs/exact-search.md, section 2, has the proofs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from torch_getfuse.partition.cost.scheme import TileRows
 from torch_getfuse.partition.exact.chains import Chains
+from torch_getfuse.partition.exact.down_set_table import DownSets, Ints, Window
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
 
-Ints = npt.NDArray[np.int64]
-
 MOST_DOWN_SETS = 6_000
+"""Of a graph that is searched whole."""
 
 _NEVER = 1 << 60
 """More bytes than any plan moves."""
+
+_EARLY, _SOLVED_BY_THEN = 1 / 3, 1 / 4
+"""When so much of the steps that are allowed are counted, so much of the down-sets is to be solved:
+smaller ones take longer, so the rest would never be."""
 
 _SET, _RANKED, _LOOK = 300, 8, 150
 """Steps counted: for each down-set, and one for so many groups that are ranked; for each group
@@ -56,6 +59,9 @@ class _Conflict(NamedTuple):
     core: int
     before: int
     again: int
+
+
+Conflicts = defaultdict[int, list[_Conflict]]
 
 
 def backward(
@@ -80,7 +86,9 @@ def backward(
     seconds = (limits or Limits()).seconds
     try:
         with problem.evaluator.work.within(seconds):
-            search = _Backward(problem)
+            chains = Chains(problem)
+            whole = Window(chains.start, chains.everything, MOST_DOWN_SETS)
+            search = Backward(problem, chains, whole, known.dram_bytes)
             search.run()
     except OutOfWork as reason:
         stopped = str(reason)
@@ -98,168 +106,121 @@ def backward(
     )
 
 
-class _DownSets:
-    """All down-sets of a problem, by size, as arrays.
+class Backward:
+    """One run of the search, over the down-sets of a window.
 
-    Attributes:
-        masks: of each.
-        index: of each mask.
-        packed: the masks as rows of 64-bit words.
-        live: bytes of the tensors that each hands on or has written for good.
-        weights, weighted, rows, short: sums over its fusable operators: bytes of weights, how many
-            have any, and what their :class:`TileRows` say.
-        pairs: of these, (first, last, bytes), and in which down-sets the last is.
-        tensors: the problem's crossings.
-        made: per tensor, in which down-sets it is there: as an input, or what a member wrote.
-        read: per tensor, how many of its readers each has.
-
-    Raises:
-        TooWide: for more than :data:`MOST_DOWN_SETS`.
-    """
-
-    def __init__(self, problem: FusionProblem, chains: Chains) -> None:
-        scheme = problem.evaluator.scheme
-        self.masks = sorted(_down_sets(chains), key=lambda mask: (mask.bit_count(), mask))
-        self.index = {mask: k for k, mask in enumerate(self.masks)}
-        count, wide = len(problem.graph), -(-len(problem.graph) // 64)
-        data = b"".join(mask.to_bytes(8 * wide, "little") for mask in self.masks)
-        self.packed = np.frombuffer(data, np.dtype("<u8")).reshape(len(self.masks), wide)
-        member = np.unpackbits(self.packed.view(np.uint8), axis=1, bitorder="little")[:, :count]
-        nothing = [0] * count
-        tiles = scheme.tile_rows or TileRows(nothing, nothing, ())
-        more = list(tiles.least)
-        self.pairs = []
-        for first, last, size in tiles.pairs:
-            if problem.fusable >> first & problem.fusable >> last & 1:
-                more[last] += size
-                self.pairs.append((first, last, size, member[:, last].astype(bool)))
-        per_operator = np.zeros((count, 4), np.int64)
-        for i in bits(problem.fusable):
-            weights = scheme.weights[i]
-            per_operator[i] = weights, bool(weights), more[i], tiles.short[i]
-        self.weights, self.weighted, self.rows, self.short = (
-            member.astype(np.int64) @ per_operator
-        ).T.copy()
-        self.tensors = problem.crossings
-        self.made = np.ones((len(self.tensors), len(self.masks)), bool)
-        self.read = np.zeros((len(self.tensors), len(self.masks)), np.int16)
-        self.live = np.zeros(len(self.masks), np.int64)
-        for k, tensor in enumerate(self.tensors):
-            self.read[k] = member[:, list(bits(tensor.readers))].sum(axis=1, dtype=np.int16)
-            if tensor.maker:
-                self.made[k] = member[:, tensor.maker.bit_length() - 1]
-                wanted = tensor.forced | (self.read[k] < tensor.readers.bit_count())
-                self.live += tensor.size * (self.made[k] & wanted)
-
-
-def _down_sets(chains: Chains) -> list[int]:
-    """Every down-set of whole blocks that has all unfusable operators that can run."""
-    found = {chains.start}
-    waiting = [chains.start]
-    while waiting:
-        done = waiting.pop()
-        for ideal in _ready(chains, done):
-            if not ideal & chains.unfusable:
-                larger = chains.absorb(done | ideal, chains.after(ideal))
-                if larger not in found:
-                    found.add(larger)
-                    waiting.append(larger)
-        if len(found) > MOST_DOWN_SETS:
-            raise TooWide(f"more than {MOST_DOWN_SETS} down-sets")
-    return list(found)
-
-
-def _ready(chains: Chains, done: int) -> Iterator[int]:
-    """The blocks that can run after a down-set."""
-    for i in bits((chains.sources | chains.after(done)) & ~done):
-        block = chains.block[i]
-        if block & -block == 1 << i and not chains.ideal[i] & ~done & ~block:
-            yield block
-
-
-class _Backward:
-    """One run of the search.
+    Args:
+        problem: graph, cost model and buffer.
+        chains: of the problem.
+        window: which down-sets.
+        ceiling: bytes; only what moves less from the start of the window to its end is looked for.
+        conflicts: by their first operators, those that other windows have found; added to.
 
     Attributes:
         looked: groups that were looked at.
+        rest: of each down-set ``h``, from index ``solved`` on; :data:`_NEVER` where no end from it
+            is part of anything cheaper than the ceiling.
+        reached: to each, what no way from the start moves less than.
+
+    Raises:
+        TooWide: for more down-sets than the window may have, or byte counts beyond 64 bits.
     """
 
-    def __init__(self, problem: FusionProblem) -> None:
-        self.problem = problem
+    def __init__(
+        self,
+        problem: FusionProblem,
+        chains: Chains,
+        window: Window,
+        ceiling: int,
+        conflicts: Conflicts | None = None,
+    ) -> None:
+        self.problem, self.chains, self.ceiling = problem, chains, ceiling
         self.evaluator = problem.evaluator
         self.count = self.evaluator.work.add
-        self.chains = Chains(problem)
         self.looked = 0
-        self.sets = sets = _DownSets(problem, self.chains)
+        self.sets = sets = DownSets(problem, chains, window)
         buffer_bytes = self.evaluator.buffer_bytes
         most = int(sets.weights[-1]) * (int(sets.rows[-1]) // buffer_bytes + 2)
         if most + 4 * sum(tensor.size for tensor in sets.tensors) >= _NEVER >> 1:
             raise TooWide("byte counts too large")
-        # h(D), and the group and the down-set that lead there; filled from the end.
+        # The group and the down-set that lead to h(D); both are filled from the end.
+        self.step: dict[int, tuple[int, int]] = {}
         self.rest = np.zeros(len(sets.masks), np.int64)
         self.solved = len(sets.masks) - 1
-        self.step: dict[int, tuple[int, int]] = {}
+        self.reached = self._moved(0, np.arange(len(sets.masks)))
         # By their first operator, which can run next wherever a conflict matters.
-        self.conflicts: defaultdict[int, list[_Conflict]] = defaultdict(list)
+        self.conflicts: Conflicts = defaultdict(list) if conflicts is None else conflicts
 
     def run(self) -> None:
-        """Work out ``h`` for every down-set.
+        """Work out ``h`` for every down-set that something cheaper than the ceiling can go through.
 
         Raises:
-            OutOfWork: at a limit; what was worked out remains.
+            OutOfWork: at a limit, or where it is plain that one will strike; what was worked out
+                remains.
         """
+        work = self.evaluator.work
+        look_at = work.steps + work.steps_left * _EARLY
         while self.solved:
             self._solve(self.solved - 1)
             self.solved -= 1
+            if work.steps > look_at:
+                look_at = math.inf
+                share = 1 - self.solved / len(self.sets.masks)
+                if share < _SOLVED_BY_THEN:
+                    raise OutOfWork(f"{share:.0%} of its down-sets in {_EARLY:.0%} of its work limit")
 
     def plan(self, known: SearchResult) -> SearchResult:
         """The known plan up to the first of its down-sets whose ``h`` is known, and the best end.
 
-        That is the optimum once ``h`` of the first down-set is known.
+        That is the optimum once ``h`` of the first down-set is known, or known to be of no use.
         """
         groups, done = [], self.chains.start
         for group in (*known.groups, 0):
             at = self.sets.index.get(done)
-            if at is not None and at >= self.solved:
+            if at is not None and at >= self.solved and self.rest[at] < _NEVER:
                 break
             groups.append(group)
             done = self.chains.absorb(done | group, self.chains.after(group))
         else:
             return known
+        whole = self.chains.without_shared([*groups, *self.groups_from(at)])
+        found = replace(known, groups=whole, dram_bytes=self.problem.cost(whole))
+        return found if found.dram_bytes < known.dram_bytes else known
+
+    def groups_from(self, at: int) -> list[int]:
+        """The best groups from a down-set on whose ``h`` is known."""
+        groups = []
         while at in self.step:
             group, at = self.step[at]
             groups.append(group)
-        whole = self.chains.without_shared(groups)
-        found = replace(known, groups=whole, dram_bytes=self.problem.cost(whole))
-        return found if found.dram_bytes < known.dram_bytes or not self.solved else known
+        return groups
 
     def bound(self) -> int:
         """No legal plan moves less, in bytes.
 
-        The last down-set of a plan whose ``h`` is not known was reached at what no plan avoids.
+        Or no fewer than the ceiling: otherwise the last down-set of a plan whose ``h`` is not known
+        was reached at what no plan avoids.
         """
-        sets = self.sets
+        least = self.ceiling
         if not self.solved:
-            return int(self.rest[0])
-        reached = sets.weights + sets.live
-        for k, tensor in enumerate(sets.tensors):
-            if not tensor.maker:
-                reached += tensor.size * (sets.read[k] > 0)
-        least = _NEVER
+            return min(least, int(self.rest[0]))
         for at in range(self.solved):
             larger, _, bounds = self._ranked(at, self.solved)
             if len(larger):
-                least = min(least, int(reached[at] + bounds.min()))
+                least = min(least, int(self.reached[at] + bounds.min()))
         return least
 
     def _solve(self, at: int) -> None:
-        """``h`` of one down-set, all larger ones of which are solved."""
+        """``h`` of one down-set, all larger ones of which are solved.
+
+        More than the ceiling allows after what it takes to get there is never part of the best.
+        """
         sets, evaluator = self.sets, self.evaluator
         done = sets.masks[at]
         larger, moved, least = self._ranked(at, at + 1)
         self.count(_SET + len(larger) // _RANKED)
-        conflicts = self._conflicts_at(done)
-        best = _NEVER
+        conflicts = self._conflicts_at(at)
+        best = most = self.ceiling - int(self.reached[at])
         for k in np.lexsort((-larger, least)).tolist():  # of equals the largest
             cost, bound = int(moved[k]), int(least[k])
             if bound >= best:
@@ -288,7 +249,7 @@ class _Backward:
                         break  # other starts change only what is read again
             if not valid and self._hopeless(group):
                 conflicts.append(self._too_large(group))
-        self.rest[at] = best
+        self.rest[at] = best if best < most else _NEVER
 
     def _ranked(self, at: int, first: int) -> tuple[Ints, Ints, Ints]:
         """The larger down-sets from index ``first`` on, and what finishing over each costs.
@@ -302,16 +263,7 @@ class _Backward:
         larger = first + np.flatnonzero(((sets.packed[first:] & mask) == mask).all(axis=1))
         larger = larger[self.rest[larger] < _NEVER]
         weights = sets.weights[larger] - sets.weights[at]
-        # A tensor is paid for by who writes it as long as it is live, and by each group that reads
-        # it: what is live at the end of the group but was not before, it has written.
-        moved = weights + self.rest[larger] + sets.live[larger] - sets.live[at]
-        for k, tensor in enumerate(sets.tensors):
-            before, readers = sets.read[k, at], tensor.readers.bit_count()
-            if sets.made[k, at] and before < readers:
-                now = sets.read[k, larger]
-                moved += tensor.size * (now > before)
-                if tensor.maker and not tensor.forced:
-                    moved += tensor.size * (now == readers)
+        moved = self._moved(at, larger) + self.rest[larger]
         rows = sets.rows[larger] - sets.rows[at]
         done = sets.masks[at]
         for first, last, more, there in sets.pairs:
@@ -323,13 +275,29 @@ class _Backward:
         tiled = (weights > buffer_bytes) & (sets.weighted[larger] - sets.weighted[at] > 1)
         return larger, moved, moved + np.where(tiled, (passes - 1) * weights, 0)
 
+    def _moved(self, at: int, larger: Ints) -> Ints:
+        """Bytes that a group from one down-set to each of some others moves, nothing twice."""
+        sets = self.sets
+        # A tensor is paid for by who writes it as long as it is live, and by each group that reads
+        # it: what is live at the end of the group but was not before, it has written.
+        moved: Ints = sets.weights[larger] - sets.weights[at] + sets.live[larger] - sets.live[at]
+        for k, tensor in enumerate(sets.tensors):
+            before, readers = sets.read[k, at], tensor.readers.bit_count()
+            if sets.made[k, at] and before < readers:
+                now = sets.read[k, larger]
+                moved += tensor.size * (now > before)
+                if tensor.maker and not tensor.forced:
+                    moved += tensor.size * (now == readers)
+        return moved
+
     # -- conflicts ------------------------------------------------------------------------
 
-    def _conflicts_at(self, done: int) -> list[_Conflict]:
+    def _conflicts_at(self, at: int) -> list[_Conflict]:
         """Those that groups from a down-set can run into."""
+        done = self.sets.masks[at]
         return [
             conflict
-            for block in _ready(self.chains, done)
+            for block in self.sets.ready[at]
             for conflict in self.conflicts[block & -block]
             if not conflict.core & done and not conflict.before & ~done
         ]

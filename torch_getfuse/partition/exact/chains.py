@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
 
 from torch_getfuse.partition.node_set import bits, mask_of
 from torch_getfuse.partition.problem import FusionProblem, blocks_and_ideals
@@ -54,6 +55,43 @@ class Chains:
         for i in bits(mask):
             found |= self.successors[i]
         return found
+
+    def coarser(self, units: Iterable[int]) -> Chains:
+        """The same where each of some sets of whole blocks is one block.
+
+        Args:
+            units: masks, disjoint and convex; no cycle of them.
+        """
+        found = copy(self)
+        found.block, found.ideal = [*self.block], [*self.ideal]
+        for unit in units:
+            ideal = 0
+            for i in bits(unit):
+                ideal |= self.ideal[i]
+            for i in bits(unit):
+                found.block[i], found.ideal[i] = unit, ideal
+        return found
+
+    def rows(self, mask: int) -> list[int]:
+        """Whole blocks in rows, each of which runs after the one before alone, and it alone."""
+        rows: list[int] = []
+        row_of: dict[int, int] = {}  # by the last block of a row
+        for i in bits(mask):
+            block = self.block[i]
+            if block & -block != 1 << i:
+                continue
+            before = 0
+            for k in bits(block):
+                for j in bits(self.predecessors[k] & ~block):
+                    before |= self.block[j]
+            row = row_of.get(before)
+            if row is not None and not self.after(before) & ~block & ~before:
+                rows[row] |= block
+            else:
+                row = len(rows)
+                rows.append(block)
+            row_of[block] = row
+        return rows
 
     def ways(self, group: int, before: int) -> list[int]:
         """A group as it is, and with operators in place that it may start with.

@@ -25,10 +25,9 @@ Graphs with many parallel branches have too many down-sets; :mod:`group_cover` p
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
@@ -54,13 +53,8 @@ class Limits:
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
-_BEAM_GROUPS = 100  # from a down-set, where only the best are followed
-
 _STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
-
-_NEAR, _NARROW = 0.02, 0.002
-"""Shares of a bound: within the one the known plan is tried to be proved, within the other none."""
 
 
 class TooWide(Exception):
@@ -129,75 +123,6 @@ def _ceilings(problem: FusionProblem, known: int | None) -> Iterator[int | None]
     yield known
 
 
-def beam(problem: FusionProblem, known: SearchResult, limits: Limits | None = None) -> SearchResult:
-    """A good plan of a graph that is too wide: a beam search over down-sets.
-
-    Of those of one size the most promising is followed, by the groups that take fewest steps to
-    grow.
-
-    Args:
-        problem: graph, cost model and buffer.
-        known: a legal plan; nothing dearer is looked at.
-        limits: when to give up.
-
-    Returns:
-        The plan found, without a bound; the known one where there is none, or none in time.
-    """
-    started = time.perf_counter()
-    limits = limits or Limits()
-    search, stopped = None, ""
-    try:
-        with problem.evaluator.work.within(limits.seconds):
-            search = _Search(problem, known.dram_bytes, limits, 0, started, best_only=True)
-            if search.run():
-                return replace(search.result(), lower_bound_bytes=0)
-    except (OutOfWork, TooWide) as reason:
-        stopped = str(reason)
-    seconds = time.perf_counter() - started
-    steps = search.steps if search is not None else 0
-    return replace(known, plans=steps, seconds=seconds, lower_bound_bytes=0, stopped=stopped)
-
-
-def narrow(
-    problem: FusionProblem, known: SearchResult, bound: int, limits: Limits | None = None
-) -> SearchResult:
-    """A higher lower bound for a graph that is too wide, by ceilings that no plan keeps.
-
-    The gap between bound and known plan is halved as long as a search under a ceiling ends within
-    the limits; where one finds a plan, that is the optimum.
-
-    Args:
-        problem: graph, cost model and buffer.
-        known: a legal plan.
-        bound: no legal plan has less, in bytes.
-        limits: of each search, and the seconds of all together.
-
-    Returns:
-        The known plan with its bound, or the optimum. ``plans``: the ceilings that were tried.
-    """
-    limits = limits or Limits()
-    started = time.perf_counter()
-    low, high, tries, stopped = bound, known.dram_bytes, 0, ""
-    try:
-        with problem.evaluator.work.within(limits.seconds):
-            while high - low > _NARROW * low:
-                # Near the end, what proves the known plan costs hardly more than half of the way.
-                near = high == known.dram_bytes and high - low < _NEAR * low
-                ceiling = high - 1 if near else (low + high) // 2
-                tries += 1
-                try:
-                    search = _Search(problem, ceiling, limits, 0, started)
-                    if search.run():
-                        return search.result()
-                    low = ceiling + 1
-                except TooWide:
-                    high = ceiling
-    except OutOfWork as reason:
-        stopped = str(reason)
-    seconds = time.perf_counter() - started
-    return replace(known, plans=tries, seconds=seconds, lower_bound_bytes=low, stopped=stopped)
-
-
 class NoPlan(ValueError):
     """No legal plan keeps to the pins: proved, for every plan was looked at."""
 
@@ -240,8 +165,6 @@ class _Grown(NamedTuple):
 class _Search:
     """One run of the dynamic program.
 
-    With ``best_only``, one down-set of each size is left, by the groups that are grown first.
-
     Everything that is done per down-set or group looks at their neighbourhood only, so that the
     time grows with the depth of a graph and not with its square; and a set that grows by an
     operator is priced by that operator and the tensors that it touches.
@@ -254,7 +177,6 @@ class _Search:
         limits: Limits,
         steps: int = 0,
         started: float = 0.0,
-        best_only: bool = False,
     ) -> None:
         graph = problem.graph
         self.evaluator = problem.evaluator
@@ -267,8 +189,6 @@ class _Search:
         self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps
         self.started = started
-        self.best_only = best_only
-        self.most_groups = _BEAM_GROUPS if best_only else math.inf
         self.successors, self.makers = chains.successors, chains.makers
         self.block, self.ideal = chains.block, chains.ideal
         # An ideal is connected, unless more than tensors orders its operators.
@@ -289,17 +209,9 @@ class _Search:
             TooWide: where a limit strikes first.
         """
         for level in self.waiting:
-            if self.best_only and level:
-                self._leave(min(level, key=self._promise))
-            else:
-                for done in sorted(level):
-                    self._leave(done)
+            for done in sorted(level):
+                self._leave(done)
         return self.everything in self.best
-
-    def _promise(self, done: int) -> tuple[int, int]:
-        """What a plan through a down-set costs at least; and which of equals comes first."""
-        state = self.best[done]
-        return state.cost + state.rest, done
 
     def result(self) -> SearchResult:
         """The cheapest plan that was found."""
@@ -332,10 +244,8 @@ class _Search:
             if self.block[i] & -self.block[i] == 1 << i and not self.chains.predecessors[i] & ~done
         ]
         seen = {group for group, _ in front}
-        looked = 0
-        while front and looked < self.most_groups:
-            looked += 1
-            group, part = front.pop(0 if self.best_only else -1)
+        while front:
+            group, part = front.pop()
             added = group ^ part.mask
             if added & self.unfusable:
                 self._count()

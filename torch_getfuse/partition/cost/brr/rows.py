@@ -252,7 +252,7 @@ class Demand:
                     needed[above] = min(needed[above], reach)
                     skipped = max(0, math.ceil(stride - operand.kernel))
                     short[above] = max(short[above], math.ceil(short[c] * stride) + skipped)
-        return needed, short
+        return needed, list(map(min, short, needed))
 
 
 def _raise_to(rows: dict[int, int], needed: dict[int, int]) -> None:
