@@ -167,7 +167,9 @@ class Backward:
                 look_at = math.inf
                 share = 1 - self.solved / len(self.sets.masks)
                 if share < _SOLVED_BY_THEN:
-                    raise OutOfWork(f"{share:.0%} of its down-sets in {_EARLY:.0%} of its work limit")
+                    raise OutOfWork(
+                        f"{share:.0%} of its down-sets in {_EARLY:.0%} of its work limit"
+                    )
 
     def plan(self, known: SearchResult) -> SearchResult:
         """The known plan up to the first of its down-sets whose ``h`` is known, and the best end.
