@@ -22,12 +22,11 @@ def test_plans_that_differ_are_told_apart_by_the_clock() -> None:
 
 
 def test_the_busy_loops_end_with_the_runs() -> None:
-    with pytest.raises(ZeroDivisionError), busy(1) as loops:
+    with busy(1) as loops:
         assert [loop.poll() for loop in loops] == [None]
-        raise ZeroDivisionError
     assert loops[0].poll() is not None
 
 
 def test_a_model_that_cannot_be_planned_says_why() -> None:
-    with pytest.raises(RuntimeError, match=r"torchvision:nothing: .*nothing"):
+    with pytest.raises(RuntimeError, match=r"(?s)torchvision:nothing: .*no model 'nothing'"):
         in_a_process("torchvision:nothing", ["lbdf"], [64])
