@@ -31,6 +31,7 @@ from torch_getfuse.partition.problem import (
     too_big,
 )
 from torch_getfuse.partition.search.local import local_search
+from torch_getfuse.partition.search.merging import merge_greedily
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.steps.problem import StepProblem
@@ -49,7 +50,6 @@ _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 _FIRST, _LATER = 1 / 8, 3 / 4
 """Shares of the time for windows: of that for the proof, before it is tried; and of what is left
 where there is none."""
-_QUICK_PLANS = 200
 _DIRECT_SETS = 1_000
 """Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
 
@@ -326,7 +326,7 @@ class _Strategy:
             return found
         # The rest is for what follows: the cover, windows again and the local search.
         share = _COVERED_PROOF if self.has_cover else _PROOF
-        best = self._prove(best, share * self.work.left)
+        best = self._prove(best, share)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._windows(best, _LATER * self.work.left)
             best = self._better(best, self._local(best), "local")
@@ -358,7 +358,7 @@ class _Strategy:
         if self.problem.unready is not None:
             return self._exact_alone()
         found = self._try_exact(None, Limits(self._few_steps(), self.work.left))
-        return found or self._prove(None, self.work.left)
+        return found or self._prove(None, 1.0)
 
     def _few_steps(self) -> int:
         """Of the search from the start; if weights are read again, that from the end is faster."""
@@ -386,18 +386,20 @@ class _Strategy:
             return f"{whole.text}: no tensor joins all of them"
         return too_big(whole, self.problem.evaluator)
 
-    def _prove(self, known: SearchResult | None, seconds: float) -> SearchResult:
+    def _prove(self, known: SearchResult | None, share: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
 
-        A short local search first: the better the plan that is known, the more of the dynamic
+        Merging and windows first: the better the plan that is known, the more of the dynamic
         program can be left out.
         """
+        self._stage = "merging"
+        merged = merge_greedily(self.problem, self.work.left / 4)
+        if known is None:
+            best = self._note(merged, "merging")
+        else:
+            best = self._better(known, merged, "merging")
         started, left = time.perf_counter(), self.work.left
-        self._stage = "local"
-        quick = local_search(
-            self.problem, _QUICK_PLANS, self.options.seed, time_limit=max(1.0, seconds / 4)
-        )
-        best = self._note(quick, "local") if known is None else self._better(known, quick, "local")
+        seconds = share * left
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         ended = self._backward(best, limits) if self.problem.rereads else None

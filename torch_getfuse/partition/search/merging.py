@@ -1,0 +1,117 @@
+"""Greedy merging: the two neighbouring groups that save most become one, until none save anything.
+
+From single blocks upwards. What a pair saves depends on these two alone, so that after each merge
+only the pairs of the new group are priced. A merge that would close a cycle is never made: of the
+groups on a path around it, each stays in the way until it becomes part of one of the two.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.work import OutOfWork
+
+_NEAR = 4
+"""Steps counted for each group that is passed on a path around a merge."""
+
+
+def merge_greedily(problem: FusionProblem, seconds: float | None = None) -> SearchResult:
+    """The plan that merging gives, the pair that saves most first.
+
+    Args:
+        problem: graph, cost model and buffer; each of its blocks must be valid.
+        seconds: counted as work first; ``None``: no limit. At a limit, the plan by then.
+
+    Returns:
+        A legal plan, without a bound. ``plans``: pairs that were priced.
+    """
+    started = time.perf_counter()
+    merging, stopped = _Merging(problem), ""
+    try:
+        with problem.evaluator.work.within(seconds):
+            merging.run()
+    except OutOfWork as reason:
+        stopped = str(reason)
+    with problem.evaluator.work.finishing():
+        groups = problem.order(merging.groups())
+        assert groups is not None, "no merge closes a cycle"
+        dram = problem.cost(groups)
+    spent = time.perf_counter() - started
+    return SearchResult(groups, dram, merging.priced, spent, stopped=stopped)
+
+
+class _Merging:
+    """One run.
+
+    Attributes:
+        priced: pairs so far.
+    """
+
+    def __init__(self, problem: FusionProblem) -> None:
+        self.problem = problem
+        self.priced = 0
+        self._near = problem.near
+        self._home = {i: block for block in problem.blocks for i in bits(block)}
+        # Bytes saved (the most first), the union, and the two groups.
+        self._offers: list[tuple[int, int, int, int]] = []
+
+    def groups(self) -> list[int]:
+        """As they are now."""
+        return list(dict.fromkeys(self._home.values()))
+
+    def run(self) -> None:
+        """Merge until no pair saves anything.
+
+        Raises:
+            OutOfWork: at a limit.
+        """
+        for block in self.problem.blocks:
+            self._offer(block, later=True)
+        while self._offers:
+            _, union, one, other = heapq.heappop(self._offers)
+            if not self._is_group(one) or not self._is_group(other) or self._around(one, other):
+                continue
+            for i in bits(union):
+                self._home[i] = union
+            self._offer(union)
+
+    def _is_group(self, group: int) -> bool:
+        return self._home[(group & -group).bit_length() - 1] == group
+
+    def _offer(self, group: int, later: bool = False) -> None:
+        """Price the pairs of a group, or only those with groups that begin later."""
+        problem, evaluator = self.problem, self.problem.evaluator
+        near = 0
+        for i in bits(group):
+            near |= self._near[i]
+        others = dict.fromkeys(self._home[i] for i in bits(near & ~group) if i in self._home)
+        for other in others:
+            if later and other < group:
+                continue
+            self.priced += 1
+            union = group | other
+            if evaluator.valid(union):
+                saved = problem.cost((group, other)) - evaluator.dram(union)
+                if saved > 0:
+                    heapq.heappush(self._offers, (-saved, union, group, other))
+
+    def _around(self, one: int, other: int) -> bool:
+        """Whether a path leaves two groups and comes back."""
+        union, successors = one | other, self.problem.graph.successors
+        seen, waiting = union, [union]
+        while waiting:
+            ahead = 0
+            for i in bits(waiting.pop()):
+                ahead |= successors[i]
+            if ahead & union and seen != union:
+                return True
+            for i in bits(ahead & ~seen):
+                if not seen >> i & 1:
+                    group = self._home.get(i, 1 << i)  # unfusable operators are no group
+                    seen |= group
+                    waiting.append(group)
+                    self.problem.evaluator.work.add(_NEAR)
+        return False
