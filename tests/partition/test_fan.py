@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, permutations
 from random import Random
 
 import pytest
@@ -11,7 +11,8 @@ from tests.graphs import Builder, grown_group, random_graph
 from tests.simulator import Simulator
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.cost.lbdf import branch_peak
-from torch_getfuse.partition.cost.lbdf.branch_lag import Region
+from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, axis_map
+from torch_getfuse.partition.cost.lbdf.branch_lag import Clock, Region, join
 from torch_getfuse.partition.cost.lbdf.branch_peak import FanTables
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 
@@ -112,3 +113,20 @@ def test_a_chain_of_branches_does_not_double_at_each(monkeypatch: pytest.MonkeyP
     graph = _chain_of_branches(16)
     assert Lbdf(graph, "line").buffer((1 << len(graph)) - 1)
     assert 0 < max(asked) < 16 * 30
+
+
+def test_parallel_paths_are_equal_in_whatever_order_they_come() -> None:
+    """Else a region is worked out again or not as memory has it, and steps are counted with it."""
+
+    def edge(kernel: int) -> Edge:
+        window = Window.sliding((kernel, 1), (1, 1), (1, 1), (kernel // 2, 0))
+        return Edge(axis_map(window, 0, 16, 16), None, True)
+
+    three, five, seven = edge(3), edge(5), edge(7)
+    inner = [(three, seven, three), (five, three), (seven,)]
+    whole = [(five, *join(inner)), (Clock(16, 16, 32, 16), seven), (three, three, three, three)]
+    found = {join([path[:1] + path[1:] for path in order]) for order in permutations(whole)}
+    assert len(found) == 1
+    assert len({join(order) for order in permutations(inner)}) == 1
+    ((only,),) = found
+    assert len(only.paths) == 3

@@ -109,6 +109,13 @@ class AxisMap:
         return (max(abs(self.low), abs(self.high)) + rounding) / self.c
 
 
+def _numbers(axis: AxisMap | None) -> tuple[int, ...]:
+    """What makes an axis map."""
+    if axis is None:
+        return ()
+    return axis.size_in, axis.size_out, axis.a, axis.c, axis.low, axis.high, axis.least
+
+
 def axis_map(window: Window, axis: int, size_in: int, size_out: int) -> AxisMap:
     """The :class:`AxisMap` of a window along rows (axis 0) or columns (axis 1)."""
     kind = window.kind
@@ -152,6 +159,7 @@ class Edge:
             units held may differ).
         expands: ``n`` units need at least ``n``.
         takes_all: the first unit needs every input unit.
+        rank: numbers that tell it from other edges and :class:`Step`, for an order of them.
     """
 
     __slots__ = (
@@ -161,6 +169,7 @@ class Edge:
         "cols",
         "expands",
         "holds",
+        "rank",
         "rows",
         "takes_all",
         "transparent",
@@ -172,6 +181,7 @@ class Edge:
         self.rows = rows
         self.cols = cols
         self.holds = holds
+        self.rank = 0, holds, _numbers(rows), _numbers(cols)
         self._cols_in = cols.size_in if cols else 1
         self._cols_out = cols.size_out if cols else 1
         self._widest: dict[int, int] = {}

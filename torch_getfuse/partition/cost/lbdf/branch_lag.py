@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
 from torch_getfuse.partition.cost.lbdf.axis_maps import NEVER, Counts, Edge, sample_positions
+
+Rank = tuple[Any, ...]
+"""Nested numbers, the first of which says what follows, so that any two can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,10 @@ class Clock:
     rows: int
     steps: int
     step_rows: int
+
+    @property
+    def rank(self) -> Rank:
+        return 1, self.length, self.rows, self.steps, self.step_rows
 
     def needed_all(self, counts: Counts) -> Counts:
         return -(-counts * self.length // self.steps)
@@ -48,6 +56,13 @@ class Join:
     """
 
     paths: tuple[Path, ...]
+    rank: Rank = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Join:
+        """Equal whatever the order of the paths, and in any process."""
+        ranks = sorted(((_rank(path), path) for path in paths), key=lambda ranked: ranked[0])
+        return cls(tuple(path for _, path in ranks), (2, *(rank for rank, _ in ranks)))
 
     def needed_all(self, counts: Counts) -> Counts:
         return reduce(np.maximum, (needed_along(path, counts) for path in self.paths))
@@ -89,7 +104,11 @@ def join(paths: Iterable[Path]) -> Path:
     tail = _alike([path[::-1] for path in kept])
     if tail:
         return (*join([path[:-tail] for path in kept]), *found[len(found) - tail :])
-    return (Join(tuple(sorted(kept, key=id))),)
+    return (Join.of(kept),)
+
+
+def _rank(path: Path) -> Rank:
+    return tuple(step.rank for step in path)
 
 
 def _alike(paths: Sequence[Path]) -> int:
