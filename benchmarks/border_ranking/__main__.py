@@ -1,7 +1,7 @@
 """Whether a GNN that names the borders of the optimum helps where no proof is in reach.
 
     python -m benchmarks.border_ranking plans     # optimal plans of many graphs, proved (minutes)
-    python -m benchmarks.border_ranking train     # the GNN, three seeds, and the baselines (minutes)
+    python -m benchmarks.border_ranking train     # the GNN, three seeds; the baselines (minutes)
     python -m benchmarks.border_ranking compare   # on the wide graphs, in equal time (an hour)
     python -m benchmarks.border_ranking page      # docs/border-ranking.md from what was measured
 

@@ -122,7 +122,7 @@ class BorderModel(nn.Module):
     def forward(
         self, x: torch.Tensor, edge_index: torch.Tensor, edge_attr: torch.Tensor
     ) -> torch.Tensor:
-        """``(E,)`` logits of the edges, positive for a border; arguments as :class:`EdgeTensors`."""
+        """``(E,)`` logits, positive for a border; arguments as in :class:`EdgeTensors`."""
         h = self.enter(x).relu()
         back = edge_index.flip(0)
         for down, up, norm in zip(self.down, self.up, self.norms, strict=True):
@@ -171,7 +171,7 @@ def auc(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
     NaN where one of both classes is absent.
     """
-    values, where, counts = np.unique(scores.numpy(), return_inverse=True, return_counts=True)
+    _, where, counts = np.unique(scores.numpy(), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     ranks = (last - (counts - 1) / 2)[where]
     positive = labels.numpy() > 0.5

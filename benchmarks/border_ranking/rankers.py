@@ -23,8 +23,8 @@ from torch_getfuse.partition.work import OutOfWork
 SPLITTERS = ("all", "random", "edge", "gnn")
 """Rankers of the recursive split; ``edge`` is the regression."""
 
-ORDERS = ("random", "size", "edge", "gnn")
-"""Orders that a plan is built from."""
+ORDERS = ("random", "size", "saved", "edge", "gnn")
+"""Orders that a plan is built from; ``saved`` is none: the pair that saves most comes first."""
 
 
 def scores_by(model: Model, problem: FusionProblem) -> dict[Edge, float]:
@@ -75,6 +75,8 @@ class Models:
         if name in ("gnn", "edge"):
             scores = scores_by(self._models[name, seed], problem)
             return sorted(scores, key=lambda edge: (-scores[edge], edge))
+        if name == "saved":
+            return []
         edges = group_edges(problem.graph, problem.fusable)
         if name == "random":
             Random(seed).shuffle(edges)
@@ -88,11 +90,13 @@ def built(problem: FusionProblem, order: Sequence[Edge]) -> list[int]:
 
     The edges are gone through from the least likely border to the likeliest, and the groups at
     both ends of each become one where that is valid and closes no cycle: what is left cut are the
-    likeliest borders. Then any two neighbours that fit together are merged, the pair that saves
-    most first. Where the work is out, the plan by then is returned.
+    likeliest borders, and those that earlier merges left no room for. Then any two neighbours that
+    fit together are merged, the pair that saves most first. Where the work is out, the plan by
+    then is returned.
     """
     home = {i: block for block in problem.blocks for i in bits(block)}
     work, valid = problem.evaluator.work, problem.evaluator.valid
+    plan: list[int] = []
     try:
         for i, j in reversed(order):
             one, other = home[i], home[j]
@@ -105,8 +109,8 @@ def built(problem: FusionProblem, order: Sequence[Edge]) -> list[int]:
         for better in regroup(problem, plan, lambda union: [union] if valid(union) else None):
             plan = list(better)
     except OutOfWork:
-        return list(dict.fromkeys(home.values()))
-    return plan
+        pass  # what is there by then is a plan
+    return plan or list(dict.fromkeys(home.values()))
 
 
 def _path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:

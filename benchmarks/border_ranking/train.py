@@ -29,6 +29,8 @@ from torch_getfuse.explain.trained_weights import load_weights, save_weights
 
 SEEDS = (0, 1, 2)
 PARTS = ("train", "validation", "test")
+FAMILIES = ("generated", "densenet", "inception", "shufflenet")
+"""Of the test part."""
 
 
 def optimal_rows(plans: Path) -> list[Row]:
@@ -91,6 +93,7 @@ def train(folder: Path, epochs: int = 30) -> list[Row]:
         models.append(("gnn", seed, model))
         seconds = time.process_time() - started
         rows.append({"trained": "gnn", "seed": seed, "seconds": seconds, "curve": curve})
+        rows[-1]["torch"] = torch.__version__
         print(rows[-1], flush=True)
     rows += [
         {"part": part, "graphs": len({s.spec for s in samples}), "samples": len(samples)}
@@ -112,10 +115,10 @@ def _parts(found: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
 
 
 def family(spec: str) -> str:
-    """``densenet``, ``shufflenet``, ``inception`` or ``generated`` of a test spec."""
+    """What a network's name begins with; of test specs one of :data:`FAMILIES`."""
     if spec[0].isdigit():
         return "generated"
-    name = spec.partition(":")[2]
+    name = spec.partition(":")[2] or spec
     return "inception" if name == "googlenet" else name.split("_")[0].rstrip("0123456789")
 
 
