@@ -14,6 +14,7 @@ from graphs import Builder, random_graph
 
 from benchmarks.border_ranking import compare, data, graphs, page, rankers, train
 from benchmarks.border_ranking.model import EdgeTensors, auc, border_logits, fit, fit_edges, pooled
+from benchmarks.json_lines import rows_in
 from torch_getfuse.ir import Window
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.recursive_split import all_edges, group_edges
@@ -176,10 +177,10 @@ def test_two_groups_around_another_are_not_joined(kb: int) -> None:
     problem = data.problem_of(build.graph(), kb)
     assert problem.unfusable == (0b010 if kb == 1 else 0)
     home = {i: 1 << i for i in range(3) if not problem.unfusable >> i & 1}
-    assert rankers._path_around(problem, home, 0b001, 0b100)
+    assert rankers.path_around(problem, home, 0b001, 0b100)
     assert problem.legal(rankers.built(problem, [(0, 2)]))
     if kb == 64:
-        assert not rankers._path_around(problem, home, 0b001, 0b010)
+        assert not rankers.path_around(problem, home, 0b001, 0b010)
 
 
 def test_an_order_that_begins_with_the_borders_builds_the_optimum(rows: list[data.Row]) -> None:
@@ -286,10 +287,15 @@ def test_the_page_is_written_from_rows(rows: list[data.Row], tmp_path: Path) -> 
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     trained = train.train(tmp_path, epochs=1)
     assert train.load_gnn(tmp_path, 0).state_dict().keys()
-    text = page.page(rows, trained, compared(105))
+    text = page.page([*trained, *compared(105)])
     assert "5 of 5 that were asked for" in text
     assert "| nasnetalarge, 256 KB | 9" in text
     line = next(line for line in text.splitlines() if "256 KB | 9" in line)
     assert [cell.strip() for cell in line.split("|")[4:-1]] == [
         "10.00", *["30.00"] * 4, *["20.00"] * 3, "5.00",
     ]  # fmt: skip
+
+
+def test_the_page_in_the_repository_is_that_of_its_rows() -> None:
+    path = Path(__file__).resolve().parents[1] / "docs" / "border-ranking.md"
+    assert path.read_text(encoding="utf-8") == page.page(list(rows_in(path.with_suffix(".jsonl"))))

@@ -5,8 +5,9 @@
     python -m benchmarks.border_ranking compare   # on the wide graphs, in equal time (an hour)
     python -m benchmarks.border_ranking page      # docs/border-ranking.md from what was measured
 
-Each goes on where it was stopped; everything is kept in ``--folder`` (``runs/border_ranking``).
-``all`` does one after the other.
+``plans`` and ``compare`` go on where they were stopped; ``all`` does one after the other.
+Everything is kept in ``--folder`` (``runs/border_ranking``); the rows that the page is made of are
+written beside it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def main() -> None:
     if "compare" in steps:
         compare(given.folder)
     if "page" in steps:
-        parts = (list(rows_in(given.folder / f"{name}.jsonl")) for name in STEPS[:3])
-        given.page.write_text(page(*parts), encoding="utf-8")
+        rows = [row for name in STEPS[1:3] for row in rows_in(given.folder / f"{name}.jsonl")]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        given.page.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+        given.page.write_text(page(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

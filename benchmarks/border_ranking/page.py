@@ -197,9 +197,9 @@ def findings(trained: Sequence[Row], runs: Runs) -> list[str]:
     return lines
 
 
-def assumptions(planned: Sequence[Row], trained: Sequence[Row], runs: Runs) -> Iterator[str]:
+def assumptions(trained: Sequence[Row], runs: Runs) -> Iterator[str]:
     """What the measurement took for granted."""
-    optimal = sum(row["proof"] == "optimal" for row in planned)
+    asked = next(row for row in trained if "asked" in row)
     counts = ", ".join(
         f"{row['samples']} plans of {row['graphs']} graphs for {row['part']}"
         for row in trained
@@ -216,8 +216,8 @@ def assumptions(planned: Sequence[Row], trained: Sequence[Row], runs: Runs) -> I
         )
     yield (
         "Labels are the borders of plans that the default planner proved optimal in 10 s: "
-        f"{optimal} of {len(planned)} that were asked for; {counts}. **An optimum is not unique**: "
-        "other plans of the same cost have other borders, so a prediction may be as good as its "
+        f"{asked['optimal']} of {asked['asked']} that were asked for; {counts}. "
+        "**An optimum is not unique**: other plans of the same cost have other borders, so a prediction may be as good as its "
         "label and count as wrong. Edges inside a block of operators that some optimum keeps "
         "together are left out."
     )
@@ -244,12 +244,10 @@ def assumptions(planned: Sequence[Row], trained: Sequence[Row], runs: Runs) -> I
     )
 
 
-def page(planned: Sequence[Row], trained: Sequence[Row], compared: Sequence[Row]) -> str:
-    """docs/border-ranking.md.
-
-    Args:
-        planned, trained, compared: rows of ``plans.jsonl``, ``train.jsonl``, ``compare.jsonl``.
-    """
+def page(rows: Sequence[Row]) -> str:
+    """docs/border-ranking.md, from the rows of ``train.jsonl`` and ``compare.jsonl``."""
+    compared = [row for row in rows if "what" in row]
+    trained = [row for row in rows if "what" not in row]
     runs = Runs(compared)
     return "\n".join(
         [
@@ -266,7 +264,7 @@ def page(planned: Sequence[Row], trained: Sequence[Row], compared: Sequence[Row]
             "",
             "## Assumptions",
             "",
-            *(f"- {line}" for line in assumptions(planned, trained, runs)),
+            *(f"- {line}" for line in assumptions(trained, runs)),
             "",
             "## Edges",
             "",

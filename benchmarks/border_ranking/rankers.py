@@ -101,7 +101,7 @@ def built(problem: FusionProblem, order: Sequence[Edge]) -> list[int]:
         for i, j in reversed(order):
             one, other = home[i], home[j]
             work.add(len(home) // 8)
-            if one == other or not valid(one | other) or _path_around(problem, home, one, other):
+            if one == other or not valid(one | other) or path_around(problem, home, one, other):
                 continue
             for k in bits(one | other):
                 home[k] = one | other
@@ -113,7 +113,7 @@ def built(problem: FusionProblem, order: Sequence[Edge]) -> list[int]:
     return plan or list(dict.fromkeys(home.values()))
 
 
-def _path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:
+def path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:
     """Whether a path leaves two groups and comes back: as one they would wait for themselves."""
     union = one | other
     successors = problem.graph.successors

@@ -71,20 +71,24 @@ def _weights(folder: Path, seed: int) -> Path:
 
 
 def train(folder: Path, epochs: int = 30) -> list[Row]:
-    """Train what is missing in the folder, beside its ``plans.jsonl``, and score every model.
+    """Train all models on the ``plans.jsonl`` of a folder, write them there and score them.
 
     Returns:
         Rows of ``ranker``, ``seed``, ``part`` or family, and the scores of
         :func:`~.model.pooled`; of ``size`` and ``majority`` too.
     """
     plans = folder / "plans.jsonl"
-    found = samples_of(optimal_rows(plans))
+    optimal = optimal_rows(plans)
+    found = samples_of(optimal)
     about = {"model": MODEL_ID, "data": digest(plans), "epochs": str(epochs)}
     started = time.process_time()
     edges = fit_edges(found["train"])
     save_weights(folder / "edges.safetensors", edges.state_dict(), about)
     models: list[tuple[str, int, Model]] = [("edge", 0, edges)]
-    rows: list[Row] = [{"trained": "edge", "seconds": time.process_time() - started}]
+    rows: list[Row] = [
+        {"asked": len(list(rows_in(plans))), "optimal": len(optimal)},
+        {"trained": "edge", "seconds": time.process_time() - started},
+    ]
     for seed in SEEDS:
         started = time.process_time()
         path = _weights(folder, seed)
