@@ -12,7 +12,7 @@ import pytest
 import torch
 from graphs import Builder, random_graph
 
-from benchmarks.border_ranking import compare, data, graphs, page, rankers, train
+from benchmarks.border_ranking import compare, data, findings, graphs, page, rankers, train
 from benchmarks.border_ranking.model import EdgeTensors, auc, border_logits, fit, fit_edges, pooled
 from benchmarks.json_lines import rows_in
 from torch_getfuse.ir import Window
@@ -264,18 +264,19 @@ def compared(gnn: int) -> list[dict[str, Any]]:
 
 
 def test_the_page_says_who_is_better() -> None:
-    runs = page.Runs(compared(105))
+    runs = findings.Runs(compared(105))
     gnn, other = ("split", "gnn"), ("split", "all")
-    assert page.beside(runs, gnn, other).startswith("**better**: less DRAM access in 1 of 1 cases")
-    assert page.beside(runs, other, gnn).startswith("**worse**")
-    assert page.beside(runs, gnn, ("default",)).startswith("**better**")
-    assert page.beside(page.Runs(compared(120)), gnn, other).startswith("**even**")
-    assert page.beside(page.Runs(compared(115)), gnn, ("default",)).startswith("**worse**")
-    assert page.beside(runs, ("built", "gnn"), other) == "not measured"
+    found = findings.beside(runs, gnn, other)
+    assert found.text.startswith("**better**: less DRAM access in 1 of 1 cases, more in 0; -12.5 %")
+    assert findings.beside(runs, other, gnn).word == "worse"
+    assert findings.beside(runs, gnn, ("default",)).word == "better"
+    assert findings.beside(findings.Runs(compared(120)), gnn, other).word == "equal"
+    assert findings.beside(findings.Runs(compared(115)), gnn, ("default",)).word == "worse"
+    assert findings.beside(runs, ("built", "gnn"), other).word == "not measured"
 
 
 def test_equal_plans_are_those_that_every_run_got_to() -> None:
-    runs = page.Runs(compared(105))
+    runs = findings.Runs(compared(105))
     case = graphs.WIDE[0]
     assert runs.fewest(case) == 3
     assert runs.at(case, "gnn", 3) == 130
@@ -289,6 +290,7 @@ def test_the_page_is_written_from_rows(rows: list[data.Row], tmp_path: Path) -> 
     assert train.load_gnn(tmp_path, 0).state_dict().keys()
     text = page.page([*trained, *compared(105)])
     assert "5 of 5 that were asked for" in text
+    assert "the GNN beats all, random, edge, the default planner. As" in text
     assert "| nasnetalarge, 256 KB | 9" in text
     line = next(line for line in text.splitlines() if "256 KB | 9" in line)
     assert [cell.strip() for cell in line.split("|")[4:-1]] == [
