@@ -50,7 +50,7 @@ WIDE = (
 )
 """Graphs and buffers in KB of the comparison.
 
-The default planner proves Inception, DenseNet and the smaller generated graph in 10 s, and no other.
+The default planner proves Inception, DenseNet and the smaller generated graph in 10 s, no other.
 """
 
 _FLOW = (1, 3, 128, 128)
