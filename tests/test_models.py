@@ -184,18 +184,20 @@ def test_timm_model() -> None:
 
 @needs_transformers
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "kind", "side"),
     [
-        ("microsoft/resnet-50", "resnet"),
-        ("google/mobilenet_v2_1.0_224", "mobilenet_v2"),
-        ("regnet", "regnet"),
+        ("microsoft/resnet-50", "resnet", 64),
+        ("google/mobilenet_v2_1.0_224", "mobilenet_v2", 64),
+        ("regnet", "regnet", 64),
+        ("pp_lcnet", "pp_lcnet", 64),  # without a field for logits
+        ("facebook/levit-128S", "levit", 224),  # of two classes, with and without a teacher
     ],
 )
-def test_transformers_model(name: str, kind: str) -> None:
+def test_transformers_model(name: str, kind: str, side: int) -> None:
     model = load_model(f"transformers:{name}")
     assert isinstance(model, nn.Module)
     assert model.model.config.model_type == kind
-    logits = model(torch.randn(1, 3, 64, 64))
+    logits = model(torch.randn(1, 3, side, side))
     assert isinstance(logits, torch.Tensor)
     assert logits.shape[0] == 1
 

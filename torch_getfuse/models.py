@@ -286,7 +286,9 @@ class _Logits(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, classes)`` of images ``(N, C, H, W)``."""
-        logits: torch.Tensor = self.model(pixel_values=pixel_values).logits
+        result = self.model(pixel_values=pixel_values)
+        # Some have no field of that name: their first is it.
+        logits: torch.Tensor = result.logits if "logits" in result else result[0]
         return logits
 
 
@@ -314,6 +316,10 @@ def _transformers_config(name: str) -> Any:
 
 def _transformers_model(name: str) -> nn.Module:
     config = _transformers_config(name)
+    names = _import_library("transformers.models.auto.modeling_auto")
+    classes = names.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type]
+    if not isinstance(classes, str):  # of several, as DeiT with and without a teacher, the first
+        config.architectures = [classes[0]]
     auto = _import_library("transformers").AutoModelForImageClassification
     return _Logits(_built(f"transformers:{name}", lambda: auto.from_config(config)))
 

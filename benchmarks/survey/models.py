@@ -14,6 +14,14 @@ NOT_SURVEYED = {
 }
 """Of torchvision, and why."""
 
+NO_IMAGES = {
+    "dinat": "needs the library natten",
+    "imagegpt": "reads the numbers of colours, not an image",
+    "shieldgemma2": "reads text beside the image",
+    "siglip2": "reads patches and their places, not an image",
+}
+"""Of transformers, and why."""
+
 
 def torchvision_models() -> Iterator[str]:
     """Names of all models, but for those of :data:`NOT_SURVEYED`."""
@@ -57,14 +65,15 @@ def timm_models() -> Iterator[str]:
 
 
 def transformers_models() -> Iterator[str]:
-    """An image classifier of each model type."""
+    """An image classifier of each model type, but for those of :data:`NO_IMAGES`."""
     from torch_getfuse.models import import_torchvision
 
     import_torchvision()
     from transformers.models.auto import modeling_auto
 
     for kind in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        yield f"transformers:{kind}"
+        if kind not in NO_IMAGES:
+            yield f"transformers:{kind}"
 
 
 LIBRARIES: Mapping[str, Callable[[], Iterator[str]]] = {

@@ -8,7 +8,7 @@ from statistics import median
 from tabulate import tabulate
 
 from benchmarks.survey.measure import BUFFERS_KB, SCHEMES, Row
-from benchmarks.survey.models import LIBRARIES, NOT_SURVEYED
+from benchmarks.survey.models import LIBRARIES, NO_IMAGES, NOT_SURVEYED
 
 
 def cell(plan: Row) -> str:
@@ -161,6 +161,7 @@ def page(found: Mapping[str, Row]) -> str:
             "",
             *(f"- {line}" for line in summary(found)),
             *(f"- Not surveyed: torchvision's {k}: {why}." for k, why in NOT_SURVEYED.items()),
+            *(f"- Not surveyed: transformers' {k}: {why}." for k, why in NO_IMAGES.items()),
             "",
             tabulate(rows_of(found), headers=headers, tablefmt="pipe", disable_numparse=True),
             "",
