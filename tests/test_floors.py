@@ -38,6 +38,7 @@ FLOORS = (
     ("partition.cost.cascade",),
     ("partition.cost",),
     ("partition.problem",),
+    ("partition.merging",),
     ("partition.steps",),
     ("partition.fusion_group",),
     ("partition.group_check",),

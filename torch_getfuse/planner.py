@@ -20,6 +20,7 @@ from torch_getfuse.partition.cost.scheme import Evaluator, FusionScheme
 from torch_getfuse.partition.exact.down_sets import Limits, NoPlan, TooWide, exact
 from torch_getfuse.partition.fusion_group import Stage, make_group
 from torch_getfuse.partition.group_ends import why_ends
+from torch_getfuse.partition.merging import merge_greedily
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.pins import Pins, Whole, pins_of
 from torch_getfuse.partition.plan import PartitionPlan, load_plan
@@ -31,7 +32,6 @@ from torch_getfuse.partition.problem import (
     too_big,
 )
 from torch_getfuse.partition.search.local import local_search
-from torch_getfuse.partition.search.merging import merge_greedily
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.steps.problem import StepProblem

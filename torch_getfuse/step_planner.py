@@ -14,9 +14,12 @@ from torch_getfuse.partition.fusion_group import Stage, make_step
 from torch_getfuse.partition.node_set import bits, topological_order
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.optimum import (
+    MERGED,
+    PROOF,
     SHARE,
     Solved,
     good_plan,
+    merged_plan,
     proved,
     shortened,
     with_residents,
@@ -44,7 +47,10 @@ class StepStrategy:
         self.interrupted = False
 
     def exact(self) -> None:
-        """A plan improved in windows, then the optimum and its proof as far as time allows."""
+        """A plan improved in windows, then the optimum and its proof as far as time allows.
+
+        Without a proof, a plan made by merging.
+        """
         problem, seconds = self.problem, self.options.time_limit
         stage = "windows"
         try:
@@ -52,7 +58,7 @@ class StepStrategy:
                 self._note(stage, good_plan(problem, SHARE * seconds))
                 if problem.best is None or self.bound < problem.best.dram_bytes:
                     stage = "exact"
-                    self._note(stage, solved := proved(problem))
+                    self._note(stage, solved := proved(problem, PROOF * problem.work.left))
                     if solved.found is None:
                         raise OptionError(
                             f"no plan that keeps to the pins was found ({solved.stopped}); raise "
@@ -61,6 +67,9 @@ class StepStrategy:
                             else problem.why_none()
                         )
                 assert problem.best is not None, "an error was raised where nothing was found"
+                if self.bound < problem.best.dram_bytes:
+                    stage = "merging"
+                    self._note(stage, merged_plan(problem, MERGED * problem.work.left))
                 stage = "fewer steps"
                 self._note(stage, shortened(problem, problem.best))
         except KeyboardInterrupt:

@@ -429,3 +429,40 @@ def test_a_window_that_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -
     some = improved(problem, start, 10)
     assert some.found is not None
     assert some.found.dram_bytes < start.dram_bytes
+
+
+def test_merged_plans_where_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = Random(77)
+    better = stayed = 0
+    for _ in range(60):
+        oracle = random_cascade(rng, rng.randint(4, 8))
+        problem = problem_of(oracle)
+        least = optimum(problem_of(oracle)).found
+        assert least is not None
+        windows.good_plan(problem, 1e-4)  # too short for any window
+        known = problem.best
+        assert known is not None
+        found = windows.merged_plan(problem).found
+        assert found == problem.best
+        assert found is not None
+        assert least.dram_bytes <= found.dram_bytes <= known.dram_bytes
+        steps = problem.priced(found.masks, problem.lives(found.masks, found.residents))
+        assert sum(step.dram.total for step in steps if step is not None) == found.dram_bytes
+        better += found.dram_bytes < known.dram_bytes
+        stayed += found == known
+    assert better > 10
+    assert stayed > 0
+
+
+def test_the_planner_merges_only_without_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(scheme="cascade", buffer=64 * 1024, cache=False)
+    graph = operator_graph("squeezenet1_0")
+    proved = plan_graph(graph, options)
+    assert proved.proof == "optimal"
+    assert "merging" not in [stage.method for stage in proved.stages]
+    monkeypatch.setattr(windows, "MOST_GROUPS", 8)
+    plan = plan_graph(graph, options)
+    methods = [stage.method for stage in plan.stages]
+    assert methods == ["windows", "exact", "merging", "fewer steps"]
+    assert proved.dram_bytes <= plan.dram_bytes
+    assert plan.lower_bound_bytes <= proved.dram_bytes

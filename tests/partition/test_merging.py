@@ -15,9 +15,9 @@ from tests.partition.test_exact import random_evaluator
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.merging import merge_greedily
 from torch_getfuse.partition.node_set import is_connected
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.search.merging import merge_greedily
 from torch_getfuse.planner import plan_graph
 
 

@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY
-from torch_getfuse.partition.node_set import is_connected
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.merging import merge_greedily
+from torch_getfuse.partition.node_set import bits, is_connected, topological_order
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
 from torch_getfuse.partition.steps.search import StepSearch
@@ -33,6 +36,9 @@ _WIDTH = 64
 
 SHARE = 0.4
 """Of the time, at most, for the plan before the proof."""
+
+PROOF, MERGED = 2 / 3, 3 / 4
+"""Of what is then left, for the proof; and of what is left without one, for :func:`merged_plan`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +74,17 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
     started = time.perf_counter()
     with problem.work.within(seconds):
         good = good_plan(problem, None if seconds is None else SHARE * seconds)
-        solved = proved(problem)
+        solved = proved(problem, PROOF * problem.work.left)
         if solved.found is None:
             return replace(solved, seconds=time.perf_counter() - started)
-        short = shortened(problem, solved.found)
+        groups = good.groups + solved.groups
+        if solved.stopped:
+            groups += merged_plan(problem, MERGED * problem.work.left).groups
+        short = shortened(problem, problem.best or solved.found)
     return replace(
         solved,
         found=short.found,
-        groups=good.groups + solved.groups + short.groups,
+        groups=groups + short.groups,
         seconds=time.perf_counter() - started,
     )
 
@@ -95,6 +104,31 @@ def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
         seconds_spent = time.perf_counter() - started
         return Solved(None, problem.unavoidable, 0, seconds_spent, "the pinned steps do not fit")
     solved = improved(problem, found, seconds)
+    return replace(solved, seconds=time.perf_counter() - started)
+
+
+def merged_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
+    """The groups that greedy merging makes, with residents, improved in windows if they are better.
+
+    Merging does not know of residents, and windows seldom part what it has joined: where a graph is
+    searched whole, or windows come to an end, their plan is mostly better.
+    """
+    started = time.perf_counter()
+    evaluator = Evaluator(problem.scheme, problem.buffer_bytes, problem.work, problem.pins)
+    groups = FusionProblem(evaluator)
+    if groups.unready is not None:  # a pinned set that is no group by itself
+        return Solved(problem.best, problem.unavoidable, 0, 0.0, "the pinned steps do not fit")
+    merged = merge_greedily(groups, None if seconds is None else seconds / 2)
+    steps = [*merged.groups, *(1 << i for i in bits(problem.unfusable))]
+    order = topological_order(steps, problem.graph)
+    assert order is not None, "no merge closes a cycle"
+    known = problem.best
+    with problem.work.finishing():
+        found = with_residents(problem, [steps[k] for k in order])
+    solved = Solved(problem.best, problem.unavoidable, merged.plans, 0.0, merged.stopped)
+    if found is not None and found is problem.best and found is not known:
+        better = improved(problem, found, None if seconds is None else seconds / 2)
+        solved = replace(better, groups=solved.groups + better.groups)
     return replace(solved, seconds=time.perf_counter() - started)
 
 
