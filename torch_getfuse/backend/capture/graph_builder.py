@@ -230,6 +230,9 @@ class GraphBuilder:
             kept = pointwise(call) if isinstance(result, Alias) else result
             name = kept.kind if kind is None else kind.value
             result = replace(kept, kind=name, reads=(*kept.reads, *others), in_place=False)
+        if isinstance(result, Spec) and not self._are_features(result):
+            # weight.type_as(x): the values are a weight's, and x only says of what type.
+            result = whole(call, call.name)
         if isinstance(result, Spec) and targets:
             result = replace(result, stored_as=None)  # it is stored as what it is written to
         if isinstance(result, Alias):
@@ -344,6 +347,9 @@ class GraphBuilder:
             self.drafts[op].nodes.append(node)
 
     # -- operators --------------------------------------------------------------------------
+
+    def _are_features(self, spec: Spec) -> bool:
+        return all(isinstance(reading.operand.value, Feature) for reading in spec.reads)
 
     def _draft(self, node: fx.Node, call: Call, spec: Spec) -> int:
         several = len(call.outputs) > 1
