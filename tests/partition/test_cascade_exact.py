@@ -466,3 +466,13 @@ def test_the_planner_merges_only_without_a_proof(monkeypatch: pytest.MonkeyPatch
     assert methods == ["windows", "exact", "merging", "fewer steps"]
     assert proved.dram_bytes <= plan.dram_bytes
     assert plan.lower_bound_bytes <= proved.dram_bytes
+
+
+def test_merging_is_left_out_where_no_work_is_left() -> None:
+    """The clock may strike in the stage before; GoogLeNet at 256 KB on a busy machine."""
+    problem = StepProblem(Cascade(operator_graph("squeezenet1_0")), 64 * 1024)
+    known = windows.good_plan(problem, 1e-4).found
+    with problem.work.within(0.0):
+        solved = windows.merged_plan(problem, 0.0)
+    assert solved.found == known == problem.best
+    assert solved.stopped.startswith(("work limit", "time limit"))

@@ -29,7 +29,9 @@ def merge_greedily(problem: FusionProblem, seconds: float | None = None) -> Sear
         A legal plan, without a bound. ``plans``: pairs that were priced.
     """
     started = time.perf_counter()
-    merging, stopped = _Merging(problem), ""
+    stopped = ""
+    with problem.evaluator.work.finishing():
+        merging = _Merging(problem)
     try:
         with problem.evaluator.work.within(seconds):
             merging.run()

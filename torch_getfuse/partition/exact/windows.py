@@ -57,7 +57,9 @@ def windows(
         The best plan by the end or the limit, without a bound. ``plans``: groups looked at.
     """
     started = time.perf_counter()
-    run, stopped = _Windows(problem, known), ""
+    stopped = ""
+    with problem.evaluator.work.finishing():
+        run = _Windows(problem, known)
     try:
         with problem.evaluator.work.within((limits or Limits()).seconds):
             run.run()
@@ -102,8 +104,7 @@ class _Windows:
         self.chains = Chains(problem)
         self.looked = 0
         self._conflicts: Conflicts = defaultdict(list)
-        with problem.evaluator.work.finishing():
-            self._steps = self._as_steps(self.chains.start, known.groups)
+        self._steps = self._as_steps(self.chains.start, known.groups)
 
     def run(self) -> None:
         """Round after round, until one along the branches and one across them find nothing.

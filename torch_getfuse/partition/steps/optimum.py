@@ -115,8 +115,12 @@ def merged_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
     """
     started = time.perf_counter()
     evaluator = Evaluator(problem.scheme, problem.buffer_bytes, problem.work, problem.pins)
-    groups = FusionProblem(evaluator)
-    if groups.unready is not None:  # a pinned set that is no group by itself
+    try:
+        groups = FusionProblem(evaluator)
+        unready = groups.unready
+    except OutOfWork as reason:
+        return Solved(problem.best, problem.unavoidable, 0, 0.0, str(reason))
+    if unready is not None:  # a pinned set that is no group by itself
         return Solved(problem.best, problem.unavoidable, 0, 0.0, "the pinned steps do not fit")
     merged = merge_greedily(groups, None if seconds is None else seconds / 2)
     steps = [*merged.groups, *(1 << i for i in bits(problem.unfusable))]
