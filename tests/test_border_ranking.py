@@ -16,6 +16,7 @@ from benchmarks.border_ranking import compare, data, findings, graphs, page, ran
 from benchmarks.border_ranking.model import EdgeTensors, auc, border_logits, fit, fit_edges, pooled
 from benchmarks.json_lines import rows_in
 from torch_getfuse.ir import Window
+from torch_getfuse.partition.merging import path_around
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.recursive_split import all_edges, group_edges
 from torch_getfuse.partition.work import OutOfWork
@@ -177,10 +178,10 @@ def test_two_groups_around_another_are_not_joined(kb: int) -> None:
     problem = data.problem_of(build.graph(), kb)
     assert problem.unfusable == (0b010 if kb == 1 else 0)
     home = {i: 1 << i for i in range(3) if not problem.unfusable >> i & 1}
-    assert rankers.path_around(problem, home, 0b001, 0b100)
+    assert path_around(problem, home, 0b001, 0b100)
     assert problem.legal(rankers.built(problem, [(0, 2)]))
     if kb == 64:
-        assert not rankers.path_around(problem, home, 0b001, 0b010)
+        assert not path_around(problem, home, 0b001, 0b010)
 
 
 def test_an_order_that_begins_with_the_borders_builds_the_optimum(rows: list[data.Row]) -> None:

@@ -11,7 +11,7 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Step
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.fusion_group import Stage, make_step
-from torch_getfuse.partition.node_set import bits, topological_order
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan
 from torch_getfuse.partition.steps.optimum import (
     MERGED,
@@ -90,13 +90,10 @@ class StepStrategy:
     def given(self, groups: Sequence[int], method: str) -> None:
         """The best residents for groups that a search over groups has found."""
         problem = self.problem
-        alone = [1 << i for i in bits(problem.unfusable)]
-        masks = [*groups, *alone]
-        order = topological_order(masks, problem.graph)
-        assert order is not None, "the groups of a legal plan have an order"
+        masks = problem.steps_of(groups)
         started = time.perf_counter()
         with problem.work.finishing():
-            found = with_residents(problem, [masks[k] for k in order])
+            found = with_residents(problem, masks)
         if found is None:
             raise OptionError(
                 f"the groups of method={method!r} have no room for what keep= pins; method='auto' "

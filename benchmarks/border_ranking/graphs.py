@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from random import Random
 
 from benchmarks.wide import generated
-from torch_getfuse.ir import Op, OpGraph, Read, Tensor, Window
+from tests.graphs import IDENTITY, Builder
+from torch_getfuse.ir import OpGraph, Window
 
 BUFFERS_KB = (64, 128, 256, 512, 1024)
 
@@ -148,33 +149,33 @@ def _cell(made: _Builder, rng: Random, at: str, channels: int, stride: int) -> s
 
 
 class _Builder:
-    """Adds operators to a graph of one input; each names its output after itself."""
+    """Adds operators to a graph of one input."""
 
     def __init__(self, shape: tuple[int, int, int, int]) -> None:
-        self.name = "x"
-        self.tensors = {"x": Tensor.of("x", shape)}
-        self.ops: list[Op] = []
+        self._build = Builder()
+        self.name = self._build.input(shape)
 
     def conv(self, source: str, channels: int, kernel: int, stride: int) -> str:
         """A convolution and the activation that works in place on its output."""
-        weights = channels * self.tensors[source].shape[1] * kernel * kernel
+        weights = channels * self._build.tensors[source].shape[1] * kernel * kernel
         made = self._windowed("conv", source, channels, kernel, stride, weights)
-        return self._add("relu", [(made, Window.identity())], self.tensors[made].shape, True)
+        shape = self._build.tensors[made].shape
+        return self._build.op("relu", [(made, IDENTITY)], shape, in_place=True)
 
     def depthwise(self, source: str, kernel: int) -> str:
-        channels = self.tensors[source].shape[1]
+        channels = self._build.tensors[source].shape[1]
         weights = channels * kernel * kernel
         return self._windowed("depthwise", source, channels, kernel, 1, weights, channels)
 
     def pool(self, source: str, kernel: int) -> str:
-        return self._windowed("pool", source, self.tensors[source].shape[1], kernel, 1, 0)
+        return self._windowed("pool", source, self._build.tensors[source].shape[1], kernel, 1, 0)
 
     def join(self, kind: str, sources: list[str]) -> str:
         """Sum (``add``) or concatenation of maps."""
-        shape = list(self.tensors[sources[0]].shape)
+        shape = list(self._build.tensors[sources[0]].shape)
         if kind == "concat":
-            shape[1] = sum(self.tensors[source].shape[1] for source in sources)
-        return self._add(kind, [(source, Window.identity()) for source in sources], shape)
+            shape[1] = sum(self._build.tensors[source].shape[1] for source in sources)
+        return self._build.op(kind, [(source, IDENTITY) for source in sources], shape)
 
     def _windowed(
         self,
@@ -186,36 +187,12 @@ class _Builder:
         weights: int,
         groups: int = 1,
     ) -> str:
-        sizes = self.tensors[source].shape[2:]
+        sizes = self._build.tensors[source].shape[2:]
         pad = kernel // 2
         window = Window.sliding((kernel, kernel), (stride, stride), padding=(pad, pad))
         shape = [1, channels, *((size + 2 * pad - kernel) // stride + 1 for size in sizes)]
-        return self._add(kind, [(source, window)], shape, weights=weights, groups=groups)
-
-    def _add(
-        self,
-        kind: str,
-        reads: list[tuple[str, Window]],
-        shape: list[int] | tuple[int, ...],
-        in_place: bool = False,
-        weights: int = 0,
-        groups: int = 1,
-    ) -> str:
-        name = f"{kind}{len(self.ops)}"
-        self.tensors[name] = Tensor.of(name, tuple(shape))
-        self.ops.append(
-            Op(
-                name,
-                kind,
-                tuple(Read(tensor, window) for tensor, window in reads),
-                name,
-                weight_elements=weights,
-                in_place=in_place,
-                mixes_channels=weights > 0,
-                groups=groups,
-            )
-        )
-        return name
+        reads = [(source, window)]
+        return self._build.op(kind, reads, shape, weights, mixes=weights > 0, groups=groups)
 
     def graph(self, output: str) -> OpGraph:
-        return OpGraph(("x",), (output,), tuple(self.ops), self.tensors)
+        return self._build.graph([output])

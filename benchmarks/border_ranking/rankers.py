@@ -8,6 +8,7 @@ from random import Random
 
 from benchmarks.border_ranking.model import EdgeTensors, Model, border_logits
 from benchmarks.border_ranking.train import load_edges, load_gnn
+from torch_getfuse.partition.merging import path_around
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.search.edge_cuts import Edge
@@ -111,23 +112,3 @@ def built(problem: FusionProblem, order: Sequence[Edge]) -> list[int]:
     except OutOfWork:
         pass  # what is there by then is a plan
     return plan or list(dict.fromkeys(home.values()))
-
-
-def path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:
-    """Whether a path leaves two groups and comes back: as one they would wait for themselves."""
-    union = one | other
-    successors = problem.graph.successors
-    seen, waiting = union, [union]
-    while waiting:
-        ahead = 0
-        for i in bits(waiting.pop()):
-            ahead |= successors[i]
-        for k in bits(ahead & ~seen):
-            group = home.get(k, 1 << k)
-            if group & ~seen:
-                seen |= group
-                waiting.append(group)
-                for m in bits(group):
-                    if successors[m] & union:
-                        return True
-    return False

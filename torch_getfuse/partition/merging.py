@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections.abc import Mapping
 
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
@@ -71,10 +72,12 @@ class _Merging:
             OutOfWork: at a limit.
         """
         for block in self.problem.blocks:
-            self._offer(block, later=True)
+            self._offer(block, once=True)
         while self._offers:
             _, union, one, other = heapq.heappop(self._offers)
-            if not self._is_group(one) or not self._is_group(other) or self._around(one, other):
+            if not self._is_group(one) or not self._is_group(other):
+                continue
+            if path_around(self.problem, self._home, one, other):
                 continue
             for i in bits(union):
                 self._home[i] = union
@@ -83,15 +86,15 @@ class _Merging:
     def _is_group(self, group: int) -> bool:
         return self._home[(group & -group).bit_length() - 1] == group
 
-    def _offer(self, group: int, later: bool = False) -> None:
-        """Price the pairs of a group, or only those with groups that begin later."""
+    def _offer(self, group: int, once: bool = False) -> None:
+        """Price the pairs of a group; ``once``: of two groups that both are offered, by one."""
         problem, evaluator = self.problem, self.problem.evaluator
         near = 0
         for i in bits(group):
             near |= self._near[i]
         others = dict.fromkeys(self._home[i] for i in bits(near & ~group) if i in self._home)
         for other in others:
-            if later and other < group:
+            if once and other < group:
                 continue
             self.priced += 1
             union = group | other
@@ -100,20 +103,27 @@ class _Merging:
                 if saved > 0:
                     heapq.heappush(self._offers, (-saved, union, group, other))
 
-    def _around(self, one: int, other: int) -> bool:
-        """Whether a path leaves two groups and comes back."""
-        union, successors = one | other, self.problem.graph.successors
-        seen, waiting = union, [union]
-        while waiting:
-            ahead = 0
-            for i in bits(waiting.pop()):
-                ahead |= successors[i]
-            if ahead & union and seen != union:
-                return True
-            for i in bits(ahead & ~seen):
-                if not seen >> i & 1:
-                    group = self._home.get(i, 1 << i)  # unfusable operators are no group
-                    seen |= group
-                    waiting.append(group)
-                    self.problem.evaluator.work.add(_NEAR)
-        return False
+
+def path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:
+    """Whether a path leaves two groups and comes back: as one they would wait for themselves.
+
+    Args:
+        problem: counts the work.
+        home: by fusable operator, the group that it is in.
+        one, other: two of these groups.
+    """
+    union, successors = one | other, problem.graph.successors
+    seen, waiting = union, [union]
+    while waiting:
+        ahead = 0
+        for i in bits(waiting.pop()):
+            ahead |= successors[i]
+        if ahead & union and seen != union:
+            return True
+        for i in bits(ahead & ~seen):
+            if not seen >> i & 1:
+                group = home.get(i, 1 << i)  # unfusable operators are no group
+                seen |= group
+                waiting.append(group)
+                problem.evaluator.work.add(_NEAR)
+    return False

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch_getfuse.partition.cost.cascade.pricing import ANY
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.merging import merge_greedily
-from torch_getfuse.partition.node_set import bits, is_connected, topological_order
+from torch_getfuse.partition.node_set import is_connected
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.steps.lattice import Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found, StepProblem
@@ -123,12 +123,9 @@ def merged_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
     if unready is not None:  # a pinned set that is no group by itself
         return Solved(problem.best, problem.unavoidable, 0, 0.0, "the pinned steps do not fit")
     merged = merge_greedily(groups, None if seconds is None else seconds / 2)
-    steps = [*merged.groups, *(1 << i for i in bits(problem.unfusable))]
-    order = topological_order(steps, problem.graph)
-    assert order is not None, "no merge closes a cycle"
     known = problem.best
     with problem.work.finishing():
-        found = with_residents(problem, [steps[k] for k in order])
+        found = with_residents(problem, problem.steps_of(merged.groups))
     solved = Solved(problem.best, problem.unavoidable, merged.plans, 0.0, merged.stopped)
     if found is not None and found is problem.best and found is not known:
         better = improved(problem, found, None if seconds is None else seconds / 2)

@@ -15,7 +15,13 @@ from torch_getfuse.errors import OptionError, PlanError
 from torch_getfuse.partition.cost.cascade.model import Cascade, Step
 from torch_getfuse.partition.cost.cascade.pricing import Beside
 from torch_getfuse.partition.cost.cascade.way import Resident
-from torch_getfuse.partition.node_set import Neighbours, bits, mask_of, neighbours
+from torch_getfuse.partition.node_set import (
+    Neighbours,
+    bits,
+    mask_of,
+    neighbours,
+    topological_order,
+)
 from torch_getfuse.partition.pins import NONE, Pins
 from torch_getfuse.partition.problem import (
     blocks_and_ideals,
@@ -235,6 +241,13 @@ class StepProblem:
         return found
 
     # -- sequences ------------------------------------------------------------------------
+
+    def steps_of(self, groups: Sequence[int]) -> list[int]:
+        """The groups of a legal plan and the unfusable operators in an order as they can run."""
+        steps = [*groups, *(1 << i for i in bits(self.unfusable))]
+        order = topological_order(steps, self.graph)
+        assert order is not None, "the groups of a legal plan have an order"
+        return [steps[k] for k in order]
 
     def lives(self, masks: Sequence[int], residents: int) -> dict[int, Life]:
         """From which to which step each resident is on chip.
