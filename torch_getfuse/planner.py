@@ -50,8 +50,8 @@ _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 _FIRST, _LATER = 1 / 8, 3 / 4
 """Shares of the time for windows: of that for the proof, before it is tried; and of what is left
 where there is none."""
-_DIRECT_SETS = 1_000
-"""Sets that "direct" may look at before "exact" has its turn: the optimum is often found sooner."""
+_DIRECT, _DIRECT_SETS = 1 / 32, 1_000
+"""The share of the time, and the sets, that "direct" may have before "exact" has its turn."""
 
 OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
 """Options that an accelerator gives where they are not given."""
@@ -312,7 +312,7 @@ class _Strategy:
         """
         best = None
         if self.options.explainer is not None:
-            best = self._direct(self.options.time_limit / 8, _DIRECT_SETS)
+            best = self._direct(_DIRECT * self.options.time_limit, _DIRECT_SETS)
         if not self.additive:
             scheme = self.problem.evaluator.scheme.name
             why = f"not tried: scheme {scheme!r} does not promise additive traffic"
@@ -407,7 +407,7 @@ class _Strategy:
             return ended
         if self.problem.rereads:
             limits = Limits(seconds=limits.seconds / 3)
-        found = self._try_exact(best, limits)
+        found = self._try_exact(best, replace(limits, early=self.has_cover))
         if found is not None:
             return found
         spent = time.perf_counter() - started

@@ -25,6 +25,7 @@ Graphs with many parallel branches have too many down-sets; :mod:`group_cover` p
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,14 +45,21 @@ class Limits:
     Attributes:
         steps: (down-set, group) pairs looked at, per thousand operators or part of it.
         seconds: counted as work first (:mod:`.work`).
+        early: give up sooner where little is done by then, for something else can have the time.
     """
 
     steps: int = 200_000
     seconds: float = float("inf")
+    early: bool = False
 
 
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
+
+_LOOKS, _LATE = 6, 0.6
+"""How often it is looked at whether the search will end; by then the share of the operators that it
+has passed is to be so many times the share of its work. Of the networks of the survey whose search
+ends, all have passed more."""
 
 _STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
@@ -189,6 +197,11 @@ class _Search:
         self.most_steps = limits.steps * -(-len(graph) // 1000)
         self.steps = steps
         self.started = started
+        self.size = 0  # of the down-set that is left
+        work = self.evaluator.work
+        self.between = work.steps_left / _LOOKS if limits.early else math.inf
+        self.looks = 1
+        self.look_at = work.steps + self.between
         self.successors, self.makers = chains.successors, chains.makers
         self.block, self.ideal = chains.block, chains.ideal
         # An ideal is connected, unless more than tensors orders its operators.
@@ -210,6 +223,7 @@ class _Search:
         """
         for level in self.waiting:
             for done in sorted(level):
+                self.size = done.bit_count()
                 self._leave(done)
         return self.everything in self.best
 
@@ -337,3 +351,9 @@ class _Search:
         if self.steps > self.most_steps:
             raise TooWide(f"more than {self.most_steps} groups on its down-sets")
         self.count(self.weight_of_step)
+        if self.evaluator.work.steps > self.look_at:
+            share, spent = self.size / len(self.evaluator.scheme.graph), self.looks / _LOOKS
+            if share < _LATE * spent:
+                raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its work limit")
+            self.looks += 1
+            self.look_at += self.between

@@ -125,7 +125,6 @@ class _Ascent:
         sets = (*known.groups, *(start.sets if start else ()))
         self.seen = dict.fromkeys(group for group in sets if group not in self.single)
         self.active: list[int] = []  # columns of the program; single blocks are in it as bounds
-        self.base, self.step = int(columns.weights.sum()), _granularity(problem)
         self.bound = problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
@@ -228,9 +227,7 @@ class _Ascent:
         proved = int(prices.sum() + shortfall.sum())
         if proved > self.level:
             self.level, self.prices = proved, prices
-            # Every plan costs the weights plus a multiple of the step.
-            whole = self.base - (self.base * FINE - proved) // (FINE * self.step) * self.step
-            self.bound = max(self.bound, whole)
+            self.bound = max(self.bound, self.columns.bound(proved))
         return undercut
 
     def _choose(self, rows: csr_matrix) -> None:
@@ -254,7 +251,3 @@ class _Ascent:
         self.active += added
         return bool(added)
 
-
-def _granularity(problem: FusionProblem) -> int:
-    """Greatest common divisor of all tensor sizes, in bytes."""
-    return math.gcd(*problem.graph.tensor_bytes.values())

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 80
+_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 200
 """Steps counted for a new group and for a linear program; entries of the matrix for which each of
 its iterations counts one step more."""
 
@@ -36,6 +36,7 @@ class Columns:
 
     Attributes:
         weights: weights of each block, in bytes; every plan moves them once.
+        step: every plan moves the weights and a multiple of so many bytes.
     """
 
     def __init__(self, problem: FusionProblem) -> None:
@@ -60,9 +61,15 @@ class Columns:
         self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
         inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
         self.weights = np.array(inside, np.int64)
+        self.step = math.gcd(*graph.tensor_bytes.values())
         self._number: dict[int, int] = {}  # of each group seen, its row in _rows
         self._rows = csr_matrix((0, len(leaders)))
         self._costs = np.zeros(0, np.int64)
+
+    def bound(self, level: int) -> int:
+        """The least bytes that a plan can move of which ``level``, 1/FINE bytes, is proved."""
+        base = int(self.weights.sum())
+        return base - (base * FINE - level) // (FINE * self.step) * self.step
 
     def _numbers(self, groups: Sequence[int]) -> Ints:
         """Numbers of the groups; rows and costs of new ones are computed."""

@@ -18,13 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from torch_getfuse.partition.cost.scheme import Evaluator
-from torch_getfuse.partition.node_set import is_connected, is_convex
+from torch_getfuse.partition.exact.down_sets import Limits
+from torch_getfuse.partition.exact.windows import windows
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.wide.block_prices import Oracle, Proof, prove
+from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_automaton import Automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
 from torch_getfuse.partition.wide.integer_program import choose
 from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, Listed, list_groups
+from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
@@ -32,16 +35,17 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-MOST_COLUMNS = 2_000  # columns of the integer program, in addition to single blocks
-# Shares of the time after which each stage ends: list, bound, groups, plan.
-LISTED, PRICED, PLANNED, ENDED = 0.02, 0.45, 0.85, 0.97
+# Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
+LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.8, 0.85
+WINDOWS = 0.04  # the share of the time for windows of each plan
+# Labels for the sets that a plan cheaper than the first may use, and than the second.
+FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 PER_START = 20  # sets per first block, for a plan
 CHECKED, LATER = 4_000, 500  # sets checked for legality per round, and less likely ones
 BOX = 0.06  # box of the prices for finding a plan; other than for the bound
 SAMPLE = 100  # sets that show by how much F_b exceeds the floor
 POWERS = 1, 2, 0.5, 0.25, 0  # exponents of the share of the buffer into which half of the sets fit
-_LEGAL = 20  # steps counted for checking the legality of one set
 ROUNDS = 4  # rounds of prices for one share of the buffer before the next
 
 
@@ -120,7 +124,6 @@ class _Cover:
         with self.work.within(self._until(LISTED)):
             listed = list_groups(problem, most)
         columns = Columns(problem)
-        pool = _Pool(columns, (*problem.blocks, *known.groups))
         self.proof = replace(self.proof, sets=listed.groups)
         oracle: Oracle | None = None
         try:
@@ -132,17 +135,69 @@ class _Cover:
                     self.proof = replace(self.proof, stopped="too many states")
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
-        with self._limited(PLANNED):
-            if isinstance(oracle, Pricing):
+        if not listed.complete:
+            self._choose(columns, self.proof.sets, CHOSEN)
+        if oracle is None or self._finish(columns, oracle, listed, FEW_LABELS):
+            return
+        if isinstance(oracle, Pricing):
+            pool = _Pool(columns, (*problem.blocks, *self.plan))
+            with self._limited(PLANNED):
                 _enrich(pool, oracle, self.proof, known)
-            else:
-                pool.add(pool.sorted(listed.groups, self.proof), most)
-        best = pool.always
-        with self._limited(ENDED):
-            best = pool.best(MOST_COLUMNS)
-        with closing(choose(columns, best, known, self._until(ENDED))) as plans:
-            for plan in plans:
-                self.plan = plan
+            self._choose(columns, pool.groups, IMPROVED)
+            self._finish(columns, oracle, listed, MOST_LABELS)
+
+    def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
+        """The best plan of some sets, by branching; and that with windows."""
+        several = dict.fromkeys((*self.problem.blocks, *self.plan, *sets))
+        search = Branching(NearSets.of(columns, [*several]), self.plan)
+        with self._limited(share):
+            search.run()
+        best = replace(self.known, groups=search.plan, dram_bytes=search.cost)
+        limits = Limits(seconds=WINDOWS * self.seconds)
+        self.plan = windows(self.problem, best, limits).groups
+
+    def _finish(
+        self, columns: Columns, oracle: Oracle, listed: Candidates, most: int
+    ) -> bool:
+        """Search all sets that a plan cheaper than the best may use, if they are few.
+
+        Args:
+            columns: columns of the problem.
+            oracle: of the proof.
+            listed: all groups, if they could be listed.
+            most: labels for finding the sets otherwise.
+
+        Returns:
+            Whether the best plan is proved.
+        """
+        cost = self.problem.cost(self.plan)
+        if self.proof.bound < cost:
+            search = None
+            with self._limited(1.0):
+                near = (
+                    self._near(columns, oracle, cost, most)
+                    if isinstance(oracle, Pricing)
+                    else NearSets.of(columns, listed.groups)
+                )
+                if near is None:
+                    return False
+                search = Branching(near, self.plan)
+                search.run()
+            if search is not None:
+                self.plan, cost = search.plan, search.cost
+                bound = min(cost, columns.bound(search.level))
+                self.proof = replace(self.proof, bound=max(self.proof.bound, bound))
+        if self.proof.bound < cost:
+            return False
+        self.proof = replace(self.proof, stopped="")
+        return True
+
+    def _near(self, columns: Columns, pricing: Pricing, cost: int, most: int) -> NearSets | None:
+        """The sets that a plan cheaper than ``cost`` may use; ``None`` if they are too many."""
+        prices = self.proof.prices
+        prices = prices + pricing.run(prices)[0]
+        reach = (cost - columns.step) * FINE - int(prices.sum())
+        return near_sets(columns, pricing, prices, reach, most)
 
     def _oracle(self, columns: Columns, listed: Candidates) -> tuple[Oracle | None, list[Ints]]:
         """The oracle and the classes of blocks; no oracle if the automaton has too many states."""
@@ -164,9 +219,8 @@ class _Pool:
     """Candidate groups for a plan, all of them legal."""
 
     def __init__(self, columns: Columns, always: Iterable[int]) -> None:
-        self.always = tuple(dict.fromkeys(always))
-        self.groups = list(self.always)
-        self._seen = set(self.always)
+        self.groups = list(dict.fromkeys(always))
+        self._seen = set(self.groups)
         self.columns = columns
 
     def add(self, sets: Sequence[int], most: int) -> bool:
@@ -175,8 +229,7 @@ class _Pool:
         fresh = [mask for mask in sets if mask not in self._seen]
         for mask in fresh[:most]:
             self._seen.add(mask)
-            self.columns.problem.evaluator.work.add(_LEGAL + mask.bit_count())
-            if _legal(self.columns.problem, mask):
+            if is_legal(self.columns.problem, mask):
                 self.groups.append(mask)
         return len(self.groups) > size
 
@@ -192,26 +245,6 @@ class _Pool:
         work = columns.problem.evaluator.work
         solution = minimum(columns.costs(groups), columns.matrix(groups), sizes, work)
         return None if solution is None else np.asarray(solution.eqlin.marginals)
-
-    def best(self, most: int) -> tuple[int, ...]:
-        """The initial groups, and up to ``most`` more of least reduced cost at the pool's duals."""
-        most += len(self.always)
-        if len(self.groups) <= most:
-            return tuple(self.groups)
-        duals = self.duals(self.groups)
-        if duals is None:
-            return self.always
-        reduced = self.columns.reduced(self.groups, duals * FINE)
-        reduced[: len(self.always)] = -math.inf
-        return tuple(self.groups[k] for k in np.sort(np.argsort(reduced, kind="stable")[:most]))
-
-
-def _legal(problem: FusionProblem, mask: int) -> bool:
-    return (
-        is_connected(mask, problem.near)
-        and is_convex(mask, problem.above, problem.below)
-        and problem.evaluator.valid(mask)
-    )
 
 
 def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:

@@ -39,8 +39,8 @@ FINE = 1024
 MOST = 1 << 62
 """Integers whose absolute values sum to less than this cannot overflow 64 bits."""
 
-_LAYER = 50  # steps counted per layer
-_LABELS = 12  # labels per further step
+LAYER = 50  # steps counted per layer
+LABELS = 12  # labels per further step
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """Initial prices of a byte of room in the bound for prefixes, in 1/FINE bytes of DRAM access.
@@ -120,8 +120,8 @@ class Pricing:
         order = [block for block in automaton.skeleton.order if block < fusable]
         self.place = np.argsort(order)
         some = automaton.layers and len(automaton.layers[0].leave)
-        self._layers = tuple(_steps(automaton)) if some else ()
-        self._rates = np.array(ROOM_PRICES, np.int64)
+        self.layers = tuple(_steps(automaton)) if some else ()
+        self.rates = np.array(ROOM_PRICES, np.int64)
         # Prices of room are capped so that price times the sum of all rooms cannot overflow.
         widest = 2 * sum(automaton.skeleton.room) + self.buffer_bytes
         widest += 2 * sum(
@@ -129,7 +129,7 @@ class Pricing:
             for stream in automaton.skeleton.streams
         )
         self._highest_rate = (MOST // 2) // max(1, widest)
-        self._rates = np.minimum(self._rates, self._highest_rate)
+        self.rates = np.minimum(self.rates, self._highest_rate)
 
     def within(self, share: float, per_start: int) -> Pricing:
         """A copy for a share of the buffer, with ``per_start`` sets; its result is not a bound."""
@@ -146,9 +146,9 @@ class Pricing:
         """
         count = self.automaton.problem.evaluator.work.add
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
-        rates = self._rates[:, None]
-        before = self._before(prices, rates)
-        count(sum(_LAYER // 2 + len(steps.source) // _LABELS for steps in self._layers))
+        rates = self.rates[:, None]
+        before = self.before(prices)
+        count(sum(LAYER // 2 + len(steps.source) // LABELS for steps in self.layers))
         limit = rates * (self.buffer_bytes - 1)
         used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the successor of each label, -1 at an end.
@@ -157,11 +157,11 @@ class Pricing:
         starts: list[tuple[int, int]] = []
         # If rooms are rounded, the true ones decide which sets fit.
         state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
-        for steps, least in zip(reversed(self._layers), reversed(before), strict=True):
+        for steps, least in zip(reversed(self.layers), reversed(before), strict=True):
             # Propagate each label backwards along all steps into its state.
             begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
             onto = np.repeat(np.arange(len(state)), times)
-            count(_LAYER + (len(onto) + len(steps.ending)) // _LABELS)
+            count(LAYER + (len(onto) + len(steps.ending)) // LABELS)
             back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
             price = int(prices[steps.block]) if steps.block >= 0 else 0
             states = np.concatenate([steps.source[back], steps.ending])
@@ -191,14 +191,15 @@ class Pricing:
             nexts.append(onto[kept])
             joined.append(joins[kept])
             state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
-        self._rates = np.minimum(_focused(self._rates, used), self._highest_rate)
+        self.rates = np.minimum(_focused(self.rates, used), self._highest_rate)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 
-    def _before(self, prices: Ints, rates: Ints) -> list[Ints]:
+    def before(self, prices: Ints) -> list[Ints]:
         """Per layer, price of room and state: least cost from the empty set, room included."""
+        rates = self.rates[:, None]
         least = np.zeros((len(rates), 1), np.int64)
         costs = []
-        for steps in self._layers:
+        for steps in self.layers:
             costs.append(least)
             cost = least[:, steps.source] + rates * steps.room + steps.cost
             if steps.block >= 0:
@@ -240,11 +241,11 @@ class Pricing:
     def _trace(self, nexts: list[Ints], joined: list[Flags], step: int, label: int) -> int:
         """The mask of the set that starts with the block of ``step``, counted from the last."""
         blocks = self.automaton.problem.blocks
-        mask = blocks[self._layers[-1 - step].block]
+        mask = blocks[self.layers[-1 - step].block]
         while label >= 0:
             step -= 1
             if joined[step][label]:
-                mask |= blocks[self._layers[-1 - step].block]
+                mask |= blocks[self.layers[-1 - step].block]
             label = int(nexts[step][label])
         return mask
 

@@ -1,0 +1,235 @@
+"""Branch and bound over listed sets: which of them make the cheapest legal plan, proved.
+
+A node is a part of the list. Its linear program is solved over few columns; its prices ask for
+more, and sets that turn out to be illegal leave the list. Rounded to integers, the prices prove
+what every plan of the node's sets costs at least, and which of them no plan cheaper than the best
+known has. Where the program's solution is no plan, two blocks that it has together by halves stay
+in one group in one half of the node, and in two groups in the other; where it is one but for a
+cycle, the parts are the ways not to have that cycle. The solver is not trusted: what is concluded
+follows from integers (``docs/exact-search.md``, section 6).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from itertools import combinations, count
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import hstack, identity, triu
+
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.wide.group_columns import minimum
+from torch_getfuse.partition.wide.integer_program import Cycle, find_cycles, split_cycles
+from torch_getfuse.partition.wide.near_sets import NearSets
+from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.work import OutOfWork
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+ADDED = 200  # columns that a program is given at once
+WHOLE = 1e-6  # values so close to 0 or 1 are taken for whole
+
+Pair = tuple[int, int]
+
+
+class _Node(NamedTuple):
+    """A part of the list.
+
+    Attributes:
+        level: what its plans cost at least, 1/:data:`.FINE` bytes.
+        serial: a number of its own: of equals the first made comes first.
+        alive: its sets.
+        active: those that its program begins with.
+    """
+
+    level: int
+    serial: int
+    alive: Ints
+    active: Ints
+
+
+class Branching:
+    """One search.
+
+    Args:
+        near: all sets that a plan may use that is cheaper than the known one.
+        plan: the known plan.
+
+    Attributes:
+        plan, cost: the best plan, and its bytes.
+        level: no legal plan of the near sets that is cheaper than ``cost`` costs less, in
+            1/:data:`.FINE` bytes.
+        nodes: how many were looked at.
+    """
+
+    def __init__(self, near: NearSets, plan: tuple[int, ...]) -> None:
+        self.near = near
+        self.problem = near.columns.problem
+        self.plan, self.cost = plan, self.problem.cost(plan)
+        self.level = -(1 << 62)
+        self.nodes = 0
+        self._home = {i: k for k, mask in enumerate(self.problem.blocks) for i in bits(mask)}
+
+    def run(self) -> None:
+        """Search until no cheaper plan is left.
+
+        Raises:
+            OutOfWork: at a limit; the attributes hold what was found by then.
+        """
+        every = np.arange(len(self.near))
+        known = self.near.numbers(self.plan)
+        single = np.flatnonzero(np.diff(self.near.rows.indptr) == 1)  # blocks alone are legal
+        active = np.union1d(single, known)
+        serial = count()
+        waiting = [_Node(self.level, next(serial), every, active)]
+        while waiting and waiting[0].level < self.cost * FINE:
+            node: _Node | None = heapq.heappop(waiting)
+            # Down to a plan, or to where there is none, before the next of those that wait.
+            while node is not None:
+                self.level = max(self.level, min([node.level, *(n.level for n in waiting[:1])]))
+                level, active, parts = self._look_at(node)
+                nodes = [
+                    _Node(level, next(serial), part, np.intersect1d(active, part))
+                    for part in parts
+                ]
+                node = nodes.pop() if nodes else None
+                for other in nodes:
+                    heapq.heappush(waiting, other)
+        self.level = max(self.level, self.cost * FINE)
+
+    def _look_at(self, node: _Node) -> tuple[int, Ints, Sequence[Ints]]:
+        """What a node proves, its columns, and the parts of its sets, the most hopeful last."""
+        self.nodes += 1
+        proved, alive, active, values = self._relax(node.alive, node.active)
+        level = max(node.level, proved)
+        if not len(alive):
+            return level, active, ()
+        used = values > WHOLE
+        if (values[used] < 1 - WHOLE).any():
+            return level, active, self._by_pair(alive, active[used], values[used])
+        picked = [self.near.mask(k) for k in active[used]]
+        if not self.problem.covers(picked):
+            raise OutOfWork("no cover, and no prices that say so")
+        self._offer(picked)
+        return level, active, [*self._by_cycle(alive, picked)][::-1]
+
+    def _offer(self, picked: list[int]) -> None:
+        """Keep a cover, made legal, if it is the best."""
+        with self.problem.evaluator.work.finishing():
+            plan = self.problem.order(split_cycles(self.problem, picked))
+            if plan is not None and (cost := self.problem.cost(plan)) < self.cost:
+                self.plan, self.cost = plan, cost
+
+    def _relax(self, alive: Ints, active: Ints) -> tuple[int, Ints, Ints, Floats]:
+        """The linear program over some sets.
+
+        Returns:
+            What it proves, the sets that a better plan may use, the columns of the last program,
+            and the value of each.
+
+        Raises:
+            OutOfWork: at a limit, and where the solver fails.
+        """
+        near = self.near
+        blocks = near.rows.shape[1]
+        # Each block may be covered for the cost of a whole plan, so that there is a solution.
+        dear = np.full(blocks, float(self.cost))
+        while True:
+            within = hstack([near.rows[active].T.astype(float), identity(blocks)], "csc")
+            costs = np.concatenate([near.costs[active], dear])
+            solution = minimum(costs, within, np.ones(blocks), self.problem.evaluator.work)
+            if solution is None:
+                raise OutOfWork("the solver found no prices")
+            prices = np.rint(solution.eqlin.marginals * FINE).astype(np.int64)
+            reduced = near.reduced(alive, prices)
+            fresh, legal = self._undercutting(alive, reduced, active)
+            alive = alive[legal]
+            prices += near.shortfall(alive, reduced[legal])
+            proved = int(prices.sum())
+            if not len(fresh) or proved >= self.cost * FINE:
+                left = self._left(near.reduced(alive, prices), self.cost * FINE - 1 - proved)
+                return proved, alive[left], active, solution.x[: len(active)]
+            active = np.concatenate([active, fresh])
+
+    def _left(self, reduced: Ints, room: int) -> Ints:
+        """Which sets a better plan may use: ``room`` is what all its reduced costs sum up to.
+
+        If all are multiples of some number, so is their sum.
+        """
+        left = np.arange(len(reduced))
+        while len(left):
+            step = int(np.gcd.reduce(reduced[left])) or 1
+            fits = reduced[left] <= room // step * step
+            if fits.all():
+                break
+            left = left[fits]
+        return left
+
+    def _undercutting(
+        self, alive: Ints, reduced: Ints, active: Ints
+    ) -> tuple[Ints, npt.NDArray[np.bool_]]:
+        """Legal sets that undercut prices and are no columns yet, and which are not illegal."""
+        legal = np.ones(len(alive), bool)
+        under = np.flatnonzero((reduced < 0) & ~np.isin(alive, active, assume_unique=True))
+        fresh: list[int] = []
+        for k in under[_in_turn(self.near.first[alive[under]], reduced[under])].tolist():
+            legal[k] = self.near.legal(alive[k])
+            if legal[k]:
+                fresh.append(int(alive[k]))
+                if len(fresh) == ADDED:
+                    break
+        return np.array(fresh, np.int64), legal
+
+    # -- parts of a node ------------------------------------------------------------------
+
+    def _by_pair(self, alive: Ints, used: Ints, values: Floats) -> list[Ints]:
+        """The sets without two blocks in one group, and those without them in two."""
+        rows = self.near.rows[used].astype(float)
+        shared = triu(rows.T @ rows.multiply(values[:, None]), 1).tocoo()
+        away = np.abs(shared.data - 0.5)
+        if not len(away) or away.min() > 0.5 - WHOLE:
+            raise OutOfWork("no two blocks to branch on")
+        k = np.lexsort((shared.col, shared.row, away.round(9)))[0]
+        pair = int(shared.row[k]), int(shared.col[k])
+        return [self._apart(alive, pair), self._together(alive, pair)]
+
+    def _by_cycle(self, alive: Ints, picked: list[int]) -> Iterator[Ints]:
+        """The ways in which plans avoid the first cycle of a cover; none for a legal one.
+
+        Some group of the cycle does not have the operators at which it is entered and left; or all
+        have them, and two of these groups are one.
+        """
+        cycles = find_cycles(self.problem, picked)
+        if not cycles:
+            return
+        cycle: Cycle = cycles[0]
+        pairs = [(self._home[entered], self._home[left]) for _, entered, left in cycle]
+        for pair in pairs:
+            if pair[0] != pair[1]:
+                yield self._apart(alive, pair)
+                alive = self._together(alive, pair)
+        for one, other in combinations(pairs, 2):
+            yield self._together(alive, (one[0], other[0]))
+
+    def _apart(self, alive: Ints, pair: Pair) -> Ints:
+        return alive[self._members(alive, pair) < 2]
+
+    def _together(self, alive: Ints, pair: Pair) -> Ints:
+        return alive[self._members(alive, pair) != 1]
+
+    def _members(self, alive: Ints, pair: Pair) -> Ints:
+        """How many of two blocks each set has."""
+        members: Ints = np.asarray(self.near.rows[alive][:, list(pair)].sum(axis=1)).ravel()
+        return members
+
+
+def _in_turn(first: Ints, reduced: Ints) -> Ints:
+    """The least of each first block, then the second of each, and so on."""
+    order = np.lexsort((reduced, first))
+    starts = np.flatnonzero(np.diff(first[order], prepend=-1))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return order[np.lexsort((reduced[order], place))]

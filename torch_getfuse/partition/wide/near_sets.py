@@ -1,0 +1,199 @@
+"""All sets that a plan cheaper than the known one may use, by their reduced costs.
+
+Prices ``p`` that no set of the automaton undercuts prove that a plan costs ``sum p`` plus the
+reduced costs ``F_D(S) - p(S)`` of its groups, none of which is negative. So a plan that costs no
+more than some limit has no group whose reduced cost exceeds that limit less ``sum p``. Where bound
+and plan are close, the sets that are left are few, and they are listed: paths through the automaton
+as in :mod:`relaxation`, but without dominance, for each set counts. ``docs/exact-search.md``,
+section 6, has the proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+from torch_getfuse.partition.node_set import is_connected, is_convex
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing
+
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_LEGAL = 20  # steps counted for checking the legality of one set, and one more per operator
+_SCAN, _SCANNED = 100, 50  # steps counted for pricing all sets, and entries per further step
+
+
+class NearSets:
+    """Sets that may be groups, as rows of blocks; whether they are legal is found when asked.
+
+    Args:
+        columns: columns of the problem.
+        rows: the blocks (columns) of each set (row).
+        costs: ``F_D`` of each set, bytes.
+    """
+
+    def __init__(self, columns: Columns, rows: csr_matrix, costs: Ints) -> None:
+        self.columns = columns
+        self.rows = rows.astype(np.int64)
+        self.costs = costs
+        self.first = np.minimum.reduceat(rows.indices, rows.indptr[:-1])
+        self._legal = np.full(len(costs), -1, np.int8)
+
+    @classmethod
+    def of(cls, columns: Columns, groups: Sequence[int]) -> NearSets:
+        """Of sets that are given."""
+        return cls(columns, columns.matrix(groups).T.tocsr(), columns.costs(groups))
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def mask(self, number: int) -> int:
+        """The operators of a set."""
+        start, end = self.rows.indptr[number : number + 2]
+        blocks = self.columns.problem.blocks
+        return sum(blocks[k] for k in self.rows.indices[start:end])
+
+    def numbers(self, groups: Sequence[int]) -> Ints:
+        """The numbers of those groups that are among the sets."""
+        wanted = self.columns.matrix(groups).T.tocsr().astype(np.int64)
+        sizes = wanted.sum(axis=1).A1 if False else np.asarray(wanted.sum(axis=1)).ravel()
+        shared = (self.rows @ wanted.T).tocoo()
+        mine = np.diff(self.rows.indptr)
+        same = (shared.data == mine[shared.row]) & (shared.data == sizes[shared.col])
+        return np.sort(shared.row[same])
+
+    def legal(self, number: int) -> bool:
+        """Whether a set is a legal group.
+
+        Raises:
+            OutOfWork: at a limit.
+        """
+        if self._legal[number] < 0:
+            mask, problem = self.mask(number), self.columns.problem
+            self._legal[number] = is_legal(problem, mask)
+        return bool(self._legal[number])
+
+    def reduced(self, alive: Ints, prices: Ints) -> Ints:
+        """``F_D - prices`` of some of the sets, in 1/:data:`.FINE` bytes."""
+        some = self.rows[alive]
+        self.columns.problem.evaluator.work.add(_SCAN + some.nnz // _SCANNED)
+        reduced: Ints = self.costs[alive] * FINE - some @ prices
+        return reduced
+
+    def shortfall(self, alive: Ints, reduced: Ints) -> Ints:
+        """Per block, the least reduced cost of the sets whose first block it is, or 0."""
+        shortfall = np.zeros(self.rows.shape[1], np.int64)
+        np.minimum.at(shortfall, self.first[alive], reduced)
+        return shortfall
+
+
+def is_legal(problem: FusionProblem, mask: int) -> bool:
+    """Whether a set of operators is connected, convex and fits."""
+    problem.evaluator.work.add(_LEGAL + mask.bit_count())
+    return (
+        is_connected(mask, problem.near)
+        and is_convex(mask, problem.above, problem.below)
+        and problem.evaluator.valid(mask)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """The labels that a layer kept: beginnings of what is still to be decided.
+
+    Attributes:
+        block: that the layer decides; -1 for an unfusable operator.
+        following: per label, the label of the next layer that it goes on with; -1 at an end.
+        joins: per label, whether the block joins.
+    """
+
+    block: int
+    following: Ints
+    joins: Flags
+
+
+def near_sets(
+    columns: Columns, pricing: Pricing, prices: Ints, reach: int, most: int
+) -> NearSets | None:
+    """All sets of the automaton whose reduced cost is at most ``reach``.
+
+    Args:
+        columns: columns of the problem.
+        pricing: the oracle of its automaton.
+        prices: per block, 1/:data:`.FINE` bytes; no set undercuts them.
+        reach: 1/:data:`.FINE` bytes.
+        most: labels, over all layers.
+
+    Returns:
+        The sets; ``None`` where there are more labels.
+
+    Raises:
+        OutOfWork: at a limit.
+    """
+    rates = pricing.rates
+    before = pricing.before(prices)
+    count = columns.problem.evaluator.work.add
+    layers: list[_Labels] = []  # from the last
+    starts: list[tuple[Ints, Ints]] = []  # labels after the first block, and what sets cost
+    state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
+    kept_so_far = 0
+    for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
+        begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
+        onto = np.repeat(np.arange(len(state)), times)
+        count(LAYER + (len(onto) + len(steps.ending)) // LABELS)
+        back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
+        states = np.concatenate([steps.source[back], steps.ending])
+        joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
+        costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
+        if steps.block >= 0:
+            costs -= prices[steps.block] * joins
+        rooms = np.concatenate([room[onto] + steps.room[back], steps.last_room])
+        onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
+        kept = np.flatnonzero(rooms < pricing.buffer_bytes)
+        for rate, floor in zip(rates, least, strict=True):
+            hope = costs[kept] + rate * (rooms[kept] - (pricing.buffer_bytes - 1))
+            kept = kept[hope + floor[states[kept]] <= reach]
+        starting = (states[kept] == steps.empty) & joins[kept]
+        here = kept[starting]
+        here = here[costs[here] <= reach]
+        starts.append((onto[here], costs[here]))
+        kept = kept[~starting]
+        kept_so_far += len(kept) + len(here)
+        if kept_so_far > most:
+            return None
+        layers.append(_Labels(steps.block, onto[kept], joins[kept]))
+        state, cost, room = states[kept], costs[kept], rooms[kept]
+    return _traced(columns, layers, starts, prices)
+
+
+def _traced(
+    columns: Columns, layers: list[_Labels], starts: list[tuple[Ints, Ints]], prices: Ints
+) -> NearSets:
+    """The sets of labels: all of them are followed at once, a layer at a time."""
+    number, label = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    members, blocks = [], []
+    reduced = []
+    count = 0
+    for layer, (after, costs) in zip(reversed(layers), reversed(starts), strict=True):
+        joined = layer.joins[label]
+        members.append(number[joined])
+        blocks.append(np.full(int(joined.sum()), layer.block))
+        label = layer.following[label]
+        fresh = np.arange(count, count + len(after))
+        count += len(after)
+        members.append(fresh)
+        blocks.append(np.full(len(fresh), layer.block))
+        reduced.append(costs)
+        number, label = np.concatenate([number, fresh]), np.concatenate([label, after])
+        number, label = number[label >= 0], label[label >= 0]
+    at, block = np.concatenate(members), np.concatenate(blocks)
+    shape = (count, len(columns.problem.blocks))
+    rows = csr_matrix((np.ones(len(at), np.int64), (at, block)), shape)
+    rows.sort_indices()
+    return NearSets(columns, rows, (np.concatenate(reduced) + rows @ prices) // FINE)
