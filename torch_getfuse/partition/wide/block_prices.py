@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, hstack, identity
 
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import SearchResult
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
 from torch_getfuse.partition.wide.relaxation import FINE, MOST
 from torch_getfuse.partition.work import OutOfWork
@@ -250,4 +250,3 @@ class _Ascent:
             self.active = [self.active[k] for k in best]
         self.active += added
         return bool(added)
-

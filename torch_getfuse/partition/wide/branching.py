@@ -21,10 +21,10 @@ import numpy.typing as npt
 from scipy.sparse import hstack, identity, triu
 
 from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.wide.cycles import Cycle, find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_columns import minimum
-from torch_getfuse.partition.wide.integer_program import Cycle, find_cycles, split_cycles
 from torch_getfuse.partition.wide.near_sets import NearSets
-from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.wide.relaxation import FINE, MOST
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -90,11 +90,11 @@ class Branching:
             node: _Node | None = heapq.heappop(waiting)
             # Down to a plan, or to where there is none, before the next of those that wait.
             while node is not None:
-                self.level = max(self.level, min([node.level, *(n.level for n in waiting[:1])]))
+                least = min(node.level, waiting[0].level) if waiting else node.level
+                self.level = max(self.level, least)
                 level, active, parts = self._look_at(node)
                 nodes = [
-                    _Node(level, next(serial), part, np.intersect1d(active, part))
-                    for part in parts
+                    _Node(level, next(serial), part, np.intersect1d(active, part)) for part in parts
                 ]
                 node = nodes.pop() if nodes else None
                 for other in nodes:
@@ -144,7 +144,10 @@ class Branching:
             solution = minimum(costs, within, np.ones(blocks), self.problem.evaluator.work)
             if solution is None:
                 raise OutOfWork("the solver found no prices")
-            prices = np.rint(solution.eqlin.marginals * FINE).astype(np.int64)
+            duals = solution.eqlin.marginals * FINE
+            if not np.abs(duals).sum() < MOST / 2:
+                raise OutOfWork("prices too large")
+            prices = np.rint(duals).astype(np.int64)
             reduced = near.reduced(alive, prices)
             fresh, legal = self._undercutting(alive, reduced, active)
             alive = alive[legal]
@@ -216,10 +219,12 @@ class Branching:
             yield self._together(alive, (one[0], other[0]))
 
     def _apart(self, alive: Ints, pair: Pair) -> Ints:
-        return alive[self._members(alive, pair) < 2]
+        apart: Ints = alive[self._members(alive, pair) < 2]
+        return apart
 
     def _together(self, alive: Ints, pair: Pair) -> Ints:
-        return alive[self._members(alive, pair) != 1]
+        together: Ints = alive[self._members(alive, pair) != 1]
+        return together
 
     def _members(self, alive: Ints, pair: Pair) -> Ints:
         """How many of two blocks each set has."""
@@ -232,4 +237,5 @@ def _in_turn(first: Ints, reduced: Ints) -> Ints:
     order = np.lexsort((reduced, first))
     starts = np.flatnonzero(np.diff(first[order], prepend=-1))
     place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return order[np.lexsort((reduced[order], place))]
+    turns: Ints = order[np.lexsort((reduced[order], place))]
+    return turns

@@ -2,8 +2,9 @@
 
 Prices prove a lower bound (:mod:`block_prices`). The groups that undercut them come from a list of
 all groups if that is short (:mod:`legal_groups`), otherwise from the automaton of all sets whose
-floor fits into the buffer (:mod:`group_automaton`, :mod:`relaxation`). An integer program then
-chooses the plan among legal groups of low reduced cost.
+floor fits into the buffer (:mod:`group_automaton`, :mod:`relaxation`). Branching finds the best
+plan of these. Where plan and bound are close, the sets that a cheaper plan may use are few, and
+branching over all of them is the proof (:mod:`near_sets`, :mod:`branching`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +26,6 @@ from torch_getfuse.partition.wide.block_prices import Oracle, Proof, prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_automaton import Automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
-from torch_getfuse.partition.wide.integer_program import choose
 from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, Listed, list_groups
 from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
@@ -139,7 +139,7 @@ class _Cover:
             self._choose(columns, self.proof.sets, CHOSEN)
         if oracle is None or self._finish(columns, oracle, listed, FEW_LABELS):
             return
-        if isinstance(oracle, Pricing):
+        if isinstance(oracle, Pricing):  # the sets are too many: a better plan makes them fewer
             pool = _Pool(columns, (*problem.blocks, *self.plan))
             with self._limited(PLANNED):
                 _enrich(pool, oracle, self.proof, known)
@@ -149,16 +149,12 @@ class _Cover:
     def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
         """The best plan of some sets, by branching; and that with windows."""
         several = dict.fromkeys((*self.problem.blocks, *self.plan, *sets))
-        search = Branching(NearSets.of(columns, [*several]), self.plan)
-        with self._limited(share):
-            search.run()
-        best = replace(self.known, groups=search.plan, dram_bytes=search.cost)
+        self._branch(NearSets.of(columns, [*several]), share)
+        best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
         limits = Limits(seconds=WINDOWS * self.seconds)
         self.plan = windows(self.problem, best, limits).groups
 
-    def _finish(
-        self, columns: Columns, oracle: Oracle, listed: Candidates, most: int
-    ) -> bool:
+    def _finish(self, columns: Columns, oracle: Oracle, listed: Candidates, most: int) -> bool:
         """Search all sets that a plan cheaper than the best may use, if they are few.
 
         Args:
@@ -168,29 +164,35 @@ class _Cover:
             most: labels for finding the sets otherwise.
 
         Returns:
-            Whether the best plan is proved.
+            Whether nothing more can be done: the best plan is proved, or the time is over.
         """
         cost = self.problem.cost(self.plan)
         if self.proof.bound < cost:
-            search = None
+            near: NearSets | None = None
             with self._limited(1.0):
-                near = (
-                    self._near(columns, oracle, cost, most)
-                    if isinstance(oracle, Pricing)
-                    else NearSets.of(columns, listed.groups)
-                )
-                if near is None:
-                    return False
-                search = Branching(near, self.plan)
-                search.run()
-            if search is not None:
-                self.plan, cost = search.plan, search.cost
-                bound = min(cost, columns.bound(search.level))
-                self.proof = replace(self.proof, bound=max(self.proof.bound, bound))
-        if self.proof.bound < cost:
-            return False
-        self.proof = replace(self.proof, stopped="")
+                if isinstance(oracle, Pricing):
+                    near = self._near(columns, oracle, cost, most)
+                else:
+                    near = NearSets.of(columns, listed.groups)
+            if near is None:
+                return False
+            level = self._branch(near, 1.0)
+            cost = self.problem.cost(self.plan)
+            bound = max(self.proof.bound, min(cost, columns.bound(level)))
+            self.proof = replace(self.proof, bound=bound)
+        if self.proof.bound == cost:
+            self.proof = replace(self.proof, stopped="")
         return True
+
+    def _branch(self, near: NearSets, share: float) -> int:
+        """Keep the best plan of some sets; what the search proves of them, 1/FINE bytes."""
+        search = Branching(near, self.plan)
+        try:
+            with self._limited(share):
+                search.run()
+        finally:  # an interrupt loses nothing
+            self.plan = search.plan
+        return search.level
 
     def _near(self, columns: Columns, pricing: Pricing, cost: int, most: int) -> NearSets | None:
         """The sets that a plan cheaper than ``cost`` may use; ``None`` if they are too many."""

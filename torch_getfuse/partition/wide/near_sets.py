@@ -61,12 +61,11 @@ class NearSets:
 
     def numbers(self, groups: Sequence[int]) -> Ints:
         """The numbers of those groups that are among the sets."""
-        wanted = self.columns.matrix(groups).T.tocsr().astype(np.int64)
-        sizes = wanted.sum(axis=1).A1 if False else np.asarray(wanted.sum(axis=1)).ravel()
-        shared = (self.rows @ wanted.T).tocoo()
-        mine = np.diff(self.rows.indptr)
-        same = (shared.data == mine[shared.row]) & (shared.data == sizes[shared.col])
-        return np.sort(shared.row[same])
+        wanted = self.columns.matrix(groups).astype(np.int64)
+        shared = (self.rows @ wanted).tocoo()  # blocks that a set and a group have in common
+        sizes = np.diff(self.rows.indptr)[shared.row], np.diff(wanted.indptr)[shared.col]
+        found: Ints = np.sort(shared.row[(shared.data == sizes[0]) & (shared.data == sizes[1])])
+        return found
 
     def legal(self, number: int) -> bool:
         """Whether a set is a legal group.

@@ -1,0 +1,217 @@
+"""Branching over sets: the best plan of them, proved, without cycles; and all near sets listed."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+import pytest
+
+from tests.brute import brute_force
+from tests.graphs import Builder
+from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
+from torch_getfuse.partition.cost.registry import make_scheme
+from torch_getfuse.partition.cost.scheme import Evaluator
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide import branching
+from torch_getfuse.partition.wide.block_prices import prove
+from torch_getfuse.partition.wide.branching import Branching
+from torch_getfuse.partition.wide.cycles import find_cycles, split_cycles
+from torch_getfuse.partition.wide.group_automaton import Automaton
+from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
+from torch_getfuse.partition.wide.legal_groups import list_groups
+from torch_getfuse.partition.wide.near_sets import NearSets, near_sets
+from torch_getfuse.partition.wide.relaxation import FINE, Pricing
+from torch_getfuse.partition.work import OutOfWork, Work
+
+
+def crossing(rng: Random, width: int) -> FusionProblem:
+    """``width`` convolutions, then as many additions, each of two of them."""
+    build = Builder()
+    maps = [build.conv(build.input((1, 2, 8, 8)), 2) for _ in range(width)]
+    for _ in range(width):
+        build.add(*rng.sample(maps, 2))
+    return FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
+
+
+def branched(problem: FusionProblem, groups: Sequence[int]) -> Branching:
+    """The whole search over some sets, from single blocks."""
+    search = Branching(NearSets.of(Columns(problem), groups), problem.blocks)
+    search.run()
+    assert search.level >= FINE * search.cost  # proved
+    assert search.cost == problem.cost(search.plan)
+    assert_legal(problem, search.plan)
+    assert_runs_in_order(problem, search.plan)
+    return search
+
+
+def test_a_cycle_of_two_groups() -> None:
+    """Two additions of the same two maps, each fused with one of the convolutions."""
+    problem = crossing(Random(0), 2)
+    tangled = (0b0101, 0b1010)
+    assert find_cycles(problem, tangled) == [[(0b0101, 2, 0), (0b1010, 3, 1)]]
+    assert_legal(problem, split_cycles(problem, tangled))
+    search = branched(problem, (*problem.blocks, *tangled))
+    assert len(search.plan) == 3  # one of the two can stay
+
+
+def test_a_solver_that_fails_leaves_the_known_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = crossing(Random(0), 3)
+    monkeypatch.setattr(branching, "minimum", lambda *args: None)
+    listed = list_groups(problem).groups
+    search = Branching(NearSets.of(Columns(problem), listed), problem.blocks)
+    with pytest.raises(OutOfWork, match="the solver found no prices"):
+        search.run()
+    assert search.plan == problem.blocks
+    assert search.level <= 0  # nothing is proved
+
+
+class Answer:
+    """What the solver returns, as far as it is looked at."""
+
+    def __init__(self, shares: Sequence[float], duals: Sequence[float]) -> None:
+        self.x = np.array(shares)
+        self.eqlin = self
+        self.marginals = np.array(duals)
+
+
+def test_shares_that_cover_an_operator_twice_are_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The solver's tolerance, or a fault of it: nothing is concluded from its shares."""
+    problem = crossing(Random(0), 2)
+    groups = (*problem.blocks, 0b0101, 0b1001)
+    answer = Answer([0, 1, 0, 0, 1, 1, 0, 0, 0, 0], [0.0] * 4)
+    monkeypatch.setattr(branching, "minimum", lambda *args: answer)
+    search = Branching(NearSets.of(Columns(problem), groups), problem.blocks)
+    monkeypatch.setattr(search, "_undercutting", lambda alive, *_: ([], alive == alive))
+    monkeypatch.setattr(search.near, "numbers", lambda _: np.arange(6))
+    with pytest.raises(OutOfWork, match="no cover"):
+        search.run()
+    assert search.plan == problem.blocks
+
+
+def test_prices_that_overflow_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = crossing(Random(0), 2)
+    answer = Answer([1, 1, 1, 1, 0, 0, 0, 0], [1e15] * 4)
+    monkeypatch.setattr(branching, "minimum", lambda *args: answer)
+    search = Branching(NearSets.of(Columns(problem), problem.blocks), problem.blocks)
+    with pytest.raises(OutOfWork, match="prices too large"):
+        search.run()
+
+
+def test_relaxations_with_halves_agree_with_enumeration() -> None:
+    """Pairs of convolutions under sums of two: covers by odd cycles have shares of a half."""
+    rng = Random(7200)
+    halves = 0
+    for _ in range(25):
+        problem = crossing(rng, rng.randint(3, 4))
+        listed = list_groups(problem)
+        some = tuple(g for g in listed.groups if g.bit_count() <= rng.choice((2, 3)))
+        groups = tuple(dict.fromkeys([*problem.blocks, *some]))
+        columns = Columns(problem)
+        work = problem.evaluator.work
+        matrix, costs = columns.matrix(groups), columns.costs(groups)
+        relaxed = minimum(costs, matrix, np.ones(len(problem.blocks)), work)
+        assert relaxed is not None
+        halves += bool((np.abs(relaxed.x - 0.5) < 1e-6).any())
+        branched(problem, groups)
+        assert branched(problem, listed.groups).cost == brute_force(problem.evaluator)[0]
+    assert halves
+
+
+def test_ctrl_c_does_not_wait_for_the_solver() -> None:
+    released = threading.Event()
+
+    def solver() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        released.wait(60)
+
+    # What runs in the background of a shell is started with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            solved(Work(), solver)  # type: ignore[arg-type]
+        assert not released.is_set()
+    finally:
+        released.set()
+        signal.signal(signal.SIGINT, before)
+
+
+def test_agrees_with_enumeration() -> None:
+    rng = Random(7000)
+    for _ in range(80):
+        problem = random_problem(rng, rng.randint(2, 8))
+        if not problem.blocks:
+            continue
+        search = branched(problem, list_groups(problem).groups)
+        assert search.cost == brute_force(problem.evaluator)[0]
+
+
+def test_illegal_sets_in_the_list_are_not_used() -> None:
+    rng = Random(7050)
+    for _ in range(40):
+        problem = random_problem(rng, rng.randint(2, 7))
+        blocks = problem.blocks
+        every = [sum(blocks[k] for k in bits(choice)) for choice in range(1, 1 << len(blocks))]
+        if every:
+            assert branched(problem, every).cost == brute_force(problem.evaluator)[0]
+
+
+def test_near_sets_are_all_within_reach_of_prices() -> None:
+    """Against the list of all legal groups; prices as they are after a few rounds."""
+    rng = Random(7060)
+    some = fewer = 0
+    for _ in range(60):
+        problem = random_problem(rng, rng.randint(2, 8))
+        automaton = Automaton.of(problem) if problem.blocks else None
+        if automaton is None:
+            continue
+        columns, pricing = Columns(problem), Pricing(automaton)
+        proof = prove(columns, pricing, single(problem), rounds=rng.randint(0, 6))
+        prices = proof.prices + pricing.run(proof.prices)[0]
+        reach = rng.choice((0, 100, 2000)) * FINE
+        near = near_sets(columns, pricing, prices, reach, 1_000_000)
+        assert near is not None
+        masks = [near.mask(k) for k in range(len(near))]
+        assert len(set(masks)) == len(masks)
+        assert list(near.costs) == [problem.evaluator.dram(mask) for mask in masks]
+        reduced = near.reduced(np.arange(len(near)), prices)
+        assert ((reduced >= 0) & (reduced <= reach)).all()
+        listed = list_groups(problem).groups
+        within = columns.reduced(listed, prices) <= reach
+        assert {group for group, w in zip(listed, within, strict=True) if w} == {
+            mask for k, mask in enumerate(masks) if near.legal(k)
+        }
+        some += bool(masks)
+        fewer += not within.all()
+        assert near_sets(columns, pricing, prices, reach, 0) is None or not masks
+    assert min(some, fewer) > 20
+
+
+def test_covers_with_cycles_are_split() -> None:
+    rng = Random(7100)
+    tangled = 0
+    for _ in range(100):
+        problem = crossing(rng, rng.randint(2, 6))
+        graph = problem.graph
+        cover, covered = [], 0
+        for i in rng.sample(range(len(graph)), len(graph)):
+            makers = graph.predecessors[i] & ~covered
+            group = 1 << i | (makers & -makers)
+            if not group & covered:
+                cover.append(group)
+                covered |= group
+        tangled += bool(find_cycles(problem, cover))
+        assert_legal(problem, split_cycles(problem, cover))
+    assert tangled > 10
+
+
+def test_no_time() -> None:
+    problem = crossing(Random(0), 3)
+    search = Branching(NearSets.of(Columns(problem), problem.blocks), problem.blocks)
+    with pytest.raises(OutOfWork), problem.evaluator.work.within(0.0):
+        search.run()
+    assert search.plan == problem.blocks
