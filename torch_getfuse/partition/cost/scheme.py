@@ -152,7 +152,7 @@ class FusionScheme(ABC):
         row_granularity: the granularity in which the depth-first executor runs its plans
             (``docs/depth-first.md``); ``None``: in none.
         steps: what questions count as work.
-        extra_steps: what :meth:`buffer` has counted so far beyond that, where some groups take far
+        extra_steps: what all questions have counted so far beyond that, where some groups take far
             longer than others of their size.
         tile_rows: where a group can read its weights once for each of several tiles, what all
             tiles together hold at least. ``None``: nothing is promised.
@@ -416,7 +416,9 @@ class Evaluator:
             members = mask.bit_count()
             steps += grown * (_GROWN + members) if part else each * members
         self.work.add(int(steps))
+        before = self.scheme.extra_steps
         found = self.scheme.hopeless(mask, self.buffer_bytes, part)
+        self.work.add(self.scheme.extra_steps - before)
         return remember(self._hopeless, mask, found)
 
     def reread(self, mask: int) -> int:
@@ -425,7 +427,10 @@ class Evaluator:
 
     def least_reread(self, mask: int, part: int = 0) -> int:
         """A lower bound of :meth:`reread` of every valid group grown from ``mask`` downstream."""
-        return self.scheme.least_reread(mask, self.buffer_bytes, part)
+        before = self.scheme.extra_steps
+        found = self.scheme.least_reread(mask, self.buffer_bytes, part)
+        self.work.add(self.scheme.extra_steps - before)
+        return found
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""

@@ -57,6 +57,7 @@ from torch_getfuse.widths import Width, packed
 
 KAPPA = 32
 _HOPELESS = 1 << 62
+_JOINED, _HELD = 14, 8  # steps counted per operator that joins a known part, and per condition held
 _ALIKE = 8
 """Of a group whose makeup is worked out, that of every so many members is kept, for others."""
 
@@ -155,7 +156,7 @@ class Brr(FusionScheme):
     # It can be full for the sake of what reads it, and lets that stream its other inputs.
     starts_in_place = True
     has_predictor = True
-    steps = Steps(2, 1, 2, 1.5)
+    steps = Steps(0, 0, 0, 0)  # for most of a group is known: see _JOINED
 
     def __init__(
         self,
@@ -393,6 +394,7 @@ class Brr(FusionScheme):
     def _join(self, base: _Makeup, mask: int, added: int) -> _Makeup:
         """The makeup of the group ``mask``, which ``added`` made of one that has this makeup."""
         first, sinks, rateless, conditions, weights = base
+        self.extra_steps += _JOINED * added.bit_count()
         for i in bits(added):
             before = self.graph.makers[i] & mask
             if not before:
@@ -407,6 +409,7 @@ class Brr(FusionScheme):
 
     def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
         """What the choices of starts hold."""
+        self.extra_steps += _HELD * len(makeup.conditions)
         stored = ~self._local
         sources, firsts, prices = [], [], []
         for condition in makeup.conditions:
