@@ -148,8 +148,24 @@ class Backward:
         self.rest = np.zeros(len(sets.masks), np.int64)
         self.solved = len(sets.masks) - 1
         self.reached = self._moved(0, np.arange(len(sets.masks)))
+        if problem.rereads:
+            self._reach()
         # By their first operator, which can run next wherever a conflict matters.
         self.conflicts: Conflicts = defaultdict(list) if conflicts is None else conflicts
+
+    def _reach(self) -> None:
+        """What no way to each down-set moves less than, if groups need not fit nor be connected.
+
+        In one group it would be each tensor and weight once; but that reads its weights again.
+        """
+        reached = np.full(len(self.reached), _NEVER)
+        reached[0] = 0
+        for at in range(self.solved):
+            if reached[at] < self.ceiling:
+                larger, _, least = self._ranked(at, at + 1)
+                self.count(_SET + len(larger) // _RANKED)
+                reached[larger] = np.minimum(reached[larger], reached[at] + least)
+        self.reached = reached
 
     def run(self) -> None:
         """Work out ``h`` for every down-set that something cheaper than the ceiling can go through.
