@@ -1,7 +1,7 @@
 """Greedy merging: the two neighbouring groups that save most become one, until none save anything.
 
 From single blocks upwards. What a pair saves depends on these two alone, so that after each merge
-only the pairs of the new group are priced. A merge that would close a cycle is never made: of the
+only the pairs of the new group are offered; and priced only those that come to be the best. A merge that would close a cycle is never made: of the
 groups on a path around it, each stays in the way until it becomes part of one of the two.
 """
 
@@ -15,8 +15,9 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.work import OutOfWork
 
-_NEAR = 4
-"""Steps counted for each group that is passed on a path around a merge."""
+_NEAR, _OFFER, _MEMBER = 4, 4, 3
+"""Steps counted for each group that is passed on a path around a merge; for a pair that is offered,
+and each operator of it."""
 
 
 def merge_greedily(problem: FusionProblem, seconds: float | None = None) -> SearchResult:
@@ -58,8 +59,9 @@ class _Merging:
         self.priced = 0
         self._near = problem.near
         self._home = {i: block for block in problem.blocks for i in bits(block)}
-        # Bytes saved (the most first), the union, and the two groups.
-        self._offers: list[tuple[int, int, int, int]] = []
+        self._agains: dict[int, int] = {}
+        # Bytes saved (the most first), the union, the two groups, and whether these bytes are sure.
+        self._offers: list[tuple[int, int, int, int, bool]] = []
 
     def groups(self) -> list[int]:
         """As they are now."""
@@ -74,21 +76,26 @@ class _Merging:
         for block in self.problem.blocks:
             self._offer(block, once=True)
         while self._offers:
-            _, union, one, other = heapq.heappop(self._offers)
+            _, union, one, other, sure = heapq.heappop(self._offers)
             if not self._is_group(one) or not self._is_group(other):
                 continue
-            if path_around(self.problem, self._home, one, other):
-                continue
-            for i in bits(union):
-                self._home[i] = union
-            self._offer(union)
+            if not sure:
+                self._price(union, one, other)
+            elif not path_around(self.problem, self._home, one, other):
+                for i in bits(union):
+                    self._home[i] = union
+                self._offer(union)
 
     def _is_group(self, group: int) -> bool:
         return self._home[(group & -group).bit_length() - 1] == group
 
     def _offer(self, group: int, once: bool = False) -> None:
-        """Price the pairs of a group; ``once``: of two groups that both are offered, by one."""
-        problem, evaluator = self.problem, self.problem.evaluator
+        """Offer the pairs of a group; ``once``: of two groups that both are offered, by one.
+
+        They may save what they do if nothing is read again: whether they are valid and what they
+        read again is asked where that is the most that any pair saves.
+        """
+        problem = self.problem
         near = 0
         for i in bits(group):
             near |= self._near[i]
@@ -96,12 +103,39 @@ class _Merging:
         for other in others:
             if once and other < group:
                 continue
-            self.priced += 1
-            union = group | other
-            if evaluator.valid(union):
-                saved = problem.cost((group, other)) - evaluator.dram(union)
-                if saved > 0:
-                    heapq.heappush(self._offers, (-saved, union, group, other))
+            saved = self._again(group) + self._again(other) + self._shared(group, other)
+            if saved > 0:
+                heapq.heappush(self._offers, (-saved, group | other, group, other, False))
+
+    def _again(self, group: int) -> int:
+        """What a group moves beyond everything once."""
+        if group not in self._agains:
+            problem = self.problem
+            problem.evaluator.work.add(_MEMBER * group.bit_count())
+            self._agains[group] = problem.cost((group,)) - problem.moved(group)
+        return self._agains[group]
+
+    def _shared(self, one: int, other: int) -> int:
+        """What two groups save by the tensors that they both touch."""
+        fewer, more = sorted((one, other), key=int.bit_count)
+        self.problem.evaluator.work.add(_OFFER + _MEMBER * fewer.bit_count())
+        saved = 0
+        for i in bits(fewer):
+            for crossing in self.problem.crossings_of[i]:
+                inside = crossing.touched & fewer
+                if crossing.touched & more and inside & -inside == 1 << i:  # once for each tensor
+                    saved += crossing.moved(one) + crossing.moved(other)
+                    saved -= crossing.moved(one | other)
+        return saved
+
+    def _price(self, union: int, one: int, other: int) -> None:
+        """Offer a pair for what it saves, if its union is valid."""
+        problem = self.problem
+        self.priced += 1
+        if problem.evaluator.valid(union):
+            saved = problem.cost((one, other)) - problem.evaluator.dram(union)
+            if saved > 0:
+                heapq.heappush(self._offers, (-saved, union, one, other, True))
 
 
 def path_around(problem: FusionProblem, home: Mapping[int, int], one: int, other: int) -> bool:

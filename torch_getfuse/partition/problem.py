@@ -209,7 +209,11 @@ class FusionProblem:
 
     def added_up(self, group: int) -> int:
         """``F_D`` of a valid group in bytes, as the exact searches believe it to be."""
-        moved = self.evaluator.reread(group)
+        return self.evaluator.reread(group) + self.moved(group)
+
+    def moved(self, group: int) -> int:
+        """Bytes that a set moves which reads nothing again, whether it is a group or not."""
+        moved = 0
         for i in bits(group):
             moved += self.evaluator.scheme.weights[i]
             for crossing in self.crossings_of[i]:
