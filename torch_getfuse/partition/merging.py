@@ -1,8 +1,9 @@
 """Greedy merging: the two neighbouring groups that save most become one, until none save anything.
 
 From single blocks upwards. What a pair saves depends on these two alone, so that after each merge
-only the pairs of the new group are offered; and priced only those that come to be the best. A merge that would close a cycle is never made: of the
-groups on a path around it, each stays in the way until it becomes part of one of the two.
+only the pairs of the new group are offered; and priced only those that come to be the best. A merge
+that would close a cycle is never made: of the groups on a path around it, each stays in the way
+until it becomes part of one of the two.
 """
 
 from __future__ import annotations
@@ -95,7 +96,6 @@ class _Merging:
         They may save what they do if nothing is read again: whether they are valid and what they
         read again is asked where that is the most that any pair saves.
         """
-        problem = self.problem
         near = 0
         for i in bits(group):
             near |= self._near[i]
