@@ -378,7 +378,7 @@ FALLS_BACK: dict[str, tuple[Callable[..., object], tuple[int, ...], str]] = {
     "a view without a rule": (
         lambda x: (y := x * 2, torch.as_strided(y, (2, 2), (1, 1))),
         (1, 4, 6, 6),
-        "as_strided",
+        "share memory",
     ),
     "a transform": (lambda x: torch.vmap(lambda t: F.relu(t) * 2)(x) + 1, (1, 4, 6, 6), "vmap"),
     "random numbers": (lambda x: F.dropout(x, 0.5) * 0 + x, (1, 4, 6, 6), "draws random numbers"),
