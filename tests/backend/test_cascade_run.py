@@ -193,3 +193,7 @@ def test_a_view_that_is_written_into_a_part_is_made_where_it_is_written() -> Non
         ("sigmoid",): (),
         ("add",): (),
     }
+    first, second = ledger.groups[:2]
+    assert first.counts_agree
+    assert not first.agrees
+    assert (first.standing, second.standing) == ("equal but for copies", "equal")
