@@ -83,10 +83,11 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
         if not isinstance(source, fx.Node) or (source in writer and source not in capture.views):
             return node  # one of several results
         # A reshape or a clone may be a copy of what was there before a write to its source, and
-        # what is written to the copy alone, by this call too, must stay in it.
+        # what is written to the copy alone, by this call too, must stay in it. A node that writes
+        # itself is no view.
         source_writes = written.get(source, ())
         own = [at for at in written.get(node, ()) if at not in source_writes]
-        if any(position[node] < at < position[call] for at in source_writes) or any(
+        if any(position[node] <= at < position[call] for at in source_writes) or any(
             position[node] < at <= position[call] for at in own
         ):
             return node
