@@ -198,6 +198,7 @@ def _counted(model: Any, inputs: tuple[Any, ...], scheme: str, buffer_kb: int) -
         "groups": len(fusable),
         "by_rows": len(by_rows),
         "agree": sum(group.agrees for group in by_rows),
+        "copies": sum(group.counts_agree and not group.agrees for group in by_rows),
     }
 
 

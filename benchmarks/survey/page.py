@@ -58,8 +58,10 @@ def _remarks(row: Row) -> Iterator[str]:
     for key, counted in row.get("counted", {}).items():
         if counted["status"] != "done":
             yield f"counted {key}: {counted['error'][:80]}"
-        elif counted["agree"] < counted["by_rows"]:
-            yield f"counted {key}: {counted['by_rows'] - counted['agree']} groups differ"
+        elif differ := _differing(counted):
+            yield f"counted {key}: {differ} groups differ"
+        elif copies := counted.get("copies"):
+            yield f"counted {key}: {copies} groups have a tensor on chip in memory as well"
         elif counted["by_rows"] < counted["groups"]:
             yield f"{key}: {counted['groups'] - counted['by_rows']} groups not by rows"
     split = row.get("split", {})
@@ -67,6 +69,11 @@ def _remarks(row: Row) -> Iterator[str]:
         yield f"split: {split['error'][:80]}"
     elif split and not split.get("equal"):
         yield "split differs"
+
+
+def _differing(counted: Row) -> int:
+    """Groups that ran row by row and did not move what was planned."""
+    return int(counted["by_rows"] - counted["agree"] - counted.get("copies", 0))
 
 
 def summary(found: Mapping[str, Row]) -> list[str]:
@@ -91,9 +98,11 @@ def summary(found: Mapping[str, Row]) -> list[str]:
     ]
     if counted:
         lines.append(
-            f"Counted runs: {sum(run['agree'] for run in counted):,} of "
+            f"Counted runs: {sum(run['by_rows'] - _differing(run) for run in counted):,} of "
             f"{sum(run['by_rows'] for run in counted):,} groups that ran row by row moved "
-            "exactly what was planned; "
+            "exactly what was planned, and "
+            f"{sum(run.get('copies', 0) for run in counted)} of them had a tensor that is on chip "
+            "in memory as well, uncounted; "
             f"{sum(run['groups'] - run['by_rows'] for run in counted)} more ran as FX nodes."
         )
     split = [row["split"] for row in measured if row.get("split", {}).get("status") == "done"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
@@ -115,8 +116,35 @@ class _WrittenInPart(nn.Module):
         return self.two(attn.softmax(-1))
 
 
-@pytest.mark.parametrize("model", [_Capital(), _WrittenInPart()], ids=["capital", "in part"])
-def test_residents_reach_steps_that_run_by_nodes(model: nn.Module) -> None:
+class _ShapeAlone(nn.Module):
+    """Of one view of ``one`` the values are read, of another the shape."""
+
+    def __init__(self, shaped: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 8, 1)
+        self.two = nn.Conv2d(4, 4, 1)
+        self.shaped = shaped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        key, value = self.one(x).view(-1, 2, 4, 16, 16).unbind(1)
+        return self.two(self.shaped(key.sigmoid(), value) * key)
+
+
+class _WrittenView(nn.Module):
+    """What is written into a part is a view: of ``add``, which stays on chip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attn = self.one(x)
+        attn[:, :, 1:] = (attn[:, :, 1:].sigmoid() + x[:, :, 1:]).view(1, 8, 15, 16)
+        return attn.softmax(-1)
+
+
+def run_apart(model: nn.Module) -> torch_getfuse.Ledger:
+    """Run each operator as a step of its own, what the first two make on chip."""
     x = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     asked = {
         "scheme": "cascade",
@@ -132,6 +160,40 @@ def test_residents_reach_steps_that_run_by_nodes(model: nn.Module) -> None:
     found, ledger = torch_getfuse.run_counted(model, (x,), plan)
     with torch.no_grad():
         torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-5)
-    first = ledger.groups[0]
+    return ledger
+
+
+@pytest.mark.parametrize("model", [_Capital(), _WrittenInPart()], ids=["capital", "in part"])
+def test_residents_reach_steps_that_run_by_nodes(model: nn.Module) -> None:
+    first = run_apart(model).groups[0]
     assert not first.fallback
     assert first.copied == (("one",) if isinstance(model, _WrittenInPart) else ())
+
+
+@pytest.mark.parametrize(
+    "shaped",
+    [
+        lambda weight, like: weight.mean((2, 3), True).expand_as(like),
+        lambda weight, like: weight.flatten(1).relu().view_as(like),
+        lambda weight, like: weight.transpose(2, 3).relu().reshape_as(like),
+    ],
+    ids=["expand_as", "view_as", "reshape_as"],
+)
+def test_a_tensor_on_chip_whose_shape_is_asked_is_not_in_memory(
+    shaped: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    ledger = run_apart(_ShapeAlone(shaped))
+    assert ledger.agrees, ledger.notes()
+
+
+def test_a_view_that_is_written_into_a_part_is_made_where_it_is_written() -> None:
+    ledger = run_apart(_WrittenView())
+    assert {group.ops: group.copied for group in ledger.groups if not group.fallback} == {
+        ("one",): ("one",),
+        ("sigmoid",): (),
+        ("add",): (),
+    }
+    first, second = ledger.groups[:2]
+    assert first.counts_agree
+    assert not first.agrees
+    assert (first.standing, second.standing) == ("equal but for copies", "equal")

@@ -16,6 +16,7 @@ from torch_getfuse.backend.capture.capture import Capture, capture_exported, cap
 from torch_getfuse.backend.fx_nodes.effects import changes_state, order_edges
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.split.grouping import split_capture
+from torch_getfuse.errors import CaptureError
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
 
@@ -350,6 +351,15 @@ def idle_dropout(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return z * 2, z.sum(0), y, z
 
 
+def idle_dropout_turned(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x + 1
+    z = F.dropout(y, 0.3, training=False)
+    early = y * 3
+    z.mul_(2)
+    z.unsqueeze_(0)
+    return early, y * 2, y.sum(0), y, z
+
+
 def input_by_another_name(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     early = x.sin()
     y = x.mul_(2)
@@ -382,7 +392,7 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     "function",
     [
         *(squeezed, chain, second_name, older_view, halves, beside_a_number),
-        *(idle_dropout, input_by_another_name, input_turned_and_returned),
+        *(idle_dropout, idle_dropout_turned, input_by_another_name, input_turned_and_returned),
     ],
 )
 def test_shapes_that_change_in_place(function: Callable[..., Any], inner: str) -> None:
@@ -410,6 +420,41 @@ def test_an_input_that_changes_its_shape_is_planned_as_it_was_given(
     assert all(map(torch.equal, found, function(given)))
     assert x.shape == given.shape
     assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("buffer", [20, "256KB"])
+@pytest.mark.parametrize(
+    "function",
+    [squeezed, chain, second_name, older_view, halves, idle_dropout, idle_dropout_turned],
+)
+def test_shapes_that_change_in_place_are_split_as_exported(
+    function: Callable[..., Any], buffer: object
+) -> None:
+    module, x = Function(function), torch.randn(1, 4)
+    program = torch.export.export(module, (x,))
+    plan = torch_getfuse.plan(program, buffer=buffer, cache=False)
+    assert plan.graph.fingerprint == capture_model(module, (x,)).graph.fingerprint
+    found, wanted = torch_getfuse.split(program, (), plan)(x), function(x)
+    assert all(map(torch.equal, found, wanted))
+    assert [t.stride() for t in found] == [t.stride() for t in wanted]
+
+
+def test_what_reads_a_tensor_is_planned_in_the_shape_that_its_other_name_was_given() -> None:
+    module, x = Function(idle_dropout_turned), torch.randn(1, 4)
+    for model in (module, torch.export.export(module, (x,))):
+        plan = torch_getfuse.plan(model, (x,), cache=False)
+        shapes = [plan.graph.tensors[op.writes].shape for op in plan.graph.ops]
+        assert shapes == [(1, 4), (1, 4), (1, 4), (1, 1, 4), (1, 4)]
+
+
+def test_an_exported_input_that_an_idle_dropout_turns_is_refused() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        F.dropout(x, 0.3, training=False).t_()
+        return x * 2
+
+    program = torch.export.export(Function(f), (torch.randn(1, 4),))
+    with pytest.raises(CaptureError, match="changes its shape in place"):
+        torch_getfuse.plan(program, cache=False)
 
 
 def test_a_group_that_writes_to_an_expansion_stays_eager() -> None:

@@ -228,7 +228,14 @@ def written_copy(x: torch.Tensor) -> tuple[torch.Tensor]:
     return (view.mT * 2,)
 
 
-@pytest.mark.parametrize("function", [late_input, into_out, copied_before, written_copy])
+def written_among_several(x: torch.Tensor) -> torch.Tensor:
+    torch._foreach_add_([torch.ones(2), x], 1)
+    return F.leaky_relu_(x, 0.1) // 1
+
+
+@pytest.mark.parametrize(
+    "function", [late_input, into_out, copied_before, written_copy, written_among_several]
+)
 @pytest.mark.parametrize("buffer", [80, 10**6])
 def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) -> None:
     model, x = Function(function), torch.randn(1, 2, 4, 6)
@@ -378,7 +385,7 @@ FALLS_BACK: dict[str, tuple[Callable[..., object], tuple[int, ...], str]] = {
     "a view without a rule": (
         lambda x: (y := x * 2, torch.as_strided(y, (2, 2), (1, 1))),
         (1, 4, 6, 6),
-        "as_strided",
+        "share memory",
     ),
     "a transform": (lambda x: torch.vmap(lambda t: F.relu(t) * 2)(x) + 1, (1, 4, 6, 6), "vmap"),
     "random numbers": (lambda x: F.dropout(x, 0.5) * 0 + x, (1, 4, 6, 6), "draws random numbers"),

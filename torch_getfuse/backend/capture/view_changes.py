@@ -8,6 +8,9 @@ and every node has the shape that it gives.
 Dynamo lets no input of a graph be changed so by its own name, but by another one (``x.mul_(2)``
 returns ``x``) it does. What is left of that for the caller is done after the graph
 (:func:`changing_inputs`).
+
+A dropout that drops nothing returns its input, but traces take the two for two tensors. What a
+change of one does to the other's shape, and to all that is computed from it, is worked out here.
 """
 
 from __future__ import annotations
@@ -21,16 +24,16 @@ from torch import fx
 from torch_getfuse.backend.fx_nodes.effects import returns_input
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.fx_nodes.values import (
-    copy_node,
     fake_mode_of,
+    has_value,
     result_of,
-    rewritten,
     traced_value,
 )
 from torch_getfuse.backend.torch_private import (
     OpOverload,
     codegen_of,
     keep_source,
+    schema_of,
     tracing,
     tree_leaves,
     tree_map,
@@ -60,38 +63,89 @@ def without_view_changes(
     objects = _objects(gm.graph)
     changed = {objects[node] for node in gm.graph.nodes if _changes_view(node)}
     examples = iter(example_inputs or ())
+
+    def first_shown(node: fx.Node, new: fx.Node) -> Any:
+        """The last shape of an object is its traced value's from the start."""
+        value = traced_value(node)
+        if node.op == "placeholder":
+            example = next(examples, None)
+            return _as_given(node, example) if objects[node] in changed else value
+        if any(id(leaf) in changed for leaf in tree_leaves(value)):
+            return _first_shown(new, value)
+        return value
+
+    return _with_views(gm, objects, "example_value", first_shown)
+
+
+def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
+    """``gm`` itself, or a copy of an exported graph in which no value changes its shape in place.
+
+    Raises:
+        CaptureError: where an input or attribute changes its shape, by the name of what an idle
+            dropout returned: ``torch.export`` refuses only what it sees.
+    """
+    changing = [node for node in gm.graph.nodes if _changes_view(node)]
+    if not changing:
+        return gm
+    objects = _objects(gm.graph)
+    changed = {objects[node] for node in changing}
+    for node in gm.graph.nodes:
+        if node.op in ("placeholder", "get_attr") and objects[node] in changed:
+            raise CaptureError(
+                f"{node.name}, an input or attribute of the exported program, changes its shape in "
+                "place: change a copy of it"
+            )
+    return _with_views(gm, objects, "val", lambda node, new: traced_value(node))
+
+
+def _with_views(
+    gm: fx.GraphModule,
+    objects: Mapping[fx.Node, int],
+    key: str,
+    first: Callable[[fx.Node, fx.Node], Any],
+) -> fx.GraphModule:
+    """A copy of a graph with views in the place of changes.
+
+    Args:
+        objects: which tensor each node gives.
+        key: of the traced values, in the nodes' metadata.
+        first: what a node gives that shows no tensor that has changed by then; called with it and
+            with its copy.
+    """
+    changed = {objects[node] for node in gm.graph.nodes if _changes_view(node)}
+    doubled = {objects[node] for node in gm.graph.nodes if returns_input(node)}
     graph = fx.Graph()
     graph.set_codegen(codegen_of(gm.graph))
     placed: dict[fx.Node, fx.Node] = {}
     latest: dict[int, fx.Node] = {}  # by object: the node that shows it as it is by now
-    untold: set[fx.Node] = set()  # what Dynamo saw in another shape than it has
+    untold: set[fx.Node] = set()  # what the trace saw in another shape than it has
 
     def now(node: fx.Node) -> fx.Node:
         return latest.get(objects[node], placed[node])
+
+    def is_untold(node: fx.Node) -> bool:
+        return node in untold or (objects[node] in latest and objects[node] in doubled)
 
     for node in gm.graph.nodes:
         if node.op == "output":
             graph.output(fx.map_arg(node.args[0], now)).meta = dict(node.meta)
             break
-        value, ours = traced_value(node), objects[node] in changed
-        example = next(examples, None) if node.op == "placeholder" else None
-        if (ours and returns_input(node)) or any(s in untold for s in node.all_input_nodes):
+        ours = objects[node] in changed
+        if (ours and returns_input(node)) or any(map(is_untold, node.all_input_nodes)):
             untold.add(node)
         if _changes_view(node):
             args, kwargs = fx.map_arg((node.args, node.kwargs), now)
             name = str(target_of(node).name)[:-1]
             new = graph.create_node("call_method", name, args, kwargs, name=node.name)
-            new.meta = {**node.meta, "example_value": _run(new)}
+            new.meta = {**node.meta, key: _run(new)}
         else:
             new = graph.node_copy(node, now)
             if ours and objects[node] in latest:
-                new.meta["example_value"] = traced_value(latest[objects[node]])
-            elif ours and node.op == "placeholder":
-                new.meta["example_value"] = _as_given(node, example)
+                new.meta[key] = traced_value(latest[objects[node]])
             elif node in untold:
-                new.meta["example_value"] = _run(new)
-            elif any(id(leaf) in changed for leaf in tree_leaves(value)):
-                new.meta["example_value"] = _first_shown(new, value)
+                new.meta[key] = _run(new)
+            elif has_value(node):
+                new.meta[key] = first(node, new)
         placed[node] = new
         if ours:
             latest[objects[node]] = new
@@ -140,40 +194,37 @@ def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
     found: dict[fx.Node, int] = {}
     for node in graph.nodes:
         value = id(traced_value(node))
-        if returns_input(node):  # the traced value is a copy
-            same[value] = found[node.all_input_nodes[0]]
+        # Traced values are copies: of what a dropout returns, and in an exported graph all.
+        source = node.all_input_nodes[0] if returns_input(node) else _returned(node)
+        if source is not None:
+            same[value] = found[source]
         found[node] = same.get(value, value)
     return found
 
 
-def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
-    """``gm`` itself, or a copy of an exported graph in which no value changes its shape in place.
-
-    All that comes later reads the node of the change there, whose traced value is its own, and no
-    input is changed so: ``torch.export`` refuses that.
-    """
-
-    def changes(node: fx.Node) -> bool:
-        return isinstance(node.target, OpOverload) and target_of(node).name in _VIEWS
-
-    if not any(map(changes, gm.graph.nodes)):
-        return gm
-
-    def place(graph: fx.Graph, node: fx.Node, placed: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        if not changes(node):
-            return copy_node(graph, node, placed)
-        args, kwargs = fx.map_arg((node.args, node.kwargs), placed.__getitem__)
-        name = target_of(node).name[:-1]
-        new = graph.create_node("call_method", name, args, kwargs, name=node.name)
-        new.meta = dict(node.meta)
-        return new
-
-    return rewritten(gm, place)
+def _returned(node: fx.Node) -> fx.Node | None:
+    """The argument that an operator writes and returns, if it returns that alone."""
+    if not isinstance(node.target, OpOverload):
+        return None
+    schema = schema_of(node.target)
+    if [r.alias_info is not None and r.alias_info.is_write for r in schema.returns] != [True]:
+        return None
+    given = {
+        **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
+        **node.kwargs,
+    }
+    written = (
+        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    )
+    source = given.get(next(written))
+    return source if isinstance(source, fx.Node) else None
 
 
 def _changes_view(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method") or target_of(node).name not in _VIEWS:
         return False
+    if isinstance(node.target, OpOverload):
+        return True
     source = node.args[0]
     return isinstance(source, fx.Node) and traced_value(source) is traced_value(node)
 

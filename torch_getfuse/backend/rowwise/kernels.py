@@ -26,7 +26,7 @@ from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.capture.graph_values import CoreCall
-from torch_getfuse.backend.fx_nodes.values import flat_tensors, traced_value
+from torch_getfuse.backend.fx_nodes.values import flat_tensors, size_hint, traced_value
 from torch_getfuse.backend.rowwise.calls import NoRowKernel, Values, make_call
 from torch_getfuse.backend.rowwise.operand_views import Operand, make_operand
 from torch_getfuse.ir import Op, Tensor, WindowKind
@@ -155,6 +155,14 @@ class RowKernel(_Kernel, ABC):
         weights: the nodes whose values it looks up.
     """
 
+    def __init__(self, site: Site, operands: Sequence[Operand]) -> None:
+        super().__init__(site, operands)
+        self._orders = {
+            operand.node: _order_of(flat_tensors(traced_value(operand.node))[0])
+            for operand in operands
+            if self.op.reads[operand.read].window.kind is WindowKind.WHOLE
+        }
+
     def needs(self, read: int, low: int, high: int) -> tuple[int, int]:
         """First row of input ``read`` (as in ``op.reads``) that output rows ``[low, high)`` need,
         and the one after the last, without padding; ``(0, 0)`` where they need none.
@@ -183,7 +191,8 @@ class RowKernel(_Kernel, ABC):
         for operand in self.operands:
             begin, end = self.operand_rows(operand, low, high)
             first, _ = self.needs(operand.read, low, high)
-            blocks[operand.node] = operand.take(inputs[operand.read], first, begin, end)
+            block = operand.take(inputs[operand.read], first, begin, end)
+            blocks[operand.node] = _in_order(block, self._orders.get(operand.node, ()))
         return self._finish(values, self.compute(values, blocks, low, high))
 
     def operand_rows(self, operand: Operand, low: int, high: int) -> tuple[int, int]:
@@ -259,6 +268,24 @@ class WholeKernel(RowKernel):
         if (low, high) != (0, self.target.rows):
             raise ValueError(f"{self.op.name} is computed whole, not rows {low} to {high}")
         return self._call(_Env(values, {**self._unread, **blocks}))
+
+
+def _order_of(value: torch.Tensor) -> Sequence[int]:
+    """The axes of a tensor from the outermost in memory to the innermost; of expanded ones none."""
+    strides = [size_hint(stride) for stride in value.stride()]
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis]) if all(strides) else ()
+
+
+def _in_order(block: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """A block whose axes lie in memory as those of the traced operand; itself where they do.
+
+    Torch chooses kernels by that: of maps in channels last, its group norm computes the variance as
+    a difference of means, and loses where the mean is large all that it has of it elsewhere.
+    """
+    if not order or _order_of(block) == order:
+        return block
+    back = [order.index(axis) for axis in range(len(order))]
+    return block.permute(*order).clone(memory_format=torch.contiguous_format).permute(*back)
 
 
 class Accumulator(_Kernel, ABC):

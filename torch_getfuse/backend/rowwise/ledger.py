@@ -133,8 +133,13 @@ class GroupLedger:
 
     @property
     def agrees(self) -> bool:
-        """Whether it ran by rows and all counts are the plan's, to the byte."""
-        return not self.copied and all(planned == counted for planned, counted in self.figures())
+        """Whether it ran by rows, all counts are the plan's, to the byte, and nothing is copied."""
+        return self.counts_agree and not self.copied
+
+    @property
+    def counts_agree(self) -> bool:
+        """Whether it ran by rows and all counts are the plan's, whatever is copied beside."""
+        return all(planned == counted for planned, counted in self.figures())
 
     def figures(self) -> list[tuple[int, int | None]]:
         """Planned and counted: read, written, in rings, weights, resident."""
@@ -153,7 +158,9 @@ class GroupLedger:
             return "equal"
         if self.way == UNFUSABLE:
             return "not counted"
-        return "not run by rows" if self.fallback else "DIFFERS"
+        if self.fallback:
+            return "not run by rows"
+        return "equal but for copies" if self.counts_agree else "DIFFERS"
 
     def to_dict(self) -> dict[str, Any]:
         """Every attribute, and ``agrees``."""

@@ -261,7 +261,8 @@ class OpRule:
         weights: names of the arguments that are weights, whoever gives them.
         view: how it shows its operand, if it is a view that changes the layout.
         factory: its values depend on the shapes and dtypes of its operands only.
-        by_strides: its result, or its right to run, depends on the strides of its operands.
+        by_strides: its result, how exact that is, or its right to run depends on the strides of its
+            operands.
         recurrent: carries a state from row to row, by which a row depends on all rows before.
     """
 

@@ -230,6 +230,7 @@ RULES: tuple[OpRule, ...] = (
         Sample(lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.InstanceNorm2d(4)), (_MAP,)),
         ("input", "num_groups", "weight", "bias"),
         weights=("weight", "bias", "running_mean", "running_var"),
+        by_strides=True,
     ),
     OpRule(
         "linear",

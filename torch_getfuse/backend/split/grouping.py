@@ -5,14 +5,20 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture
-from torch_getfuse.backend.capture.graph_values import CoreCall
+from torch_getfuse.backend.capture.graph_values import CoreCall, View
 from torch_getfuse.backend.fx_nodes.effects import written_at
+from torch_getfuse.backend.fx_nodes.targets import target_of
+from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.split.submodules import split_graph_module
 from torch_getfuse.backend.torch_private import codegen_of, keep_source
 from torch_getfuse.partition.plan import PartitionPlan
+
+_BY_SIZES = {"expand_as": "expand", "reshape_as": "reshape", "view_as": "view"}
+"""Views that are told their sizes by another tensor, and the same told by numbers."""
 
 
 def split_capture(capture: Capture, plan: PartitionPlan) -> fx.GraphModule:
@@ -48,6 +54,8 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     tensors of another child: halves, flattened maps. In the copy, a child that reads such a view
     is given the tensor and makes the view itself, so that what crosses the border is what the
     plan counts. Not where the tensor is changed in place between the view and its reader.
+
+    Nor does a child read a tensor whose shape alone is asked, by a view: it is given the sizes.
     """
     gm = capture.graph_module
     graph = fx.Graph()
@@ -58,6 +66,7 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     copied = fx.GraphModule(gm, graph)
     for node, new in placed.items():
         keep_source(node, new)
+        _take_sizes(new)
     capture = capture.moved(copied, placed)
     owner = {op: child for child, ops in _children(plan).items() for op in ops}
     views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)
@@ -74,10 +83,11 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
         if not isinstance(source, fx.Node) or (source in writer and source not in capture.views):
             return node  # one of several results
         # A reshape or a clone may be a copy of what was there before a write to its source, and
-        # what is written to the copy alone, by this call too, must stay in it.
+        # what is written to the copy alone, by this call too, must stay in it. A node that writes
+        # itself is no view.
         source_writes = written.get(source, ())
         own = [at for at in written.get(node, ()) if at not in source_writes]
-        if any(position[node] < at < position[call] for at in source_writes) or any(
+        if any(position[node] <= at < position[call] for at in source_writes) or any(
             position[node] < at <= position[call] for at in own
         ):
             return node
@@ -92,18 +102,40 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
                 views[new] = views[node]
         return clones[key]
 
+    def localised(node: fx.Node, view: View, call: fx.Node, op: str) -> fx.Node:
+        """What a call of ``op`` is given in the place of a view."""
+        if owner.get(view.tensor) == owner[op]:
+            return node
+        new = clone(node, call, op)
+        if new is not node:
+            call.replace_input_with(node, new)
+        return new
+
     for op in capture.graph:
-        found = []
-        for call in calls.get(op.name, ()):
-            operands = []
-            for node, view in call.operands:
-                new = node
-                if owner.get(view.tensor) != owner[op.name]:
-                    new = clone(node, call.node, op.name)
-                    if new is not node:
-                        call.node.replace_input_with(node, new)
-                operands.append((new, view))
-            found.append(CoreCall(call.node, tuple(operands)))
-        calls[op.name] = tuple(found)
+        calls[op.name] = tuple(
+            CoreCall(
+                call.node,
+                tuple((localised(n, view, call.node, op.name), view) for n, view in call.operands),
+            )
+            for call in calls.get(op.name, ())
+        )
+        # A write into a part of a tensor has no call; what it writes is read all the same.
+        writes = () if calls[op.name] else capture.nodes[op.name]
+        for write in (node for node in writes if node not in capture.views):
+            for node in write.all_input_nodes:
+                if node in capture.views and position[write] not in written.get(node, ()):
+                    localised(node, capture.views[node], write, op.name)
     copied.recompile()
     return replace(capture, nodes=nodes, calls=calls, views=views)
+
+
+def _take_sizes(node: fx.Node) -> None:
+    """Give a view the sizes of the tensor that it was given for them, where they are numbers."""
+    called = node.op in ("call_function", "call_method")
+    view = _BY_SIZES.get(target_of(node).name) if called and len(node.args) == 2 else None
+    traced = traced_value(node)
+    if view is None or not isinstance(traced, torch.Tensor):
+        return
+    sizes = list(traced.shape)
+    if all(type(size) is int for size in sizes):
+        node.op, node.target, node.args = "call_method", view, (node.args[0], sizes)
