@@ -148,8 +148,10 @@ class FusionProblem:
     @cached_property
     def rereads(self) -> bool:
         """Whether groups may read their weights again, as the cost model knows it."""
-        tiled = self.evaluator.scheme.tile_rows is not None
-        return tiled or self.evaluator.least_reread(self.fusable) > 0
+        if self.evaluator.scheme.tile_rows is not None:
+            return True
+        with self.evaluator.work.finishing():
+            return self.evaluator.least_reread(self.fusable) > 0
 
     def parts(self, mask: int) -> list[int]:
         """Connected parts of whole blocks that make up a convex set and can run one after another.
