@@ -91,7 +91,7 @@ def test_at_a_limit_the_end_of_the_known_plan_is_replaced() -> None:
         problem = FusionProblem(rereading(rng, rng.randint(8, 14)))
         known = single(problem)
         optimum = exact(problem).dram_bytes
-        found = backward(problem, known, Limits(seconds=rng.uniform(5, 90) * 1e-3))
+        found = backward(problem, known, Limits(seconds=rng.uniform(5, 60) * 1e-3))
         assert optimum <= found.dram_bytes <= known.dram_bytes
         assert found.dram_bytes == problem.cost(found.groups)
         assert_legal(FusionProblem(problem.evaluator, merge=False), found.groups)
