@@ -402,12 +402,14 @@ class _Strategy:
         seconds = share * left
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
-        ended = self._backward(best, limits) if self.problem.rereads else None
-        if ended is not None:
-            return ended
         if self.problem.rereads:
+            ended = self._backward(best, limits)
+            if ended is not None:
+                return ended
             limits = Limits(seconds=limits.seconds / 3)
-        found = self._try_exact(best, replace(limits, early=self.has_cover))
+        if self.has_cover:  # for which it leaves the time where it will not end
+            limits = Limits(seconds=self.work.left, early=True)
+        found = self._try_exact(best, limits)
         if found is not None:
             return found
         spent = time.perf_counter() - started

@@ -15,6 +15,7 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
 from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
+from torch_getfuse.partition.work import STEPS_PER_SECOND
 
 
 def random_evaluator(rng: Random, operators: int, scheme: str) -> Evaluator:
@@ -99,3 +100,28 @@ def test_where_it_gives_up_it_knows_a_bound(scheme: str) -> None:
         raised += problem.unavoidable < bound < optimum
     assert given_up > 30
     assert (raised > 10) == (scheme == "brr")
+
+
+def test_it_gives_up_early_only_where_little_is_done() -> None:
+    build = Builder()
+    fork = build.conv(build.input((1, 4, 24, 24)), 4)
+    ends = []
+    for _ in range(12):
+        end = fork
+        for _ in range(3):
+            end = build.conv(end, 4, 3)
+        ends.append(end)
+    build.add(*ends)
+    wide = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 4096))
+    with pytest.raises(TooWide, match="of the operators in 6% of its work limit"):
+        exact(wide, limits=Limits(seconds=1.0, early=True))
+    assert wide.evaluator.work.steps < STEPS_PER_SECOND / 4
+    build = Builder()
+    end = build.input((1, 4, 24, 24))
+    for _ in range(60):
+        end = build.conv(end, 4, 3)
+    deep = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 4096))
+    whole = exact(deep)
+    seconds = 3 * deep.evaluator.work.steps / STEPS_PER_SECOND
+    again = FusionProblem(Evaluator(make_scheme("lbdf", deep.graph, "line", 1, 1), 4096))
+    assert exact(again, limits=Limits(seconds=seconds, early=True)).groups == whole.groups

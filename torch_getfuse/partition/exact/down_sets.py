@@ -56,7 +56,7 @@ class Limits:
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
-_LOOKS, _LATE = 6, 0.6
+_LOOKS, _LATE = 18, 1.2
 """How often it is looked at whether the search will end; by then the share of the operators that it
 has passed is to be so many times the share of its work. Of the networks of the survey whose search
 ends, all have passed more."""

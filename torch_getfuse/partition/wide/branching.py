@@ -58,18 +58,21 @@ class Branching:
     Args:
         near: all sets that a plan may use that is cheaper than the known one.
         plan: the known plan.
+        start: legal groups that the first program has, if they are among the sets.
 
     Attributes:
         plan, cost: the best plan, and its bytes.
+        used: the legal groups that the first program had in the end.
         level: no legal plan of the near sets that is cheaper than ``cost`` costs less, in
             1/:data:`.FINE` bytes.
         nodes: how many were looked at.
     """
 
-    def __init__(self, near: NearSets, plan: tuple[int, ...]) -> None:
+    def __init__(self, near: NearSets, plan: tuple[int, ...], start: Sequence[int] = ()) -> None:
         self.near = near
         self.problem = near.columns.problem
         self.plan, self.cost = plan, self.problem.cost(plan)
+        self.used: tuple[int, ...] = tuple(dict.fromkeys((*plan, *start)))
         self.level = -(1 << 62)
         self.nodes = 0
         self._home = {i: k for k, mask in enumerate(self.problem.blocks) for i in bits(mask)}
@@ -81,9 +84,8 @@ class Branching:
             OutOfWork: at a limit; the attributes hold what was found by then.
         """
         every = np.arange(len(self.near))
-        known = self.near.numbers(self.plan)
         single = np.flatnonzero(np.diff(self.near.rows.indptr) == 1)  # blocks alone are legal
-        active = np.union1d(single, known)
+        active = np.union1d(single, self.near.numbers(self.used))
         serial = count()
         waiting = [_Node(self.level, next(serial), every, active)]
         while waiting and waiting[0].level < self.cost * FINE:
@@ -105,6 +107,8 @@ class Branching:
         """What a node proves, its columns, and the parts of its sets, the most hopeful last."""
         self.nodes += 1
         proved, alive, active, values = self._relax(node.alive, node.active)
+        if self.nodes == 1:
+            self.used = tuple(map(self.near.mask, active))
         level = max(node.level, proved)
         if not len(alive):
             return level, active, ()

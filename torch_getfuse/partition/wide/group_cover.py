@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
-LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.8, 0.85
+LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.73, 0.77
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than the second.
 FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
@@ -82,6 +82,7 @@ class _Cover:
         self.begun = self.work.steps
         self.started = time.perf_counter()
         self.plan = known.groups
+        self.used: dict[int, None] = {}  # legal groups that linear programs had
         nothing = np.zeros(len(problem.blocks), np.int64)
         self.proof = Proof(problem.unavoidable, (), nothing, UNPRICED)
 
@@ -186,12 +187,13 @@ class _Cover:
 
     def _branch(self, near: NearSets, share: float) -> int:
         """Keep the best plan of some sets; what the search proves of them, 1/FINE bytes."""
-        search = Branching(near, self.plan)
+        search = Branching(near, self.plan, tuple(self.used))
         try:
             with self._limited(share):
                 search.run()
         finally:  # an interrupt loses nothing
             self.plan = search.plan
+            self.used.update(dict.fromkeys(search.used))
         return search.level
 
     def _near(self, columns: Columns, pricing: Pricing, cost: int, most: int) -> NearSets | None:

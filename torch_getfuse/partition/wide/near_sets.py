@@ -61,11 +61,11 @@ class NearSets:
 
     def numbers(self, groups: Sequence[int]) -> Ints:
         """The numbers of those groups that are among the sets."""
-        wanted = self.columns.matrix(groups).astype(np.int64)
-        shared = (self.rows @ wanted).tocoo()  # blocks that a set and a group have in common
-        sizes = np.diff(self.rows.indptr)[shared.row], np.diff(wanted.indptr)[shared.col]
-        found: Ints = np.sort(shared.row[(shared.data == sizes[0]) & (shared.data == sizes[1])])
-        return found
+        hashed = np.random.default_rng(0).integers(1 << 62, size=self.rows.shape[1])
+        hashes = self.columns.matrix(groups).T.astype(np.int64) @ hashed
+        wanted = set(groups)
+        alike = np.flatnonzero(np.isin(self.rows @ hashed, hashes)).tolist()
+        return np.array([k for k in alike if self.mask(k) in wanted], np.int64)
 
     def legal(self, number: int) -> bool:
         """Whether a set is a legal group.

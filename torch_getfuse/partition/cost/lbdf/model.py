@@ -65,7 +65,7 @@ class Lbdf(FusionScheme):
     has_predictor = True
     has_cover = True
     row_granularity = "line"
-    steps = Steps(9, 3, 0, 0)
+    steps = Steps(6, 3, 0, 0)
 
     def __init__(
         self,
