@@ -19,9 +19,11 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide import group_automaton
+from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
-from torch_getfuse.partition.wide.relaxation import Pricing
+from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import STEPS_PER_SECOND
 
 
@@ -44,6 +46,37 @@ def test_between_bound_and_enumeration(seed: int, most: int) -> None:
         if most > 3:
             assert found.dram_bytes == optimum
     assert proved >= 40
+
+
+def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_automaton, "EXACT_STATES", 0)
+    monkeypatch.setattr(group_automaton, "FORGET", 1)
+    rng = Random(5050)
+    proved = lower = 0
+    for _ in range(80):
+        problem = random_problem(rng, rng.randint(4, 8))
+        if not problem.blocks:
+            continue
+        optimum = brute_force(problem.evaluator)[0]
+        found = cover(problem, single(problem), most=3)
+        assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+        assert_legal(problem, found.groups)
+        proved += found.lower_bound_bytes == found.dram_bytes
+        groups = list_groups(problem).groups
+        automaton = group_automaton.Automaton.of(problem)
+        assert automaton is not None
+        prices = FINE * Columns(problem).costs(problem.blocks)
+        shortfall, _ = Pricing(automaton).run(prices)
+        least = dict.fromkeys(range(len(problem.blocks)), 0)
+        for group in groups:
+            members = [k for k, block in enumerate(problem.blocks) if block & group]
+            first = min(members, key=Pricing(automaton).place.__getitem__)
+            reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
+            least[first] = min(least[first], reduced)
+        assert all(shortfall[k] <= value for k, value in least.items())
+        lower += any(shortfall[k] < value for k, value in least.items())
+    assert proved > 50
+    assert lower
 
 
 def test_the_list_has_every_legal_group() -> None:

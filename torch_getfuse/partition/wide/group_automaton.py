@@ -15,6 +15,7 @@ buffer and merges states with the same future. ``docs/exact-search.md`` section 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +36,10 @@ MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 but depends on the set; a reader is out but feeds the set; from bit 4 up, the level of the readers
 that are in (:mod:`hold_levels`)."""
 
-MOST_STATES = 1_000_000
+EXACT_STATES, MOST_STATES = 400_000, 1_000_000
+"""States with which nothing is forgotten; and where levels are."""
+
+FORGET = 250  # states before a block with more of which levels are forgotten
 
 NEVER = 1 << 60  # room of a state that cannot end
 
@@ -91,6 +95,9 @@ class Automaton:
     def of(cls, problem: FusionProblem) -> Automaton | None:
         """The automaton of a problem; ``None`` if it has too many states (:data:`MOST_STATES`).
 
+        With more than :data:`EXACT_STATES` it is built anew and forgets how much of a tensor the
+        readers hold: the floor of its sets is lower then, and so is a bound.
+
         Raises:
             OptionError: for a scheme other than LBDF.
             OutOfWork: if a limit on work is reached.
@@ -98,7 +105,9 @@ class Automaton:
         evaluator = problem.evaluator
         skeleton = Skeleton.of(problem)
         builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
-        layers = builder.layers(evaluator.work)
+        layers = builder.layers(evaluator.work, EXACT_STATES)
+        if layers is None:
+            layers = builder.layers(evaluator.work, MOST_STATES, FORGET)
         if layers is None:
             return None
         fewer = _fewer_states(layers, evaluator.buffer_bytes, evaluator.work)
@@ -150,7 +159,11 @@ class _Builder:
         self.fusable = fusable
         self.buffer_bytes = buffer_bytes
 
-    def layers(self, work: Work) -> list[Layer] | None:
+    def layers(self, work: Work, most: int, forget: float = math.inf) -> list[Layer] | None:
+        """All layers; ``None`` with more than ``most`` states.
+
+        ``forget``: states before a block with more of which levels are forgotten.
+        """
         skeleton = self.skeleton
         slots: dict[int, int] = {}
         spare: list[int] = []
@@ -160,7 +173,7 @@ class _Builder:
         layers = []
         for block in skeleton.order:
             states += len(sets.room)
-            if states > MOST_STATES:
+            if states > most:
                 return None
             work.add(_BLOCK + sets.state.size // _CELLS)
             touched = skeleton.touches[block]
@@ -177,12 +190,11 @@ class _Builder:
             size = len(sets.room)
             without, out = self._leave(sets, block, views)
             leave_room, cost, room, last_room = (np.zeros(size, np.int64) for _ in range(4))
-            leave_room[out] = without.room - sets.room[out]
             ends = np.zeros(size, bool)
             if block < self.fusable:
                 within, in_ = self._join(sets, block, views)
-                cost[in_], room[in_] = within.cost, within.room - sets.room[in_]
-                last_room[in_] = room[in_] + self._overwritten_outside(within, slots, left)
+                cost[in_], last_room[in_] = within.cost, within.room - sets.room[in_]
+                last_room[in_] += self._overwritten_outside(within, slots, left)
                 ends[in_] = within.parts == 1
             else:
                 within, in_ = sets.take(out[:0]), out[:0]
@@ -193,6 +205,11 @@ class _Builder:
                 if not left[number]:
                     spare.append(slots.pop(number))
             kept, state = _distinct(after, _alive(after))
+            if len(kept) > forget:
+                _forget_levels(after, skeleton.streams, slots)
+                kept, state = _distinct(after, _alive(after))
+            leave_room[out] = after.room[: len(out)] - sets.room[out]
+            room[in_] = after.room[len(out) :] - sets.room[in_]
             leave, join = np.full((2, size), -1, np.int64)
             leave[out], join[in_] = state[: len(out)], state[len(out) :]
             sets = after.take(kept)
@@ -323,6 +340,23 @@ def _normalise(sets: _Sets, stream: Stream, slot: int, left: set[int]) -> None:
     if stream.forced:
         flags = flags & ~np.uint8(SPILLED)
     sets.state[slot] = flags | (level << LEVEL).astype(np.uint8)
+
+
+def _forget_levels(sets: _Sets, streams: Sequence[Stream], slots: Mapping[int, int]) -> None:
+    """Take the readers of each open tensor for those that hold least of it; the room is given back.
+
+    What later readers add to that is no less than what they would add to what is held.
+    """
+    for number, slot in slots.items():
+        stream, column = streams[number], sets.state[slot]
+        if stream.overwritten:
+            continue  # its room does not depend on the level
+        level, lowest = (column >> LEVEL).astype(np.int64), stream.levels.lowest
+        units = stream.levels.units
+        read, maker_in = level > 0, column & MAKER > 0
+        held = np.maximum(units[level], maker_in) - np.maximum(units[lowest], maker_in)
+        sets.room = sets.room - np.where(read, stream.unit_bytes * held, 0)
+        sets.state[slot] = np.where(read, (column & 15) | np.uint8(lowest << LEVEL), column)
 
 
 def _alive(sets: _Sets) -> Ints:

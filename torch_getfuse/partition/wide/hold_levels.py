@@ -34,6 +34,7 @@ class Levels:
 
     Attributes:
         units: units held, per level.
+        lowest: the level with the fewest units, none of which grow with later readers.
     """
 
     def __init__(self, widths: Mapping[int, int], together: Mapping[frozenset[int], int]) -> None:
@@ -55,6 +56,10 @@ class Levels:
                     del self._together[blocks]
         self._number = {state: k for k, state in enumerate(self._states)}
         self.units: Ints = np.array([units for units, _ in self._states], np.int64)
+        self.lowest = min(
+            (k for k, (_, blocks) in enumerate(self._states) if k and not blocks),
+            key=lambda k: self._states[k][0],
+        )
 
     def _possible(self) -> list[State]:
         values = sorted({*self._widths.values(), *self._together.values()}) or [1]
