@@ -12,15 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.brute import brute_force
-from tests.graphs import Builder, grown_group, random_graph
+from tests.graphs import IDENTITY, Builder, grown_group, random_graph
 from tests.legal import assert_legal, single
 from tests.networks import operator_graph
 from tests.widths import mixed_widths, unit_bytes
 from torch_getfuse.ir import OpGraph, Window, WindowKind
 from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Dram, Evaluator
 from torch_getfuse.partition.exact.backward import backward
 from torch_getfuse.partition.exact.down_sets import exact
+from torch_getfuse.partition.merging import merge_greedily
 from torch_getfuse.partition.node_set import (
     ancestors,
     bits,
@@ -558,3 +560,21 @@ def test_vgg16() -> None:
     evaluator = Evaluator(Brr(operator_graph("vgg16"), 2, 2), 128 * 1024)
     found = exact(FusionProblem(evaluator))
     assert found.dram_bytes == 437_188_768
+
+
+@pytest.mark.parametrize("buffer_bytes", [185, 191, 200])
+def test_an_output_that_a_group_could_start_with_in_place(buffer_bytes: int) -> None:
+    """Its producer's group would have to write both: what the exact search states is the cost."""
+    build = Builder()
+    source = build.input((1, 4, 8, 8))
+    result = build.act(build.conv(source, 4, 3))
+    joined = build.op("concat", [(result, IDENTITY), (source, IDENTITY)], (1, 8, 8, 8))
+    build.conv(joined, 8)
+    scheme = make_scheme("brr", build.graph([result]), "line", 1, 1)
+    problem = FusionProblem(Evaluator(scheme, buffer_bytes))
+    optimum = brute_force(problem.evaluator)[0]
+    found = exact(problem)
+    assert found.dram_bytes == problem.cost(found.groups) == optimum
+    backwards = backward(problem, merge_greedily(problem))
+    assert backwards.lower_bound_bytes == backwards.dram_bytes == optimum
+    assert problem.cost(backwards.groups) == optimum

@@ -90,7 +90,12 @@ class FusionProblem:
         single = tuple(1 << i for i in bits(self.fusable))
         self.blocks = self.tight = single
         if merge:
-            self.tight = merge_in_place(self.graph, self.unfusable, pins.loose)
+            # Of a result that is written in any case, a group that starts with it writes it again
+            # beside what its producer's group has to write for it.
+            written = mask_of(
+                i for i, op in enumerate(self.graph) if op.writes in self.graph.outputs
+            )
+            self.tight = merge_in_place(self.graph, self.unfusable, pins.loose | loose & written)
             self.blocks = merge_in_place(self.graph, self.unfusable, pins.loose | loose)
         firsts = mask_of((b & -b).bit_length() - 1 for b in self.tight)
         self.leading = loose & ~firsts & ~pins.in_wholes
