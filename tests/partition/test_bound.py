@@ -249,5 +249,6 @@ def test_classes_know_what_is_alike() -> None:
 
 
 def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(automaton, "EXACT_STATES", 3)
     monkeypatch.setattr(automaton, "MOST_STATES", 3)
     assert Automaton.of(random_problem(Random(2), 8)) is None

@@ -36,20 +36,15 @@ MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 but depends on the set; a reader is out but feeds the set; from bit 4 up, the level of the readers
 that are in (:mod:`hold_levels`)."""
 
-MOST_STATES = 1_000_000
+EXACT_STATES, MOST_STATES = 400_000, 1_000_000
+"""States with which nothing is forgotten; and where levels are."""
 
 FORGET = 250  # states before a block with more of which levels are forgotten
 
 NEVER = 1 << 60  # room of a state that cannot end
 
-_STEPS_PER_STATE = 10  # steps that are to be left for each state
 _BLOCK = 250  # steps counted per block
 _CELLS, _STATES = 12, 6  # entries of the table of states, and states, per further step
-
-
-def exact_states(work: Work) -> int:
-    """States with which nothing is forgotten: prices are to be tried in the time that is left."""
-    return int(min(MOST_STATES, work.steps_left / _STEPS_PER_STATE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +95,7 @@ class Automaton:
     def of(cls, problem: FusionProblem) -> Automaton | None:
         """The automaton of a problem; ``None`` if it has too many states (:data:`MOST_STATES`).
 
-        With more than :func:`exact_states` it is built anew and forgets how much of a tensor the
+        With more than :data:`EXACT_STATES` it is built anew and forgets how much of a tensor the
         readers hold: the floor of its sets is lower then, and so is a bound.
 
         Raises:
@@ -110,7 +105,7 @@ class Automaton:
         evaluator = problem.evaluator
         skeleton = Skeleton.of(problem)
         builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
-        layers = builder.layers(evaluator.work, exact_states(evaluator.work))
+        layers = builder.layers(evaluator.work, EXACT_STATES)
         if layers is None:
             layers = builder.layers(evaluator.work, MOST_STATES, FORGET)
         if layers is None:

@@ -37,7 +37,6 @@ Ints = npt.NDArray[np.int64]
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
 LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.73, 0.77
-CHOOSING = 2.0  # seconds that branching on the sets of the bound may have at most
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than the second.
 FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
@@ -151,7 +150,7 @@ class _Cover:
     def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
         """The best plan of some sets, by branching; and that with windows."""
         several = dict.fromkeys((*self.problem.blocks, *self.plan, *sets))
-        self._branch(NearSets.of(columns, [*several]), share, CHOOSING)
+        self._branch(NearSets.of(columns, [*several]), share)
         best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
         limits = Limits(seconds=WINDOWS * self.seconds)
         self.plan = windows(self.problem, best, limits).groups
@@ -186,11 +185,11 @@ class _Cover:
             self.proof = replace(self.proof, stopped="")
         return True
 
-    def _branch(self, near: NearSets, share: float, most: float = math.inf) -> int:
+    def _branch(self, near: NearSets, share: float) -> int:
         """Keep the best plan of some sets; what the search proves of them, 1/FINE bytes."""
         search = Branching(near, self.plan, tuple(self.used))
         try:
-            with self._limited(share, most):
+            with self._limited(share):
                 search.run()
         finally:  # an interrupt loses nothing
             self.plan = search.plan
@@ -214,12 +213,9 @@ class _Cover:
         return Pricing(automaton), [automaton.skeleton.classes(radius) for radius in RADII]
 
     @contextmanager
-    def _limited(self, share: float, most: float = math.inf) -> Iterator[None]:
-        """Run a stage up to a share of the time; the next stages continue with its results.
-
-        ``most``: seconds.
-        """
-        with suppress(OutOfWork), self.work.within(min(self._until(share), most)):
+    def _limited(self, share: float) -> Iterator[None]:
+        """Run a stage up to a share of the time; the next stages continue with its results."""
+        with suppress(OutOfWork), self.work.within(self._until(share)):
             yield
 
 
