@@ -119,6 +119,7 @@ class Chains:
         found = []
         taken = 0
         for group in reversed(groups):
-            found.append(group & ~taken)
+            if group & ~taken:  # all of it may be what a later group starts with
+                found.append(group & ~taken)
             taken |= group
         return tuple(found[::-1])

@@ -224,7 +224,7 @@ class _Ascent:
         shortfall, undercut = self.oracle.run(prices)
         undercut = [group for group in undercut if group not in self.single]
         self.seen.update(dict.fromkeys(undercut))
-        proved = int(prices.sum() + shortfall.sum())
+        proved = sum(prices.tolist()) + sum(shortfall.tolist())  # beyond 64 bits for huge sizes
         if proved > self.level:
             self.level, self.prices = proved, prices
             self.bound = max(self.bound, self.columns.bound(proved))

@@ -119,7 +119,10 @@ class Branching:
         if not self.problem.covers(picked):
             raise OutOfWork("no cover, and no prices that say so")
         self._offer(picked)
-        return level, active, [*self._by_cycle(alive, picked)][::-1]
+        parts = [*self._by_cycle(alive, picked)][::-1]
+        if not parts and self.near.columns.bound(level) < self.cost:
+            raise OutOfWork("no prices that prove the solution")
+        return level, active, parts
 
     def _offer(self, picked: list[int]) -> None:
         """Keep a cover, made legal, if it is the best."""
@@ -156,6 +159,8 @@ class Branching:
             fresh, legal = self._undercutting(alive, reduced, active)
             alive = alive[legal]
             prices += near.shortfall(alive, reduced[legal])
+            if sum(map(abs, prices.tolist())) >= MOST // 2:
+                raise OutOfWork("prices too large")
             proved = int(prices.sum())
             if not len(fresh) or proved >= self.cost * FINE:
                 left = self._left(near.reduced(alive, prices), self.cost * FINE - 1 - proved)
