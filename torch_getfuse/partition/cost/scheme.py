@@ -9,7 +9,7 @@ holds the buffer size and remembers every group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -372,7 +372,7 @@ class Evaluator:
             self.work.add(_QUESTION + self._each * mask.bit_count())
             before = self.scheme.extra_steps
             found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
-            self.work.add(self.scheme.extra_steps - before)
+            self.work.add(self.scheme.extra_steps - before)  # once it is known: it is remembered
             return found
 
     def valid(self, mask: int) -> bool:
@@ -416,10 +416,7 @@ class Evaluator:
             members = mask.bit_count()
             steps += grown * (_GROWN + members) if part else each * members
         self.work.add(int(steps))
-        before = self.scheme.extra_steps
-        found = self.scheme.hopeless(mask, self.buffer_bytes, part)
-        self.work.add(self.scheme.extra_steps - before)
-        return remember(self._hopeless, mask, found)
+        return remember(self._hopeless, mask, self._counted(self.scheme.hopeless, mask, part))
 
     def reread(self, mask: int) -> int:
         """Bytes that a valid group reads again; see :meth:`FusionScheme.reread`."""
@@ -427,10 +424,14 @@ class Evaluator:
 
     def least_reread(self, mask: int, part: int = 0) -> int:
         """A lower bound of :meth:`reread` of every valid group grown from ``mask`` downstream."""
+        return self._counted(self.scheme.least_reread, mask, part)
+
+    def _counted(self, question: Callable[[int, int, int], Value], mask: int, part: int) -> Value:
+        """The answer of the cost model, and what it counts as extra steps."""
         before = self.scheme.extra_steps
-        found = self.scheme.least_reread(mask, self.buffer_bytes, part)
+        answer = question(mask, self.buffer_bytes, part)
         self.work.add(self.scheme.extra_steps - before)
-        return found
+        return answer
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""

@@ -22,7 +22,7 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits
 from torch_getfuse.partition.exact.windows import windows
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.wide.block_prices import Oracle, Proof, prove
+from torch_getfuse.partition.wide.block_prices import Proof, prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_automaton import Automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
@@ -126,7 +126,7 @@ class _Cover:
             listed = list_groups(problem, most)
         columns = Columns(problem)
         self.proof = replace(self.proof, sets=listed.groups)
-        oracle: Oracle | None = None
+        oracle: Listed | Pricing | None = None
         try:
             with self.work.within(self._until(PRICED)):
                 oracle, classes = self._oracle(columns, listed)
@@ -138,14 +138,14 @@ class _Cover:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
             self._choose(columns, self.proof.sets, CHOSEN)
-        if oracle is None or self._finish(columns, oracle, listed, FEW_LABELS):
+        if oracle is None or self._finish(columns, oracle, FEW_LABELS):
             return
         if isinstance(oracle, Pricing):  # the sets are too many: a better plan makes them fewer
             pool = _Pool(columns, (*problem.blocks, *self.plan))
             with self._limited(PLANNED):
                 _enrich(pool, oracle, self.proof, known)
             self._choose(columns, pool.groups, IMPROVED)
-            self._finish(columns, oracle, listed, MOST_LABELS)
+            self._finish(columns, oracle, MOST_LABELS)
 
     def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
         """The best plan of some sets, by branching; and that with windows."""
@@ -155,14 +155,13 @@ class _Cover:
         limits = Limits(seconds=WINDOWS * self.seconds)
         self.plan = windows(self.problem, best, limits).groups
 
-    def _finish(self, columns: Columns, oracle: Oracle, listed: Candidates, most: int) -> bool:
+    def _finish(self, columns: Columns, oracle: Listed | Pricing, most: int) -> bool:
         """Search all sets that a plan cheaper than the best may use, if they are few.
 
         Args:
             columns: columns of the problem.
             oracle: of the proof.
-            listed: all groups, if they could be listed.
-            most: labels for finding the sets otherwise.
+            most: labels for finding the sets, where not all groups are listed.
 
         Returns:
             Whether nothing more can be done: the best plan is proved, or the time is over.
@@ -170,11 +169,11 @@ class _Cover:
         cost = self.problem.cost(self.plan)
         if self.proof.bound < cost:
             near: NearSets | None = None
-            with self._limited(1.0):
-                if isinstance(oracle, Pricing):
+            if isinstance(oracle, Listed):
+                near = oracle.near
+            else:
+                with self._limited(1.0):
                     near = self._near(columns, oracle, cost, most)
-                else:
-                    near = NearSets.of(columns, listed.groups)
             if near is None:
                 return False
             level = self._branch(near, 1.0)
@@ -203,7 +202,9 @@ class _Cover:
         reach = (cost - columns.step) * FINE - int(prices.sum())
         return near_sets(columns, pricing, prices, reach, most)
 
-    def _oracle(self, columns: Columns, listed: Candidates) -> tuple[Oracle | None, list[Ints]]:
+    def _oracle(
+        self, columns: Columns, listed: Candidates
+    ) -> tuple[Listed | Pricing | None, list[Ints]]:
         """The oracle and the classes of blocks; no oracle if the automaton has too many states."""
         if listed.complete:
             return Listed(columns, listed.groups), []

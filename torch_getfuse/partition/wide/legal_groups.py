@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.group_columns import Columns
-from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.wide.near_sets import NearSets
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -106,23 +106,25 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
 
 
 class Listed:
-    """An oracle that scans a complete list; a group is assigned to its first block."""
+    """An oracle that scans a complete list; a group is assigned to its first block.
+
+    Attributes:
+        near: the groups.
+        place: see :class:`.Oracle`.
+    """
 
     def __init__(self, columns: Columns, groups: tuple[int, ...]) -> None:
         self._count = columns.problem.evaluator.work.add
         self._groups = groups
-        self._costs = columns.costs(groups)
-        matrix = columns.matrix(groups)
-        self._rows = matrix.T.tocsr().astype(np.int64)
-        self._first = np.minimum.reduceat(matrix.indices, matrix.indptr[:-1])
-        self.place = np.arange(matrix.shape[0])
+        self._every = np.arange(len(groups))
+        self.near = NearSets.of(columns, groups)
+        self.place = np.arange(self.near.rows.shape[1])
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
         """The least ``F_D - prices`` per first block, and a group that attains it."""
-        self._count(100 + self._rows.nnz // 50 + len(self._groups) // 4)
-        reduced = self._costs * FINE - self._rows @ prices
-        order = np.lexsort((reduced, self._first))
-        least = order[np.unique(self._first[order], return_index=True)[1]]
-        shortfall = np.zeros(len(prices), np.int64)
-        shortfall[self._first[least]] = np.minimum(reduced[least], 0)
-        return shortfall, [self._groups[k] for k in least if reduced[k] < 0]
+        self._count(len(self._groups) // 4)
+        reduced, first = self.near.reduced(self._every, prices), self.near.first
+        order = np.lexsort((reduced, first))
+        least = order[np.unique(first[order], return_index=True)[1]]
+        undercut = [self._groups[k] for k in least if reduced[k] < 0]
+        return self.near.shortfall(self._every, reduced), undercut

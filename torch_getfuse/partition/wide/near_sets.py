@@ -143,12 +143,8 @@ def near_sets(
     state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
     kept_so_far = 0
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
-        begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
-        onto = np.repeat(np.arange(len(state)), times)
-        count(LAYER + (len(onto) + len(steps.ending)) // LABELS)
-        back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
-        states = np.concatenate([steps.source[back], steps.ending])
-        joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
+        onto, back, states, joins = steps.propagated(state)
+        count(LAYER + len(states) // LABELS)
         costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
         if steps.block >= 0:
             costs -= prices[steps.block] * joins

@@ -77,6 +77,20 @@ class _Steps:
     last_cost: Ints
     last_room: Ints
 
+    def propagated(self, state: Ints) -> tuple[Ints, Ints, Ints, Flags]:
+        """Labels, by the states that they are at, along all steps backwards; then the ends.
+
+        Returns:
+            Which label each follows, and by which step; for these and the ends, the state before,
+            and whether the block joins.
+        """
+        begin, times = self.first[state], self.first[state + 1] - self.first[state]
+        onto = np.repeat(np.arange(len(state)), times)
+        back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
+        states = np.concatenate([self.source[back], self.ending])
+        joins = np.concatenate([self.joins[back], np.ones(len(self.ending), bool)])
+        return onto, back, states, joins
+
 
 def _steps(automaton: Automaton) -> Iterator[_Steps]:
     empty = 0
@@ -158,14 +172,9 @@ class Pricing:
         # If rooms are rounded, the true ones decide which sets fit.
         state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
         for steps, least in zip(reversed(self.layers), reversed(before), strict=True):
-            # Propagate each label backwards along all steps into its state.
-            begin, times = steps.first[state], steps.first[state + 1] - steps.first[state]
-            onto = np.repeat(np.arange(len(state)), times)
-            count(LAYER + (len(onto) + len(steps.ending)) // LABELS)
-            back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
+            onto, back, states, joins = steps.propagated(state)
+            count(LAYER + len(states) // LABELS)
             price = int(prices[steps.block]) if steps.block >= 0 else 0
-            states = np.concatenate([steps.source[back], steps.ending])
-            joins = np.concatenate([steps.joins[back], np.ones(len(steps.ending), bool)])
             costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
             costs -= price * joins
             added = steps.room[back]
