@@ -16,6 +16,7 @@ from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact import backward as module
 from torch_getfuse.partition.exact.backward import backward
+from torch_getfuse.partition.exact.chains import Chains
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
 from torch_getfuse.partition.pins import pins_of
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
@@ -131,3 +132,9 @@ def test_the_planner_proves_by_it_and_says_what_it_did_not_try(
     assert stage.stopped == "not tried: more than 10 down-sets"
     assert other.dram_bytes == plan.dram_bytes
     assert other.proof == "optimal"
+
+
+def test_a_group_that_a_later_one_starts_with_is_no_group() -> None:
+    """Merging that its limit stops leaves an operator in place alone."""
+    chains = Chains(FusionProblem(rereading(Random(0), 8)))
+    assert chains.without_shared([0b001, 0b010, 0b110]) == (0b001, 0b110)

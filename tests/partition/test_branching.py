@@ -93,6 +93,18 @@ def test_shares_that_cover_an_operator_twice_are_no_plan(monkeypatch: pytest.Mon
     assert search.plan == problem.blocks
 
 
+def test_a_whole_solution_counts_only_where_prices_prove_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = crossing(Random(0), 2)
+    answer = Answer([1, 1, 1, 1, 0, 0, 0, 0], [0.0] * 4)
+    monkeypatch.setattr(branching, "minimum", lambda *args: answer)
+    search = Branching(NearSets.of(Columns(problem), problem.blocks), problem.blocks)
+    with pytest.raises(OutOfWork, match="no prices that prove the solution"):
+        search.run()
+    assert search.level < FINE * search.cost
+
+
 def test_prices_that_overflow_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = crossing(Random(0), 2)
     answer = Answer([1, 1, 1, 1, 0, 0, 0, 0], [1e15] * 4)
