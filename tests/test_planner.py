@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import random
@@ -58,6 +59,10 @@ def cnn(blocks: int = 4) -> OpGraph:
 def timeless(plan: PartitionPlan) -> PartitionPlan:
     stages = tuple(dataclasses.replace(stage, seconds=0.0) for stage in plan.stages)
     return dataclasses.replace(plan, stages=stages)
+
+
+def gives_up(*args: object) -> None:
+    raise TooWide("for a test")
 
 
 def needs(method: str) -> None:
@@ -192,9 +197,6 @@ def test_where_exact_gives_up_the_bound_stays_true(
     chosen = options(method, 1000, scheme=scheme)
     optimum = plan_graph(cnn(), dataclasses.replace(chosen, method="exact")).dram_bytes
 
-    def gives_up(*args: object) -> None:
-        raise TooWide("for a test")
-
     monkeypatch.setattr(planner, "exact", gives_up)
     monkeypatch.setattr(backward, "backward", gives_up)
     plan = plan_graph(cnn(), chosen).verify()
@@ -222,9 +224,6 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     stage: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import torch_getfuse.partition.wide.group_cover as cover_module
-
-    def gives_up(*args: object) -> None:
-        raise TooWide("for a test")
 
     def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
@@ -340,6 +339,23 @@ def test_on_a_machine_too_slow_the_clock_strikes(
     chosen = options(method, 3000, scheme=scheme, budget=10**6, time_limit=0.1)
     plan = plan_graph(cnn(10), chosen).verify()
     assert any("time limit" in stage.stopped for stage in plan.stages)
+
+
+def test_a_clock_that_strikes_within_a_stage_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a stage may go on with what it has; where it proves nothing the plan depends on it."""
+
+    def cut_short(problem: Any, *args: object, **named: object) -> SearchResult:
+        with contextlib.suppress(work.OutOfWork), problem.evaluator.work.within(1.0):
+            problem.evaluator.work.give_up(by_clock=True)
+        cost = problem.cost(problem.blocks)
+        return SearchResult(problem.blocks, cost, 0, 0.0, stopped="work limit of 3 steps")
+
+    monkeypatch.setattr(planner, "local_search", cut_short)
+    monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(backward, "backward", gives_up)
+    plan = plan_graph(cnn(), options("auto", 1000, scheme="brr", budget=20))
+    assert plan.stages[-1].stopped == "time limit"
+    assert not any(work.by_machine(stage.stopped) for stage in plan.stages[:-1])
 
 
 HASHED = """

@@ -252,3 +252,21 @@ def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automaton, "EXACT_STATES", 3)
     monkeypatch.setattr(automaton, "MOST_STATES", 3)
     assert Automaton.of(random_problem(Random(2), 8)) is None
+
+
+def test_sums_beyond_64_bits_prove_nothing() -> None:
+    """Eight shortfalls of which the sum is a multiple of 2**64: none, as 64 bits count."""
+
+    class Deep:
+        place = np.arange(8)
+
+        def run(self, prices: np.ndarray) -> tuple[np.ndarray, list[int]]:
+            return np.full(8, -(1 << 61)), []
+
+    build = Builder()
+    last = build.input((1, 2, 8, 8))
+    for _ in range(8):
+        last = build.conv(last, 2)
+    problem = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
+    proof = prove(Columns(problem), Deep(), single(problem))
+    assert proof.bound == problem.unavoidable < single(problem).dram_bytes

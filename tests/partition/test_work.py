@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import time
 
+import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
+from scipy.sparse import identity
 
 from tests.determinism import Ticking
 from torch_getfuse.partition import work as module
-from torch_getfuse.partition.wide.group_columns import solved
+from torch_getfuse.partition.wide import group_columns
+from torch_getfuse.partition.wide.group_columns import minimum, solved
 from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work, by_machine
 
 
@@ -99,3 +103,30 @@ def test_limits_nest(monkeypatch: pytest.MonkeyPatch) -> None:
         with work.within(1), pytest.raises(OutOfWork):
             work.give_up()
         assert work.left < 20 - 13
+
+
+def test_that_the_clock_struck_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "clock", ticking := Ticking(0.0))
+    work = Work()
+    with work.within(1):
+        worked(work, 1)
+    assert not work.struck()  # steps did
+    with work.within(1):
+        ticking.step = 1.0
+        assert worked(work, 1)[1] == "time limit"
+    assert work.struck()
+    assert not work.struck()
+
+
+@pytest.mark.parametrize(("iterations", "struck"), [(3, True), (1_000, False)])
+def test_what_ended_the_solver(
+    iterations: int, struck: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HiGHS says for its limits of iterations and of time that one of them was reached."""
+    ended = OptimizeResult(status=1, nit=iterations, x=None)
+    monkeypatch.setattr(group_columns, "linprog", lambda *_, **__: ended)
+    work = Work()
+    limit = pytest.raises(OutOfWork, match="time limit" if struck else "work limit")
+    with work.within(3_000 / STEPS_PER_SECOND), limit:
+        minimum(np.ones(2), identity(2, format="csc"), np.ones(2), work)
+    assert work.struck() == struck

@@ -61,6 +61,7 @@ class Work:
 
     def __init__(self) -> None:
         self.steps = 0
+        self._struck = False
         self._elsewhere = 0.0
         self._started = self._spent()
         self._limit = _Limit()
@@ -95,20 +96,32 @@ class Work:
         if self.steps >= limit.steps:
             raise OutOfWork(limit.message)
         if limit.ended < math.inf and self._spent() >= limit.ended:
-            raise OutOfWork(TIME_LIMIT)
+            self._strike()
         self._next = min(limit.steps, self.steps + _LOOK)
 
-    def give_up(self) -> NoReturn:
+    def give_up(self, by_clock: bool = False) -> NoReturn:
         """End at the innermost limit: what is left of it is too little for the next step.
+
+        Args:
+            by_clock: a library has ended by the clock, with steps left.
 
         Raises:
             OutOfWork: always.
         """
         limit = self._limit
-        if limit.ended < math.inf and self._spent() >= limit.ended:
-            raise OutOfWork(TIME_LIMIT)
+        if by_clock or (limit.ended < math.inf and self._spent() >= limit.ended):
+            self._strike()
         self.steps = max(self.steps, math.ceil(min(limit.steps, 1 << 62)))
         raise OutOfWork(limit.message)
+
+    def _strike(self) -> NoReturn:
+        self._struck = True
+        raise OutOfWork(TIME_LIMIT)
+
+    def struck(self) -> bool:
+        """Whether the clock ended anything since the last call, whoever caught it."""
+        struck, self._struck = self._struck, False
+        return struck
 
     @property
     def steps_left(self) -> float:

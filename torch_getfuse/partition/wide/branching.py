@@ -207,7 +207,10 @@ class Branching:
             raise OutOfWork("no two blocks to branch on")
         k = np.lexsort((shared.col, shared.row, away.round(9)))[0]
         pair = int(shared.row[k]), int(shared.col[k])
-        return [self._apart(alive, pair), self._together(alive, pair)]
+        parts = [self._apart(alive, pair), self._together(alive, pair)]
+        if max(map(len, parts)) == len(alive):  # values that the solver made up: no progress
+            raise OutOfWork("no two blocks to branch on")
+        return parts
 
     def _by_cycle(self, alive: Ints, picked: list[int]) -> Iterator[Ints]:
         """The ways in which plans avoid the first cycle of a cover; none for a legal one.

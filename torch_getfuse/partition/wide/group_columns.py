@@ -150,6 +150,7 @@ def minimum(
     work.add(_PROGRAM)
     entries = matrix.nnz + (0 if homes is None else homes.nnz) + len(sizes)
     steps = 1 + entries // _ENTRIES
+    options = _limits(work, steps)
     result = solved(
         work,
         linprog,
@@ -161,20 +162,20 @@ def minimum(
         bounds=(0, None),
         method="highs-ds",
         # Presolving takes longer than solving.
-        options={"presolve": False, **limits(work, "maxiter", steps)},
+        options={"presolve": False, **options},
     )
     if result.status == 1:
-        work.give_up()
+        work.give_up(by_clock=result.nit < options["maxiter"])
     work.add(steps * int(result.nit))
     usable = result.status == 0 and np.isfinite(result.x).all()
     return result if usable and np.isfinite(result.eqlin.marginals).all() else None
 
 
-def limits(work: Work, name: str, steps: int) -> dict[str, float]:
-    """Options of HiGHS for the limits of ``work``: its iteration limit ``name``, and time."""
+def _limits(work: Work, steps: int) -> dict[str, float]:
+    """HiGHS's options for the limits of ``work``, of which an iteration is so many steps."""
     if work.steps_left == math.inf:
         return {}
-    return {name: int(work.steps_left // steps), "time_limit": work.wall_left}
+    return {"maxiter": int(work.steps_left // steps), "time_limit": work.wall_left}
 
 
 def solved(
