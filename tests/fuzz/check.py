@@ -23,6 +23,7 @@ from unittest import mock
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
 import torch_getfuse
 from torch_getfuse.backend import compiler
@@ -94,6 +95,21 @@ def check_case(
 
 class _Torch(Exception):
     """What torch itself does not do."""
+
+
+class _NoCrash(TorchFunctionMode):
+    """Stops where torch's own backward ends the process: torch 2.13's of GroupNorm writes the
+    gradient of its input, in channels last, even where nothing asks for it.
+    """
+
+    def __torch_function__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        if getattr(function, "__name__", "") == "group_norm":
+            given = args[0]
+            if not given.requires_grad and not given.is_contiguous():
+                raise _Torch("GroupNorm's backward, of an input in channels last without gradient")
+        return function(*args, **kwargs or {})
 
 
 class _Checker:
@@ -287,7 +303,8 @@ class _Checker:
         if not list(model.parameters()):
             return
         try:
-            right = _gradients_of(model, model, self.case.inputs(0), self.seed)
+            with _NoCrash():
+                right = _gradients_of(model, model, self.case.inputs(0), self.seed)
             plain = self.case.build()
             traced = torch.compile(plain, backend="eager", fullgraph=True, dynamic=False)
             same = _gradients_of(traced, plain, self.case.inputs(0), self.seed)
