@@ -20,6 +20,7 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import Work
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.reporting import outlook
@@ -363,13 +364,13 @@ def test_more_less_and_as_much() -> None:
 
 def test_it_is_worked_out_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    original = outlook.proved
 
-    def count(problem: object) -> object:
-        asked.append(problem)
-        return original(problem)  # type: ignore[arg-type]
+    class Counted(outlook.Proof):
+        def __init__(self, problem: StepProblem) -> None:
+            asked.append(problem)
+            super().__init__(problem)
 
-    monkeypatch.setattr(outlook, "proved", count)
+    monkeypatch.setattr(outlook, "Proof", Counted)
     section = Section(plan_of(two_steps(), 600, scheme="lbdf"))
     Report([section]).to_records()
     assert not asked

@@ -50,8 +50,9 @@ _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 _FIRST, _LATER = 1 / 8, 3 / 4
 """Shares of the time for windows: of that for the proof, before it is tried; and of what is left
 where there is none."""
-_DIRECT, _DIRECT_SETS = 1 / 32, 1_000
-"""The share of the time, and the sets, that "direct" may have before "exact" has its turn."""
+_DIRECT, _DIRECT_ALONE, _DIRECT_SETS = 1 / 100, 1 / 32, 1_000
+"""Shares of the time that "direct" may have first, before merging and "exact" and where these have
+no part; and the sets."""
 
 OF_ACCELERATORS = ("buffer", "activation_bytes", "weight_bytes", "align_channels")
 """Options that an accelerator gives where they are not given."""
@@ -312,7 +313,8 @@ class _Strategy:
         """
         best = None
         if self.options.explainer is not None:
-            best = self._direct(_DIRECT * self.options.time_limit, _DIRECT_SETS)
+            share = _DIRECT if self.additive else _DIRECT_ALONE
+            best = self._direct(share * self.options.time_limit, _DIRECT_SETS)
         if not self.additive:
             scheme = self.problem.evaluator.scheme.name
             why = f"not tried: scheme {scheme!r} does not promise additive traffic"
@@ -389,8 +391,8 @@ class _Strategy:
     def _prove(self, known: SearchResult | None, share: float) -> SearchResult:
         """The optimum, or the best plan and bound that the time limit allows.
 
-        Merging and windows first: the better the plan that is known, the more of the dynamic
-        program can be left out.
+        Merging first, and windows where the search from the end has no part: the better the plan
+        that is known, the more of the dynamic program can be left out.
         """
         self._stage = "merging"
         merged = merge_greedily(self.problem, self.work.left / 4)
@@ -400,12 +402,14 @@ class _Strategy:
             best = self._better(known, merged, "merging")
         started, left = time.perf_counter(), self.work.left
         seconds = share * left
+        if self.problem.rereads:  # before windows, which take longer than they save it
+            ended = self._backward(best, Limits(seconds=(1 - _FIRST) * seconds))
+            if ended is not None:
+                proved = ended.lower_bound_bytes == ended.dram_bytes
+                return ended if proved else self._windows(ended, _FIRST * seconds)
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         if self.problem.rereads:
-            ended = self._backward(best, limits)
-            if ended is not None:
-                return ended
             limits = Limits(seconds=limits.seconds / 3)
         if self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, early=True)

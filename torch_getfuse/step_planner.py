@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch_getfuse.errors import OptionError
@@ -13,17 +13,7 @@ from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.fusion_group import Stage, make_step
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.steps.optimum import (
-    MERGED,
-    PROOF,
-    SHARE,
-    Solved,
-    good_plan,
-    merged_plan,
-    proved,
-    shortened,
-    with_residents,
-)
+from torch_getfuse.partition.steps.optimum import Solved, solve, with_residents
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.steps.reasons import why_steps_end
 from torch_getfuse.partition.work import INTERRUPTED
@@ -45,36 +35,35 @@ class StepStrategy:
         self.method = ""
         self.bound = problem.unavoidable
         self.interrupted = False
+        self._stage = ""
 
     def exact(self) -> None:
-        """A plan improved in windows, then the optimum and its proof as far as time allows.
+        """The optimum, or the best plan and a bound as far as time allows.
 
-        Without a proof, a plan made by merging.
+        Raises:
+            OptionError: where no plan keeps to the pins, or none is found in time.
         """
-        problem, seconds = self.problem, self.options.time_limit
-        stage = "windows"
+        problem = self.problem
         try:
-            with problem.work.within(seconds, whole=True):
-                self._note(stage, good_plan(problem, SHARE * seconds))
-                if problem.best is None or self.bound < problem.best.dram_bytes:
-                    stage = "exact"
-                    self._note(stage, solved := proved(problem, PROOF * problem.work.left))
-                    if solved.found is None:
-                        raise OptionError(
-                            f"no plan that keeps to the pins was found ({solved.stopped}); raise "
-                            "time_limit=, or pin less"
-                            if solved.stopped
-                            else problem.why_none()
-                        )
-                assert problem.best is not None, "an error was raised where nothing was found"
-                if self.bound < problem.best.dram_bytes:
-                    stage = "merging"
-                    self._note(stage, merged_plan(problem, MERGED * problem.work.left))
-                stage = "fewer steps"
-                self._note(stage, shortened(problem, problem.best))
+            with problem.work.within(self.options.time_limit, whole=True):
+                solved = solve(problem, self._run)
         except KeyboardInterrupt:
             self.interrupted = True
-            self._note(stage, Solved(problem.best, 0, 0, 0.0, INTERRUPTED))
+            self._note(self._stage, Solved(problem.best, 0, 0, 0.0, INTERRUPTED))
+            return
+        if problem.best is None:
+            raise OptionError(
+                f"no plan that keeps to the pins was found ({solved.stopped}); raise time_limit=, "
+                "or pin less"
+                if solved.stopped
+                else problem.why_none()
+            )
+
+    def _run(self, stage: str, run: Callable[[], Solved]) -> Solved:
+        self._stage = stage
+        solved = run()
+        self._note(stage, solved)
+        return solved
 
     def searched(self, stages: Sequence[Stage]) -> None:
         """Note the stages of a search over groups, with what the unfusable operators move."""

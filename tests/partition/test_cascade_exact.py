@@ -280,7 +280,7 @@ def test_bounds_are_never_above_what_is_left() -> None:
     for seed in range(60):
         oracle = random_cascade(Random(seed), 5)
         brute, problem = Brute(oracle), problem_of(oracle)
-        lattice = Lattice(problem)
+        lattice = Lattice(problem).build()
         size = problem.facts.size
         for residents in range(1 << len(brute.names)):
             if residents & ~problem.may_stay:
@@ -433,7 +433,7 @@ def test_a_window_that_takes_too_long_is_left(monkeypatch: pytest.MonkeyPatch) -
 
 def test_merged_plans_where_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = Random(77)
-    better = stayed = 0
+    better = worse = 0
     for _ in range(60):
         oracle = random_cascade(rng, rng.randint(4, 8))
         problem = problem_of(oracle)
@@ -443,29 +443,80 @@ def test_merged_plans_where_nothing_is_proved(monkeypatch: pytest.MonkeyPatch) -
         known = problem.best
         assert known is not None
         found = windows.merged_plan(problem).found
-        assert found == problem.best
         assert found is not None
-        assert least.dram_bytes <= found.dram_bytes <= known.dram_bytes
+        assert problem.best == min(known, found, key=Found.rank)
+        assert least.dram_bytes <= found.dram_bytes
         steps = problem.priced(found.masks, problem.lives(found.masks, found.residents))
         assert sum(step.dram.total for step in steps if step is not None) == found.dram_bytes
         better += found.dram_bytes < known.dram_bytes
-        stayed += found == known
+        worse += found.dram_bytes > known.dram_bytes
     assert better > 10
-    assert stayed > 0
+    assert worse > 0
 
 
-def test_the_planner_merges_only_without_a_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(scheme="cascade", buffer=64 * 1024, cache=False)
+def test_the_planner_looks_into_windows_only_without_a_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = Options(scheme="cascade", buffer=24 * 1024, cache=False)
     graph = operator_graph("squeezenet1_0")
     proved = plan_graph(graph, options)
     assert proved.proof == "optimal"
-    assert "merging" not in [stage.method for stage in proved.stages]
+    assert [stage.method for stage in proved.stages] == ["merging", "exact"]
     monkeypatch.setattr(windows, "MOST_GROUPS", 8)
     plan = plan_graph(graph, options)
     methods = [stage.method for stage in plan.stages]
-    assert methods == ["windows", "exact", "merging", "fewer steps"]
+    assert methods[:4] == ["merging", "exact", "windows", "exact"]
+    assert methods[-1] == "fewer steps"
     assert proved.dram_bytes <= plan.dram_bytes
     assert plan.lower_bound_bytes <= proved.dram_bytes
+
+
+def test_where_steps_hold_many_operators_windows_come_first() -> None:
+    options = Options(scheme="cascade", buffer=64 * 1024, cache=False)
+    plan = plan_graph(operator_graph("squeezenet1_0"), options)
+    assert plan.proof == "optimal"
+    methods = [stage.method for stage in plan.stages]
+    assert methods == ["merging", "windows", "exact", "fewer steps"]
+
+
+@pytest.mark.parametrize("steps", [500, 3_000])
+def test_a_proof_goes_on_where_a_limit_ended_it(steps: int) -> None:
+    """With a ceiling that falls in between, as often as it takes."""
+    rng = Random(78)
+    calls = 0
+    for _ in range(30):
+        oracle = random_cascade(rng, rng.randint(4, 8))
+        at_once, problem = problem_of(oracle), problem_of(oracle)
+        least = windows.Proof(at_once).run(shortest=True)
+        assert least.found is not None
+        proof = windows.Proof(problem)
+        with_residents(problem, problem.one_by_one())
+        stopped = "not run"
+        for share in range(1, 200):
+            with problem.work.steps_within(share * steps):
+                solved = proof.run(shortest=True)
+            calls += 1
+            if share == 2:
+                windows.good_plan(problem)
+            if not (stopped := solved.stopped):
+                break
+        assert not stopped
+        assert solved.found is not None
+        assert solved.found.rank() == least.found.rank()
+        assert solved.bound == least.bound == least.found.dram_bytes
+    assert calls > 60
+
+
+def test_a_proof_that_will_not_end_is_given_up() -> None:
+    problem = StepProblem(Cascade(operator_graph("mobilenet_v3_small")), 256 * 1024)
+    assert windows.merged_plan(problem).found is not None
+    before = problem.work.steps
+    with problem.work.steps_within(60_000):
+        solved = windows.Proof(problem).run()
+    assert "of its operators in 33% of its work limit" in solved.stopped
+    assert problem.work.steps - before < 50_000
+    assert solved.found is not None
+    assert solved.bound <= solved.found.dram_bytes
 
 
 def test_merging_is_left_out_where_no_work_is_left() -> None:
@@ -474,5 +525,6 @@ def test_merging_is_left_out_where_no_work_is_left() -> None:
     known = windows.good_plan(problem, 1e-4).found
     with problem.work.within(0.0):
         solved = windows.merged_plan(problem, 0.0)
-    assert solved.found == known == problem.best
+    assert solved.found is None
+    assert problem.best == known
     assert solved.stopped.startswith(("work limit", "time limit"))

@@ -12,7 +12,7 @@ from typing import Any
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.steps.optimum import good_plan, proved
+from torch_getfuse.partition.steps.optimum import Proof, good_plan
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import STEPS_PER_SECOND, OutOfWork, Work
 
@@ -92,7 +92,7 @@ def _reach(plan: PartitionPlan) -> Reach | None:
             problem = StepProblem(scheme, plan.buffer_bytes, work=work)
             with work.steps_within(_FIRST_STEPS):
                 good_plan(problem)
-            solved = proved(problem)
+            solved = Proof(problem).run()
     except OutOfWork:
         return None
     if solved.found is None or solved.stopped:

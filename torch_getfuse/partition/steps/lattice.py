@@ -16,6 +16,7 @@ docs/exact-search.md has the proofs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -23,9 +24,14 @@ from torch_getfuse.partition.cost.cascade.groups import Group
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_in_stripes, slices
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
+from torch_getfuse.partition.work import OutOfWork
 
-_GROUP = 560
-"""Counted as work for each group that is grown."""
+_GROUP, _SUBSETS = 110, 300
+"""Steps counted for each group that is grown, and where sets of residents beside it are tried."""
+
+_EARLY, _GROWN_BY_THEN = 1 / 3, 1 / 4
+"""When so much of the steps that are allowed are counted, down-sets of so many of the operators are
+to be grown."""
 
 _MOST_CHOICES = 8  # tensors on the border of a step of which all subsets are tried
 
@@ -94,10 +100,6 @@ class Lattice:
         edges: by down-set, the steps from it.
         left: by down-set, what is left.
         groups: that were grown.
-
-    Raises:
-        TooWide: where ``most`` is reached.
-        OutOfWork: where a limit of the problem's work strikes first.
     """
 
     def __init__(
@@ -112,10 +114,28 @@ class Lattice:
         self.inside, self._fixed, self._most = inside, fixed or {}, most
         self.groups = 0
         self.edges: dict[int, list[Edge]] = {}
+        self.left: dict[int, Left] = {}
         self._ahead: dict[int, Left] = {0: Left(0, 0)}
-        self._build()
-        self.left: dict[int, Left] = {problem.everything: Left(0, 0)}
+        self._levels: list[set[int]] = [set() for _ in range(len(problem.graph) + 1)]
+        self._levels[0].add(0)
+        self._grown: set[int] = set()  # down-sets of which the steps are known
+
+    def build(self, ceiling: int | None = None, early: bool = False) -> Lattice:
+        """Grow the steps of all down-sets; where a limit has ended that, go on.
+
+        Args:
+            ceiling: a lower one than before. Steps that are grown already stay until all are.
+            early: whether to end as soon as it is plain that the limit will strike.
+
+        Raises:
+            TooWide: where the most groups are reached.
+            OutOfWork: where a limit of the problem's work strikes first.
+        """
+        self.ceiling = self.ceiling if ceiling is None else ceiling
+        work = self.problem.work
+        self._grow_all(work.steps + work.steps_left * _EARLY if early else math.inf)
         self._bound()
+        return self
 
     @property
     def bound(self) -> int:
@@ -123,31 +143,39 @@ class Lattice:
         start = self.left.get(0)
         return self.ceiling + 1 if start is None else max(start)
 
-    def _build(self) -> None:
+    def _grow_all(self, look_at: float) -> None:
         problem = self.problem
-        levels: list[set[int]] = [set() for _ in range(len(problem.graph) + 1)]
-        levels[0].add(0)
-        for level in levels[:-1]:
-            for done in sorted(level):
+        for operators, level in enumerate(self._levels[:-1]):
+            if problem.work.steps > look_at:
+                look_at = math.inf
+                share = operators / len(problem.graph)
+                if share < _GROWN_BY_THEN:
+                    raise OutOfWork(
+                        f"{share:.0%} of its operators in {_EARLY:.0%} of its work limit"
+                    )
+            for done in sorted(level - self._grown):
                 ahead = self._ahead[done]
-                slack = self.ceiling - max(ahead) - self.problem.rest(done)
-                edges = self.edges[done] = []
-                if slack < 0:
-                    continue
+                slack = self.ceiling - max(ahead) - problem.rest(done)
+                edges: list[Edge] = []
                 only = self._fixed.get(done)
                 grown = self._grow(done, slack) if only is None else [only]
-                for mask in grown:
+                for mask in grown if slack >= 0 else ():
+                    before = problem.scheme.extra_steps
                     edge = self._priced(done, mask)
+                    problem.work.add(problem.scheme.extra_steps - before)
                     if edge is None:
                         continue
                     edges.append(edge)
-                    levels[edge.next.bit_count()].add(edge.next)
+                    self._levels[edge.next.bit_count()].add(edge.next)
                     reached = Left(ahead.moved + edge.moved, ahead.owing + edge.owing)
                     known = self._ahead.get(edge.next, reached)
                     self._ahead[edge.next] = Left(*map(min, zip(known, reached, strict=True)))
+                self.edges[done] = edges
+                self._grown.add(done)
 
     def _bound(self) -> None:
         """Bounds from the end, and only the steps that a plan up to the ceiling can take."""
+        self.left = {self.problem.everything: Left(0, 0)}
         for done in sorted(self.edges, key=int.bit_count, reverse=True):
             kept, ahead = [], self._ahead[done]
             moved = owing = ANY
@@ -318,6 +346,7 @@ class Lattice:
         key = limit, *[(group.local(1 << tensor), saved) for tensor, saved in choices]
         known = group.memo.get(key)
         if known is None or (known[0] is None and known[1] < room):
+            self.problem.work.add(_SUBSETS)
             known = group.memo[key] = self._try_subsets(group, choices, room), room
         found = known[0]
         return None if found is None or room + found < 0 else found

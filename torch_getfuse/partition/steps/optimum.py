@@ -1,14 +1,17 @@
 """From a graph to the best sequence of steps: the optimum with its proof, or a good plan.
 
-First a good plan: the operators one by one, improved in windows, each of which is searched whole
-while the rest of the sequence stays as it is. Then everything up to its cost: a better plan, or the
-proof that there is none. Where a graph is too wide for that, the good plan remains.
+A plan made by merging, then everything up to its cost, for as long as that is mostly enough. After
+that a better plan: the operators one by one, improved in windows, each of which is searched whole
+while the rest of the sequence stays as it is; and again everything up to its cost: a better plan,
+or the proof that there is none. Where a graph is too wide for that, the good plan remains.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -34,11 +37,18 @@ _MANY_WINDOWS = 12
 _WIDTH = 64
 """Sets of residents that are followed from each down-set before the proof."""
 
-SHARE = 0.4
-"""Of the time, at most, for the plan before the proof."""
+_WIDTHS = (_WIDTH, 16, 4)
+"""The same for the steps of the merged plan: fewer where it takes too long."""
 
-PROOF, MERGED = 2 / 3, 3 / 4
-"""Of what is then left, for the proof; and of what is left without one, for :func:`merged_plan`."""
+FIRST, TRIAL, WINDOWED, PROOF, MERGED, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 1 / 4
+"""Shares of the time that is left: of merging, of the first proof, of windows, of the second proof,
+of windows over the merged plan, and of those that look for fewer steps."""
+
+FEW = 1.5
+"""Operators for each step of the merged plan, up to which a proof is tried first."""
+
+Run = Callable[[str, Callable[[], "Solved"]], "Solved"]
+"""Runs a stage, of which it is told the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +71,7 @@ class Solved:
 
 
 def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
-    """The sequence with the least DRAM access, proved.
+    """The sequence with the least DRAM access, proved; see :func:`solve`.
 
     Args:
         problem: graph, cost model, buffer.
@@ -73,20 +83,42 @@ def optimum(problem: StepProblem, seconds: float | None = None) -> Solved:
     """
     started = time.perf_counter()
     with problem.work.within(seconds):
-        good = good_plan(problem, None if seconds is None else SHARE * seconds)
-        solved = proved(problem, PROOF * problem.work.left)
-        if solved.found is None:
-            return replace(solved, seconds=time.perf_counter() - started)
-        groups = good.groups + solved.groups
-        if solved.stopped:
-            groups += merged_plan(problem, MERGED * problem.work.left).groups
-        short = shortened(problem, problem.best or solved.found)
-    return replace(
-        solved,
-        found=short.found,
-        groups=groups + short.groups,
-        seconds=time.perf_counter() - started,
-    )
+        solved = solve(problem, lambda _, stage: stage())
+    return replace(solved, found=problem.best, seconds=time.perf_counter() - started)
+
+
+def solve(problem: StepProblem, run: Run) -> Solved:
+    """All stages, within the limits of the problem's work; :attr:`StepProblem.best` is the result.
+
+    Args:
+        run: is given each stage.
+
+    Returns:
+        What the proof gave.
+    """
+
+    def part(share: float) -> float | None:
+        left = problem.work.left
+        return None if left == math.inf else share * left
+
+    merged = run("merging", lambda: merged_plan(problem, part(FIRST)))
+    proof = Proof(problem)
+    # Where most steps are single operators the proof takes less time than windows.
+    if merged.found is not None and FEW * len(merged.found.masks) >= len(problem.graph):
+        solved = run("exact", lambda: proof.run(part(TRIAL), shortest=True))
+        if not solved.stopped:
+            return solved
+    if problem.best is None or problem.best.dram_bytes > problem.unavoidable:
+        run("windows", lambda: good_plan(problem, part(WINDOWED)))
+    solved = run("exact", lambda: proof.run(part(PROOF)))
+    if problem.best is None:
+        return solved
+    if solved.stopped and problem.best is merged.found:
+        known = problem.best
+        run("windows", lambda: improved(problem, known, part(MERGED)))
+    best = problem.best
+    run("fewer steps", lambda: shortened(problem, best, part(SHORTENED)))
+    return solved
 
 
 def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
@@ -108,60 +140,79 @@ def good_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
 
 
 def merged_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
-    """The groups that greedy merging makes, with residents, improved in windows if they are better.
+    """The groups that greedy merging makes, with good residents.
 
-    Merging does not know of residents, and windows seldom part what it has joined: where a graph is
-    searched whole, or windows come to an end, their plan is mostly better.
+    Nothing is found where pinned sets do not fit as groups, or the limit strikes first.
     """
     started = time.perf_counter()
     evaluator = Evaluator(problem.scheme, problem.buffer_bytes, problem.work, problem.pins)
+    found, plans, stopped = None, 0, "the pinned steps do not fit"
+    part = None if seconds is None else seconds / (1 + len(_WIDTHS))
     try:
         groups = FusionProblem(evaluator)
-        unready = groups.unready
+        if groups.unready is None:  # else a pinned set is no group by itself
+            merged = merge_greedily(groups, part)
+            plans, stopped = merged.plans, merged.stopped
+            steps = problem.steps_of(merged.groups)
+            for width in _WIDTHS:  # steps that make many tensors take long
+                with suppress(OutOfWork), problem.work.within(part):
+                    found = with_residents(problem, steps, width)
+                    break
+            else:
+                problem.work.check()
     except OutOfWork as reason:
-        return Solved(problem.best, problem.unavoidable, 0, 0.0, str(reason))
-    if unready is not None:  # a pinned set that is no group by itself
-        return Solved(problem.best, problem.unavoidable, 0, 0.0, "the pinned steps do not fit")
-    merged = merge_greedily(groups, None if seconds is None else seconds / 2)
-    known = problem.best
-    with problem.work.finishing():
-        found = with_residents(problem, problem.steps_of(merged.groups))
-    solved = Solved(problem.best, problem.unavoidable, merged.plans, 0.0, merged.stopped)
-    if found is not None and found is problem.best and found is not known:
-        better = improved(problem, found, None if seconds is None else seconds / 2)
-        solved = replace(better, groups=solved.groups + better.groups)
-    return replace(solved, seconds=time.perf_counter() - started)
-
-
-def proved(problem: StepProblem, seconds: float | None = None) -> Solved:
-    """The optimum, with the best sequence that is known as a ceiling."""
-    started = time.perf_counter()
-    groups, bound, stopped = 0, problem.unavoidable, ""
-    ceiling = ANY if problem.best is None else problem.best.dram_bytes - 1
-    try:
-        with problem.work.within(seconds):
-            if ceiling >= bound:
-                lattice = Lattice(problem, ceiling, MOST_GROUPS)
-                groups = lattice.groups
-                bound = max(bound, lattice.bound)
-                StepSearch(lattice, ceiling).run()
-            if problem.best is not None:
-                bound = problem.best.dram_bytes
-    except (TooWide, OutOfWork) as reason:
         stopped = str(reason)
-    return Solved(problem.best, bound, groups, time.perf_counter() - started, stopped)
+    spent = time.perf_counter() - started
+    return Solved(found, problem.unavoidable, plans, spent, stopped)
 
 
-def with_residents(problem: StepProblem, masks: Sequence[int]) -> Found | None:
+class Proof:
+    """The optimum, with the best sequence that is known as a ceiling.
+
+    Args:
+        problem: graph, cost model, buffer.
+    """
+
+    def __init__(self, problem: StepProblem) -> None:
+        self.problem = problem
+        self._lattice = Lattice(problem, most=MOST_GROUPS)
+
+    def run(self, seconds: float | None = None, shortest: bool = False) -> Solved:
+        """Search up to a limit. The next call goes on from there, up to the best known by then.
+
+        Args:
+            seconds: counted as work first; ``None``: no limit.
+            shortest: whether of plans with equal traffic the shortest is wanted. That takes longer
+                where the best that is known is the optimum.
+        """
+        started = time.perf_counter()
+        problem, lattice = self.problem, self._lattice
+        bound, stopped = problem.unavoidable, ""
+        ceiling = ANY if problem.best is None else problem.best.dram_bytes - (not shortest)
+        try:
+            with problem.work.within(seconds):
+                if ceiling >= bound:
+                    lattice.build(ceiling, early=True)
+                    bound = max(bound, lattice.bound)
+                    StepSearch(lattice, ceiling).run()
+                if problem.best is not None:
+                    bound = problem.best.dram_bytes
+        except (TooWide, OutOfWork) as reason:
+            stopped = str(reason)
+        spent = time.perf_counter() - started
+        return Solved(problem.best, bound, lattice.groups, spent, stopped)
+
+
+def with_residents(problem: StepProblem, masks: Sequence[int], width: int = _WIDTH) -> Found | None:
     """Steps that are given, with good residents; ``None`` where the steps do not fit.
 
-    They are the best where no more than ``_WIDTH`` sets compete at any step.
+    They are the best where no more than ``width`` sets compete at any step.
 
     Raises:
         OutOfWork: where a limit of the problem's work strikes first.
     """
-    lattice = Lattice(problem, fixed=_chain(masks))
-    return StepSearch(lattice, width=_WIDTH).run() if 0 in lattice.left else None
+    lattice = Lattice(problem, fixed=_chain(masks)).build()
+    return StepSearch(lattice, width=width).run() if 0 in lattice.left else None
 
 
 def best_residents(
@@ -172,7 +223,7 @@ def best_residents(
     Where that takes longer than ``seconds``, or a step makes too many tensors, those of
     :func:`with_residents`. Nothing is found where no residents keep to the pins.
     """
-    lattice = Lattice(problem, fixed=_chain(masks))
+    lattice = Lattice(problem, fixed=_chain(masks)).build()
     if 0 not in lattice.left:
         return None, True
     try:
@@ -268,7 +319,7 @@ def _window(
         fixed = {at: mask for at, mask in chain.items() if not mask & inside}
         try:
             with problem.work.steps_within(share):
-                lattice = Lattice(problem, ceiling, _WINDOW_GROUPS, fixed, inside)
+                lattice = Lattice(problem, ceiling, _WINDOW_GROUPS, fixed, inside).build()
                 groups += lattice.groups
                 return _Window(inside, StepSearch(lattice, ceiling, _WIDTH).run(), groups)
         except (TooWide, OutOfWork):

@@ -20,7 +20,7 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found
 
-_PRICE, _CHOICE = 62, 5
+_PRICE, _CHOICE = 16, 4
 """Counted as work for each time that a step is priced, and for each set of residents beside it."""
 
 _MOST_NEW = 12
@@ -69,13 +69,16 @@ class StepSearch:
             TooWide: where a step makes too many tensors that may stay.
             OutOfWork: where a limit of the problem's work strikes first.
         """
+        scheme = self.problem.scheme
         for level in self.levels[:-1]:
             for done in sorted(level):
                 states = level[done]
                 if self.width is not None and len(states) > self.width:
                     states = self._promising(done, states)
                 for edge in self.lattice.edges.get(done, ()):
+                    before = scheme.extra_steps
                     self._take(done, states, edge)
+                    self.problem.work.add(scheme.extra_steps - before)
         ends = self.levels[-1].get(self.problem.everything)
         return None if ends is None else self._found(ends[0])
 

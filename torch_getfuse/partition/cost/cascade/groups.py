@@ -7,6 +7,7 @@ written over another (section 12). :class:`Facts` is what all groups of a graph 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,9 @@ from torch_getfuse.partition.node_set import bits, mask_of
 Bytes = NDArray[np.int64]
 
 _MOST_SHAPES = 1 << 13
+
+_GROUP, _MEMBER = 30, 22
+"""Steps counted for a new group, and for each member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +65,10 @@ class Facts:
     Args:
         lines: the cost model of the way ``line``.
         slice_channels: output channels of which streamed weights are staged at a time.
+        count: counts steps of what is worked out.
 
     Attributes:
+        count: see above.
         size: bytes of each tensor.
         readers, maker: per tensor, mask of the operators that read it, and of the one that
             makes it (0 for an input of the graph).
@@ -77,7 +83,8 @@ class Facts:
             0 where that of another tensor counts for it.
     """
 
-    def __init__(self, lines: Lbdf, slice_channels: int) -> None:
+    def __init__(self, lines: Lbdf, slice_channels: int, count: Callable[[int], None]) -> None:
+        self.count = count
         graph = lines.graph
         self.graph: OpGraph = graph
         self.lines = lines
@@ -178,7 +185,7 @@ class Facts:
         if found is None:
             if len(self._shapes) >= _MOST_SHAPES:
                 self._shapes.clear()
-            found = self._shapes[operators] = Shape(operators, lasts)
+            found = self._shapes[operators] = Shape(operators, lasts, self.count)
         return found
 
 
@@ -199,6 +206,7 @@ class Group:
 
     def __init__(self, facts: Facts, mask: int) -> None:
         self.facts, self.mask = facts, mask
+        facts.count(_GROUP + _MEMBER * mask.bit_count())
         lines = facts.lines
         touched = makes = weights = 0
         for i in bits(mask):

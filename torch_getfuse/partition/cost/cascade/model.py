@@ -76,9 +76,13 @@ class Cascade(FusionScheme):
             raise OptionError(f"slice_channels={slice_channels} is not a number from 1 up")
         super().__init__(graph, activation_bytes, weight_bytes)
         self.slice_channels = slice_channels
-        self.facts = Facts(Lbdf(self.graph, "line", activation_bytes, weight_bytes), slice_channels)
+        lines = Lbdf(self.graph, "line", activation_bytes, weight_bytes)
+        self.facts = Facts(lines, slice_channels, self._count)
         self._groups: dict[int, Group] = {}
         self._ways: dict[tuple[int, int], Priced] = {}
+
+    def _count(self, steps: int) -> None:
+        self.extra_steps += steps
 
     def group(self, mask: int) -> Group:
         """What is known of a set of operators; worked out once."""

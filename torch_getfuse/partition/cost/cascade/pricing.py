@@ -43,6 +43,9 @@ NOTHING = Beside(free=False)
 ANY = 1 << 62
 """As much traffic as may be."""
 
+_WAYS = 90
+"""Steps counted for looking for the best way of a step beside some residents."""
+
 
 @dataclass(frozen=True, slots=True)
 class Priced:
@@ -139,6 +142,7 @@ def least_reread(group: Group, beside: Beside, limit: int, most: int) -> int | N
 
 def _search_ways(group: Group, beside: Beside, limit: int, most: int) -> int | None:
     """What the best way reads again; ``None`` where no way fits with up to ``most``."""
+    group.facts.count(_WAYS)
     if any(True for _ in _once(group, beside, limit)):
         return 0
     best = most + 1

@@ -8,7 +8,7 @@ let go of it before another is written over it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -20,6 +20,9 @@ from torch_getfuse.partition.cost.lbdf.axis_maps import Edge
 
 Units = NDArray[np.int64]
 
+
+_TABLE, _OPERATOR, _ELEMENTS = 130, 12, 60
+"""Steps counted for a table, for each operator, and one more for so many stripes."""
 
 MOST_STRIPES = 512
 """Most stripes that are priced: what streams is read that often, and lines hold less."""
@@ -90,6 +93,7 @@ class Shape:
     Args:
         operators: in the order of the graph.
         lasts: the last tensor of each storage.
+        count: counts steps of what is worked out.
 
     Attributes:
         storages: the tensors of each storage, as they are written over each other.
@@ -98,8 +102,10 @@ class Shape:
         most_stripes: as many, but no more than :data:`MOST_STRIPES`.
     """
 
-    def __init__(self, operators: tuple[Operator, ...], lasts: Sequence[int]) -> None:
-        self.operators = operators
+    def __init__(
+        self, operators: tuple[Operator, ...], lasts: Sequence[int], count: Callable[[int], None]
+    ) -> None:
+        self.operators, self._count = operators, count
         self._readers: dict[int, list[tuple[int, Flow]]] = {}
         makers: dict[int, Operator] = {}
         for at, op in enumerate(operators):
@@ -182,6 +188,8 @@ class Shape:
         return row
 
     def _peaks(self, stripes: Units) -> Units:
+        elements = int(stripes.sum()) + len(stripes)
+        self._count(_TABLE + len(self.operators) * (_OPERATOR + elements // _ELEMENTS))
         made, released, starts = self._counts(stripes)
         table = np.empty((len(stripes), len(self.storages)), np.int64)
         for k, row in enumerate(self.storages):
