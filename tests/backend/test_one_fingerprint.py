@@ -132,6 +132,15 @@ def sorted_and_read(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.sort(-1, descending=True)[1], x.mean(), F.pad(x, (1, 2))
 
 
+def pooled_to_its_size(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x.relu()
+    return F.adaptive_max_pool2d(y, 6) + 1, F.adaptive_max_pool2d(y, 3)
+
+
+def pooled_indices(x: Tensor) -> Tensor:
+    return F.adaptive_max_pool2d(x, 6, return_indices=True)[1] + x
+
+
 def reshaped_in_place(x: Tensor) -> Tensor:
     y, z = x.relu(), x.tanh()
     w = y.mT.softmax(1)
@@ -179,6 +188,14 @@ def cast(x: Tensor) -> tuple[Tensor, Tensor]:
         (out_of_a_part, [("mul", ["input"]), ("relu", ["mul"])]),
         (out_of_two, [("sort", ["input"]), ("relu", ["sort"]), ("add", ["relu", "sort"])]),
         (sorted_and_read, [("sort", ["input"]), ("mean", ["input"]), ("pad", ["input"])]),
+        (
+            pooled_to_its_size,
+            [("relu", ["input"]), ("add", ["relu"]), ("adaptive_max_pool2d", ["relu"])],
+        ),
+        (
+            pooled_indices,
+            [("adaptive_max_pool2d", ["input"]), ("add", ["adaptive_max_pool2d", "input"])],
+        ),
         (
             reshaped_in_place,
             [
