@@ -269,6 +269,26 @@ def test_a_dropout_that_drops_nothing_is_its_input() -> None:
         assert all(map(torch.equal, found, f(x)))
 
 
+def test_a_view_of_an_idle_dropout_is_one_of_its_input() -> None:
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        early = x.cos()
+        F.dropout(x, 0.4, training=False).view(-1).mul_(2)
+        return early, x.sin()
+
+    x = torch.randn(2, 3)
+    program = torch.export.export(Function(f), (x,))
+    for gm in (capture_model(Function(f), (x,)).graph_module, program.graph_module):
+        nodes = list(gm.graph.nodes)
+        cos, write, sin = (
+            next(i for i, node in enumerate(nodes) if target_of(node).name == name)
+            for name in ("cos", "mul_", "sin")
+        )
+        edges = order_edges(gm, nodes)
+        assert cos in edges[write]
+        assert write in edges[sin]
+        assert changes_state(gm)
+
+
 # -- inputs that overlap at a later call ------------------------------------------------------
 
 

@@ -233,8 +233,18 @@ def written_among_several(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu_(x, 0.1) // 1
 
 
+def view_of_an_idle_dropout(x: torch.Tensor) -> torch.Tensor:
+    y = x.sum(1)
+    F.dropout(x, 0.3, training=False).view(-1).zero_()
+    return F.relu(y)
+
+
 @pytest.mark.parametrize(
-    "function", [late_input, into_out, copied_before, written_copy, written_among_several]
+    "function",
+    [
+        *(late_input, into_out, copied_before, written_copy, written_among_several),
+        view_of_an_idle_dropout,
+    ],
 )
 @pytest.mark.parametrize("buffer", [80, 10**6])
 def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) -> None:

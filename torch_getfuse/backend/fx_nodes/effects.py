@@ -227,6 +227,11 @@ class _Storages:
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._found: dict[fx.Node, frozenset[Hashable]] = {}
+        # The trace gives what an idle dropout returns, and so all views of that, another storage.
+        self._behind: dict[Hashable, frozenset[Hashable]] = {}
+        for node in filter(returns_input, gm.graph.nodes):
+            own = self._of(node)
+            self._behind.update((storage, own) for storage in own)
 
     def of_all(self, values: Sequence[fx.Node]) -> frozenset[Hashable]:
         """The storages of ``values``; two values with one in common may alias."""
@@ -235,7 +240,9 @@ class _Storages:
     def _of(self, node: fx.Node) -> frozenset[Hashable]:
         found = self._found.get(node)
         if found is None:
-            found = self._found[node] = frozenset(self._find(node))
+            shown = frozenset(self._find(node))
+            found = shown.union(*(self._behind.get(storage, ()) for storage in shown))
+            self._found[node] = found
         return found
 
     def _find(self, node: fx.Node) -> Iterator[Hashable]:
