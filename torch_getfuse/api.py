@@ -421,7 +421,8 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     # As the capture's own graph, so that a node has the same name in both.
-    module = with_own_dequantize(exported_without_view_changes(inline_regions(module)))
+    module = exported_without_view_changes(inline_regions(module), ending=True)
+    module = with_own_dequantize(module)
     found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
     # An input may have another name here (``input_1``), but has its place.

@@ -158,6 +158,15 @@ def test_shrinking(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     assert "WRONG" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", [0, 1])  # exported by a strict trace, and by none
+def test_what_a_strict_export_says_of_an_input_is_torch_s_own(seed: int) -> None:
+    turned = program("v0 = x0.mul_(2)", "v0.transpose_(1, 3)", "v2 = x0.sum(1)", "(v2, x0)")
+    with quietly():
+        found = check(replace(turned, seed=seed), ["export"])
+    assert not found.failures
+    assert ("export" in found.checked) == (seed == 1)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_program_is_a_function_of_its_seed(seed: int) -> None:
     first = generate(seed)

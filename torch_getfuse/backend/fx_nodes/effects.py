@@ -37,9 +37,12 @@ from torch_getfuse.backend.torch_private import (
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
 
-# Changes of which storage a tensor has, which the fake tensors show only as they end, and of the
+CHANGES_OF_SHAPE = frozenset(
+    {"as_strided_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
+)
+# Changes of a tensor's shape and storage, which the fake tensors show only as they end, and of the
 # seed may not be reordered with anything.
-_BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed"})
+_BARRIERS = CHANGES_OF_SHAPE | {"set_", "resize_", "resize_as_", "manual_seed"}
 # Nor may changes of how all that follows is computed, vmap and the like, but for the switches of
 # autocast and grad mode that modes.py knows.
 _MODES = tuple(
