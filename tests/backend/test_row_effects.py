@@ -239,14 +239,22 @@ def view_of_an_idle_dropout(x: torch.Tensor) -> torch.Tensor:
     return F.relu(y)
 
 
+def view_of_a_copy(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x * 3
+    flat = y.mT.flatten(1)
+    windows = flat.unfold(1, 2, 3)
+    flat.zero_()
+    return windows + 1, y
+
+
 @pytest.mark.parametrize(
     "function",
     [
         *(late_input, into_out, copied_before, written_copy, written_among_several),
-        view_of_an_idle_dropout,
+        *(view_of_an_idle_dropout, view_of_a_copy),
     ],
 )
-@pytest.mark.parametrize("buffer", [80, 10**6])
+@pytest.mark.parametrize("buffer", [16, 80, 10**6])
 def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) -> None:
     model, x = Function(function), torch.randn(1, 2, 4, 6)
     plan = plan_of(model, (x.clone(),), buffer=buffer)

@@ -77,7 +77,7 @@ def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
     """
     index = {node: i for i, node in enumerate(nodes)}
     before = [{index[s] for s in node.all_input_nodes if s in index} for node in nodes]
-    storages = _Storages(gm)
+    storages = Storages(gm)
     writes = [storages.written(node) for node in nodes]
     watched = frozenset[Hashable]().union(*writes)
     last_write: dict[Hashable, int] = {}
@@ -109,7 +109,7 @@ def changes_state(gm: fx.GraphModule) -> bool:
     Of modes, see :func:`changes_mode`.
     """
     nodes = list(gm.graph.nodes)
-    storages = _Storages(gm)
+    storages = Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
     return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
 
@@ -119,7 +119,7 @@ def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
 
     Of plain tensors with memory; equal numbers where two share a storage in the trace.
     """
-    storages = _Storages(gm)
+    storages = Storages(gm)
     written = frozenset[Hashable]().union(*map(storages.written, gm.graph.nodes))
     found: dict[int, int] = {}
     numbers: dict[Hashable, int] = {}
@@ -132,7 +132,7 @@ def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
 
 def results_share(gm: fx.GraphModule) -> bool:
     """Whether two results of a graph, or a result and an input, may have memory in common."""
-    storages = _Storages(gm)
+    storages = Storages(gm)
     kept = storages.of_all([node for node in gm.graph.nodes if node.op == "placeholder"])
     for node in gm.graph.output_node().all_input_nodes:
         own = storages.of_all([node])
@@ -144,7 +144,7 @@ def results_share(gm: fx.GraphModule) -> bool:
 
 def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
     """Value -> positions of the nodes that may write to a storage of it; left out for none."""
-    storages = _Storages(gm)
+    storages = Storages(gm)
     at: dict[Hashable, list[int]] = {}
     for i, node in enumerate(gm.graph.nodes):
         for storage in storages.written(node):
@@ -168,7 +168,7 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
     """
     nodes = list(gm.graph.nodes)
     at = {node: i for i, node in enumerate(nodes)}
-    storages = _Storages(gm)
+    storages = Storages(gm)
     shown: dict[Hashable, list[fx.Node]] = {}
     for node in nodes[:-1]:
         for storage in storages.of_all([node]):
@@ -224,7 +224,7 @@ def attribute(gm: fx.GraphModule, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), gm)
 
 
-class _Storages:
+class Storages:
     """The storages of each value of a graph, and those that a node writes."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
