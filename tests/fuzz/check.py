@@ -30,7 +30,7 @@ from torch_getfuse.backend import compiler
 from torch_getfuse.backend.packed import fast
 from torch_getfuse.errors import NoOperatorError
 
-from .observe import ROUNDINGS, Observation, difference, nudged, observe
+from .observe import ROUNDINGS, NudgedSums, Observation, difference, nudged, observe
 from .program import Case, Program
 
 TRACED = "traced"
@@ -218,7 +218,8 @@ class _Checker:
                 if k:
                     change_weights(model, self.change)
                 inputs = nudged(self.case.build, lambda k=k: self.case.inputs(k), way)[1]
-                found = observe(model, model, inputs, self.seed)
+                with NudgedSums(way):
+                    found = observe(model, model, inputs, self.seed)
             yield found
 
     # -- other ways in -----------------------------------------------------------------------

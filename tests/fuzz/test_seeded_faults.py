@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from fuzz.check import CHANGES, MODES, Failure, check, quietly, weight_change
 from fuzz.generate import generate
-from fuzz.observe import Observation, difference, observe
+from fuzz.observe import ROUNDINGS, NudgedSums, Observation, difference, observe
 from fuzz.program import Program, Statement, runs
 from fuzz.reproduce import reproducer
 from fuzz.shrink import shrink
@@ -185,3 +185,24 @@ def test_one_value_that_differs_is_seen(dtype: torch.dtype, exact: bool) -> None
 
     assert not difference(seen(2.0), seen(2.0), exact=exact)
     assert "3" in difference(seen(2.0), seen(3.0), exact=exact)
+
+
+def test_which_of_equal_sums_comes_first_is_a_rounding() -> None:
+    def seen(order: int, factor: float) -> Observation:
+        x = torch.ones(4, 8)
+        ranks = (x @ x.T).sort(-1).indices
+        return observe(
+            lambda: (ranks.flip(-1) if order < 0 else ranks, x * factor), nn.Module(), ()
+        )
+
+    def near() -> list[Observation]:
+        found = []
+        for way in ROUNDINGS:
+            with NudgedSums(way):
+                found.append(seen(1, 1.0))
+        return found
+
+    right = seen(1, 1.0)
+    assert "result 0" in difference(right, seen(-1, 1.0), exact=False)
+    assert not difference(right, seen(-1, 1.0), exact=False, unsure=near)
+    assert "result 1" in difference(right, seen(-1, 1.01), exact=False, unsure=near)
