@@ -261,6 +261,26 @@ def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) 
     agree(model, x, lambda own, given: torch_getfuse.run_counted(own, (given,), plan)[0])
 
 
+@pytest.mark.parametrize("buffer", [16, 10**6])
+def test_a_copy_of_what_is_written_before_and_after_it_is_taken_between(buffer: int) -> None:
+    def run(x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        F.leaky_relu_(x, 0.1)
+        copied = part.clone()
+        y = copied.exp()
+        F.leaky_relu_(x, 0.1)
+        return y
+
+    def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.arange(-6.0, 6.0).view(2, 6)
+        return x, x[:, :1]
+
+    model, given, right = Function(run), inputs(), inputs()
+    plan = plan_of(model, inputs(), buffer=buffer)
+    assert len(plan.groups) == 2  # both writes, and the reader of the copy
+    got, _ = torch_getfuse.run_counted(model, given, plan)
+    same([got, *given], [model(*right), *right])
+
+
 def test_activations_in_place_on_private_values_run_by_rows() -> None:
     def block(x: torch.Tensor) -> torch.Tensor:
         y = F.relu(x * 3, inplace=True)

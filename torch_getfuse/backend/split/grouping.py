@@ -84,16 +84,17 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
             return node  # one of several results
         # A reshape or a clone may be a copy of what was there before a write to its source, and
         # what is written to the copy alone, by this call too, must stay in it. A node that writes
-        # itself is no view.
+        # itself is no view. Nor is a copy taken again where another child writes to its source
+        # after the call, which may have to be before that, or where the call gives a view of it.
+        made = storages.of_all([node]) - storages.of_all([source])
         source_writes = written.get(source, ())
         own = [at for at in written.get(node, ()) if at not in source_writes]
-        if any(position[node] <= at < position[call] for at in source_writes) or any(
-            position[node] < at <= position[call] for at in own
+        if (
+            any(position[node] <= at < position[call] for at in source_writes)
+            or any(position[node] < at <= position[call] for at in own)
+            or (made and any(at > position[call] for at in source_writes))
+            or made & storages.of_all([call])
         ):
-            return node
-        # What the call gives is a view of such a copy (``x.flatten().unfold(...)``).
-        made = storages.of_all([node]) - storages.of_all([source])
-        if made & storages.of_all([call]):
             return node
         key = owner[op], node
         if key not in clones:
