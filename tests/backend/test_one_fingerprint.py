@@ -104,6 +104,12 @@ def foreach_of_a_part(x: Tensor) -> Tensor:
     return y - z
 
 
+def foreach_of_a_constant(x: Tensor) -> Tensor:
+    y, constant = x.relu(), torch.tensor([1.0, 0.0])
+    torch._foreach_add_([constant, y], 1)
+    return y.view(-1) - 1
+
+
 def foreach_twice(x: Tensor) -> Tensor:
     y = x.relu()
     torch._foreach_mul_([y, y], 2)
@@ -179,6 +185,10 @@ def cast(x: Tensor) -> tuple[Tensor, Tensor]:
                 ],
             )
             for function in (foreach_of_two, foreach_of_a_part)
+        ),
+        (
+            foreach_of_a_constant,
+            [("relu", ["input"]), ("_foreach_add", ["relu"]), ("sub", ["_foreach_add"])],
         ),
         (
             foreach_twice,

@@ -159,9 +159,11 @@ class GraphBuilder:
         fx.map_arg(returned, self.returned.append)
         for item in self.returned:
             found.extend(self._bases_of(self.values.get(item)))
-        # What is written over an input or a buffer is seen outside, whether it is returned or not.
+        # What is written over an input or a buffer is seen outside, whether it is returned or not;
+        # a constant is copied before.
         for leaf, value in self.values.items():
-            if leaf.op in ("placeholder", "get_attr") and not isinstance(value, tuple):
+            given = leaf.op in ("placeholder", "get_attr") and self.roles(leaf) is not Role.CONSTANT
+            if given and not isinstance(value, tuple):
                 written = self._memory.current(value)
                 if isinstance(written, Feature) and written != value:
                     found.append(written.base)
