@@ -466,6 +466,21 @@ def test_what_reads_a_tensor_is_planned_in_the_shape_that_its_other_name_was_giv
         assert shapes == [(1, 4), (1, 4), (1, 4), (1, 1, 4), (1, 4)]
 
 
+def test_an_idle_cast_of_an_exported_program_waits_for_no_write() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = x.sum(-1)
+        x += x
+        return y.type_as(x).exp()
+
+    x = torch.randn(2, 6)
+    program = torch.export.export(Function(f), (x,))
+    plan = torch_getfuse.plan(program, buffer="64KB", cache=False)
+    assert [group.ops for group in plan.groups] == [("sum", "exp"), ("add",)]
+    given, right = x.clone(), x.clone()
+    assert torch.equal(torch_getfuse.split(program, (), plan)(given), f(right))
+    assert torch.equal(given, right)
+
+
 class Turning(nn.Module):
     """It leaves its input, and maybe its buffer, in another shape; by ``how``."""
 
