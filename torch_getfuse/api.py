@@ -24,6 +24,7 @@ from torch_getfuse.backend.capture.capture import (
 )
 from torch_getfuse.backend.capture.eager_quantised import check_traceable, is_eager_quantised
 from torch_getfuse.backend.capture.exported_regions import inline_regions
+from torch_getfuse.backend.capture.idle_casts import without_idle_casts
 from torch_getfuse.backend.capture.mode_notes import mode_notes
 from torch_getfuse.backend.capture.quantisation import quantisation_notes, with_own_dequantize
 from torch_getfuse.backend.capture.renaming import named_as
@@ -421,7 +422,8 @@ def _in_module(program: torch.export.ExportedProgram) -> Capture:
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     # As the capture's own graph, so that a node has the same name in both.
-    module = with_own_dequantize(exported_without_view_changes(inline_regions(module)))
+    module = exported_without_view_changes(inline_regions(module), ending=True)
+    module = with_own_dequantize(without_idle_casts(module))
     found = {node.name: node for node in module.graph.nodes if node.op != "placeholder"}
     moved = {n: found[n.name] for n in captured.graph_module.graph.nodes if n.name in found}
     # An input may have another name here (``input_1``), but has its place.

@@ -104,6 +104,12 @@ def foreach_of_a_part(x: Tensor) -> Tensor:
     return y - z
 
 
+def foreach_of_a_constant(x: Tensor) -> Tensor:
+    y, constant = x.relu(), torch.tensor([1.0, 0.0])
+    torch._foreach_add_([constant, y], 1)
+    return y.view(-1) - 1
+
+
 def foreach_twice(x: Tensor) -> Tensor:
     y = x.relu()
     torch._foreach_mul_([y, y], 2)
@@ -130,6 +136,15 @@ def out_of_two(x: Tensor) -> Tensor:
 
 def sorted_and_read(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.sort(-1, descending=True)[1], x.mean(), F.pad(x, (1, 2))
+
+
+def pooled_to_its_size(x: Tensor) -> tuple[Tensor, Tensor]:
+    y = x.relu()
+    return F.adaptive_max_pool2d(y, 6) + 1, F.adaptive_max_pool2d(y, 3)
+
+
+def pooled_indices(x: Tensor) -> Tensor:
+    return F.adaptive_max_pool2d(x, 6, return_indices=True)[1] + x
 
 
 def reshaped_in_place(x: Tensor) -> Tensor:
@@ -172,6 +187,10 @@ def cast(x: Tensor) -> tuple[Tensor, Tensor]:
             for function in (foreach_of_two, foreach_of_a_part)
         ),
         (
+            foreach_of_a_constant,
+            [("relu", ["input"]), ("_foreach_add", ["relu"]), ("sub", ["_foreach_add"])],
+        ),
+        (
             foreach_twice,
             [("relu", ["input"]), ("_foreach_mul", ["relu"]), ("sub", ["_foreach_mul"])],
         ),
@@ -179,6 +198,14 @@ def cast(x: Tensor) -> tuple[Tensor, Tensor]:
         (out_of_a_part, [("mul", ["input"]), ("relu", ["mul"])]),
         (out_of_two, [("sort", ["input"]), ("relu", ["sort"]), ("add", ["relu", "sort"])]),
         (sorted_and_read, [("sort", ["input"]), ("mean", ["input"]), ("pad", ["input"])]),
+        (
+            pooled_to_its_size,
+            [("relu", ["input"]), ("add", ["relu"]), ("adaptive_max_pool2d", ["relu"])],
+        ),
+        (
+            pooled_indices,
+            [("adaptive_max_pool2d", ["input"]), ("add", ["adaptive_max_pool2d", "input"])],
+        ),
         (
             reshaped_in_place,
             [

@@ -16,7 +16,6 @@ from torch_getfuse.backend.capture.capture import Capture, capture_exported, cap
 from torch_getfuse.backend.fx_nodes.effects import changes_state, order_edges
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.split.grouping import split_capture
-from torch_getfuse.errors import CaptureError
 from torch_getfuse.options import Options
 from torch_getfuse.planner import plan_graph
 
@@ -269,6 +268,26 @@ def test_a_dropout_that_drops_nothing_is_its_input() -> None:
         assert all(map(torch.equal, found, f(x)))
 
 
+def test_a_view_of_an_idle_dropout_is_one_of_its_input() -> None:
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        early = x.cos()
+        F.dropout(x, 0.4, training=False).view(-1).mul_(2)
+        return early, x.sin()
+
+    x = torch.randn(2, 3)
+    program = torch.export.export(Function(f), (x,))
+    for gm in (capture_model(Function(f), (x,)).graph_module, program.graph_module):
+        nodes = list(gm.graph.nodes)
+        cos, write, sin = (
+            next(i for i, node in enumerate(nodes) if target_of(node).name == name)
+            for name in ("cos", "mul_", "sin")
+        )
+        edges = order_edges(gm, nodes)
+        assert cos in edges[write]
+        assert write in edges[sin]
+        assert changes_state(gm)
+
+
 # -- inputs that overlap at a later call ------------------------------------------------------
 
 
@@ -447,14 +466,77 @@ def test_what_reads_a_tensor_is_planned_in_the_shape_that_its_other_name_was_giv
         assert shapes == [(1, 4), (1, 4), (1, 4), (1, 1, 4), (1, 4)]
 
 
-def test_an_exported_input_that_an_idle_dropout_turns_is_refused() -> None:
+def test_an_idle_cast_of_an_exported_program_waits_for_no_write() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
-        F.dropout(x, 0.3, training=False).t_()
-        return x * 2
+        y = x.sum(-1)
+        x += x
+        return y.type_as(x).exp()
 
-    program = torch.export.export(Function(f), (torch.randn(1, 4),))
-    with pytest.raises(CaptureError, match="changes its shape in place"):
-        torch_getfuse.plan(program, cache=False)
+    x = torch.randn(2, 6)
+    program = torch.export.export(Function(f), (x,))
+    plan = torch_getfuse.plan(program, buffer="64KB", cache=False)
+    assert [group.ops for group in plan.groups] == [("sum", "exp"), ("add",)]
+    given, right = x.clone(), x.clone()
+    assert torch.equal(torch_getfuse.split(program, (), plan)(given), f(right))
+    assert torch.equal(given, right)
+
+
+class Turning(nn.Module):
+    """It leaves its input, and maybe its buffer, in another shape; by ``how``."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("turned", torch.arange(4.0)[None])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        early = x.sin()
+        if self.how == "by its own name":
+            x.t_()
+        elif self.how == "by another name":
+            F.leaky_relu_(x, 0.1).t_()
+        elif self.how == "by an idle dropout":
+            F.dropout(x, 0.3, training=False).t_()
+        elif self.how == "twice":
+            x.mul_(2).t_()
+            early = early + x.sum(1)
+            x.add_(1).transpose_(0, 1)
+        elif self.how == "by a cast":
+            x.float().t_()
+        else:
+            self.turned.mul_(2).t_()
+            return early + self.turned.sum(1), x
+        return early, x.cos().relu(), x * 2
+
+
+@pytest.mark.parametrize("buffer", [20, "256KB"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("by its own name", "by another name", "by an idle dropout", "twice", "by a cast"),
+        "a buffer",
+    ],
+)
+def test_an_exported_program_turns_its_inputs_and_buffers(how: str, buffer: object) -> None:
+    model, example = Turning(how), (torch.randn(1, 4),)
+    program = torch.export.export(model, example)
+    plan = torch_getfuse.plan(program, buffer=buffer, cache=False)
+    assert all(plan.graph.tensors[name].shape == (1, 4) for name in plan.graph.inputs)
+    if how != "by its own name":  # which Dynamo does not trace
+        assert plan.graph.fingerprint == capture_model(model, example).graph.fingerprint
+    split = torch_getfuse.split(program, (), plan)
+
+    def left(run: Callable[..., Any]) -> tuple[torch.Tensor, ...]:
+        x, before = torch.arange(4.0)[None], model.turned.clone()
+        try:
+            return (*run(x), x, model.turned.clone())
+        finally:
+            model.turned.as_strided_(before.size(), before.stride()).copy_(before)
+
+    wanted = left(model)
+    for found in (left(split), left(lambda x: torch_getfuse.run_counted(program, (x,), plan)[0])):
+        assert all(map(torch.equal, found, wanted))
+        assert [t.stride() for t in found] == [t.stride() for t in wanted]
 
 
 def test_a_group_that_writes_to_an_expansion_stays_eager() -> None:

@@ -233,14 +233,52 @@ def written_among_several(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu_(x, 0.1) // 1
 
 
+def view_of_an_idle_dropout(x: torch.Tensor) -> torch.Tensor:
+    y = x.sum(1)
+    F.dropout(x, 0.3, training=False).view(-1).zero_()
+    return F.relu(y)
+
+
+def view_of_a_copy(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y = x * 3
+    flat = y.mT.flatten(1)
+    windows = flat.unfold(1, 2, 3)
+    flat.zero_()
+    return windows + 1, y
+
+
 @pytest.mark.parametrize(
-    "function", [late_input, into_out, copied_before, written_copy, written_among_several]
+    "function",
+    [
+        *(late_input, into_out, copied_before, written_copy, written_among_several),
+        *(view_of_an_idle_dropout, view_of_a_copy),
+    ],
 )
-@pytest.mark.parametrize("buffer", [80, 10**6])
+@pytest.mark.parametrize("buffer", [16, 80, 10**6])
 def test_writes_that_someone_sees(function: Callable[..., object], buffer: int) -> None:
     model, x = Function(function), torch.randn(1, 2, 4, 6)
     plan = plan_of(model, (x.clone(),), buffer=buffer)
     agree(model, x, lambda own, given: torch_getfuse.run_counted(own, (given,), plan)[0])
+
+
+@pytest.mark.parametrize("buffer", [16, 10**6])
+def test_a_copy_of_what_is_written_before_and_after_it_is_taken_between(buffer: int) -> None:
+    def run(x: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
+        F.leaky_relu_(x, 0.1)
+        copied = part.clone()
+        y = copied.exp()
+        F.leaky_relu_(x, 0.1)
+        return y
+
+    def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.arange(-6.0, 6.0).view(2, 6)
+        return x, x[:, :1]
+
+    model, given, right = Function(run), inputs(), inputs()
+    plan = plan_of(model, inputs(), buffer=buffer)
+    assert len(plan.groups) == 2  # both writes, and the reader of the copy
+    got, _ = torch_getfuse.run_counted(model, given, plan)
+    same([got, *given], [model(*right), *right])
 
 
 def test_activations_in_place_on_private_values_run_by_rows() -> None:

@@ -30,7 +30,7 @@ from torch_getfuse.backend import compiler
 from torch_getfuse.backend.packed import fast
 from torch_getfuse.errors import NoOperatorError
 
-from .observe import ROUNDINGS, Observation, difference, nudged, observe
+from .observe import ROUNDINGS, NudgedSums, Observation, difference, nudged, observe
 from .program import Case, Program
 
 TRACED = "traced"
@@ -218,7 +218,8 @@ class _Checker:
                 if k:
                     change_weights(model, self.change)
                 inputs = nudged(self.case.build, lambda k=k: self.case.inputs(k), way)[1]
-                found = observe(model, model, inputs, self.seed)
+                with NudgedSums(way):
+                    found = observe(model, model, inputs, self.seed)
             yield found
 
     # -- other ways in -----------------------------------------------------------------------
@@ -235,7 +236,7 @@ class _Checker:
                 theirs = observe(plain, model, self.case.inputs(0), self.seed)
                 fresh = self.case.build()
                 right = observe(fresh, fresh, self.case.inputs(0), self.seed)
-                if difference(right, theirs, exact=True):
+                if difference(right, theirs, exact=True) or not _takes(program, inputs):
                     return  # torch.export's own
             except Exception:
                 return
@@ -337,6 +338,16 @@ class _Checker:
 
     def _fail_by(self, mode: str, error: Exception) -> None:
         self.verdict.failures.append(failure_of(mode, error))
+
+
+def _takes(program: torch.export.ExportedProgram, inputs: tuple[Any, ...]) -> bool:
+    """Whether a program is for the inputs that it was exported with: a strict trace has those that
+    change their shape in place as they are left, and refuses them as they were given.
+    """
+    names = set(program.graph_signature.user_inputs)
+    traced = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    pairs = zip(traced, torch.utils._pytree.tree_leaves(inputs), strict=True)
+    return all(a.shape == b.shape for a, b in pairs if isinstance(b, torch.Tensor))
 
 
 def failure_of(mode: str, error: BaseException) -> Failure:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _TOLERANCE = {
     torch.float16: 1e-2,
@@ -20,6 +21,17 @@ _TOLERANCE = {
 
 ROUNDINGS = range(6)
 """Neighbours of the inputs and weights that eager is run at, to learn what rounding can do."""
+
+_SUMS = frozenset(
+    {
+        *("mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "linear", "convolution"),
+        *("sum", "mean", "prod", "var", "std", "norm", "linalg_vector_norm", "cumsum"),
+        *("avg_pool2d", "_adaptive_avg_pool2d", "native_layer_norm", "native_group_norm"),
+        *("_softmax", "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d"),
+        "upsample_bicubic2d",
+    }
+)
+"""Operators that add up, by their ATen names."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +177,37 @@ def nudged(
     model, given = build(), inputs()
     seen: set[int] = set()
     for value in (*given, *model.parameters(), *model.buffers()):
-        if isinstance(value, Tensor) and value.is_floating_point() and id(value) not in seen:
+        if isinstance(value, Tensor) and id(value) not in seen:
             seen.add(id(value))
-            size = 4 * torch.finfo(value.dtype).eps
-            off = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
-            if value.numel() and 0 not in value.stride():
-                value.data.copy_(value.double() * (1 + size * off))
+            _nudge(value, generator)
     return model, given
+
+
+class NudgedSums(TorchDispatchMode):
+    """Puts what is added up off by about a rounding, each sum for itself.
+
+    Sums of the same numbers are equal in one kernel, whatever the numbers, and need not be in
+    another, that takes them by rows: which of them a sort puts first says nothing.
+    """
+
+    def __init__(self, way: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(way)
+
+    def __torch_dispatch__(  # type: ignore[no-untyped-def]
+        self, function, types, args=(), kwargs=None
+    ):
+        results = function(*args, **kwargs or {})
+        if function.overloadpacket.__name__ in _SUMS:
+            for value in pytree.tree_leaves(results):
+                _nudge(value, self.generator)
+        return results
+
+
+def _nudge(value: object, generator: torch.Generator) -> None:
+    """Put a tensor of floating-point numbers off by about a rounding, in place."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        size = 4 * torch.finfo(value.dtype).eps
+        off = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
+        if value.numel() and 0 not in value.stride():
+            value.data.copy_(value.double() * (1 + size * off))

@@ -159,9 +159,11 @@ class GraphBuilder:
         fx.map_arg(returned, self.returned.append)
         for item in self.returned:
             found.extend(self._bases_of(self.values.get(item)))
-        # What is written over an input or a buffer is seen outside, whether it is returned or not.
+        # What is written over an input or a buffer is seen outside, whether it is returned or not;
+        # a constant is copied before.
         for leaf, value in self.values.items():
-            if leaf.op in ("placeholder", "get_attr") and not isinstance(value, tuple):
+            given = leaf.op in ("placeholder", "get_attr") and self.roles(leaf) is not Role.CONSTANT
+            if given and not isinstance(value, tuple):
                 written = self._memory.current(value)
                 if isinstance(written, Feature) and written != value:
                     found.append(written.base)
@@ -235,8 +237,15 @@ class GraphBuilder:
             result = whole(call, call.name)
         if isinstance(result, Spec) and targets:
             result = replace(result, stored_as=None)  # it is stored as what it is written to
+        results, picked = len(call.outputs), None
+        if isinstance(result, Spec) and results > 1 and not targets:
+            picked = only_pick(node)
+        if picked is not None:
+            picked = _position(node, picked)
+            call = replace(call, outputs=(call.outputs[picked],), picked=picked)
+            result = apply_rule(call)  # a view too: the maxima of single elements are these
         if isinstance(result, Alias):
-            value = self._alias(result, node)
+            value = self._alias(result, node, picked or 0)
             self.values[node] = value
             if targets and targets[0].node is not node:
                 # squeeze_ and its like change the view, not the elements.
@@ -246,13 +255,6 @@ class GraphBuilder:
             weights = _weights(call, result)
             self._anew(node, targets, call.activations, result.kind, weights, result.macs)
             return
-        results = len(call.outputs)
-        picked = only_pick(node) if results > 1 and not targets else None
-        if picked is not None:
-            picked = _position(node, picked)
-            call = replace(call, outputs=(call.outputs[picked],), picked=picked)
-            result = apply_rule(call)
-            assert isinstance(result, Spec)
         base = self._draft(node, call, result)
         parts: list[Value | None] = [None] * results
         if result.stored_as is not None:
@@ -329,7 +331,8 @@ class GraphBuilder:
             self._memory.join(target.value, parts)
         self._give(node, made)
 
-    def _alias(self, alias: Alias, node: fx.Node) -> Value:
+    def _alias(self, alias: Alias, node: fx.Node, first: int) -> Value:
+        """What a node gives whose results from number ``first`` on are views, if not all are."""
         value = alias.operand.value
         if isinstance(value, Feature):
             views: list[Value] = [
@@ -338,7 +341,9 @@ class GraphBuilder:
         else:
             views = [value] * len(alias.changes)
         self._belongs(node, value)
-        return mirrored(traced_value(node), views)
+        traced = traced_value(node)
+        others = len(flat_tensors(traced)) - first - len(views)
+        return mirrored(traced, [None] * first + views + [None] * others)
 
     def _belongs(self, node: fx.Node, value: Value) -> None:
         """An alias is listed with the operator that wrote its base tensor."""

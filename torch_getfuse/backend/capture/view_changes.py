@@ -11,6 +11,7 @@ returns ``x``) it does. What is left of that for the caller is done after the gr
 
 A dropout that drops nothing returns its input, but traces take the two for two tensors. What a
 change of one does to the other's shape, and to all that is computed from it, is worked out here.
+An exported graph changes its inputs so by their own names as well, and ends with these changes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from torch_getfuse.backend.fx_nodes.effects import returns_input
+from torch_getfuse.backend.fx_nodes.effects import (
+    CHANGES_OF_SHAPE,
+    returns_input,
+    storage_of,
+)
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.fx_nodes.values import (
     fake_mode_of,
@@ -39,10 +44,6 @@ from torch_getfuse.backend.torch_private import (
     tree_map,
 )
 from torch_getfuse.errors import CaptureError
-
-_VIEWS = frozenset(
-    {"as_strided_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
-)
 
 
 def without_view_changes(
@@ -77,25 +78,38 @@ def without_view_changes(
     return _with_views(gm, objects, "example_value", first_shown)
 
 
-def exported_without_view_changes(gm: fx.GraphModule) -> fx.GraphModule:
+def exported_without_view_changes(gm: fx.GraphModule, *, ending: bool = False) -> fx.GraphModule:
     """``gm`` itself, or a copy of an exported graph in which no value changes its shape in place.
 
-    Raises:
-        CaptureError: where an input or attribute changes its shape, by the name of what an idle
-            dropout returned: ``torch.export`` refuses only what it sees.
+    Args:
+        gm: the graph; it is not changed.
+        ending: whether the copy ends with these changes of its inputs and attributes. Nothing
+            reads them by then.
     """
-    changing = [node for node in gm.graph.nodes if _changes_view(node)]
-    if not changing:
+    if not any(map(_changes_view, gm.graph.nodes)):
         return gm
     objects = _objects(gm.graph)
-    changed = {objects[node] for node in changing}
-    for node in gm.graph.nodes:
-        if node.op in ("placeholder", "get_attr") and objects[node] in changed:
-            raise CaptureError(
-                f"{node.name}, an input or attribute of the exported program, changes its shape in "
-                "place: change a copy of it"
-            )
-    return _with_views(gm, objects, "val", lambda node, new: traced_value(node))
+    copied = _with_views(gm, objects, "val", lambda node, new: traced_value(node))
+    if ending:
+        _end_alike(copied, gm, objects)
+    return copied
+
+
+def _end_alike(copied: fx.GraphModule, gm: fx.GraphModule, objects: Mapping[fx.Node, int]) -> None:
+    """Give the inputs and attributes of a graph the shapes that they have after ``gm``."""
+    given = {node.name: node for node in copied.graph.nodes}
+    leaves = {
+        objects[node]: given[node.name]
+        for node in gm.graph.nodes
+        if node.op in ("placeholder", "get_attr")
+    }
+    with copied.graph.inserting_before(copied.graph.output_node()):
+        for node in filter(_changes_view, gm.graph.nodes):
+            if (leaf := leaves.get(objects[node])) is not None:
+                rest, named = fx.map_arg((node.args[1:], node.kwargs), lambda n: given[n.name])
+                new = copied.graph.call_method(str(target_of(node).name), (leaf, *rest), named)
+                new.meta["val"] = traced_value(leaf)
+    copied.recompile()
 
 
 def _with_views(
@@ -203,25 +217,40 @@ def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
 
 
 def _returned(node: fx.Node) -> fx.Node | None:
-    """The argument that an operator writes and returns, if it returns that alone."""
+    """The argument that an operator of an exported graph returns itself."""
     if not isinstance(node.target, OpOverload):
         return None
     schema = schema_of(node.target)
-    if [r.alias_info is not None and r.alias_info.is_write for r in schema.returns] != [True]:
-        return None
-    given = {
-        **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
-        **node.kwargs,
-    }
-    written = (
-        a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
-    )
-    source = given.get(next(written))
-    return source if isinstance(source, fx.Node) else None
+    writes = [r.alias_info is not None and r.alias_info.is_write for r in schema.returns]
+    if writes == [True]:
+        given = {
+            **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
+            **node.kwargs,
+        }
+        written = (
+            a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write
+        )
+        source = given.get(next(written))
+        return source if isinstance(source, fx.Node) else None
+    return _passed_on(node) if not any(writes) else None
+
+
+def _passed_on(node: fx.Node) -> fx.Node | None:
+    """The argument that an operator returns as it is, and not as a view: ``to`` its own type."""
+    value = traced_value(node)
+    for source in node.all_input_nodes:
+        given = traced_value(source)
+        both = isinstance(value, torch.Tensor) and isinstance(given, torch.Tensor)
+        if both and storage_of(given) == storage_of(value):
+            return source if _run(node) is given else None
+    return None
 
 
 def _changes_view(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method") or target_of(node).name not in _VIEWS:
+    if (
+        node.op not in ("call_function", "call_method")
+        or target_of(node).name not in CHANGES_OF_SHAPE
+    ):
         return False
     if isinstance(node.target, OpOverload):
         return True

@@ -37,9 +37,12 @@ from torch_getfuse.backend.torch_private import (
 _UNKNOWN = "unknown"  # the one storage of all values that carry no fake tensor
 _GENERATOR = "generator"  # the state of the random-number generator
 
-# Changes of which storage a tensor has, which the fake tensors show only as they end, and of the
+CHANGES_OF_SHAPE = frozenset(
+    {"as_strided_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
+)
+# Changes of a tensor's shape and storage, which the fake tensors show only as they end, and of the
 # seed may not be reordered with anything.
-_BARRIERS = frozenset({"set_", "resize_", "resize_as_", "manual_seed"})
+_BARRIERS = CHANGES_OF_SHAPE | {"set_", "resize_", "resize_as_", "manual_seed"}
 # Nor may changes of how all that follows is computed, vmap and the like, but for the switches of
 # autocast and grad mode that modes.py knows.
 _MODES = tuple(
@@ -74,7 +77,7 @@ def order_edges(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[set[int]]:
     """
     index = {node: i for i, node in enumerate(nodes)}
     before = [{index[s] for s in node.all_input_nodes if s in index} for node in nodes]
-    storages = _Storages(gm)
+    storages = Storages(gm)
     writes = [storages.written(node) for node in nodes]
     watched = frozenset[Hashable]().union(*writes)
     last_write: dict[Hashable, int] = {}
@@ -106,7 +109,7 @@ def changes_state(gm: fx.GraphModule) -> bool:
     Of modes, see :func:`changes_mode`.
     """
     nodes = list(gm.graph.nodes)
-    storages = _Storages(gm)
+    storages = Storages(gm)
     kept = storages.of_all([node for node in nodes if node.op in ("placeholder", "get_attr")])
     return any(is_barrier(node) or storages.written(node) & (kept | {_GENERATOR}) for node in nodes)
 
@@ -116,7 +119,7 @@ def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
 
     Of plain tensors with memory; equal numbers where two share a storage in the trace.
     """
-    storages = _Storages(gm)
+    storages = Storages(gm)
     written = frozenset[Hashable]().union(*map(storages.written, gm.graph.nodes))
     found: dict[int, int] = {}
     numbers: dict[Hashable, int] = {}
@@ -129,7 +132,7 @@ def input_storages(gm: fx.GraphModule) -> tuple[dict[int, int], set[int]]:
 
 def results_share(gm: fx.GraphModule) -> bool:
     """Whether two results of a graph, or a result and an input, may have memory in common."""
-    storages = _Storages(gm)
+    storages = Storages(gm)
     kept = storages.of_all([node for node in gm.graph.nodes if node.op == "placeholder"])
     for node in gm.graph.output_node().all_input_nodes:
         own = storages.of_all([node])
@@ -141,7 +144,7 @@ def results_share(gm: fx.GraphModule) -> bool:
 
 def written_at(gm: fx.GraphModule) -> dict[fx.Node, list[int]]:
     """Value -> positions of the nodes that may write to a storage of it; left out for none."""
-    storages = _Storages(gm)
+    storages = Storages(gm)
     at: dict[Hashable, list[int]] = {}
     for i, node in enumerate(gm.graph.nodes):
         for storage in storages.written(node):
@@ -165,7 +168,7 @@ def effects_in_words(gm: fx.GraphModule, calls: Container[fx.Node]) -> dict[fx.N
     """
     nodes = list(gm.graph.nodes)
     at = {node: i for i, node in enumerate(nodes)}
-    storages = _Storages(gm)
+    storages = Storages(gm)
     shown: dict[Hashable, list[fx.Node]] = {}
     for node in nodes[:-1]:
         for storage in storages.of_all([node]):
@@ -221,12 +224,17 @@ def attribute(gm: fx.GraphModule, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), gm)
 
 
-class _Storages:
+class Storages:
     """The storages of each value of a graph, and those that a node writes."""
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
         self._found: dict[fx.Node, frozenset[Hashable]] = {}
+        # The trace gives what an idle dropout returns, and so all views of that, another storage.
+        self._behind: dict[Hashable, frozenset[Hashable]] = {}
+        for node in filter(returns_input, gm.graph.nodes):
+            own = self._of(node)
+            self._behind.update((storage, own) for storage in own)
 
     def of_all(self, values: Sequence[fx.Node]) -> frozenset[Hashable]:
         """The storages of ``values``; two values with one in common may alias."""
@@ -235,7 +243,9 @@ class _Storages:
     def _of(self, node: fx.Node) -> frozenset[Hashable]:
         found = self._found.get(node)
         if found is None:
-            found = self._found[node] = frozenset(self._find(node))
+            shown = frozenset(self._find(node))
+            found = shown.union(*(self._behind.get(storage, ()) for storage in shown))
+            self._found[node] = found
         return found
 
     def _find(self, node: fx.Node) -> Iterator[Hashable]:

@@ -145,9 +145,9 @@ class FastProgram:
 
     def _found(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The results, from the values of the nodes that are returned."""
-        made = dict(zip(self._returned, values, strict=True))
-        found = fx.node.map_arg(self._results, lambda node: as_traced(made[node], node))
-        return tuple(found)
+        pairs = zip(self._returned, values, strict=True)
+        made = {node: as_traced(value, node) for node, value in pairs}  # one, returned twice or not
+        return tuple(fx.node.map_arg(self._results, made.__getitem__))
 
     @cached_property
     def _timed(self) -> Callable[..., Any]:

@@ -508,9 +508,12 @@ def _overlaps(value: Tensor) -> bool:
 
 
 def as_traced(value: Any, node: fx.Node) -> Any:
-    """A value in the layout that the trace promises to whoever looks at its strides."""
+    """A value in the layout that the trace promises to whoever looks at its strides.
+
+    One whose elements share memory was made as the trace makes it, but for axes of size one.
+    """
     traced = traced_value(node)
-    if not isinstance(value, Tensor) or value.stride() == traced.stride():
+    if not isinstance(value, Tensor) or value.stride() == traced.stride() or _overlaps(traced):
         return value
     same = torch.empty_strided(traced.shape, traced.stride(), dtype=value.dtype)
     return same.copy_(value)

@@ -125,8 +125,8 @@ def _adaptive_pool(call: Call) -> Spec | Alias:
     """Adaptive pooling; to its input's own size it is an alias (average and maximum of one)."""
     operand: Operand = call.args["input"]
     n = _axes(call.name)
-    if len(call.outputs) > 1:
-        return whole(call, call.name)
+    if len(call.outputs) > 1 or call.picked:
+        return whole(call, call.name)  # it gives indices
     lead = operand.rank - n
     sizes = list(zip(operand.shape[lead:], call.shape[lead:], strict=True))
     if all(size_in == size_out for size_in, size_out in sizes):

@@ -10,7 +10,7 @@ from torch import fx
 
 from torch_getfuse.backend.capture.capture import Capture
 from torch_getfuse.backend.capture.graph_values import CoreCall, View
-from torch_getfuse.backend.fx_nodes.effects import written_at
+from torch_getfuse.backend.fx_nodes.effects import Storages, written_at
 from torch_getfuse.backend.fx_nodes.targets import target_of
 from torch_getfuse.backend.fx_nodes.values import traced_value
 from torch_getfuse.backend.split.submodules import split_graph_module
@@ -72,7 +72,7 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
     views, nodes, calls = dict(capture.views), dict(capture.nodes), dict(capture.calls)
     writer = {own[-1].node: op for op, own in capture.calls.items() if own}
     position = {node: at for at, node in enumerate(graph.nodes)}
-    written = written_at(copied)
+    written, storages = written_at(copied), Storages(copied)
     clones: dict[tuple[str, fx.Node], fx.Node] = {}
 
     def clone(node: fx.Node, call: fx.Node, op: str) -> fx.Node:
@@ -84,11 +84,16 @@ def localise_views(capture: Capture, plan: PartitionPlan) -> Capture:
             return node  # one of several results
         # A reshape or a clone may be a copy of what was there before a write to its source, and
         # what is written to the copy alone, by this call too, must stay in it. A node that writes
-        # itself is no view.
+        # itself is no view. Nor is a copy taken again where another child writes to its source
+        # after the call, which may have to be before that, or where the call gives a view of it.
+        made = storages.of_all([node]) - storages.of_all([source])
         source_writes = written.get(source, ())
         own = [at for at in written.get(node, ()) if at not in source_writes]
-        if any(position[node] <= at < position[call] for at in source_writes) or any(
-            position[node] < at <= position[call] for at in own
+        if (
+            any(position[node] <= at < position[call] for at in source_writes)
+            or any(position[node] < at <= position[call] for at in own)
+            or (made and any(at > position[call] for at in source_writes))
+            or made & storages.of_all([call])
         ):
             return node
         key = owner[op], node
