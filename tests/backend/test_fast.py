@@ -650,6 +650,33 @@ def test_two_convolutions_that_are_added() -> None:
         close(FastProgram(gm, steps, [Choice(0, 2, 3)], 1)(*inputs), tuple(gm.forward(*inputs)))
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda y, x: torch.sub(x, y, out=y * 2),
+        lambda y, x: torch.sigmoid(x, out=y),  # not an activation of the convolution
+        lambda y, x: torch.add(y, x, out=torch.empty_like(x, dtype=torch.bfloat16)),
+        lambda y, x: torch.sigmoid(y, out=torch.empty_like(x, dtype=torch.bfloat16)),
+    ],
+    ids=["by rows", "over the convolution", "added, of another type", "of another type"],
+)
+def test_where_a_result_goes_is_no_operand(after: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return after(self.conv(x), x)
+
+    gm, inputs = traced(Told().eval(), torch.randn(1, 4, 6, 6))
+    with torch.no_grad():
+        ours = FastProgram(gm, build_steps(gm), [], 1)(*inputs)
+        (right,) = gm.forward(*inputs)
+    assert ours[0].dtype == right.dtype
+    close(ours, (right,))
+
+
 def test_in_place_on_a_view_is_left_alone() -> None:
     class Aliased(nn.Module):
         def __init__(self) -> None:

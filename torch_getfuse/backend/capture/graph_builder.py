@@ -245,7 +245,7 @@ class GraphBuilder:
             call = replace(call, outputs=(call.outputs[picked],), picked=picked)
             result = apply_rule(call)  # a view too: the maxima of single elements are these
         if isinstance(result, Alias):
-            value = self._alias(result, node, picked or 0)
+            value = self._alias(result, node, call.outputs, picked or 0)
             self.values[node] = value
             if targets and targets[0].node is not node:
                 # squeeze_ and its like change the view, not the elements.
@@ -331,15 +331,18 @@ class GraphBuilder:
             self._memory.join(target.value, parts)
         self._give(node, made)
 
-    def _alias(self, alias: Alias, node: fx.Node, first: int) -> Value:
-        """What a node gives whose results from number ``first`` on are views, if not all are."""
+    def _alias(self, alias: Alias, node: fx.Node, shown: Sequence[TensorInfo], first: int) -> Value:
+        """What a node gives whose results from number ``first`` on are views, ``shown``."""
         value = alias.operand.value
         if isinstance(value, Feature):
             views: list[Value] = [
                 Feature(value.base, change(value.layout)) for change in alias.changes
             ]
         else:
-            views = [value] * len(alias.changes)
+            views = [
+                value.view(change, value.parts, info.shape)
+                for change, info in zip(alias.changes, shown, strict=True)
+            ]
         self._belongs(node, value)
         traced = traced_value(node)
         others = len(flat_tensors(traced)) - first - len(views)

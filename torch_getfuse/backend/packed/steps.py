@@ -276,6 +276,8 @@ class _Builder:
         users = list(chain[-1].users)
         if len(users) != 1 or users[0] not in self.calls or users[0] in self.taken:
             return None
+        if _is_told_where(self.calls[users[0]]):
+            return None
         return users[0] if list(users[0].all_input_nodes).count(chain[-1]) == 1 else None
 
     def _folds(self, node: fx.Node, conv: fx.Node) -> Invocation | None:
@@ -356,7 +358,7 @@ class _Builder:
         if _may_alias(call) and not _storages(node) & set().union(*map(_storages, inputs)):
             whole = _Apart(whole)
         step = Step(node, inputs, whole=whole, covers=(node,))
-        if call is not None and is_map(node):
+        if call is not None and is_map(node) and not _is_told_where(call):
             found = self._by_rows(node, call)
             if found is not None:
                 step.maps, step.windows, step.rows = found
@@ -476,6 +478,11 @@ class _Apart:
         own = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(result)}
         given = {tensor.untyped_storage().data_ptr() for tensor in flat_tensors(values)}
         return tree_map_only(Tensor, torch.clone, result) if own & given else result
+
+
+def _is_told_where(call: Invocation) -> bool:
+    """Whether a call is told where to write, ``out=``: an input that it does not read."""
+    return call.args.get("out") is not None
 
 
 def _storages(node: fx.Node) -> set[int]:
