@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 import torch
-from fuzz.check import check_case, quietly
+from fuzz.check import check_case
 from fuzz.program import Case
+from fuzz.surroundings import quietly
 from torch import nn
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils import _pytree as pytree

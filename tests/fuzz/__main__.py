@@ -19,10 +19,10 @@ from typing import Any
 import joblib
 from tqdm import tqdm
 
-from .check import quietly
 from .generate import generate
 from .reproduce import reproducer
 from .shrink import shrink
+from .surroundings import quietly
 
 BLOCK = 50
 _ROOT = Path(__file__).parents[2]

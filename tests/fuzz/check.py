@@ -8,30 +8,32 @@ graph as traced runs first.
 
 from __future__ import annotations
 
-import logging
 import re
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import fx, nn
-from torch.overrides import TorchFunctionMode
 
 import torch_getfuse
 from torch_getfuse.backend import compiler
-from torch_getfuse.backend.packed import fast
 from torch_getfuse.errors import NoOperatorError
 
 from .observe import ROUNDINGS, NudgedSums, Observation, difference, nudged, observe
 from .program import Case, Program
+from .surroundings import (
+    NoCrash,
+    TorchFailure,
+    fast_program_wins,
+    guards_unmeasured,
+    memory_filled,
+)
 
 TRACED = "traced"
 MODES = ("eager", "auto", "depth_first")
@@ -93,25 +95,6 @@ def check_case(
     return _Checker(case, seed, buffer, ways).run()
 
 
-class _Torch(Exception):
-    """What torch itself does not do."""
-
-
-class _NoCrash(TorchFunctionMode):
-    """Stops where torch's own backward ends the process: torch 2.13's of GroupNorm writes the
-    gradient of its input, in channels last, even where nothing asks for it.
-    """
-
-    def __torch_function__(  # type: ignore[no-untyped-def]
-        self, function, types, args=(), kwargs=None
-    ):
-        if getattr(function, "__name__", "") == "group_norm":
-            given = args[0]
-            if not given.requires_grad and not given.is_contiguous():
-                raise _Torch("GroupNorm's backward, of an input in channels last without gradient")
-        return function(*args, **kwargs or {})
-
-
 class _Checker:
     def __init__(self, case: Case, seed: int, buffer: str, ways: Collection[str]) -> None:
         self.case, self.seed, self.ways = case, seed, ways
@@ -128,7 +111,7 @@ class _Checker:
             drawn = rng.random() < share
             return any(way in self.ways for way in ways) if self.ways else drawn
 
-        with warnings.catch_warnings(), _memory_filled(), _guards_unmeasured():
+        with warnings.catch_warnings(), memory_filled(), guards_unmeasured():
             warnings.simplefilter("ignore")
             try:
                 self._from_one_trace()
@@ -138,7 +121,7 @@ class _Checker:
                     self._public()
                 if wants(0.25, "training"):
                     self._gradients()
-            except _Torch as error:
+            except TorchFailure as error:
                 self.verdict.skipped = str(error)
         return self.verdict
 
@@ -149,7 +132,7 @@ class _Checker:
             with torch.no_grad():
                 right = self._calls(lambda model: model, self.case.build())
         except Exception as error:
-            raise _Torch(f"eager: {type(error).__name__}: {_first_line(error)}") from error
+            raise TorchFailure(f"eager: {type(error).__name__}: {_first_line(error)}") from error
         backend = _Backend(self.options, self.modes)
         compiled_for: nn.Module = self.case.build()
         compiled = torch.compile(compiled_for, backend=backend, fullgraph=True, dynamic=False)
@@ -159,14 +142,16 @@ class _Checker:
             backend.mode = mode
             return self._calls(lambda model: compiled, compiled_for)
 
-        with torch.no_grad(), _fast_program_wins():
+        with torch.no_grad(), fast_program_wins():
             try:
                 traced = run(TRACED)
             except Exception as error:
-                raise _Torch(f"Dynamo: {type(error).__name__}: {_first_line(error)}") from error
+                raise TorchFailure(
+                    f"Dynamo: {type(error).__name__}: {_first_line(error)}"
+                ) from error
             for k, (ours, theirs) in enumerate(zip(traced, right)):
                 if what := difference(theirs, ours, exact=True):
-                    raise _Torch(f"Dynamo differs from eager in call {k}: {what}")
+                    raise TorchFailure(f"Dynamo differs from eager in call {k}: {what}")
             for mode in self.modes:
                 self._hold(mode, right, lambda mode=mode: run(mode), exact=mode == "eager")
         if backend.changed:
@@ -270,7 +255,7 @@ class _Checker:
     def _public(self) -> None:
         """What people type: torch.compile by name, plan, run_counted."""
         right_model, model = self.case.build(), self.case.build()
-        with torch.no_grad(), _fast_program_wins():
+        with torch.no_grad(), fast_program_wins():
             right = self._calls(lambda model: model, right_model)
 
             def compiled() -> Sequence[Observation]:
@@ -304,7 +289,7 @@ class _Checker:
         if not list(model.parameters()):
             return
         try:
-            with _NoCrash():
+            with NoCrash():
                 right = _gradients_of(model, model, self.case.inputs(0), self.seed)
             plain = self.case.build()
             traced = torch.compile(plain, backend="eager", fullgraph=True, dynamic=False)
@@ -442,31 +427,6 @@ def _check_plan(plan: Any) -> None:
     assert again.graph.fingerprint == plan.graph.fingerprint, "another graph after save and load"
 
 
-@contextmanager
-def _memory_filled() -> Iterator[None]:
-    """What torch.empty returns is NaN or the largest integer: the same for us as for eager."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextmanager
-def _guards_unmeasured() -> Iterator[None]:
-    """Dynamo flushes the processor's caches, to time its guards for a log: a third of all time."""
-    with mock.patch.object(torch._dynamo.guards, "profile_guard_manager", return_value=0.0):
-        yield
-
-
-@contextmanager
-def _fast_program_wins() -> Iterator[None]:
-    """The fast program is taken whatever the clock says."""
-    with mock.patch.object(fast, "_times", return_value=(0.001, 0.002)):
-        yield
-
-
 def _start_again(model: nn.Module, fresh: nn.Module) -> None:
     """Give a module the parameters and buffers of a fresh one, as other tensors."""
     for mine, other in zip(model.modules(), fresh.modules(), strict=True):
@@ -519,17 +479,3 @@ def check_block(programs: Iterable[Program]) -> Iterator[tuple[Program, Verdict]
     for program in programs:
         yield program, check(program)
     torch._dynamo.reset()
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without torch's own complaints of programs that it does not compile."""
-    loggers = [logging.getLogger(name) for name in ("torch._subclasses", "torch._dynamo")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)

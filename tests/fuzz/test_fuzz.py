@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fuzz.check import check_block, quietly
+from fuzz.check import check_block
 from fuzz.generate import generate
+from fuzz.surroundings import quietly
 
 pytestmark = [pytest.mark.slow, pytest.mark.fast_program]
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import fx, nn
 
-from fuzz.check import CHANGES, MODES, Failure, check, quietly, weight_change
+from fuzz.check import CHANGES, MODES, Failure, check, weight_change
 from fuzz.generate import generate
 from fuzz.observe import ROUNDINGS, NudgedSums, Observation, difference, observe
 from fuzz.program import Program, Statement, runs
 from fuzz.reproduce import reproducer
 from fuzz.shrink import shrink
+from fuzz.surroundings import quietly
 from torch_getfuse.backend import compiler
 from torch_getfuse.backend.packed import fast
 from torch_getfuse.backend.split import submodules
