@@ -188,11 +188,12 @@ class Proof:
         started = time.perf_counter()
         problem, lattice = self.problem, self._lattice
         bound, stopped = problem.unavoidable, ""
-        ceiling = ANY if problem.best is None else problem.best.dram_bytes - (not shortest)
+        known = problem.best
+        ceiling = ANY if known is None else known.dram_bytes - (not shortest)
         try:
             with problem.work.within(seconds):
                 if ceiling >= bound:
-                    lattice.build(ceiling, early=True)
+                    lattice.build(ceiling, early=known is not None)
                     bound = max(bound, lattice.bound)
                     StepSearch(lattice, ceiling).run()
                 if problem.best is not None:
