@@ -20,6 +20,7 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.way import Resident
 from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.partition.plan import PartitionPlan
+from torch_getfuse.partition.steps.optimum import Proof
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import Work
 from torch_getfuse.planner import plan_graph
@@ -364,13 +365,13 @@ def test_more_less_and_as_much() -> None:
 
 def test_it_is_worked_out_once_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
+    original = outlook.Proof
 
-    class Counted(outlook.Proof):
-        def __init__(self, problem: StepProblem) -> None:
-            asked.append(problem)
-            super().__init__(problem)
+    def count(problem: StepProblem) -> Proof:
+        asked.append(problem)
+        return original(problem)
 
-    monkeypatch.setattr(outlook, "Proof", Counted)
+    monkeypatch.setattr(outlook, "Proof", count)
     section = Section(plan_of(two_steps(), 600, scheme="lbdf"))
     Report([section]).to_records()
     assert not asked

@@ -103,13 +103,13 @@ def test_reports_in_a_loop_plan_nothing_again(monkeypatch: pytest.MonkeyPatch) -
     from torch_getfuse.reporting import outlook
 
     asked = []
-    original = outlook.proved
+    original = outlook.Proof
 
     def count(*args: Any) -> Any:
         asked.append(args)
         return original(*args)
 
-    monkeypatch.setattr(outlook, "proved", count)
+    monkeypatch.setattr(outlook, "Proof", count)
     _, compiled, x = compile_block()
     for _ in range(3):
         compiled(x)  # type: ignore[operator]
