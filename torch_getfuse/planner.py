@@ -35,7 +35,7 @@ from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.recursive_split import EdgeRanker, RecursiveSplit
 from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.steps.problem import StepProblem
-from torch_getfuse.partition.work import INTERRUPTED, TIME_LIMIT, OutOfWork, Work, by_machine
+from torch_getfuse.partition.work import INTERRUPTED, OutOfWork, Work
 from torch_getfuse.plugins import EXPLAINERS, SCHEMES, SEARCHES, fact, name_of
 from torch_getfuse.step_planner import StepStrategy
 
@@ -376,9 +376,11 @@ class _Strategy:
         if found is None:
             assert self.problem.unready is not None
             reason = self._reason or "the cost model does not promise additive traffic"
+            with self.work.finishing():
+                why = self._no_group(self.problem.unready)
             raise OptionError(
-                f"{self._no_group(self.problem.unready)}, and no larger group that holds them was "
-                f"found ({reason}); raise time_limit=, or pin operators that make a group"
+                f"{why}, and no larger group that holds them was found ({reason}); raise "
+                "time_limit=, or pin operators that make a group"
             )
         return found
 
@@ -518,9 +520,8 @@ class _Strategy:
                     f"the {method} search states {found.dram_bytes} B of DRAM access for a plan of "
                     f"{cost} B: a fault in the search"
                 )
-        stopped = found.stopped
-        if self.work.struck() and stopped and not by_machine(stopped):
-            stopped = TIME_LIMIT  # of a part of the stage, which depends on the machine with it
+        proved = found.lower_bound_bytes == found.dram_bytes
+        stopped = self.work.reason(found.stopped, proved)
         self.stages.append(
             Stage(method, found.dram_bytes, found.plans, found.seconds, stopped, found.history)
         )

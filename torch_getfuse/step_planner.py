@@ -98,7 +98,8 @@ class StepStrategy:
             self.method = stage
         self.bound = max(self.bound, solved.bound)
         reached = None if best is None else best.dram_bytes
-        self.stages.append(Stage(stage, reached, solved.groups, solved.seconds, solved.stopped))
+        stopped = self.problem.work.reason(solved.stopped, solved.bound == reached)
+        self.stages.append(Stage(stage, reached, solved.groups, solved.seconds, stopped))
 
     def record(self) -> PartitionPlan | None:
         """The best plan; ``None`` where there is none."""

@@ -507,6 +507,43 @@ def test_a_proof_goes_on_where_a_limit_ended_it(steps: int) -> None:
     assert calls > 60
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_few_residents_still_make_a_plan(width: int) -> None:
+    """What is followed may lead nowhere; nothing on chip always goes on."""
+    rng = Random(79)
+    for _ in range(60):
+        oracle = random_cascade(rng, rng.randint(4, 8))
+        problem = problem_of(oracle)
+        found = with_residents(problem, problem.one_by_one(), width)
+        assert found is not None
+        assert found.dram_bytes >= optimum(problem).bound
+
+
+def test_no_time_at_all_is_said() -> None:
+    solved = optimum(problem_of(random_cascade(Random(0), 5)), 0.0)
+    assert solved.stopped
+    assert solved.found is None or solved.bound <= solved.found.dram_bytes
+
+
+def test_a_clock_that_strikes_within_merging_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = windows.with_residents
+    widths = []
+
+    def slow(problem: StepProblem, masks: list[int], width: int = 64) -> Found | None:
+        widths.append(width)
+        if len(widths) == 1:
+            problem.work.give_up(by_clock=True)
+        return original(problem, masks, width)
+
+    monkeypatch.setattr(windows, "with_residents", slow)
+    monkeypatch.setattr(windows, "MOST_GROUPS", 8)
+    options = Options(scheme="cascade", buffer=24 * 1024, cache=False)
+    plan = plan_graph(operator_graph("squeezenet1_0"), options)
+    assert (plan.stages[0].method, plan.stages[0].stopped) == ("merging", "time limit")
+    assert plan.stages[0].dram_bytes is not None
+    assert widths[:2] == [64, 16]
+
+
 def test_a_proof_that_will_not_end_is_given_up() -> None:
     problem = StepProblem(Cascade(operator_graph("mobilenet_v3_small")), 256 * 1024)
     assert windows.merged_plan(problem).found is not None

@@ -13,7 +13,7 @@ from tests.graphs import Builder, heavy_between, random_graph
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
-from torch_getfuse.partition.node_set import is_connected, neighbours, topological_order
+from torch_getfuse.partition.node_set import is_connected, is_convex, neighbours, topological_order
 from torch_getfuse.partition.problem import FusionProblem, merge_in_place
 from torch_getfuse.partition.work import STEPS_PER_SECOND
 
@@ -75,6 +75,55 @@ def test_in_place_chain_is_one_block() -> None:
     conv = build.conv(build.input((1, 2, 8, 8)), 2)
     build.conv(build.act(build.act(conv)), 2)
     assert merge_in_place(build.graph(), 0) == (0b0111, 0b1000)
+
+
+def test_in_place_operator_after_another_branch_is_not_merged() -> None:
+    """Results are made in the order of the graph: the activation after the other convolution."""
+    build = Builder()
+    stem = build.conv(build.input((1, 3, 4, 5)), 3, padding=2)
+    early = build.conv(stem, 1, kernel=3)
+    build.conv(stem, 1, kernel=3, padding=0)
+    build.act(early)
+    graph = build.graph()
+    assert merge_in_place(graph, 0) == (0b0001, 0b0010, 0b0100, 0b1000)
+    assert merge_in_place(graph, 0b0100) == (0b0001, 0b1010)  # the other stands in no group
+    evaluator = Evaluator(make_scheme("lbdf", graph, "line", 1, 1), 10**6)
+    apart, together = (evaluator.buffer(mask) for mask in (0b0111, 0b1111))
+    assert apart is not None
+    assert together is not None
+    assert apart < together
+    for buffer_bytes in range(apart, together + 2):
+        check(Evaluator(make_scheme("lbdf", graph, "line", 1, 1), buffer_bytes))
+
+
+def test_what_is_merged_in_place_changes_no_group() -> None:
+    """Buffer demand and traffic of each group stay when such an operator joins it."""
+    rng = Random(7400)
+    joined = 0
+    for _ in range(500):
+        graph = random_graph(rng, rng.randint(3, 7), rng.choice((3, 6)))
+        scheme = make_scheme("lbdf", graph, "line", 1, 1)
+        problem = FusionProblem(Evaluator(scheme, 1 << 30))
+        last = [mask for mask in problem.blocks if mask & (mask - 1)]
+        for block in last:
+            late = 1 << (block.bit_length() - 1)
+            for group in range(1, 1 << len(graph)):
+                if group & block != block & ~late:
+                    continue
+                both = group, group | late
+                if (
+                    all(
+                        is_connected(mask, problem.near)
+                        and is_convex(mask, problem.above, problem.below)
+                        for mask in both
+                    )
+                    and not group & graph.readers[late.bit_length() - 1]
+                ):
+                    alone, with_it = (scheme.buffer(mask, 1 << 30) for mask in both)
+                    assert alone == with_it
+                    assert len({scheme.dram(mask, 1 << 30).total for mask in both}) == 1
+                    joined += 1
+    assert joined > 100
 
 
 def test_a_path_through_an_unfusable_operator_keeps_its_ends_apart() -> None:

@@ -110,12 +110,16 @@ def test_that_the_clock_struck_is_told_once(monkeypatch: pytest.MonkeyPatch) -> 
     work = Work()
     with work.within(1):
         worked(work, 1)
-    assert not work.struck()  # steps did
+    assert work.reason("work limit", False) == "work limit"  # steps did
     with work.within(1):
         ticking.step = 1.0
         assert worked(work, 1)[1] == "time limit"
-    assert work.struck()
-    assert not work.struck()
+    assert work.reason("", False) == "time limit"
+    assert work.reason("", False) == ""
+    for stopped, proved, told in (("", True, ""), ("interrupted", False, "interrupted")):
+        with work.within(1):
+            assert worked(work, 1)[1] == "time limit"
+        assert work.reason(stopped, proved) == told
 
 
 @pytest.mark.parametrize(("iterations", "struck"), [(3, True), (1_000, False)])
@@ -129,4 +133,4 @@ def test_what_ended_the_solver(
     limit = pytest.raises(OutOfWork, match="time limit" if struck else "work limit")
     with work.within(3_000 / STEPS_PER_SECOND), limit:
         minimum(np.ones(2), identity(2, format="csc"), np.ones(2), work)
-    assert work.struck() == struck
+    assert work.reason("", False) == ("time limit" if struck else "")

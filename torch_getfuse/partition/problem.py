@@ -360,10 +360,11 @@ def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int,
     """Blocks of fusable operators that some optimal plan keeps together.
 
     An operator ``e`` that writes over its input joins its producer ``p`` if it has no weights,
-    at most one consumer, both are fusable, and only tensors order either before others, or ``e``
-    after others. Lossless under LBDF: in a plan that separates
-    them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor instead of
-    ``p``'s, which has the same size and shares its storage, so its buffer and traffic stay. The
+    at most one consumer, both are fusable, none that is stands between them in the graph, and only
+    tensors order either before others, or ``e`` after others. Lossless under LBDF: in a plan that
+    separates them, move ``e`` into ``p``'s group. That group then streams out ``e``'s tensor
+    instead of ``p``'s, which has the same size and shares its storage, and in the same turn, for
+    results are made in the order of the graph. So its buffer and traffic stay. The
     group that ``e`` leaves reads the one tensor instead of the other and stays connected, for
     ``e`` touched it through its only consumer alone; a group of ``e`` alone disappears. No new
     dependence between groups arises. (With two consumers ``e`` may be what connects its group:
@@ -378,9 +379,11 @@ def merge_in_place(graph: OpGraph, unfusable: int, apart: int = 0) -> tuple[int,
     ordered = unfusable | mask_of(i for i, (after, read) in enumerate(waited_for) if after != read)
     for i, op in enumerate(graph.ops):
         before = graph.makers[i]
+        between = ((1 << i) - 1) & ~((1 << before.bit_length()) - 1)
         if (
             before
             and graph.overwrites[i]
+            and not between & ~unfusable
             and not op.weight_elements
             and not op.after
             and graph.readers[i].bit_count() <= 1

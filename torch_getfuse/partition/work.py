@@ -118,10 +118,17 @@ class Work:
         self._struck = True
         raise OutOfWork(TIME_LIMIT)
 
-    def struck(self) -> bool:
-        """Whether the clock ended anything since the last call, whoever caught it."""
+    def reason(self, stopped: str, proved: bool) -> str:
+        """Why a stage ended: by the clock, if that ended any part of it, whoever caught it.
+
+        The result depends on the machine then, if it is not proved.
+
+        Args:
+            stopped: the reason that the stage has; ``""`` for none.
+            proved: whether its plan is the optimum.
+        """
         struck, self._struck = self._struck, False
-        return struck
+        return TIME_LIMIT if struck and not proved and not by_machine(stopped) else stopped
 
     @property
     def steps_left(self) -> float:

@@ -1,9 +1,10 @@
 """From a graph to the best sequence of steps: the optimum with its proof, or a good plan.
 
-A plan made by merging, then everything up to its cost, for as long as that is mostly enough. After
-that a better plan: the operators one by one, improved in windows, each of which is searched whole
-while the rest of the sequence stays as it is; and again everything up to its cost: a better plan,
-or the proof that there is none. Where a graph is too wide for that, the good plan remains.
+A plan made by merging; where most of its steps are single operators, everything up to its cost,
+with a part of the time. If that does not end, a better plan: the operators one by one, improved in
+windows, each of which is searched whole while the rest of the sequence stays as it is; and again
+everything up to its cost: a better plan, or the proof that there is none. Where a graph is too wide
+for that, the good plan remains.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ _MANY_WINDOWS = 12
 """No window takes more than one part in so many of the time of all."""
 
 _WIDTH = 64
-"""Sets of residents that are followed from each down-set before the proof."""
+"""Sets of residents that are followed from each down-set, but in the proof."""
 
 _WIDTHS = (_WIDTH, 16, 4)
 """The same for the steps of the merged plan: fewer where it takes too long."""
 
 FIRST, TRIAL, WINDOWED, PROOF, MERGED, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 1 / 4
-"""Shares of the time that is left: of merging, of the first proof, of windows, of the second proof,
-of windows over the merged plan, and of those that look for fewer steps."""
+"""Shares of the time that is left: of merging with its residents, of the first proof, of windows,
+of the second proof, of windows over the merged plan, and of those that look for fewer steps."""
 
 FEW = 1.5
 """Operators for each step of the merged plan, up to which a proof is tried first."""

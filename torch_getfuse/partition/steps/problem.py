@@ -194,7 +194,8 @@ class StepProblem:
         """Bytes that every sequence moves: weights and inputs once in, outputs once out, and all
         that the unfusable operators touch.
         """
-        return self.rest(0)
+        with self.work.finishing():
+            return self.rest(0)
 
     def rest(self, done: int) -> int:
         """Bytes that every plan moves once a down-set is done, but for reading again what it

@@ -83,7 +83,10 @@ class StepSearch:
         return None if ends is None else self._found(ends[0])
 
     def _promising(self, done: int, states: dict[int, Reached]) -> dict[int, Reached]:
-        """Of the pairs with one down-set those that cost least with what they owe."""
+        """Of the pairs with one down-set those that cost least with what they owe.
+
+        And the one with nothing on chip, from which steps that fit alone always go on.
+        """
         size, to_read = self.problem.facts.size, self.problem.handed(done).to_read
 
         def promise(pair: tuple[int, Reached]) -> tuple[int, int, int]:
@@ -91,7 +94,8 @@ class StepSearch:
             owed = sum([size[t] for t in bits(to_read & ~alive)])
             return reached.cost + owed, reached.steps, alive
 
-        return dict(sorted(states.items(), key=promise)[: self.width])
+        kept = dict(sorted(states.items(), key=promise)[: self.width])
+        return kept if 0 not in states else {0: states[0], **kept}
 
     def _found(self, last: Reached) -> Found:
         masks, residents = [], 0
