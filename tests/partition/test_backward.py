@@ -88,7 +88,7 @@ def test_pins_are_kept() -> None:
 def test_at_a_limit_the_end_of_the_known_plan_is_replaced() -> None:
     rng = Random(2400)
     better = unsolved = bounded = 0
-    for _ in range(60):
+    for _ in range(90):
         problem = FusionProblem(rereading(rng, rng.randint(8, 14)))
         known = single(problem)
         optimum = exact(problem).dram_bytes
