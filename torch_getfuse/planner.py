@@ -407,8 +407,7 @@ class _Strategy:
         if self.problem.rereads:  # before windows, which take longer than they save it
             ended = self._backward(best, Limits(seconds=(1 - _FIRST) * seconds))
             if ended is not None:
-                proved = ended.lower_bound_bytes == ended.dram_bytes
-                return ended if proved else self._windows(ended, _FIRST * seconds)
+                return ended if ended.proved else self._windows(ended, _FIRST * seconds)
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         if self.problem.rereads:
@@ -520,8 +519,7 @@ class _Strategy:
                     f"the {method} search states {found.dram_bytes} B of DRAM access for a plan of "
                     f"{cost} B: a fault in the search"
                 )
-        proved = found.lower_bound_bytes == found.dram_bytes
-        stopped = self.work.reason(found.stopped, proved)
+        stopped = self.work.reason(found.stopped, found.proved)
         self.stages.append(
             Stage(method, found.dram_bytes, found.plans, found.seconds, stopped, found.history)
         )

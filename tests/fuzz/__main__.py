@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .generate import generate
 from .reproduce import reproducer
 from .shrink import shrink
-from .surroundings import quietly
+from .surroundings import guards_unmeasured, quietly
 
 BLOCK = 50
 _ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def run_block(start: int, count: int, folder: Path) -> dict[str, Any]:
     started = time.process_time()
     skipped, checked = Counter[str](), Counter[str]()
     failures = []
-    with quietly():
+    with quietly(), guards_unmeasured():
         for program, verdict in check_block(map(generate, range(start, start + count))):
             checked.update(verdict.checked)
             if verdict.skipped:

@@ -31,7 +31,6 @@ from .surroundings import (
     NoCrash,
     TorchFailure,
     fast_program_wins,
-    guards_unmeasured,
     memory_filled,
 )
 
@@ -111,7 +110,7 @@ class _Checker:
             drawn = rng.random() < share
             return any(way in self.ways for way in ways) if self.ways else drawn
 
-        with warnings.catch_warnings(), memory_filled(), guards_unmeasured():
+        with warnings.catch_warnings(), memory_filled():
             warnings.simplefilter("ignore")
             try:
                 self._from_one_trace()

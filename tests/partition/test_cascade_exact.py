@@ -491,16 +491,15 @@ def test_a_proof_goes_on_where_a_limit_ended_it(steps: int) -> None:
         assert least.found is not None
         proof = windows.Proof(problem)
         with_residents(problem, problem.one_by_one())
-        stopped = "not run"
         for share in range(1, 200):
             with problem.work.steps_within(share * steps):
                 solved = proof.run(shortest=True)
             calls += 1
             if share == 2:
                 windows.good_plan(problem)
-            if not (stopped := solved.stopped):
+            if not solved.stopped:
                 break
-        assert not stopped
+        assert not solved.stopped
         assert solved.found is not None
         assert solved.found.rank() == least.found.rank()
         assert solved.bound == least.bound == least.found.dram_bytes

@@ -270,6 +270,11 @@ class SearchResult:
     history: tuple[tuple[int, int], ...] = ()
     stopped: str = ""
 
+    @property
+    def proved(self) -> bool:
+        """Whether no legal plan has less."""
+        return self.lower_bound_bytes == self.dram_bytes
+
 
 class SearchInterrupted(KeyboardInterrupt):
     """Ctrl-C in a search that knows a plan by then.

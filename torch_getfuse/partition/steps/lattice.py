@@ -160,9 +160,7 @@ class Lattice:
                 only = self._fixed.get(done)
                 grown = self._grow(done, slack) if only is None else [only]
                 for mask in grown if slack >= 0 else ():
-                    before = problem.scheme.extra_steps
-                    edge = self._priced(done, mask)
-                    problem.work.add(problem.scheme.extra_steps - before)
+                    edge = problem.counted(self._priced, done, mask)
                     if edge is None:
                         continue
                     edges.append(edge)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -156,11 +155,12 @@ def merged_plan(problem: StepProblem, seconds: float | None = None) -> Solved:
             plans, stopped = merged.plans, merged.stopped
             steps = problem.steps_of(merged.groups)
             for width in _WIDTHS:  # steps that make many tensors take long
-                with suppress(OutOfWork), problem.work.within(part):
-                    found = with_residents(problem, steps, width)
+                try:
+                    with problem.work.within(part):
+                        found = with_residents(problem, steps, width)
                     break
-            else:
-                problem.work.check()
+                except OutOfWork as reason:
+                    stopped = str(reason)
     except OutOfWork as reason:
         stopped = str(reason)
     spent = time.perf_counter() - started

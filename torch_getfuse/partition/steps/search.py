@@ -69,16 +69,13 @@ class StepSearch:
             TooWide: where a step makes too many tensors that may stay.
             OutOfWork: where a limit of the problem's work strikes first.
         """
-        scheme = self.problem.scheme
         for level in self.levels[:-1]:
             for done in sorted(level):
                 states = level[done]
                 if self.width is not None and len(states) > self.width:
                     states = self._promising(done, states)
                 for edge in self.lattice.edges.get(done, ()):
-                    before = scheme.extra_steps
-                    self._take(done, states, edge)
-                    self.problem.work.add(scheme.extra_steps - before)
+                    self.problem.counted(self._take, done, states, edge)
         ends = self.levels[-1].get(self.problem.everything)
         return None if ends is None else self._found(ends[0])
 
