@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 _PROGRESS_AFTER = 2.0
 
 _FEW_STEPS = 20_000
+_TRIAL_PACE, _PACE = 0.5, 0.7
+"""How fast the search from the start is to be (:class:`Limits`) in its trial before all else, and
+where the cover has the time instead. Of the networks of the survey whose search ends, all are."""
 _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 """Shares of the time for a proof, the latter where the program of wide graphs may follow."""
 
@@ -323,7 +326,8 @@ class _Strategy:
             if best is None:
                 return self._note(searched, "local")
             return self._better(best, searched, "local")
-        found = self._try_exact(best, Limits(self._few_steps(), self.work.left / 4))
+        trial = Limits(self._few_steps(), self.work.left / 4, _TRIAL_PACE)
+        found = self._try_exact(best, trial)
         if found is not None:
             return found
         # The rest is for what follows: the cover, windows again and the local search.
@@ -359,7 +363,7 @@ class _Strategy:
     def _exact(self) -> SearchResult:
         if self.problem.unready is not None:
             return self._exact_alone()
-        found = self._try_exact(None, Limits(self._few_steps(), self.work.left))
+        found = self._try_exact(None, Limits(self._few_steps(), self.work.left, _TRIAL_PACE))
         return found or self._prove(None, 1.0)
 
     def _few_steps(self) -> int:
@@ -413,7 +417,7 @@ class _Strategy:
         if self.problem.rereads:
             limits = Limits(seconds=limits.seconds / 3)
         if self.has_cover:  # for which it leaves the time where it will not end
-            limits = Limits(seconds=self.work.left, early=True)
+            limits = Limits(seconds=self.work.left, pace=_PACE)
         found = self._try_exact(best, limits)
         if found is not None:
             return found

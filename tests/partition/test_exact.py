@@ -163,7 +163,7 @@ def test_it_gives_up_early_only_where_little_is_done() -> None:
     build.add(*ends)
     wide = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 4096))
     with pytest.raises(TooWide, match="of the operators in 6% of its work limit"):
-        exact(wide, limits=Limits(seconds=1.0, early=True))
+        exact(wide, limits=Limits(seconds=1.0, pace=1.2))
     assert wide.evaluator.work.steps < STEPS_PER_SECOND / 4
     build = Builder()
     end = build.input((1, 4, 24, 24))
@@ -173,4 +173,4 @@ def test_it_gives_up_early_only_where_little_is_done() -> None:
     whole = exact(deep)
     seconds = 3 * deep.evaluator.work.steps / STEPS_PER_SECOND
     again = FusionProblem(Evaluator(make_scheme("lbdf", deep.graph, "line", 1, 1), 4096))
-    assert exact(again, limits=Limits(seconds=seconds, early=True)).groups == whole.groups
+    assert exact(again, limits=Limits(seconds=seconds, pace=1.2)).groups == whole.groups

@@ -45,21 +45,20 @@ class Limits:
     Attributes:
         steps: (down-set, group) pairs looked at, per thousand operators or part of it.
         seconds: counted as work first (:mod:`.work`).
-        early: give up sooner where little is done by then, for something else can have the time.
+        pace: give up sooner, for something else can have the time: where the share of the operators
+            that is passed is less than so many times the share of the work that is done.
     """
 
     steps: int = 200_000
     seconds: float = float("inf")
-    early: bool = False
+    pace: float = 0.0
 
 
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
-_LOOKS, _LATE = 18, 1.2
-"""How often it is looked at whether the search will end; by then the share of the operators that it
-has passed is to be so many times the share of its work. Of the networks of the survey whose search
-ends, all have passed more."""
+_LOOKS = 18
+"""How often the pace is looked at."""
 
 _STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
@@ -199,7 +198,8 @@ class _Search:
         self.started = started
         self.size = 0  # of the down-set that is left
         work = self.evaluator.work
-        self.between = work.steps_left / _LOOKS if limits.early else math.inf
+        self.pace = limits.pace
+        self.between = work.steps_left / _LOOKS if limits.pace else math.inf
         self.looks = 1
         self.look_at = work.steps + self.between
         self.successors, self.makers = chains.successors, chains.makers
@@ -353,7 +353,7 @@ class _Search:
         self.count(self.weight_of_step)
         if self.evaluator.work.steps > self.look_at:
             share, spent = self.size / len(self.evaluator.scheme.graph), self.looks / _LOOKS
-            if share < _LATE * spent:
+            if share < self.pace * spent:
                 raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its work limit")
             self.looks += 1
             self.look_at += self.between
