@@ -104,6 +104,13 @@ def foreach_of_a_part(x: Tensor) -> Tensor:
     return y - z
 
 
+def foreach_of_nothing(x: Tensor) -> Tensor:
+    y, nothing = x.relu(), x[:, :0] * 2
+    torch._foreach_add_([y, nothing], 1)
+    nothing.add_(1)
+    return y - 1
+
+
 def foreach_of_a_constant(x: Tensor) -> Tensor:
     y, constant = x.relu(), torch.tensor([1.0, 0.0])
     torch._foreach_add_([constant, y], 1)
@@ -186,9 +193,12 @@ def cast(x: Tensor) -> tuple[Tensor, Tensor]:
             )
             for function in (foreach_of_two, foreach_of_a_part)
         ),
-        (
-            foreach_of_a_constant,
-            [("relu", ["input"]), ("_foreach_add", ["relu"]), ("sub", ["_foreach_add"])],
+        *(
+            (
+                function,
+                [("relu", ["input"]), ("_foreach_add", ["relu"]), ("sub", ["_foreach_add"])],
+            )
+            for function in (foreach_of_a_constant, foreach_of_nothing)
         ),
         (
             foreach_twice,

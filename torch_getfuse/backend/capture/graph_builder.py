@@ -195,7 +195,7 @@ class GraphBuilder:
         written = operands_in([out, *(args.get(name) for name in invocation.writes)])
         targets = [target for target in written if 0 not in target.shape]
         if invocation.fresh or not outputs:
-            outputs += [target.info for target in targets]
+            outputs += [target.info for target in written]
         hidden = self._calls.hidden_class(node) if outputs else ""
         call = Call(invocation.name, args, tuple(outputs), invocation.overload, hidden)
         if overwrites(invocation):

@@ -36,7 +36,7 @@ MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 but depends on the set; a reader is out but feeds the set; from bit 4 up, the level of the readers
 that are in (:mod:`hold_levels`)."""
 
-EXACT_STATES, MOST_STATES = 400_000, 1_000_000
+EXACT_STATES, MOST_STATES = 400_000, 2_000_000
 """States with which nothing is forgotten; and where levels are."""
 
 FORGET = 250  # states before a block with more of which levels are forgotten
@@ -361,26 +361,36 @@ def _forget_levels(sets: _Sets, streams: Sequence[Stream], slots: Mapping[int, i
 
 def _alive(sets: _Sets) -> Ints:
     """Sets whose parts can all still grow, the empty set first; renumbers the parts."""
-    part = sets.part
-    touched = part.any(axis=0)
+    touched = sets.part.any(axis=0)
     single = sets.parts <= 1
-    part[:, single] = part[:, single] > 0
+    sets.part = np.where(single, sets.part > 0, sets.part).astype(np.uint8)
     alive = touched & single
     several = np.flatnonzero(~single & touched)
     if len(several):
-        many = part[:, several]
-        fresh = np.zeros_like(many)
-        count = np.zeros(len(several), np.int64)
-        for row in range(len(many)):
-            new = (many[row] > 0) & (fresh[row] == 0)
-            if new.any():
-                count += new
-                same = (many == many[row]) & new
-                fresh = np.where(same, count.astype(np.uint8), fresh)
-        part[:, several] = fresh
+        many = sets.part[:, several]
+        # Most are still numbered in order of their first tensors.
+        highest = np.maximum.accumulate(many, axis=0)
+        ordered = (many[1:] <= highest[:-1] + np.uint8(1)).all(axis=0) & (many[0] <= 1)
+        count = highest[-1].astype(np.int64)
+        others = np.flatnonzero(~ordered)
+        many[:, others], count[others] = _renumbered(many[:, others])
+        sets.part[:, several] = many
         alive[several] = count == sets.parts[several]
     alive[0] = True
     return np.flatnonzero(alive)
+
+
+def _renumbered(part: Bytes) -> tuple[Bytes, Ints]:
+    """The parts of each set numbered from 1 up by their first tensors, and how many there are."""
+    fresh = np.zeros_like(part)
+    count = np.zeros(part.shape[1], np.int64)
+    for row, first in zip(part, fresh, strict=True):
+        new = (row > 0) & (first == 0)
+        if new.any():
+            count += new
+            same = (part == row) & new
+            fresh[:] = np.where(same, count.astype(np.uint8), fresh)
+    return fresh, count
 
 
 def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
@@ -388,18 +398,31 @@ def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
 
     The empty set is state 0: it alone touches no tensor, so its key is the least.
     """
-    rows = np.concatenate([sets.state[:, alive], sets.part[:, alive]])
-    rows = rows[rows.any(axis=1)]
-    packed = np.zeros((len(alive), 8 * (-(-len(rows) // 8) or 1)), np.uint8)
-    packed[:, : len(rows)] = rows.T
-    keys = packed.view(np.uint64)
-    order = np.lexsort((sets.room[alive], *keys.T))
-    ordered = keys[order]
+    keys = _packed(np.concatenate([sets.state[:, alive], sets.part[:, alive]]))
+    order = np.lexsort((sets.room[alive], *keys))
     starts = np.ones(len(order), bool)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    starts[1:] = False
+    for key in keys:
+        ordered = key[order]
+        starts[1:] |= ordered[1:] != ordered[:-1]
     state = np.full(len(sets.room), -1, np.int64)
     state[alive[order]] = np.cumsum(starts) - 1
     return alive[order[starts]], state
+
+
+def _packed(rows: Bytes) -> list[npt.NDArray[np.uint64]]:
+    """Columns of small numbers as few words each, the last of them the most significant."""
+    words = [np.zeros(rows.shape[1], np.uint64)]
+    used = 0
+    for row in rows:
+        width = int(row.max(initial=0)).bit_length()
+        if used + width > 64:
+            words.append(np.zeros(rows.shape[1], np.uint64))
+            used = 0
+        if width:
+            words[-1] |= row.astype(np.uint64) << np.uint64(used)
+        used += width
+    return words
 
 
 def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[Layer]:

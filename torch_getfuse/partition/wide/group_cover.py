@@ -116,6 +116,11 @@ class _Cover:
         """Seconds of counted work left up to ``share`` of the time limit."""
         return max(0.0, share * self.seconds - (self.work.steps - self.begun) / STEPS_PER_SECOND)
 
+    def _restart(self) -> None:
+        """Share out what is left as if it were all: the widest graphs take half of it until here."""
+        self.seconds = self._until(1.0)
+        self.begun = self.work.steps
+
     def _search(self, most: int) -> None:
         problem, known = self.problem, self.known
         # Beyond this, sums of prices and rooms overflow 64 bits and prove nothing.
@@ -130,10 +135,12 @@ class _Cover:
         try:
             with self.work.within(self._until(PRICED)):
                 oracle, classes = self._oracle(columns, listed)
-                if oracle is not None:
+            self._restart()
+            if oracle is None:
+                self.proof = replace(self.proof, stopped="too many states")
+            else:
+                with self.work.within(self._until(PRICED)):
                     self.proof = prove(columns, oracle, known, classes)
-                else:
-                    self.proof = replace(self.proof, stopped="too many states")
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
