@@ -117,7 +117,7 @@ class _Cover:
         return max(0.0, share * self.seconds - (self.work.steps - self.begun) / STEPS_PER_SECOND)
 
     def _restart(self) -> None:
-        """Share out what is left as if it were all: the widest graphs take half of it until here."""
+        """Share out what is left as if it were all: to the widest graphs it is half of that."""
         self.seconds = self._until(1.0)
         self.begun = self.work.steps
 
