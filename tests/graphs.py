@@ -307,3 +307,17 @@ def grown_group(rng: Random, graph: OpGraph, size: int) -> int:
         mask |= 1 << joining
         front = (front | near[joining]) & ~mask
     return mask
+
+
+def wide_graph() -> OpGraph:
+    """Twelve branches of three convolutions each, more down-sets than any search goes through."""
+    build = Builder()
+    fork = build.conv(build.input((1, 4, 24, 24)), 4)
+    ends = []
+    for _ in range(12):
+        end = fork
+        for _ in range(3):
+            end = build.conv(end, 4, 3)
+        ends.append(end)
+    build.add(*ends)
+    return build.graph()

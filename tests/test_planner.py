@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.determinism import Ticking, outputs_of_hash_seeds
-from tests.graphs import Builder, random_graph
+from tests.graphs import Builder, random_graph, wide_graph
 from torch_getfuse import planner
 from torch_getfuse.errors import GetfuseError, Interrupted, OptionError, PlanError
 from torch_getfuse.ir import OpGraph, Window
@@ -114,6 +114,26 @@ def test_auto_gives_direct_so_many_sets(monkeypatch: pytest.MonkeyPatch) -> None
         ("exact", ""),
     ]
     assert auto.proof == "optimal"
+
+
+def test_a_trial_that_will_not_end_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twelve branches the search from the start passes nothing: it has no second of the ten."""
+    told = []
+    real = planner.exact
+
+    def watched(problem: Any, *args: Any) -> SearchResult:
+        before = problem.evaluator.work.steps
+        try:
+            return real(problem, *args)
+        except TooWide as reason:
+            told.append((str(reason), problem.evaluator.work.steps - before))
+            raise
+
+    monkeypatch.setattr(planner, "exact", watched)
+    plan_graph(wide_graph(), options(buffer=4096))
+    reason, steps = told[0]
+    assert "of the operators in 6% of its work limit" in reason
+    assert steps < work.STEPS_PER_SECOND / 2
 
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])

@@ -254,6 +254,36 @@ def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Automaton.of(random_problem(Random(2), 8)) is None
 
 
+def test_states_are_told_apart_however_many_words_they_take() -> None:
+    rng = np.random.default_rng(7)
+    for rows, highest in ((0, 1), (3, 0), (5, 1), (20, 15), (40, 255)):
+        states = rng.integers(0, highest + 1, (rows, 60), np.uint8)[:, rng.integers(0, 60, 200)]
+        words = automaton._packed(states)
+        as_bytes = [bytes(column[::-1]) for column in states.T]
+        assert np.lexsort(words).tolist() == sorted(range(200), key=as_bytes.__getitem__)
+        packed = {tuple(int(word[k]) for word in words) for k in range(200)}
+        assert len(packed) == len(set(as_bytes))
+
+
+def test_parts_are_numbered_by_their_first_tensors() -> None:
+    rng = np.random.default_rng(8)
+    part = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (6, 300))
+    numbered, count = automaton._renumbered(part)
+    for before, after, most in zip(part.T, numbered.T, count, strict=True):
+        first = dict.fromkeys(before[before > 0].tolist())
+        number = {old: k + 1 for k, old in enumerate(first)}
+        assert after.tolist() == [number.get(old, 0) for old in before.tolist()]
+        assert most == len(first)
+    sets = automaton._Sets().take(np.zeros(300, np.int64))
+    sets.state, sets.part, sets.parts = part.copy(), part.copy(), count + rng.integers(0, 2, 300)
+    alive = automaton._alive(sets)
+    several = (sets.parts > 1) & part.any(axis=0)
+    assert (sets.part[:, several] == numbered[:, several]).all()
+    fits = np.where(sets.parts > 1, sets.parts == count, part.any(axis=0))
+    fits[0] = True  # the empty set
+    assert alive.tolist() == np.flatnonzero(fits).tolist()
+
+
 def test_sums_beyond_64_bits_prove_nothing() -> None:
     """Eight shortfalls of which the sum is a multiple of 2**64: none, as 64 bits count."""
 

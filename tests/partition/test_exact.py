@@ -9,7 +9,7 @@ from unittest.mock import ANY
 import pytest
 
 from tests.brute import brute_force
-from tests.graphs import Builder, heavy_between, random_graph
+from tests.graphs import Builder, heavy_between, random_graph, wide_graph
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
@@ -152,16 +152,7 @@ def test_where_it_gives_up_it_knows_a_bound(scheme: str) -> None:
 
 
 def test_it_gives_up_early_only_where_little_is_done() -> None:
-    build = Builder()
-    fork = build.conv(build.input((1, 4, 24, 24)), 4)
-    ends = []
-    for _ in range(12):
-        end = fork
-        for _ in range(3):
-            end = build.conv(end, 4, 3)
-        ends.append(end)
-    build.add(*ends)
-    wide = FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 4096))
+    wide = FusionProblem(Evaluator(make_scheme("lbdf", wide_graph(), "line", 1, 1), 4096))
     with pytest.raises(TooWide, match="of the operators in 6% of its work limit"):
         exact(wide, limits=Limits(seconds=1.0, pace=1.2))
     assert wide.evaluator.work.steps < STEPS_PER_SECOND / 4
