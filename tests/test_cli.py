@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from torch_getfuse import load_plan, planner, sweeps
+from torch_getfuse import group_planner, load_plan, sweeps
 from torch_getfuse.backend.rowwise.ledger import Counts, GroupLedger
 from torch_getfuse.cli import main as cli
 from torch_getfuse.cli import options as cli_options
@@ -442,7 +442,7 @@ def test_an_interrupt_writes_what_is_known(
     def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planner, "exact", interrupted)
+    monkeypatch.setattr(group_planner, "exact", interrupted)
     path = tmp_path / "known.json"
     assert cli.main([command, *SMALL, "-o", str(path)]) == 130
     out, err = capsys.readouterr()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.determinism import Ticking, outputs_of_hash_seeds
 from tests.graphs import Builder, random_graph, wide_graph
-from torch_getfuse import planner
+from torch_getfuse import group_planner, planner
 from torch_getfuse.errors import GetfuseError, Interrupted, OptionError, PlanError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.options import CHOICES, Options
@@ -107,7 +107,7 @@ def test_auto_is_exact_and_shows_its_stages(scheme: str, buffer: int) -> None:
 
 
 def test_auto_gives_direct_so_many_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "_DIRECT_SETS", 3)
+    monkeypatch.setattr(group_planner, "_DIRECT_SETS", 3)
     auto = plan_graph(cnn(), options("auto", 700))
     assert [(stage.method, stage.stopped) for stage in auto.stages] == [
         ("direct", "set limit"),
@@ -119,7 +119,7 @@ def test_auto_gives_direct_so_many_sets(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_trial_that_will_not_end_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of twelve branches the search from the start passes nothing: it has no second of the ten."""
     told = []
-    real = planner.exact
+    real = group_planner.exact
 
     def watched(problem: Any, *args: Any) -> SearchResult:
         before = problem.evaluator.work.steps
@@ -129,7 +129,7 @@ def test_a_trial_that_will_not_end_is_given_up_early(monkeypatch: pytest.MonkeyP
             told.append((str(reason), problem.evaluator.work.steps - before))
             raise
 
-    monkeypatch.setattr(planner, "exact", watched)
+    monkeypatch.setattr(group_planner, "exact", watched)
     plan_graph(wide_graph(), options(buffer=4096))
     reason, steps = told[0]
     assert "of the operators in 6% of its work limit" in reason
@@ -142,7 +142,7 @@ def test_auto_helps_a_long_proof_by_a_local_search(
     scheme: str, buffer: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
-    monkeypatch.setattr(planner, "_FEW_STEPS", 1)
+    monkeypatch.setattr(group_planner, "_FEW_STEPS", 1)
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     proof = ["backward"] if scheme == "brr" else ["windows", "exact"]
     assert [stage.method for stage in auto.stages] == ["direct", "merging", *proof]
@@ -217,7 +217,7 @@ def test_where_exact_gives_up_the_bound_stays_true(
     chosen = options(method, 1000, scheme=scheme)
     optimum = plan_graph(cnn(), dataclasses.replace(chosen, method="exact")).dram_bytes
 
-    monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(group_planner, "exact", gives_up)
     monkeypatch.setattr(backward, "backward", gives_up)
     plan = plan_graph(cnn(), chosen).verify()
     (stage,) = [stage for stage in plan.stages if stage.method == "exact"]
@@ -252,12 +252,12 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
         result = SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)
         raise SearchInterrupted(dataclasses.replace(result, stopped="interrupted"))
 
-    monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(group_planner, "exact", gives_up)
     monkeypatch.setattr(backward, "backward", interrupted if stage == "backward" else gives_up)
     if stage == "local":
-        monkeypatch.setattr(planner, "local_search", stopped)
+        monkeypatch.setattr(group_planner, "local_search", stopped)
     elif stage != "backward":
-        module = {"cover": cover_module, "windows": windows}.get(stage, planner)
+        module = {"cover": cover_module, "windows": windows}.get(stage, group_planner)
         monkeypatch.setattr(module, stage, interrupted)
     with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20))
@@ -271,7 +271,7 @@ def test_an_interrupt_before_any_plan_is_raised(monkeypatch: pytest.MonkeyPatch)
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planner, "exact", interrupted)
+    monkeypatch.setattr(group_planner, "exact", interrupted)
     with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("exact", 1000))
     assert caught.value.plan is None
@@ -370,8 +370,8 @@ def test_a_clock_that_strikes_within_a_stage_is_told(monkeypatch: pytest.MonkeyP
         cost = problem.cost(problem.blocks)
         return SearchResult(problem.blocks, cost, 0, 0.0, stopped="work limit of 3 steps")
 
-    monkeypatch.setattr(planner, "local_search", cut_short)
-    monkeypatch.setattr(planner, "exact", gives_up)
+    monkeypatch.setattr(group_planner, "local_search", cut_short)
+    monkeypatch.setattr(group_planner, "exact", gives_up)
     monkeypatch.setattr(backward, "backward", gives_up)
     plan = plan_graph(cnn(), options("auto", 1000, scheme="brr", budget=20))
     assert plan.stages[-1].stopped == "time limit"
@@ -381,7 +381,7 @@ def test_a_clock_that_strikes_within_a_stage_is_told(monkeypatch: pytest.MonkeyP
 HASHED = """
 import dataclasses, sys
 from tests.test_planner import cnn, options
-from torch_getfuse import planner
+from torch_getfuse import group_planner
 from torch_getfuse.partition.exact import backward, windows
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.planner import plan_graph
@@ -393,7 +393,7 @@ for method in sys.argv[1:]:
     for scheme in ("lbdf", "brr"):
         plan = plan_graph(cnn(), options(method, 1000, scheme=scheme))
         print(method, [g.ops for g in plan.groups])
-planner.exact = gives_up
+group_planner.exact = gives_up
 for scheme in ("lbdf", "brr"):
     plan = plan_graph(cnn(), options("auto", 1000, scheme=scheme))
     print([g.ops for g in plan.groups], [(s.method, s.plans, s.dram_bytes) for s in plan.stages])
@@ -464,7 +464,7 @@ def test_a_bound_that_contradicts_a_plan_is_not_claimed(
         error.bound = 1 << 40
         raise error
 
-    monkeypatch.setattr(planner, "exact", wrong)
+    monkeypatch.setattr(group_planner, "exact", wrong)
     plan = plan_graph(cnn(), options("auto", 1000)).verify()
     assert (plan.proof, plan.lower_bound_bytes) == (None, 0)
     assert "contradicts" in caplog.text

@@ -38,10 +38,11 @@ from torch_getfuse.backend.split.grouping import split_capture
 from torch_getfuse.backend.torch_private import Unsupported, original_module, tree_leaves
 from torch_getfuse.errors import CaptureError, Interrupted, OptionError, interrupts
 from torch_getfuse.explain_graph import explain_graph
+from torch_getfuse.group_planner import ExplainerLike
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import OptionKwargs, Options
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.planner import ExplainerLike, plan_graph
+from torch_getfuse.planner import plan_graph
 from torch_getfuse.plugins import check_explainers
 from torch_getfuse.price_graph import GroupsLike, price_graph, read_groups
 from torch_getfuse.reporting.appraisal import Appraisal

@@ -9,6 +9,7 @@ from random import Random
 from torch_getfuse import plugins
 from torch_getfuse.accelerator import format_buffer, format_size
 from torch_getfuse.errors import OptionError
+from torch_getfuse.group_planner import ExplainerLike, ranker_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.scheme import CostTerm, Dram, Evaluator, once, smallest_buffer
@@ -28,7 +29,7 @@ from torch_getfuse.partition.search.recursive_split import (
     group_edges,
 )
 from torch_getfuse.partition.selection import no_operator, selected
-from torch_getfuse.planner import ExplainerLike, ranker_of, scheme_of
+from torch_getfuse.planner import scheme_of
 from torch_getfuse.plugins import ASKED_EXPLAINERS, check_explainers
 from torch_getfuse.reporting.blame import Blame, Cut, GroupEdge, Part
 from torch_getfuse.reporting.explanation import Explanation

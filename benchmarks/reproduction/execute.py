@@ -24,6 +24,7 @@ from torch_getfuse.accelerator import KB
 from torch_getfuse.explain.sampling import BUFFERS
 from torch_getfuse.explain.training.data import GROUPS, TABLE_1, build, load_samples, requests
 from torch_getfuse.explain_graph import explain_graph
+from torch_getfuse.group_planner import ranker_of
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.options import Options
 from torch_getfuse.partition.exact.down_sets import Limits, exact
@@ -33,7 +34,7 @@ from torch_getfuse.partition.search.local import local_search
 from torch_getfuse.partition.search.nsga2 import max_buffer, nsga2_search
 from torch_getfuse.partition.search.random import random_search
 from torch_getfuse.partition.search.recursive_split import RecursiveSplit
-from torch_getfuse.planner import plan_graph, ranker_of
+from torch_getfuse.planner import plan_graph
 from torch_getfuse.plugins import ASKED_EXPLAINERS
 
 Figures = dict[str, Any]

@@ -282,7 +282,7 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
             modules.append("torch_getfuse.partition.search.recursive_split")
             found["rule"] = RULE
             # How many edges an explainer may blame is the planner's to say.
-            found["ranker"] = provenance.function_digest("torch_getfuse.planner", "ranker_of")
+            found["ranker"] = provenance.function_digest("torch_getfuse.group_planner", "ranker_of")
         if request.explainer in _WEIGHTS:
             modules.append("torch_getfuse.explain.explainers")
             found["weights"] = provenance.weights_digest(

@@ -17,7 +17,7 @@ from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 import torch_getfuse
-from torch_getfuse import planner
+from torch_getfuse import group_planner
 from torch_getfuse.backend import compiler
 
 
@@ -335,7 +335,7 @@ def test_an_interrupt_while_planning_leaves_nothing_half_done(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(planner, "exact", interrupted)
+        patch.setattr(group_planner, "exact", interrupted)
         with pytest.raises(KeyboardInterrupt) as caught:
             compiled(x)
     assert caught.value.plan.verify().stages[-1].stopped == "interrupted"  # type: ignore[attr-defined]

@@ -69,7 +69,7 @@ def test_at_a_limit_the_plan_by_then() -> None:
 
 
 def test_the_planner_starts_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch_getfuse.planner._FEW_STEPS", 1)
+    monkeypatch.setattr("torch_getfuse.group_planner._FEW_STEPS", 1)
     build = Builder()
     at = build.input((1, 8, 16, 16))
     for _ in range(4):
