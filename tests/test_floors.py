@@ -47,7 +47,7 @@ FLOORS = (
     ("partition.wide",),
     ("partition",),
     ("explain", "reporting", "importers", "backend.rules", "models"),
-    ("step_planner",),
+    ("group_planner", "step_planner"),
     ("planner", "backend.fx_nodes"),
     (
         "explain_graph",
