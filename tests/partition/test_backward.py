@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
 import pytest
 
 from tests.brute import brute_force
@@ -17,6 +18,7 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact import backward as module
 from torch_getfuse.partition.exact.backward import backward
 from torch_getfuse.partition.exact.chains import Chains
+from torch_getfuse.partition.exact.down_set_table import DownSets, Window
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
 from torch_getfuse.partition.pins import pins_of
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
@@ -65,6 +67,38 @@ def test_equals_the_search_from_the_start_on_larger_graphs(seed: int) -> None:
         evaluator = rereading(rng, rng.randint(11, 16))
         optimum = exact(FusionProblem(evaluator)).dram_bytes
         check(Evaluator(evaluator.scheme, evaluator.buffer_bytes), optimum)
+
+
+def test_no_group_goes_around_an_unfusable_operator() -> None:
+    """Of two down-sets: what leads from one to the other, bit by bit against the arrays."""
+    rng = Random(2250)
+    barred = open_ = 0
+    for _ in range(60):
+        evaluator = rereading(rng, rng.randint(5, 10))
+        smaller = Evaluator(evaluator.scheme, evaluator.buffer_bytes // 2)
+        problem = FusionProblem(rng.choice((evaluator, smaller)))
+        if not problem.blocks:
+            continue
+        chains = Chains(problem)
+        sets = DownSets(problem, chains, Window(chains.start, chains.everything, 1 << 20))
+        for at, done in enumerate(sets.masks):
+            led_to = set(sets.led_to(at, at + 1, chains.barred(done)).tolist())
+            for k in range(at + 1, len(sets.masks)):
+                added = sets.masks[k] & ~done
+                group = added & ~problem.unfusable
+                around = bool(chains.after(added ^ group) & group)
+                assert (k in led_to) == (not done & ~sets.masks[k] and not around)
+                barred += around and not done & ~sets.masks[k]
+            which = np.arange(len(sets.masks))
+            part = done & rng.getrandbits(len(problem.graph))
+            held = [not part & ~mask for mask in sets.masks]
+            assert sets.contain(which, part).tolist() == held
+            for k, tensor in enumerate(sets.tensors):
+                there = not tensor.maker or bool(tensor.maker & done)
+                assert sets.open[k, at] == (there and bool(tensor.readers & ~done))
+                open_ += int(sets.open[k, at])
+    assert barred > 100
+    assert open_ > 1000
 
 
 def test_pins_are_kept() -> None:

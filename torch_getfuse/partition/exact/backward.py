@@ -236,22 +236,24 @@ class Backward:
         sets, evaluator = self.sets, self.evaluator
         done = sets.masks[at]
         larger, moved, least = self._ranked(at, at + 1)
+        cheapest = least.copy()
         self.count(_SET + len(larger) // _RANKED)
-        conflicts = self._conflicts_at(at)
         best = most = self.ceiling - int(self.reached[at])
-        for k in np.lexsort((-larger, least)).tolist():  # of equals the largest
-            cost, bound = int(moved[k]), int(least[k])
-            if bound >= best:
+        for conflict in self._conflicts_at(at):
+            self._heed(conflict, larger, moved, cheapest)
+        some = np.flatnonzero(cheapest < best)
+        for k in some[np.lexsort((-some, least[some]))].tolist():  # of equals the largest
+            cost = int(moved[k])
+            if least[k] >= best:
                 break
-            added = sets.masks[larger[k]] & ~done
-            if any(cost + c.again >= best and not c.core & ~added for c in conflicts):
+            if cheapest[k] >= best:
                 continue
-            group = added & ~self.chains.unfusable
-            if self.chains.after(added ^ group) & group or not self._connected(group):
+            group = sets.masks[larger[k]] & ~done & ~self.chains.unfusable
+            if not self._connected(group):
                 continue
             self._look()
             if cost + self._least_reread(group) >= best:
-                conflicts.append(self._too_dear(group, best - cost))
+                self._heed(self._too_dear(group, best - cost), larger, moved, cheapest)
                 continue
             valid = False
             for way in self._ways(group):
@@ -266,7 +268,7 @@ class Backward:
                     if whole == cost:
                         break  # other starts change only what is read again
             if not valid and self._hopeless(group):
-                conflicts.append(self._too_large(group))
+                self._heed(self._too_large(group), larger, moved, cheapest)
         self.rest[at] = best if best < most else _NEVER
 
     def _ranked(self, at: int, first: int) -> tuple[Ints, Ints, Ints]:
@@ -277,13 +279,12 @@ class Backward:
             bound with what it must read again.
         """
         sets, buffer_bytes = self.sets, self.evaluator.buffer_bytes
-        mask = sets.packed[at]
-        larger = first + np.flatnonzero(((sets.packed[first:] & mask) == mask).all(axis=1))
+        done = sets.masks[at]
+        larger = sets.led_to(at, first, self.chains.barred(done))
         larger = larger[self.rest[larger] < _NEVER]
         weights = sets.weights[larger] - sets.weights[at]
         moved = self._moved(at, larger) + self.rest[larger]
         rows = sets.rows[larger] - sets.rows[at]
-        done = sets.masks[at]
         for first, last, more, there in sets.pairs:
             if done >> first & 1 and not done >> last & 1:
                 rows -= more * there[larger]
@@ -299,16 +300,24 @@ class Backward:
         # A tensor is paid for by who writes it as long as it is live, and by each group that reads
         # it: what is live at the end of the group but was not before, it has written.
         moved: Ints = sets.weights[larger] - sets.weights[at] + sets.live[larger] - sets.live[at]
-        for k, tensor in enumerate(sets.tensors):
-            before, readers = sets.read[k, at], tensor.readers.bit_count()
-            if sets.made[k, at] and before < readers:
-                now = sets.read[k, larger]
-                moved += tensor.size * (now > before)
-                if tensor.maker and not tensor.forced:
-                    moved += tensor.size * (now == readers)
+        for k in np.flatnonzero(sets.open[:, at]).tolist():
+            tensor, now = sets.tensors[k], sets.read[k, larger]
+            moved += tensor.size * (now > sets.read[k, at])
+            if tensor.maker and not tensor.forced:
+                moved += tensor.size * (now == tensor.readers.bit_count())
         return moved
 
     # -- conflicts ------------------------------------------------------------------------
+
+    def _heed(self, conflict: _Conflict, larger: Ints, moved: Ints, cheapest: Ints) -> None:
+        """Raise what finishing over each down-set costs at least, where its group has a conflict.
+
+        Args:
+            larger, moved: as :meth:`_ranked` gives them.
+            cheapest: raised.
+        """
+        hit = np.flatnonzero(self.sets.contain(larger, conflict.core))
+        cheapest[hit] = np.maximum(cheapest[hit], moved[hit] + conflict.again)
 
     def _conflicts_at(self, at: int) -> list[_Conflict]:
         """Those that groups from a down-set can run into."""

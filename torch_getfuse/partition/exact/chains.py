@@ -33,6 +33,7 @@ class Chains:
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
         self.block, self.ideal = blocks_and_ideals(graph, problem.tight)
         self.start = self.absorb(0, self.sources)
+        self._below: dict[int, int] = {}  # what runs after some of a set of unfusable operators
 
     def absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.
@@ -48,6 +49,20 @@ class Chains:
                 done |= low
                 ready |= self.successors[i] & self.unfusable
         return done
+
+    def barred(self, done: int) -> int:
+        """What no group that leads on from a down-set has: it runs after an unfusable operator that
+        has not run, for which something else in that group would have to run first.
+        """
+        waiting = self.unfusable & ~done
+        found = self._below.get(waiting)
+        if found is None:
+            found, fresh = 0, waiting
+            while fresh:
+                fresh = self.after(fresh) & ~found
+                found |= fresh
+            found = self._below[waiting] = found & ~self.unfusable
+        return found
 
     def after(self, mask: int) -> int:
         """What must run after a member of a set, members among them."""

@@ -15,6 +15,9 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 
 Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+_WORD = (1 << 64) - 1
 
 _LISTED = 25
 """Steps counted for each down-set of a list."""
@@ -45,14 +48,13 @@ class DownSets:
         masks: of each.
         index: of each mask.
         ready: of each, the blocks that can run next.
-        packed: the masks as rows of 64-bit words.
         live: bytes of ``tensors`` that each hands on or has written for good.
         weights, weighted, rows, short: sums over its fusable operators: bytes of weights, how many
             have any, and what their :class:`TileRows` say.
         pairs: of these, (first, last, bytes), and in which down-sets the last is.
         tensors: the problem's crossings that operators inside the window touch.
-        made: per tensor, in which down-sets it is there: as an input, or what a member wrote.
         read: per tensor, how many of its readers each has.
+        open: per tensor, which have it, as an input or written by a member, but not all readers.
 
     Raises:
         TooWide: for more down-sets than the window may have.
@@ -67,8 +69,9 @@ class DownSets:
         self.index = {mask: k for k, mask in enumerate(self.masks)}
         count, wide = len(problem.graph), -(-len(problem.graph) // 64)
         data = b"".join(mask.to_bytes(8 * wide, "little") for mask in self.masks)
-        self.packed = np.frombuffer(data, np.dtype("<u8")).reshape(len(self.masks), wide)
-        member = np.unpackbits(self.packed.view(np.uint8), axis=1, bitorder="little")[:, :count]
+        packed = np.frombuffer(data, np.dtype("<u8")).reshape(len(self.masks), wide)
+        self._words = np.ascontiguousarray(packed.T)
+        member = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")[:, :count]
         inside = window.end & ~window.start
         nothing = [0] * count
         tiles = scheme.tile_rows or TileRows(nothing, nothing, ())
@@ -88,15 +91,40 @@ class DownSets:
         self.tensors = [
             tensor for tensor in problem.crossings if (tensor.maker | tensor.readers) & inside
         ]
-        self.made = np.ones((len(self.tensors), len(self.masks)), bool)
         self.read = np.zeros((len(self.tensors), len(self.masks)), np.int16)
+        self.open = np.zeros((len(self.tensors), len(self.masks)), bool)
         self.live = np.zeros(len(self.masks), np.int64)
         for k, tensor in enumerate(self.tensors):
             self.read[k] = member[:, list(bits(tensor.readers))].sum(axis=1, dtype=np.int16)
+            waiting = self.read[k] < tensor.readers.bit_count()
+            self.open[k] = waiting
             if tensor.maker:
-                self.made[k] = member[:, tensor.maker.bit_length() - 1]
-                wanted = tensor.forced | (self.read[k] < tensor.readers.bit_count())
-                self.live += tensor.size * (self.made[k] & wanted)
+                made = member[:, tensor.maker.bit_length() - 1] > 0
+                self.live += tensor.size * (made & (tensor.forced | waiting))
+                self.open[k] &= made
+
+    def led_to(self, at: int, first: int, barred: int) -> Ints:
+        """The down-sets from index ``first`` on that contain another and nothing of ``barred``."""
+        mask = self.masks[at]
+        found = np.ones(len(self.masks) - first, bool)
+        for k, words in enumerate(self._words):
+            if asked := _word(mask | barred, k):
+                found &= words[first:] & asked == _word(mask, k)
+        return first + np.flatnonzero(found)
+
+    def contain(self, which: Ints, part: int) -> Flags:
+        """Of some down-sets, which contain a set."""
+        found = np.ones(len(which), bool)
+        for k, words in enumerate(self._words):
+            if word := _word(part, k):
+                found &= words[which] & word == word
+        return found
+
+
+def _word(mask: int, k: int) -> np.uint64:
+    """The 64-bit word number ``k`` of a mask."""
+    word: np.uint64 = np.uint64(mask >> 64 * k & _WORD)
+    return word
 
 
 def _down_sets(problem: FusionProblem, chains: Chains, window: Window) -> dict[int, int]:
