@@ -373,10 +373,8 @@ class Backward:
         self.count(_LOOK)
 
     def _ways(self, group: int) -> list[int]:
-        if not self.chains.leading:
-            return [group]
         before = 0
-        for i in bits(group):
+        for i in bits(group & self.chains.led):
             before |= self.chains.makers[i]
         return self.chains.ways(group, before)
 

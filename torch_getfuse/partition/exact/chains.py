@@ -19,6 +19,7 @@ class Chains:
         everything: the last down-set.
         start: the first: the unfusable operators that need nothing.
         unfusable, leading: as in the problem.
+        led: mask of what reads from a leading operator.
         successors, predecessors, makers: as in the graph.
         sources: mask of the operators that run after none.
         block, ideal: per operator, see :func:`blocks_and_ideals`.
@@ -33,6 +34,7 @@ class Chains:
         self.sources = mask_of(i for i, before in enumerate(graph.predecessors) if not before)
         self.block, self.ideal = blocks_and_ideals(graph, problem.tight)
         self.start = self.absorb(0, self.sources)
+        self.led = self.after(self.leading)
         self._below: dict[int, int] = {}  # what runs after some of a set of unfusable operators
 
     def absorb(self, done: int, after: int) -> int:
