@@ -19,6 +19,7 @@ from torch_getfuse.ir import OpGraph, Tensor, Window
 from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.cascade.model import Cascade
 from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.steps import lattice
 from torch_getfuse.partition.steps import optimum as windows
 from torch_getfuse.partition.steps.lattice import Lattice
 from torch_getfuse.partition.steps.optimum import improved, optimum, with_residents
@@ -467,8 +468,22 @@ def test_the_planner_looks_into_windows_only_without_a_proof(
     methods = [stage.method for stage in plan.stages]
     assert methods[:4] == ["merging", "exact", "windows", "exact"]
     assert methods[-1] == "fewer steps"
+    assert methods.count("exact") == 2  # no time would do
     assert proved.dram_bytes <= plan.dram_bytes
     assert plan.lower_bound_bytes <= proved.dram_bytes
+
+
+def test_a_proof_that_was_put_off_has_the_rest_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(scheme="cascade", buffer=24 * 1024, cache=False)
+    graph = operator_graph("squeezenet1_0")
+    proved = plan_graph(graph, options)
+    monkeypatch.setattr(lattice, "_EARLY", 0.0)
+    monkeypatch.setattr(lattice, "_GROWN_BY_THEN", 1.0)
+    plan = plan_graph(graph, options)
+    put_off = [s.stopped for s in plan.stages if "of its operators in 0%" in s.stopped]
+    assert len(put_off) == 2
+    assert [stage.method for stage in plan.stages][-2:] == ["exact", "fewer steps"]
+    assert (plan.proof, plan.dram_bytes) == ("optimal", proved.dram_bytes)
 
 
 def test_where_steps_hold_many_operators_windows_come_first() -> None:
@@ -548,11 +563,15 @@ def test_a_proof_that_will_not_end_is_given_up() -> None:
     assert windows.merged_plan(problem).found is not None
     before = problem.work.steps
     with problem.work.steps_within(60_000):
-        solved = windows.Proof(problem).run()
+        proof = windows.Proof(problem)
+        solved = proof.run()
     assert "of its operators in 33% of its work limit" in solved.stopped
     assert problem.work.steps - before < 50_000
     assert solved.found is not None
     assert solved.bound <= solved.found.dram_bytes
+    with problem.work.steps_within(60_000):
+        assert proof.run(patient=True).stopped == "work limit of 60,000 steps"
+    assert not proof.too_wide
 
 
 def test_merging_is_left_out_where_no_work_is_left() -> None:

@@ -3,8 +3,8 @@
 A plan made by merging; where most of its steps are single operators, everything up to its cost,
 with a part of the time. If that does not end, a better plan: the operators one by one, improved in
 windows, each of which is searched whole while the rest of the sequence stays as it is; and again
-everything up to its cost: a better plan, or the proof that there is none. Where a graph is too wide
-for that, the good plan remains.
+everything up to its cost: a better plan, or the proof that there is none. Where that would take too
+long, windows over the merged plan come first. Where a graph is too wide, the good plan remains.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _WIDTH = 64
 _WIDTHS = (_WIDTH, 16, 4)
 """The same for the steps of the merged plan: fewer where it takes too long."""
 
-FIRST, TRIAL, WINDOWED, PROOF, MERGED, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 1 / 4
+FIRST, TRIAL, WINDOWED, PROOF, MERGED, LAST, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 7 / 8, 1
 """Shares of the time that is left: of merging with its residents, of the first proof, of windows,
-of the second proof, of windows over the merged plan, and of those that look for fewer steps."""
+of the second proof, of windows over the merged plan, of the last proof, and of windows that look
+for fewer steps."""
 
 FEW = 1.5
 """Operators for each step of the merged plan, up to which a proof is tried first."""
@@ -116,6 +117,8 @@ def solve(problem: StepProblem, run: Run) -> Solved:
     if solved.stopped and problem.best is merged.found:
         known = problem.best
         run("windows", lambda: improved(problem, known, part(MERGED)))
+    if solved.stopped and not proof.too_wide:
+        solved = run("exact", lambda: proof.run(part(LAST), patient=True))
     best = problem.best
     run("fewer steps", lambda: shortened(problem, best, part(SHORTENED)))
     return solved
@@ -172,19 +175,26 @@ class Proof:
 
     Args:
         problem: graph, cost model, buffer.
+
+    Attributes:
+        too_wide: whether it would not end in any time.
     """
 
     def __init__(self, problem: StepProblem) -> None:
         self.problem = problem
+        self.too_wide = False
         self._lattice = Lattice(problem, most=MOST_GROUPS)
 
-    def run(self, seconds: float | None = None, shortest: bool = False) -> Solved:
+    def run(
+        self, seconds: float | None = None, shortest: bool = False, patient: bool = False
+    ) -> Solved:
         """Search up to a limit. The next call goes on from there, up to the best known by then.
 
         Args:
             seconds: counted as work first; ``None``: no limit.
             shortest: whether of plans with equal traffic the shortest is wanted. That takes longer
                 where the best that is known is the optimum.
+            patient: whether to go on up to the limit though it is plain that it will strike.
         """
         started = time.perf_counter()
         problem, lattice = self.problem, self._lattice
@@ -194,13 +204,14 @@ class Proof:
         try:
             with problem.work.within(seconds):
                 if ceiling >= bound:
-                    lattice.build(ceiling, early=known is not None)
+                    lattice.build(ceiling, early=known is not None and not patient)
                     bound = max(bound, lattice.bound)
                     StepSearch(lattice, ceiling).run()
                 if problem.best is not None:
                     bound = problem.best.dram_bytes
         except (TooWide, OutOfWork) as reason:
             stopped = str(reason)
+            self.too_wide = isinstance(reason, TooWide)
         spent = time.perf_counter() - started
         return Solved(problem.best, bound, lattice.groups, spent, stopped)
 
