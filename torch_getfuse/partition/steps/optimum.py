@@ -4,7 +4,7 @@ A plan made by merging; where most of its steps are single operators, everything
 with a part of the time. If that does not end, a better plan: the operators one by one, improved in
 windows, each of which is searched whole while the rest of the sequence stays as it is; and again
 everything up to its cost: a better plan, or the proof that there is none. Where that would take too
-long, windows over the merged plan come first. Where a graph is too wide, the good plan remains.
+long, windows over the best plan come first. Where a graph is too wide, the good plan remains.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _WIDTH = 64
 _WIDTHS = (_WIDTH, 16, 4)
 """The same for the steps of the merged plan: fewer where it takes too long."""
 
-FIRST, TRIAL, WINDOWED, PROOF, MERGED, LAST, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 7 / 8, 1
+FIRST, TRIAL, WINDOWED, PROOF, IMPROVED, LAST, SHORTENED = 1 / 2, 0.1, 0.25, 2 / 3, 3 / 4, 7 / 8, 1
 """Shares of the time that is left: of merging with its residents, of the first proof, of windows,
-of the second proof, of windows over the merged plan, of the last proof, and of windows that look
-for fewer steps."""
+of the second proof, of windows over the best plan by then, of the last proof, and of windows that
+look for fewer steps."""
 
 FEW = 1.5
 """Operators for each step of the merged plan, up to which a proof is tried first."""
@@ -109,14 +109,15 @@ def solve(problem: StepProblem, run: Run) -> Solved:
         solved = run("exact", lambda: proof.run(part(TRIAL), shortest=True))
         if not solved.stopped:
             return solved
+    cut_short = False
     if problem.best is None or problem.best.dram_bytes > problem.unavoidable:
-        run("windows", lambda: good_plan(problem, part(WINDOWED)))
+        cut_short = bool(run("windows", lambda: good_plan(problem, part(WINDOWED))).stopped)
     solved = run("exact", lambda: proof.run(part(PROOF)))
     if problem.best is None:
         return solved
-    if solved.stopped and problem.best is merged.found:
+    if solved.stopped and (cut_short or problem.best is merged.found):
         known = problem.best
-        run("windows", lambda: improved(problem, known, part(MERGED)))
+        run("windows", lambda: improved(problem, known, part(IMPROVED)))
     if solved.stopped and not proof.too_wide:
         solved = run("exact", lambda: proof.run(part(LAST), patient=True))
     best = problem.best
