@@ -329,6 +329,20 @@ def remember(memo: dict[int, Value], mask: int, value: Value) -> Value:
     return value
 
 
+def counted(
+    scheme: FusionScheme, work: Work, question: Callable[..., Value], *args: object
+) -> Value:
+    """The answer to a question, and what the cost model counts for it as extra steps.
+
+    Raises:
+        OutOfWork: inside a limit of ``work``.
+    """
+    before = scheme.extra_steps
+    answer = question(*args)
+    work.add(scheme.extra_steps - before)
+    return answer
+
+
 class Evaluator:
     """A scheme under one buffer size: validity and cost of groups, each computed once.
 
@@ -416,7 +430,9 @@ class Evaluator:
             members = mask.bit_count()
             steps += grown * (_GROWN + members) if part else each * members
         self.work.add(int(steps))
-        return remember(self._hopeless, mask, self._counted(self.scheme.hopeless, mask, part))
+        scheme = self.scheme
+        found = counted(scheme, self.work, scheme.hopeless, mask, self.buffer_bytes, part)
+        return remember(self._hopeless, mask, found)
 
     def reread(self, mask: int) -> int:
         """Bytes that a valid group reads again; see :meth:`FusionScheme.reread`."""
@@ -424,14 +440,8 @@ class Evaluator:
 
     def least_reread(self, mask: int, part: int = 0) -> int:
         """A lower bound of :meth:`reread` of every valid group grown from ``mask`` downstream."""
-        return self._counted(self.scheme.least_reread, mask, part)
-
-    def _counted(self, question: Callable[[int, int, int], Value], mask: int, part: int) -> Value:
-        """The answer of the cost model, and what it counts as extra steps."""
-        before = self.scheme.extra_steps
-        answer = question(mask, self.buffer_bytes, part)
-        self.work.add(self.scheme.extra_steps - before)
-        return answer
+        scheme = self.scheme
+        return counted(scheme, self.work, scheme.least_reread, mask, self.buffer_bytes, part)
 
     def unfusable(self) -> int:
         """Mask of the operators that alone do not fit (docs/method.md, section 1)."""

@@ -35,7 +35,7 @@ class Chains:
         self.block, self.ideal = blocks_and_ideals(graph, problem.tight)
         self.start = self.absorb(0, self.sources)
         self.led = self.after(self.leading)
-        self._below: dict[int, int] = {}  # what runs after some of a set of unfusable operators
+        self._problem = problem
 
     def absorb(self, done: int, after: int) -> int:
         """The down-set ``done`` with the unfusable operators that can run then.
@@ -56,15 +56,12 @@ class Chains:
         """What no group that leads on from a down-set has: it runs after an unfusable operator that
         has not run, for which something else in that group would have to run first.
         """
-        waiting = self.unfusable & ~done
-        found = self._below.get(waiting)
-        if found is None:
-            found, fresh = 0, waiting
-            while fresh:
-                fresh = self.after(fresh) & ~found
-                found |= fresh
-            found = self._below[waiting] = found & ~self.unfusable
-        return found
+        found, waiting = 0, self.unfusable & ~done
+        while waiting:
+            low = waiting & -waiting
+            found |= self._problem.below[low.bit_length() - 1]
+            waiting &= ~(low | found)
+        return found & ~self.unfusable
 
     def after(self, mask: int) -> int:
         """What must run after a member of a set, members among them."""

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.groups import Group
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_in_stripes, slices
+from torch_getfuse.partition.cost.scheme import counted
 from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import OutOfWork
@@ -160,7 +161,7 @@ class Lattice:
                 only = self._fixed.get(done)
                 grown = self._grow(done, slack) if only is None else [only]
                 for mask in grown if slack >= 0 else ():
-                    edge = problem.counted(self._priced, done, mask)
+                    edge = counted(problem.scheme, problem.work, self._priced, done, mask)
                     if edge is None:
                         continue
                     edges.append(edge)

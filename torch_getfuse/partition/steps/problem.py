@@ -5,10 +5,10 @@ docs/method.md, section 12. Sets of operators and of tensors are bit masks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import OptionError, PlanError
@@ -30,8 +30,6 @@ from torch_getfuse.partition.problem import (
     refuse_unfusable,
 )
 from torch_getfuse.partition.work import Work
-
-Value = TypeVar("Value")
 
 _TENSORS = 6
 """Tensors that are looked at for each step of work."""
@@ -170,13 +168,6 @@ class StepProblem:
         edge, weights = lines.edges[tensor, reader], lines.weights[reader]
         rows = max(1, edge.widest(edge.units_out)) * lines.unit_bytes[tensor]
         return weights + rows > facts.size[tensor] - (-weights // facts.channels[reader])
-
-    def counted(self, question: Callable[..., Value], *args: object) -> Value:
-        """The answer of a question, with what the cost model counts as extra steps."""
-        before = self.scheme.extra_steps
-        answer = question(*args)
-        self.work.add(self.scheme.extra_steps - before)
-        return answer
 
     def offer(self, found: Found) -> None:
         """Keep a sequence if it is the cheapest so far, or as cheap with fewer steps."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch_getfuse.partition.cost.cascade.pricing import ANY, Beside, least_reread
+from torch_getfuse.partition.cost.scheme import counted
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.steps.lattice import Edge, Lattice, TooWide
 from torch_getfuse.partition.steps.problem import Found
@@ -69,13 +70,14 @@ class StepSearch:
             TooWide: where a step makes too many tensors that may stay.
             OutOfWork: where a limit of the problem's work strikes first.
         """
+        scheme, work = self.problem.scheme, self.problem.work
         for level in self.levels[:-1]:
             for done in sorted(level):
                 states = level[done]
                 if self.width is not None and len(states) > self.width:
                     states = self._promising(done, states)
                 for edge in self.lattice.edges.get(done, ()):
-                    self.problem.counted(self._take, done, states, edge)
+                    counted(scheme, work, self._take, done, states, edge)
         ends = self.levels[-1].get(self.problem.everything)
         return None if ends is None else self._found(ends[0])
 

@@ -363,7 +363,7 @@ def _alive(sets: _Sets) -> Ints:
     """Sets whose parts can all still grow, the empty set first; renumbers the parts."""
     touched = sets.part.any(axis=0)
     single = sets.parts <= 1
-    sets.part = np.where(single, sets.part > 0, sets.part).astype(np.uint8)
+    sets.part = np.where(single, np.minimum(sets.part, 1), sets.part)
     alive = touched & single
     several = np.flatnonzero(~single & touched)
     if len(several):
@@ -400,8 +400,8 @@ def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
     """
     keys = _packed(np.concatenate([sets.state[:, alive], sets.part[:, alive]]))
     order = np.lexsort((sets.room[alive], *keys))
-    starts = np.ones(len(order), bool)
-    starts[1:] = False
+    starts = np.zeros(len(order), bool)
+    starts[:1] = True
     for key in keys:
         ordered = key[order]
         starts[1:] |= ordered[1:] != ordered[:-1]
