@@ -251,6 +251,79 @@ def test_through_torch_compile(backward: bool | str, monkeypatch: pytest.MonkeyP
     )
 
 
+def written_through_a_view(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y.squeeze_()
+    crossed = y.swapaxes(2, 2)
+    y.mT.add_(1)
+    return crossed, torch.matmul(y, y.transpose(-1, -2))
+
+
+def viewed_before(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    rows = y[:, 0]
+    y.squeeze_()
+    return rows * 3, y.sin(), y.cos(), y.tanh()
+
+
+def only_read(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    y.unsqueeze_(0)
+    return y.sin(), y.cos(), y.tanh()
+
+
+class ChangedInPlace(nn.Module):
+    def __init__(self, rest: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+        self.rest = rest
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.rest(self.norm(x))
+
+
+@pytest.mark.parametrize("rest", [written_through_a_view, viewed_before, only_read])
+def test_shapes_that_change_in_place(
+    rest: Callable[[torch.Tensor], tuple[torch.Tensor, ...]],
+) -> None:
+    """A view in the place of a change has records of its own beside the other views."""
+    options = {"strict": True, "cache": False, "inner": "eager"}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = ChangedInPlace(rest), torch.randn(2, 4, 6, 6)
+        compiled = torch.compile(model, backend="getfuse", options=options)
+        results = []
+        for run in (model, compiled):
+            model.zero_grad()
+            sum(value.abs().double().square().mean() for value in run(x)).backward()
+            results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        assert len(results[0]) == 2
+        assert all(map(torch.equal, *results))
+        notes = [n for s in torch_getfuse.report(compiled).sections for n in s.notes]
+        told = any(n.startswith("runs in the order of the model") for n in notes)
+        assert told is (rest is not only_read), notes
+
+
+def test_an_input_that_changes_its_shape_in_place_changes_once() -> None:
+    """Where the graph runs as the model's own, it changes its inputs itself."""
+
+    def forward(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = x.mul_(2)
+        rows = y[0]
+        y.transpose_(0, 1)
+        return rows * 3, y.sin(), y.cos(), y.tanh()
+
+    options = {"strict": True, "cache": False, "inner": "eager"}
+    compiled = torch.compile(forward, backend="getfuse", options=options)
+    found = []
+    for run in (forward, compiled):
+        x = make(12).view(3, 4).clone()
+        results = run(x)
+        sum(value.abs().square().mean() for value in results).backward()
+        found.append([x, *results])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    assert found[1][0].shape == (4, 3)
+    assert "runs in the order of the model" in one_line(torch_getfuse.report(compiled))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_random_graphs_in_random_orders(seed: int) -> None:
     """Every operator a group of its own, in any order: what is not seen is equal."""

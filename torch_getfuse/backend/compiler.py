@@ -14,7 +14,7 @@ from torch import fx
 from torch_getfuse.backend.capture.capture import Capture, capture_fx
 from torch_getfuse.backend.capture.mode_notes import mode_notes
 from torch_getfuse.backend.capture.quantisation import quantisation_notes
-from torch_getfuse.backend.capture.view_changes import changing_inputs
+from torch_getfuse.backend.capture.view_changes import changing_inputs, recorded_otherwise
 from torch_getfuse.backend.compiled_models import CompiledGraph, remember
 from torch_getfuse.backend.fx_nodes.autocast import cast_apart
 from torch_getfuse.backend.fx_nodes.effects import changes_mode
@@ -98,8 +98,9 @@ def getfuse(
         if given is not None:
             capture.check(given)
         plan = _planned(capture, chosen)
-        compiled = _compile(capture, plan, chosen, record, example_inputs)
-        compiled = changing_inputs(gm, compiled)
+        compiled = _compile(gm, capture, plan, chosen, record, example_inputs)
+        if compiled != gm.forward:
+            compiled = changing_inputs(gm, compiled)
     except NoOperatorError:
         log.info("a graph without operators runs as it is")
         return gm.forward
@@ -146,13 +147,14 @@ def _planned(capture: Capture, options: Options) -> PartitionPlan:
 
 
 def _compile(
+    original: fx.GraphModule,
     capture: Capture,
     plan: PartitionPlan,
     options: Options,
     record: CompiledGraph,
     example_inputs: Sequence[object],
 ) -> Callable[..., Any]:
-    """The planned graph as a callable; fills in its record."""
+    """The planned graph as a callable, or ``original.forward``; fills in its record."""
     gm = capture.graph_module
     hints = _shape_notes(gm)
     if hints and options.inner == "inductor" and (lacks := FEATURES["strides"].missing()):
@@ -203,7 +205,7 @@ def _compile(
                 [f"gradients may differ from eager's in the last bit: groups cast {cast} apart"]
             )
         split = split_graph_module(gm, list(children.values()), list(children))
-        if moved := moved_sums(gm, split):
+        if moved := [*recorded_otherwise(original), *moved_sums(gm, split)]:
             names = some_of([value.name for value in moved], _MOST_NAMED)
             record.add_notes(
                 [
@@ -211,7 +213,7 @@ def _compile(
                     f"{names} add up in another order"
                 ]
             )
-            return gm.forward
+            return original.forward
         return split.forward
     record.add_notes([f"{'differentiated' if recorded else 'traced'} by AOTAutograd: {joint}"])
 

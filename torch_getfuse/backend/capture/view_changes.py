@@ -24,6 +24,7 @@ from torch import fx
 
 from torch_getfuse.backend.fx_nodes.effects import (
     CHANGES_OF_SHAPE,
+    Storages,
     returns_input,
     storage_of,
 )
@@ -200,6 +201,30 @@ def changing_inputs(gm: fx.GraphModule, planned: Callable[..., Any]) -> Callable
         return results
 
     return run
+
+
+def recorded_otherwise(gm: fx.GraphModule) -> list[fx.Node]:
+    """Changes of shape in ``gm`` that autograd records otherwise than the views in their place.
+
+    It records a change as a step of the tensor, so that other views of its memory follow from it.
+    A view in its place is one more beside them: after a write each is derived anew from the tensor
+    by itself, and gradients of three readers add up in another order.
+    """
+    nodes = list(gm.graph.nodes)
+    if not any(map(_changes_view, nodes)):
+        return []
+    objects, storages = _objects(gm.graph), Storages(gm)
+    found = []
+    for i, node in enumerate(nodes):
+        if _changes_view(node):
+            memory = storages.of_all([node])
+            viewed = any(
+                objects[other] != objects[node] and storages.of_all([other]) & memory
+                for other in nodes[:i]
+            )
+            if viewed or any(storages.written(other) & memory for other in nodes[i + 1 :]):
+                found.append(node)
+    return found
 
 
 def _objects(graph: fx.Graph) -> dict[fx.Node, int]:
