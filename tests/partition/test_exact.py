@@ -151,9 +151,32 @@ def test_where_it_gives_up_it_knows_a_bound(scheme: str) -> None:
     assert (raised > 10) == (scheme == "brr")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_each_set_is_grown_once_from_each_down_set(seed: int) -> None:
+    rng = Random(300 + seed)
+    for _ in range(40):
+        graph = random_graph(rng, rng.randint(2, 8), 6)
+        evaluator = Evaluator(make_scheme("lbdf", graph, "line", 1, 1), 1 << 40)
+        near, everything = neighbours(graph), (1 << len(graph)) - 1
+        down_sets = [
+            done
+            for done in range(everything + 1)
+            if not any(done >> i & 1 and p & ~done for i, p in enumerate(graph.predecessors))
+        ]
+        steps = sum(
+            not done & ~larger and done != larger and is_connected(larger ^ done, near)
+            for done in down_sets
+            for larger in down_sets
+        )
+        problem = FusionProblem(evaluator, merge=False)
+        exact(problem, limits=Limits(steps=steps))
+        with pytest.raises(TooWide, match=f"more than {steps - 1} groups"):
+            exact(problem, limits=Limits(steps=steps - 1))
+
+
 def test_it_gives_up_early_only_where_little_is_done() -> None:
     wide = FusionProblem(Evaluator(make_scheme("lbdf", wide_graph(), "line", 1, 1), 4096))
-    with pytest.raises(TooWide, match="of the operators in 6% of its work limit"):
+    with pytest.raises(TooWide, match="of the operators in 6% of its limits"):
         exact(wide, limits=Limits(seconds=1.0, pace=1.2))
     assert wide.evaluator.work.steps < STEPS_PER_SECOND / 4
     build = Builder()

@@ -339,7 +339,8 @@ def counted(
     """
     before = scheme.extra_steps
     answer = question(*args)
-    work.add(scheme.extra_steps - before)
+    if extra := scheme.extra_steps - before:
+        work.add(extra)
     return answer
 
 
@@ -366,6 +367,7 @@ class Evaluator:
         self.scheme = scheme
         self.work = work or Work()
         self.pins = pins
+        self._pinned = bool(pins)
         self._each, *self._floor = scheme.steps
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
@@ -391,7 +393,7 @@ class Evaluator:
 
     def valid(self, mask: int) -> bool:
         """``F_b(group) < B``, and the group keeps to the pins."""
-        return (not self.pins or self.pins.allow(mask)) and self.fits(mask)
+        return (not self._pinned or self.pins.allow(mask)) and self.fits(mask)
 
     def fits(self, mask: int) -> bool:
         """``F_b(group) < B``, whatever is pinned.
@@ -417,7 +419,7 @@ class Evaluator:
 
         ``part``: what ``mask`` was grown from, see :meth:`FusionScheme.hopeless`.
         """
-        return bool(self.pins and self.pins.torn(mask)) or self._beyond(mask, part)
+        return (self._pinned and self.pins.torn(mask)) or self._beyond(mask, part)
 
     def _beyond(self, mask: int, part: int = 0) -> bool:
         """The same by the cost model alone."""

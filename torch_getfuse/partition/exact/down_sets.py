@@ -8,12 +8,13 @@ and the cheapest chain from the empty set to the whole graph is the optimum.
 Steps from a down-set ``D`` are grown by *ideals*: ``P(b) = {b and its ancestors} - D``. A set
 ``S`` with ``D | S`` a down-set is the union of the ideals of its members, and it is connected
 exactly if it can be built from one ideal by adding, each time, the ideal of a consumer of what is
-there already. So only connected sets are ever visited, each once per down-set. (Where operators
-are ordered by more than tensors, an ideal need not be connected; then a set may be visited on the
-way to a group, but is none.) Validity is not
-monotone, so a set is given up only where :meth:`FusionScheme.hopeless` shows that no larger one can
-be valid. A set is priced by what joined it last, and whether it is valid is asked only if it would
-reach a down-set at less than the best chain so far.
+there already. So only connected sets are ever visited, each once per down-set: what
+comes earlier in the list of what may join it is in no set that grows by what comes later. (Where
+operators are ordered by more than tensors, an ideal need not be connected; then a set may be
+visited on the way to a group, but is none.) Validity is not monotone, so a set is given up only
+where :meth:`FusionScheme.hopeless` shows that no larger one can be valid. A set is priced by what
+joined it last, and whether it is valid is asked only if it would reach a down-set at less than the
+best chain so far.
 
 What is left to do after ``D`` costs at least its weights, one read of every tensor that ``D``
 hands on, and one write of every tensor that must reach DRAM: where that, added to the chain so
@@ -25,13 +26,13 @@ Graphs with many parallel branches have too many down-sets; :mod:`group_cover` p
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.cost.scheme import remember
 from torch_getfuse.partition.exact.chains import Chains
 from torch_getfuse.partition.node_set import bits, is_connected, mask_of
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
@@ -46,7 +47,8 @@ class Limits:
         steps: (down-set, group) pairs looked at, per thousand operators or part of it.
         seconds: counted as work first (:mod:`.work`).
         pace: give up sooner, for something else can have the time: where the share of the operators
-            that is passed is less than so many times the share of the work that is done.
+            that is passed is less than so many times the share of the steps, or of the work, that
+            is done.
     """
 
     steps: int = 200_000
@@ -152,21 +154,24 @@ class _State(NamedTuple):
 
 
 class _Grown(NamedTuple):
-    """A set on its way to a group, priced by what joined it last.
+    """A set on its way to a group: what is true of it after whichever down-set it runs.
 
     Attributes:
-        mask: its operators, without those that it takes along.
         before: operators that it reads from, where it may start with one of them; members too.
         after: operators that must run after some of it, members among them.
+        joining: those of ``after`` that read from it, without members.
         moved: bytes that it would move as a group, if it read everything once.
-        rest: a lower bound in bytes of what is left once it has run.
+        ways: the set as it is, and with what it may start with: those that may become a group.
     """
 
-    mask: int
     before: int
     after: int
+    joining: int
     moved: int
-    rest: int
+    ways: tuple[int, ...]
+
+
+_NOTHING = _Grown(0, 0, 0, 0, ())
 
 
 class _Search:
@@ -174,7 +179,8 @@ class _Search:
 
     Everything that is done per down-set or group looks at their neighbourhood only, so that the
     time grows with the depth of a graph and not with its square; and a set that grows by an
-    operator is priced by that operator and the tensors that it touches.
+    operator is priced by that operator and the tensors that it touches. Most sets run after many
+    down-sets, and what is true of them is found once.
     """
 
     def __init__(
@@ -199,16 +205,20 @@ class _Search:
         self.size = 0  # of the down-set that is left
         work = self.evaluator.work
         self.pace = limits.pace
-        self.between = work.steps_left / _LOOKS if limits.pace else math.inf
-        self.looks = 1
-        self.look_at = work.steps + self.between
+        self.begun, self.left = work.steps, max(1, work.steps_left)
+        self.first = steps
+        self.look_at = 1 / _LOOKS
         self.successors, self.makers = chains.successors, chains.makers
+        self.readers = graph.readers
         self.block, self.ideal = chains.block, chains.ideal
         # An ideal is connected, unless more than tensors orders its operators.
         self.near = problem.near if graph.ordered else None
         scheme = self.evaluator.scheme
         self.weights = scheme.weights
         self.crossings = problem.crossings_of
+        self.rereads = problem.rereads
+        self.grown: dict[int, _Grown] = {}
+        self.rests: dict[int, int] = {}  # by down-set: a lower bound of what is left, in bytes
         start = chains.start
         self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
         # Down-sets by size, so that each is complete before it is left.
@@ -251,68 +261,108 @@ class _Search:
         after = self.chains.sources & ~done
         for i in bits(state.open):
             after |= successors[i]
-        nothing = _Grown(0, 0, 0, 0, state.rest)
-        front = [
-            (self.ideal[i] & ~done, nothing)
+        starts = mask_of(
+            i
             for i in bits(after & ~done)
             if self.block[i] & -self.block[i] == 1 << i and not self.chains.predecessors[i] & ~done
-        ]
-        seen = {group for group, _ in front}
-        while front:
-            group, part = front.pop()
-            added = group ^ part.mask
-            if added & self.unfusable:
-                self._count()
-                continue
-            before = part.before
-            if self.chains.leading:
-                for i in bits(added):
-                    before |= self.makers[i]
-            ways = [
-                w for w in self.chains.ways(group, before) if not self._given_up(state, part, w)
-            ]
-            if not ways:
-                continue
-            grown = self._grow(done, part, added, before)
-            self._reach(done, state, grown, ways)
-            for i in bits(grown.after & ~group):
-                if not self.makers[i] & group:
-                    continue  # runs later, but is joined by no tensor
-                larger = group | self.ideal[i] & ~done
-                if larger not in seen:
-                    seen.add(larger)
-                    front.append((larger, grown))
+        )
+        # Each set is grown once: of what may join it, what stands earlier in the list is in all
+        # sets that grow from it and in none that grow from what stands later.
+        growing = [(0, starts, 0, _NOTHING)]
+        while growing:
+            group, joining, without, grown = growing.pop()
+            earlier = 0
+            larger = []
+            joining &= ~without
+            while joining:
+                i = (joining & -joining).bit_length() - 1
+                block = self.block[i]
+                joining &= ~block
+                joined = group | self.ideal[i] & ~done
+                if joined & earlier:
+                    continue  # grows from that
+                found = None if joined & without else self._join(joined, group, grown, state)
+                if found is None:
+                    without |= block  # as is every set that holds both
+                    continue
+                self._reach(done, state, joined, found)
+                larger.append((joined, block, found))
+                earlier |= block
+            for joined, block, found in larger:
+                growing.append((joined, found.joining, without, found))
+                without |= block
 
-    def _given_up(self, state: _State, part: _Grown, group: int) -> bool:
-        """Whether neither a group, which has grown from ``part``, nor a larger one is of use."""
+    def _join(self, group: int, part: int, grown: _Grown, state: _State) -> _Grown | None:
+        """What is true of a set; ``None`` where neither it nor a larger one is of use.
+
+        Args:
+            group: has grown from ``part``, on none of the rest of which that depends.
+            part, grown: of which this is true.
+            state: of the down-set that it would run after.
+        """
         self._count()
-        known = group & (part.mask | part.before)
-        if self.ceiling is not None:
+        if group & self.unfusable:
+            return None
+        found = self.grown.get(group) or self._grow(group, part, grown)
+        if self.rereads and self.ceiling is not None:
             # However it goes on, what it holds already is read so often.
-            again = self.evaluator.least_reread(group, known)
-            if again and self._too_dear(state.cost + again, state.rest):
-                return True
-        return self.evaluator.hopeless(group, known)
+            ways = tuple(w for w in found.ways if not self._reads_too_often(state, w, part))
+            found = found._replace(ways=ways)
+        return found if found.ways else None
 
-    def _reach(self, done: int, state: _State, grown: _Grown, ways: list[int]) -> None:
-        """Take a group for a step from ``done``, if it is valid and better than what is known.
+    def _grow(self, group: int, part: int, grown: _Grown) -> _Grown:
+        """What is true of a set, whatever it runs after."""
+        added = group & ~part
+        before, after, joining, moved, _ = grown
+        hopeless = self.evaluator.hopeless
+        if self.chains.leading:
+            known = part | before
+            for i in bits(added):
+                before |= self.makers[i]
+            offered = self.chains.ways(group, before)
+            ways = tuple(way for way in offered if not hopeless(way, way & known))
+        else:
+            ways = () if hopeless(group, part) else (group,)
+        if ways:
+            for i in bits(added):
+                after |= self.successors[i]
+                joining |= self.readers[i]
+                moved += self.weights[i]
+                for crossing in self.crossings[i]:
+                    touching = crossing.touched & added
+                    if touching & -touching == 1 << i:  # else counted at the first that touches it
+                        moved += crossing.moved(group) - crossing.moved(part)
+        found = _Grown(before, after, joining & ~group, moved, ways)
+        return remember(self.grown, group, found)
+
+    def _reads_too_often(self, state: _State, group: int, part: int) -> bool:
+        """Whether the reads again that are certain of a set make it too dear."""
+        again = self.evaluator.least_reread(group, part)
+        return bool(again) and self._too_dear(state.cost + again, state.rest)
+
+    def _reach(self, done: int, state: _State, group: int, grown: _Grown) -> None:
+        """Take a set for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
         """
         least = state.cost + grown.moved
-        if self._too_dear(least, grown.rest):
+        reached = self.chains.absorb(done | group, grown.after)
+        old = self.best.get(reached)
+        if old is not None and old.cost <= least:
             return
-        reached = self.chains.absorb(done | grown.mask, grown.after)
-        for group in ways:
+        rest = self._rest(reached, done, state, group) if old is None else old.rest
+        if self._too_dear(least, rest):
+            return
+        for way in grown.ways:
             old = self.best.get(reached)
             if old is not None and old.cost <= least:
                 return
-            if self.near is not None and not is_connected(group, self.near):
+            if self.near is not None and not is_connected(way, self.near):
                 return
-            if not self.evaluator.valid(group):
+            if not self.evaluator.valid(way):
                 continue
-            cost = least + self.evaluator.reread(group)
-            if self._too_dear(cost, grown.rest):
+            cost = least + self.evaluator.reread(way)
+            if self._too_dear(cost, rest):
                 continue
             if old is None:
                 open_ = self._open(reached, state.open | reached & ~done)
@@ -321,26 +371,26 @@ class _Search:
                 open_ = old.open
             else:
                 continue
-            self.best[reached] = _State(cost, grown.rest, open_, done, group)
+            self.best[reached] = _State(cost, rest, open_, done, way)
+
+    def _rest(self, reached: int, done: int, state: _State, group: int) -> int:
+        """A lower bound of what is left after a group that runs after ``done``, in bytes."""
+        known = self.rests.get(reached)
+        if known is not None:
+            return known
+        rest = state.rest
+        left = self.everything & ~done
+        still_left = left & ~group
+        for i in bits(group):
+            rest -= self.weights[i]
+            for crossing in self.crossings[i]:
+                touching = crossing.touched & group
+                if touching & -touching == 1 << i:  # else counted at the first that touches it
+                    rest += crossing.owed(still_left) - crossing.owed(left)
+        return remember(self.rests, reached, rest)
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
-
-    def _grow(self, done: int, part: _Grown, added: int, before: int) -> _Grown:
-        """``part`` with the operators ``added``, on none of which it depends, after ``done``."""
-        old, new = part.mask, part.mask | added
-        left, still_left = self.everything & ~(done | old), self.everything & ~(done | new)
-        _, _, after, moved, rest = part
-        for i in bits(added):
-            after |= self.successors[i]
-            moved += self.weights[i]
-            rest -= self.weights[i]
-            for crossing in self.crossings[i]:
-                touching = crossing.touched & added
-                if touching & -touching == 1 << i:  # else counted at the first that touches it
-                    moved += crossing.moved(new) - crossing.moved(old)
-                    rest += crossing.owed(still_left) - crossing.owed(left)
-        return _Grown(new, before, after, moved, rest)
 
     def _open(self, done: int, candidates: int) -> int:
         """The candidates that operators outside a down-set must run after."""
@@ -351,9 +401,15 @@ class _Search:
         if self.steps > self.most_steps:
             raise TooWide(f"more than {self.most_steps} groups on its down-sets")
         self.count(self.weight_of_step)
-        if self.evaluator.work.steps > self.look_at:
-            share, spent = self.size / len(self.evaluator.scheme.graph), self.looks / _LOOKS
+        if self.pace:
+            self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        work = (self.evaluator.work.steps - self.begun) / self.left
+        sets = (self.steps - self.first) / (self.most_steps - self.first)
+        spent = max(sets, work)
+        if spent > self.look_at:
+            share = self.size / len(self.evaluator.scheme.graph)
             if share < self.pace * spent:
-                raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its work limit")
-            self.looks += 1
-            self.look_at += self.between
+                raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
+            self.look_at += 1 / _LOOKS

@@ -93,6 +93,7 @@ class Lbdf(FusionScheme):
         self.maker = [1 << graph.producer[n] if n in graph.producer else 0 for n in names]
         self.reads = [tuple(number[r.tensor] for r in op.reads) for op in graph.ops]
         self._touches = [(w, *r) for w, r in zip(self.writes, self.reads, strict=True)]
+        self._touched = [m | r for m, r in zip(self.maker, self.readers, strict=True)]
         self._output = [name in graph.outputs for name in names]
         self._overwrites = sum(1 << i for i, over in enumerate(graph.overwrites) if over)
         # Edges with equal windows are one object, so that regions of equal structure are equal.
@@ -118,6 +119,8 @@ class Lbdf(FusionScheme):
         self._least_units: list[dict[int, int]] = [{} for _ in self.units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
+        # By tensor, all that lies between its readers and where they meet, and its peak with that.
+        self._wholes: dict[int, tuple[int, int]] = {}
         self._fans = FanTables()
 
     def _prepare(self) -> None:
@@ -137,18 +140,44 @@ class Lbdf(FusionScheme):
             self.alone_floor[t, c] = max(1, edge.widest(least[self.writes[c]]))
             if edge.needed(edge.units_out) < edge.units_in:
                 self.partial |= 1 << c
+        # Per operator, the tensors among its reads that may hold more than their floor, and a mask
+        # of the operators that have any: those with other readers and those of windows that do.
+        self._more: list[tuple[int, ...]] = [
+            tuple(t for t in reads if self._may_hold_more(t)) for reads in self.reads
+        ]
+        self._with_more = sum(1 << i for i, tensors in enumerate(self._more) if tensors)
+
+    def _may_hold_more(self, tensor: int) -> bool:
+        readers, single = self.readers[tensor], self._single[tensor]
+        return bool(readers & (readers - 1)) or any(
+            single[1 << c] != self.alone_floor[tensor, c] for c in bits(readers)
+        )
 
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
-        """``F_b`` in bytes; independent of the buffer size."""
+        """``F_b`` in bytes; independent of the buffer size.
+
+        It is the floor, which is mostly known, but for what some tensors hold beyond theirs.
+        """
         unit_bytes = self.unit_bytes
-        total = sum([units * unit_bytes[tensor] for tensor, units in self.held(mask)])
-        weights = self.weights
-        while mask:
-            low = mask & -mask
-            total += weights[low.bit_length() - 1]
-            mask ^= low
+        if mask & self.partial:
+            total = sum([units * unit_bytes[tensor] for tensor, units in self.held(mask)])
+            return total + sum([self.weights[i] for i in bits(mask)])
+        total = self._least_held(mask, 0)
+        overwritten = self._overwrites & mask
+        asked = mask & self._with_more
+        while asked:
+            low = asked & -asked
+            asked ^= low
+            for tensor in self._more[low.bit_length() - 1]:
+                readers = self.readers[tensor] & mask
+                if readers & -readers != low or readers & overwritten:
+                    continue
+                units = self._single[tensor].get(readers)
+                if units is None:
+                    units = self._lag(tensor, readers, mask, None)
+                total += units * unit_bytes[tensor] - self.least(tensor, mask)
         return total
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
@@ -164,6 +193,9 @@ class Lbdf(FusionScheme):
 
         ``part``: a convex subset; if its floor is cached, only what was added to it is computed.
         """
+        return self._least_held(mask, part)
+
+    def _least_held(self, mask: int, part: int) -> int:
         known = self._floors.get(mask)
         if known is not None:
             return known
@@ -171,23 +203,33 @@ class Lbdf(FusionScheme):
         if total is None:
             total = part = 0
         added = mask & ~part
-        touched: set[int] = set()
-        for i in bits(added):
+        if added.bit_count() != 1:
+            tensors = set[int]()
+            for i in bits(added):
+                total += self.weights[i]
+                tensors.update(self._touches[i])
+            touched = tuple(tensors)
+        else:
+            i = added.bit_length() - 1
             total += self.weights[i]
-            touched.update(self._touches[i])
+            touched = self._touches[i]
         for tensor in touched:
-            total += self.least(tensor, mask) - self.least(tensor, part)
+            total += self.least(tensor, mask)
+            if self._touched[tensor] & part:
+                total -= self.least(tensor, part)
         return remember(self._floors, mask, total)
 
     def least(self, tensor: int, mask: int) -> int:
         """Bytes that the storage of a tensor takes at least; 0 if the tensor is overwritten."""
         readers = self.readers[tensor] & mask
-        if readers & self._overwrites or not (readers or self.maker[tensor] & mask):
+        if not readers:
+            return self.unit_bytes[tensor] if self.maker[tensor] & mask else 0
+        if readers & self._overwrites:
             return 0
         which = readers >> self._first_reader[tensor]  # short, however deep the graph
         units = self._least_units[tensor].get(which)
         if units is None:
-            units = max((self.alone_floor[tensor, c] for c in bits(readers)), default=1)
+            units = max(self.alone_floor[tensor, c] for c in bits(readers))
             self._least_units[tensor][which] = units
         if readers & (readers - 1):
             first, last = (readers & -readers).bit_length() - 1, readers.bit_length() - 1
@@ -307,6 +349,9 @@ class Lbdf(FusionScheme):
 
     def _lag(self, tensor: int, readers: int, mask: int, finals: dict[int, int] | None) -> int:
         """Peak live units of a tensor with several consumers in the group."""
+        whole, known = self._wholes.get(tensor, (0, 0))
+        if whole and finals is None and mask & whole == whole:
+            return known
         between, root = self._between(readers, mask & self._below[tensor])
         longest = root
         if root < 0:
@@ -325,6 +370,10 @@ class Lbdf(FusionScheme):
                     peak = region.peak()
                 self._peaks[region] = peak
             lag = self._lags[key] = self._peaks[region]
+        if finals is None and root >= 0 and readers == self.readers[tensor]:
+            everywhere, _ = self._between(readers, self._below[tensor])
+            if between == everywhere:
+                self._wholes[tensor] = between, lag
         return lag
 
     def _between(self, readers: int, below: int) -> tuple[int, int]:
