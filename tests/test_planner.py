@@ -132,7 +132,7 @@ def test_a_trial_that_will_not_end_is_given_up_early(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(group_planner, "exact", watched)
     plan_graph(wide_graph(), options(buffer=4096))
     reason, steps = told[0]
-    assert "of the operators in 6% of its limits" in reason
+    assert "of the operators in 2% of its limits" in reason
     assert steps < work.STEPS_PER_SECOND / 2
 
 

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 _PROGRESS_AFTER = 2.0
 
 _FEW_STEPS = 20_000
-_TRIAL_PACE, _PACE = 0.5, 0.7
+_TRIAL_PACE, _PACE = 0.5, 0.65
 """How fast the search from the start is to be (:class:`Limits`) in its trial before all else, and
 where the cover has the time instead. Of the networks of the survey whose search ends, all are."""
 _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3

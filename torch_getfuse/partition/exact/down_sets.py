@@ -59,8 +59,8 @@ class Limits:
 _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
-_LOOKS = 18
-"""How often the pace is looked at."""
+_LOOKS, _SOON = 18, 1 / 54
+"""How often the pace is looked at, and after which share for the first time."""
 
 _STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
@@ -207,7 +207,7 @@ class _Search:
         self.pace = limits.pace
         self.begun, self.left = work.steps, max(1, work.steps_left)
         self.first = steps
-        self.look_at = 1 / _LOOKS
+        self.looks, self.look_at = 0, _SOON
         self.successors, self.makers = chains.successors, chains.makers
         self.readers = graph.readers
         self.block, self.ideal = chains.block, chains.ideal
@@ -412,4 +412,5 @@ class _Search:
             share = self.size / len(self.evaluator.scheme.graph)
             if share < self.pace * spent:
                 raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
-            self.look_at += 1 / _LOOKS
+            self.looks += 1
+            self.look_at = self.looks / _LOOKS
