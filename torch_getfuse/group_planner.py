@@ -43,9 +43,9 @@ where the cover has the time instead. Of the networks of the survey whose search
 _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 """Shares of the time for a proof, the latter where the program of wide graphs may follow."""
 
-_FIRST, _LATER = 1 / 8, 3 / 4
-"""Shares of the time for windows: of that for the proof, before it is tried; and of what is left
-where there is none."""
+_FIRST, _AFTER, _LATER = 1 / 16, 1 / 8, 3 / 4
+"""Shares of the time for windows: of that for the proof, before it is tried or after; and of what
+is left where there is none."""
 _DIRECT, _DIRECT_ALONE, _DIRECT_SETS = 1 / 100, 1 / 32, 1_000
 """Shares of the time that "direct" may have first, before merging and "exact" and where these have
 no part; and the sets."""
@@ -225,9 +225,9 @@ class GroupStrategy:
         started, left = time.perf_counter(), self.work.left
         seconds = share * left
         if self.problem.rereads:  # before windows, which take longer than they save it
-            ended = self._backward(best, Limits(seconds=(1 - _FIRST) * seconds))
+            ended = self._backward(best, Limits(seconds=(1 - _AFTER) * seconds))
             if ended is not None:
-                return ended if ended.proved else self._windows(ended, _FIRST * seconds)
+                return ended if ended.proved else self._windows(ended, _AFTER * seconds)
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         if self.problem.rereads:

@@ -26,6 +26,7 @@ Graphs with many parallel branches have too many down-sets; :mod:`group_cover` p
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -203,11 +204,11 @@ class _Search:
         self.steps = steps
         self.started = started
         self.size = 0  # of the down-set that is left
-        work = self.evaluator.work
-        self.pace = limits.pace
-        self.begun, self.left = work.steps, max(1, work.steps_left)
+        self.work, self.pace = self.evaluator.work, limits.pace
+        self.begun, self.left = self.work.steps, max(1, self.work.steps_left)
         self.first = steps
-        self.looks, self.look_at = 0, _SOON
+        self.looks = 0
+        self._look_after(_SOON if limits.pace else math.inf)
         self.successors, self.makers = chains.successors, chains.makers
         self.readers = graph.readers
         self.block, self.ideal = chains.block, chains.ideal
@@ -401,16 +402,19 @@ class _Search:
         if self.steps > self.most_steps:
             raise TooWide(f"more than {self.most_steps} groups on its down-sets")
         self.count(self.weight_of_step)
-        if self.pace:
-            self._keep_pace()
+        if self.steps > self.look_at_step or self.work.steps > self.look_at_work:
+            self._look()
 
-    def _keep_pace(self) -> None:
-        work = (self.evaluator.work.steps - self.begun) / self.left
+    def _look(self) -> None:
         sets = (self.steps - self.first) / (self.most_steps - self.first)
-        spent = max(sets, work)
-        if spent > self.look_at:
-            share = self.size / len(self.evaluator.scheme.graph)
-            if share < self.pace * spent:
-                raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
-            self.looks += 1
-            self.look_at = self.looks / _LOOKS
+        spent = max(sets, (self.work.steps - self.begun) / self.left)
+        share = self.size / len(self.evaluator.scheme.graph)
+        if share < self.pace * spent:
+            raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
+        self.looks += 1
+        self._look_after(self.looks / _LOOKS)
+
+    def _look_after(self, share: float) -> None:
+        """Look at the pace once more than a share of the sets or of the work is spent."""
+        self.look_at_step = self.first + share * (self.most_steps - self.first)
+        self.look_at_work = self.begun + share * self.left
