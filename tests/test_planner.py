@@ -143,6 +143,7 @@ def test_auto_helps_a_long_proof_by_a_local_search(
 ) -> None:
     at_once = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     monkeypatch.setattr(group_planner, "_FEW_STEPS", 1)
+    monkeypatch.setattr(group_planner, "_PASSED", 0.0)  # of one step nothing follows
     auto = plan_graph(cnn(), options("auto", buffer, scheme=scheme))
     proof = ["backward"] if scheme == "brr" else ["windows", "exact"]
     assert [stage.method for stage in auto.stages] == ["direct", "merging", *proof]

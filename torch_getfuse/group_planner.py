@@ -40,6 +40,8 @@ _FEW_STEPS = 20_000
 _TRIAL_PACE, _PACE = 0.5, 0.65
 """How fast the search from the start is to be (:class:`Limits`) in its trial before all else, and
 where the cover has the time instead. Of the networks of the survey whose search ends, all are."""
+_PASSED = 1 / 200
+"""If its trial has passed less than this share of the operators, it is not tried again there."""
 _PROOF, _COVERED_PROOF = 9 / 10, 1 / 3
 """Shares of the time for a proof, the latter where the program of wide graphs may follow."""
 
@@ -89,7 +91,7 @@ class GroupStrategy:
         self.has_cover = problem.evaluator.scheme.has_cover and not problem.evaluator.pins
         self.bound = problem.unavoidable if self.additive else 0
         self.interrupted = False
-        self._reason = ""
+        self._reason, self._passed = "", 1.0
         self._best: SearchResult | None = None
         self._stage = ""
 
@@ -234,7 +236,9 @@ class GroupStrategy:
             limits = Limits(seconds=limits.seconds / 3)
         if self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, pace=_PACE)
-        found = self._try_exact(best, limits)
+        found = None
+        if not (self.has_cover and self._passed < _PASSED):
+            found = self._try_exact(best, limits)
         if found is not None:
             return found
         spent = time.perf_counter() - started
@@ -279,7 +283,7 @@ class GroupStrategy:
             why = f": {self._no_group(unready)}" if unready is not None else ""
             raise OptionError(f"{error}{why}") from None
         except TooWide as reason:
-            self._reason = str(reason)
+            self._reason, self._passed = str(reason), reason.passed
             self.bound = max(self.bound, reason.bound)
             log.info("exact: %s", reason)
             return None

@@ -72,9 +72,12 @@ class TooWide(Exception):
 
     Attributes:
         bound: no legal plan has less DRAM access, in bytes.
+        passed: share of the operators in the down-set that was looked at when the pace was too
+            slow; 1 where it was not.
     """
 
     bound: int = 0
+    passed: float = 1.0
 
 
 def exact(
@@ -112,6 +115,8 @@ def exact(
     except (OutOfWork, TooWide) as reason:
         given_up = TooWide(str(reason))
         given_up.bound = bound
+        if isinstance(reason, TooWide):
+            given_up.passed = reason.passed
         raise given_up from None
     if known is None:
         raise NoPlan("no legal plan keeps to the pins")
@@ -410,7 +415,9 @@ class _Search:
         spent = max(sets, (self.work.steps - self.begun) / self.left)
         share = self.size / len(self.evaluator.scheme.graph)
         if share < self.pace * spent:
-            raise TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
+            slow = TooWide(f"{share:.0%} of the operators in {spent:.0%} of its limits")
+            slow.passed = share
+            raise slow
         self.looks += 1
         self._look_after(self.looks / _LOOKS)
 

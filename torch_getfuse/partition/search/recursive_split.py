@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from random import Random
 from typing import Protocol
 
@@ -229,10 +230,14 @@ class RecursiveSplit:
             self._cutter.sets = None
         return result()
 
+    @cached_property
+    def _random_split(self) -> RandomSplit:
+        return RandomSplit(self._problem)
+
     def _at_random(self, part: int) -> list[int]:
         """Valid groups that cover a connected set: a random split, or its blocks if time is up."""
         try:
-            return RandomSplit(self._problem)(part, Random(0))
+            return self._random_split(part, Random(0))
         except OutOfWork:
             return [block for block in self._problem.blocks if block & part]
 
