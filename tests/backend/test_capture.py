@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -400,6 +403,48 @@ def test_capture_leaves_compiled_code_alone() -> None:
             capture_model(model, (torch.randn(batch, 3, 4, 4),))
         compiled(image)
     assert len(compiles) == 1
+
+
+_CALLS = """
+import ctypes
+
+import torch
+from torch import nn
+
+from torch_getfuse.backend.capture.capture import capture_model
+
+python = ctypes.pythonapi
+python.PyInterpreterState_Get.restype = ctypes.c_void_p
+python._PyInterpreterState_GetEvalFrameFunc.argtypes = [ctypes.c_void_p]
+python._PyInterpreterState_GetEvalFrameFunc.restype = ctypes.c_void_p
+
+def evaluates():
+    return python._PyInterpreterState_GetEvalFrameFunc(python.PyInterpreterState_Get())
+
+model, image = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval(), torch.randn(2, 3, 4, 4)
+alone = evaluates()
+torch.compile(model, backend="eager")(image)
+assert evaluates() == alone
+capture_model(model, (image,))
+assert evaluates() == alone
+"""
+
+
+def test_capture_leaves_calls_of_python_functions_as_fast_as_they_were() -> None:
+    """Dynamo evaluates no frame after it, as it would if something had left it by an exception."""
+    subprocess.run([sys.executable, "-c", _CALLS], check=True, timeout=300)
+
+
+def test_capture_draws_nothing() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.relu(x + random.randint(0, 5)) * torch.rand(1)
+
+    image = torch.randn(1, 3, 4, 4)
+    before, seed = random.getstate(), torch.get_rng_state()
+    assert len(capture_model(Drawing(), (image,)).graph) == 3
+    assert random.getstate() == before
+    assert torch.equal(torch.get_rng_state(), seed)
 
 
 def test_what_dynamo_says_of_a_placeholder() -> None:

@@ -433,6 +433,17 @@ def traced_code() -> CodeType | None:
     return traced[0] if traced else None
 
 
+@reads("torch._guards:TracingContext", _CAPTURE)
+def drop_guards() -> None:
+    """Forget, in a backend, the guards of the frame that Dynamo is compiling: it makes none then.
+
+    For what is called once, with what it was compiled for; they take a tenth of a trace.
+    """
+    context = importlib.import_module("torch._guards").TracingContext.try_get()
+    if context is not None:
+        context.guards_context.dynamo_guards.inner.clear()
+
+
 def compiled_apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """``torch.compile`` with a cache of its own, where torch has such (2.13, not 2.11)."""
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:

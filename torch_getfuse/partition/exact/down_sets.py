@@ -313,7 +313,7 @@ class _Search:
         if self.rereads and self.ceiling is not None:
             # However it goes on, what it holds already is read so often.
             ways = tuple(w for w in found.ways if not self._reads_too_often(state, w, part))
-            found = found._replace(ways=ways)
+            found = _Grown(*found[:-1], ways)
         return found if found.ways else None
 
     def _grow(self, group: int, part: int, grown: _Grown) -> _Grown:
