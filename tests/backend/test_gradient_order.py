@@ -251,6 +251,18 @@ def test_through_torch_compile(backward: bool | str, monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_parameter_that_is_read_outside_as_well() -> None:
+    """A reader in the loss is the third: Dynamo returns a parameter beside the graph."""
+    weight = nn.Parameter(torch.ones(1))
+
+    def forward(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.where(x > 0, x, weight), weight.matmul(y.mul(2).t()), weight
+
+    gm = captured(forward, torch.randn(4), torch.randn(4, 1))
+    assert moved_sums(gm, splitted(gm, children(gm, ["mul", "t", "matmul"]))) != []
+    assert moved_sums(gm, splitted(gm, children(gm, ["mul"]))) == []
+
+
 def written_through_a_view(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
     y.squeeze_()
     crossed = y.swapaxes(2, 2)

@@ -30,7 +30,8 @@ _PASSES_ON = frozenset(
 def moved_sums(gm: fx.GraphModule, split: fx.GraphModule) -> list[fx.Node]:
     """Values of ``gm`` whose gradients autograd would add up in another order for ``split``.
 
-    Two gradients can be swapped; the sum of three cannot, to the last bit.
+    Two gradients can be swapped; the sum of three cannot, to the last bit. What comes from outside,
+    a parameter or an input, may have one more reader there.
 
     Args:
         gm: a Dynamo graph.
@@ -45,6 +46,7 @@ def moved_sums(gm: fx.GraphModule, split: fx.GraphModule) -> list[fx.Node]:
         everywhere = [reader for reader in _all_readers(node) if reader in used]
         readers = [reader for reader in everywhere if reader.op != "output"]
         edges = sum(_times_read(node, reader) for reader in everywhere)
+        edges += node.op in ("placeholder", "get_attr")
         at = [position[reader.name] for reader in readers]
         if edges > 2 and at != sorted(at):
             found.append(node)

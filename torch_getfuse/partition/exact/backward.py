@@ -41,7 +41,7 @@ _EARLY, _SOLVED_BY_THEN = 1 / 3, 1 / 4
 """When so much of the steps that are allowed are counted, so much of the down-sets is to be solved:
 smaller ones take longer, so the rest would never be."""
 
-_SET, _RANKED, _LOOK = 300, 6, 90
+_SET, _RANKED, _LOOK = 230, 20, 40
 """Steps counted: for each down-set, and one for so many groups that are ranked; for each group
 that is looked at."""
 

@@ -58,6 +58,7 @@ from torch_getfuse.widths import Width, packed
 KAPPA = 32
 _HOPELESS = 1 << 62
 _JOINED, _HELD = 14, 8  # steps counted per operator that joins a known part, and per condition held
+_SUNK = 5  # operators of which one sink of several counts a step
 _ALIKE = 8
 """Of a group whose makeup is worked out, that of every so many members is kept, for others."""
 
@@ -344,6 +345,9 @@ class Brr(FusionScheme):
             return self._known[mask]
         makeup = self._makeup(mask)
         found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
+        further = makeup.sinks & (makeup.sinks - 1)
+        if found is not None and further:
+            self.extra_steps += mask.bit_count() * (further.bit_count() + 3) // _SUNK
         tiles = (
             None
             if found is None
