@@ -371,6 +371,19 @@ def test_capture_inside_another_module() -> None:
 # -- Dynamo ------------------------------------------------------------------------------------
 
 
+def test_an_input_for_all_samples_that_is_read_through_a_view_of_itself() -> None:
+    """Exported, ``flatten`` of a flat input stands for it: the product reads that."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return y.flatten()[:1] * 2, x * y
+
+    inputs = torch.randn(2, 4, 6, 6), torch.randn(6)
+    exported = capture_exported(torch.export.export(Net(), inputs)).graph
+    assert exported.fingerprint == capture_model(Net(), inputs).graph.fingerprint
+    assert (6,) in [exported.tensors[name].shape for name in exported.inputs]
+
+
 def test_graph_breaks_are_an_error_that_counts() -> None:
     class Broken(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -87,11 +87,14 @@ def is_for_all_samples(node: fx.Node, batch: int) -> bool:
             if call is None or not isinstance(result, torch.Tensor):
                 continue
             rule = facts_of(call.name)
-            if not rule.elementwise and not rule.batched:
-                continue
-            if result.dim() > rank and tensor_info(result).shape[0] == batch:
+            shape = tensor_info(result).shape
+            mixes = rule.elementwise or rule.batched
+            if mixes and result.dim() > rank and shape[0] == batch:
                 return True
-            if rule.elementwise and result.dim() == rank and user not in seen:
+            # Of a flat input, an exported graph reads what `flatten` gives, a trace the input.
+            keeps = shape == tensor_info(traced_value(value)).shape
+            shows = keeps and rule.view not in (None, ViewForm.MOVE)
+            if (shows or (rule.elementwise and result.dim() == rank)) and user not in seen:
                 seen.add(user)
                 found.append(user)
     return False
