@@ -62,7 +62,7 @@ def named(graph: OpGraph, rng: Random) -> OpGraph:
         )
         for op in graph
     )
-    outputs = tuple(new[name] for name in graph.outputs)
+    outputs = tuple(new.get(name, name) for name in graph.outputs)
     return replace(graph, ops=ops, tensors=tensors, outputs=outputs)
 
 

@@ -98,7 +98,7 @@ def getfuse(
         if given is not None:
             capture.check(given)
         plan = _planned(capture, chosen)
-        compiled = _compile(gm, capture, plan, chosen, record, example_inputs)
+        compiled = _compile(capture, plan, chosen, record, example_inputs, gm)
         if compiled != gm.forward:
             compiled = changing_inputs(gm, compiled)
     except NoOperatorError:
@@ -147,12 +147,12 @@ def _planned(capture: Capture, options: Options) -> PartitionPlan:
 
 
 def _compile(
-    original: fx.GraphModule,
     capture: Capture,
     plan: PartitionPlan,
     options: Options,
     record: CompiledGraph,
     example_inputs: Sequence[object],
+    original: fx.GraphModule,
 ) -> Callable[..., Any]:
     """The planned graph as a callable, or ``original.forward``; fills in its record."""
     gm = capture.graph_module
