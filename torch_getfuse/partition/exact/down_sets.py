@@ -61,7 +61,7 @@ _GUESSES = (1 / 32, 1 / 8, 1 / 2, 2)
 """Shares of the unavoidable traffic by which the optimum is guessed to exceed it."""
 
 _LOOKS, _SOON = 18, 1 / 54
-"""How often the pace is looked at, and after which share for the first time."""
+"""How often the pace is looked at, and after which share of the sets for the first time."""
 
 _STEP, _WORDS = 10, 80
 """Counted as work for each step: so much, and one for each so many operators of the graph."""
@@ -213,7 +213,9 @@ class _Search:
         self.begun, self.left = self.work.steps, max(1, self.work.steps_left)
         self.first = steps
         self.looks = 0
-        self._look_after(_SOON if limits.pace else math.inf)
+        self._look_after(1 / _LOOKS if limits.pace else math.inf)
+        if limits.pace:  # of the work, much may go into the first groups of a search that ends
+            self.look_at_step = self.first + _SOON * (self.most_steps - self.first)
         self.successors, self.makers = chains.successors, chains.makers
         self.readers = graph.readers
         self.block, self.ideal = chains.block, chains.ideal

@@ -196,6 +196,7 @@ class Lbdf(FusionScheme):
         return self._least_held(mask, part)
 
     def _least_held(self, mask: int, part: int) -> int:
+        """The floor, also where a subclass has a higher one: :meth:`buffer` adds to it."""
         known = self._floors.get(mask)
         if known is not None:
             return known
