@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import random
 from typing import Any
@@ -134,6 +135,33 @@ def test_a_trial_that_will_not_end_is_given_up_early(monkeypatch: pytest.MonkeyP
     reason, steps = told[0]
     assert "of the operators in 2% of its limits" in reason
     assert steps < work.STEPS_PER_SECOND / 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_planning_leaves_the_garbage_collector_as_it_was(
+    frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it lasts, what the process held before is not looked at."""
+    seen = []
+    real = group_planner.exact
+
+    def watched(*args: Any) -> SearchResult:
+        seen.append(gc.get_freeze_count() > 0)
+        return real(*args)
+
+    monkeypatch.setattr(group_planner, "exact", watched)
+    gc.unfreeze()
+    try:
+        if frozen:
+            gc.freeze()
+        plan_graph(cnn(), options())
+        assert (gc.get_freeze_count() > 0) is frozen
+        assert seen[0]
+    finally:
+        gc.unfreeze()
+    with pytest.raises(OptionError, match="explainer"):
+        plan_graph(cnn(), options("direct", explainer=None))
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["lbdf", "brr"])

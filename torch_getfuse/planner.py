@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +51,7 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
         given.check_graph(graph)
         check_made_for(given, options)
         return given.verify()
-    with interrupts():
+    with interrupts(), _heap_left_alone():
         scheme = scheme_of(graph, options)
         if isinstance(scheme, Cascade):
             return _plan_steps(scheme, options, work)
@@ -64,6 +66,24 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
     if strategy.interrupted:
         raise Interrupted(plan)
     return plan
+
+
+@contextmanager
+def _heap_left_alone() -> Iterator[None]:
+    """Collections of garbage meanwhile look at what is made meanwhile alone.
+
+    A search makes enough to bring on a full one, which would look at all that the process holds:
+    beside a model and torch's traces that takes as long as planning a small network. What a process
+    has frozen itself stays so.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _plan_steps(scheme: Cascade, options: Options, work: Work) -> PartitionPlan:
