@@ -236,9 +236,8 @@ class GroupStrategy:
             limits = Limits(seconds=limits.seconds / 3)
         if self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, pace=_PACE)
-        found = None
-        if not (self.has_cover and self._passed < _PASSED):
-            found = self._try_exact(best, limits)
+        passes_nothing = self.has_cover and self._passed < _PASSED
+        found = None if passes_nothing else self._try_exact(best, limits)
         if found is not None:
             return found
         spent = time.perf_counter() - started

@@ -371,10 +371,10 @@ class Lbdf(FusionScheme):
                     peak = region.peak()
                 self._peaks[region] = peak
             lag = self._lags[key] = self._peaks[region]
-        if finals is None and root >= 0 and readers == self.readers[tensor]:
-            everywhere, _ = self._between(readers, self._below[tensor])
-            if between == everywhere:
-                self._wholes[tensor] = between, lag
+            if finals is None and root >= 0 and readers == self.readers[tensor]:
+                everywhere, _ = self._between(readers, self._below[tensor])
+                if between == everywhere:
+                    self._wholes[tensor] = between, lag
         return lag
 
     def _between(self, readers: int, below: int) -> tuple[int, int]:
