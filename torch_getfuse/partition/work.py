@@ -1,11 +1,12 @@
 """When a search must end: by counted steps first, so that a busy machine gives the same plan.
 
 Everything that takes time counts *steps*: evaluating the cost of a group, editing a plan, an
-iteration of a linear program. A time limit allows :data:`STEPS_PER_SECOND` steps per second. The
-count is generous (docs/exact-search.md has the measurements): on an ordinary machine it ends the
-search well before the clock does, and always at the same point. The clock is that of CPU time, so
-that other programs do not move it; it ends the search on a machine that is much slower. Then, and
-only then, the plan depends on the machine, and the reason reported is ``"time limit"``.
+iteration of a linear program. A time limit allows :data:`STEPS_PER_SECOND` steps per second, which
+an ordinary machine takes in about that time or less (docs/exact-search.md has the measurements);
+the count ends the search always at the same point. The clock is that of CPU time, so that other
+programs hardly move it, and allows twice the limit, for programs that share a processor's caches
+and units do move it. It ends the search on a machine that is slower than that. Then, and only then,
+the plan depends on the machine, and the reason reported is ``"time limit"``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ STEPS_PER_SECOND = 1_500_000
 TIME_LIMIT, INTERRUPTED = "time limit", "interrupted"
 """Why a search ended early, if the cause is the machine or its user."""
 
-_SLACK = 2  # clock time allowed to an inner limit, as a multiple of its seconds
+_CLOCK = 2  # CPU time allowed, as a multiple of a limit's seconds
+
+_SLACK = 2  # and more to an inner limit, as a multiple of that
 
 _WALL = 3  # seconds by the wall clock allowed to a library, for each of CPU time
 
@@ -149,6 +152,8 @@ class Work:
     def within(self, seconds: float | None, whole: bool = False) -> Iterator[None]:
         """Limit the work inside the context to ``seconds``; ``None`` or infinite adds no limit.
 
+        CPU time ends it after twice that.
+
         ``whole``: count from the creation of this object, not from now.
 
         The caller catches :class:`OutOfWork`.
@@ -159,11 +164,11 @@ class Work:
             steps = math.ceil(max(0.0, seconds) * STEPS_PER_SECOND)
             message = f"work limit of {steps:,} steps for time_limit={self._seconds:g} s"
             if whole:
-                inner = _Limit(steps, self._started + seconds, message)
+                inner = _Limit(steps, self._started + _CLOCK * seconds, message)
             else:
                 # Nested in an outer limit, this part may use clock time of the other parts.
-                slack = _SLACK if outer.ended < math.inf else 1
-                inner = _Limit(self.steps + steps, self._spent() + slack * seconds, message)
+                allowed = _CLOCK * seconds * (_SLACK if outer.ended < math.inf else 1)
+                inner = _Limit(self.steps + steps, self._spent() + allowed, message)
             if outer.steps < inner.steps:
                 inner = _Limit(outer.steps, inner.ended, outer.message)
             self._limit = _Limit(inner.steps, min(outer.ended, inner.ended), inner.message)

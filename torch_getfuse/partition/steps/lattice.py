@@ -27,8 +27,9 @@ from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.steps.problem import StepProblem
 from torch_getfuse.partition.work import OutOfWork
 
-_GROUP, _SUBSETS = 110, 300
-"""Steps counted for each group that is grown, and where sets of residents beside it are tried."""
+_GROUP, _PRICED, _SUBSETS, _AGAIN = 40, 25, 120, 8
+"""Steps counted for each group that is grown, for its relaxed prices, where sets of residents
+beside it are tried, and for each of these."""
 
 _EARLY, _GROWN_BY_THEN = 1 / 3, 1 / 4
 """When so much of the steps that are allowed are counted, down-sets of so many of the operators are
@@ -280,17 +281,18 @@ class Lattice:
         """
         problem, facts = self.problem, self.problem.facts
         next_ = done | mask
+        problem.work.add(_PRICED)
         if mask & problem.unfusable:
             step = problem.scheme.unfusable_step(mask).dram
-            after = self.problem.handed(next_).to_read & ~self.problem.handed(done).to_read
+            after = problem.handed(done, mask).to_read & ~problem.handed(done).to_read
             owed = sum([facts.size[t] for t in bits(after)])
             return Edge(mask, next_, step.total, step.total + owed)
-        room = self.ceiling - self.problem.rest(next_)
+        room = self.ceiling - problem.rest(done, mask)
         group = problem.scheme.group(mask)
-        handed, to_read = self.problem.handed(next_)
+        handed, to_read = problem.handed(done, mask)
         if handed & problem.kept & ~problem.may_stay:
             return None
-        before = self.problem.handed(done).tensors
+        before = problem.handed(done).tensors
         size, outputs = facts.size, facts.outputs
         moved = owing = group.weights
         # (tensor, bytes saved if it is resident) by the one and the other price.
@@ -378,6 +380,7 @@ class Lattice:
         """A lower bound of what a step reads again with some tensors resident; ``None`` where it
         does not fit, or that is above ``most``.
         """
+        group.facts.count(_AGAIN)
         limit, linking = self.problem.buffer_bytes, group.linked
         line = once = whole = 0
         for storage in group.storages:

@@ -5,7 +5,7 @@ docs/method.md, section 12. Sets of operators and of tensors are bit masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import NamedTuple
@@ -31,8 +31,8 @@ from torch_getfuse.partition.problem import (
 )
 from torch_getfuse.partition.work import Work
 
-_TENSORS = 6
-"""Tensors that are looked at for each step of work."""
+_DONE, _TENSOR = 3, 1
+"""Steps counted for what is known of a down-set, and for each tensor that is looked at for it."""
 
 
 class Handed(NamedTuple):
@@ -197,43 +197,73 @@ class StepProblem:
         with self.work.finishing():
             return self.rest(0)
 
-    def rest(self, done: int) -> int:
+    def rest(self, before: int, step: int = 0) -> int:
         """Bytes that every plan moves once a down-set is done, but for reading again what it
         hands on: weights, inputs that nothing has read, outputs, the unfusable operators.
+
+        Args:
+            before: the down-set, but for a last step: of it more is known mostly.
+            step: mask of the last step's operators.
         """
+        done = before | step
         found = self._rests.get(done)
         if found is None:
-            self.work.add(len(self.facts.size) // _TENSORS)
-            found = self._rests[done] = self._rest(done)
+            weights, left = self.scheme.weights, self.everything & ~done
+            if step:
+                touched = self._touched(step)
+                found, left_before = self.rest(before), self.everything & ~before
+                self.work.add(_DONE + _TENSOR * touched.bit_count())
+                for tensor in bits(touched):
+                    found += self._owed(tensor, left) - self._owed(tensor, left_before)
+                found -= sum([weights[i] for i in bits(step)])
+            else:
+                self.work.add(_TENSOR * len(self.facts.size))
+                found = sum([weights[i] for i in bits(left)])
+                found += sum([self._owed(tensor, left) for tensor in range(len(self.facts.size))])
+            self._rests[done] = found
         return found
 
-    def _rest(self, done: int) -> int:
+    def _owed(self, tensor: int, left: int) -> int:
+        """Of :meth:`rest`, what a tensor adds while some operators are left."""
         facts, unfusable = self.facts, self.unfusable
-        left = self.everything & ~done
-        least = sum(self.scheme.weights[i] for i in bits(left))
-        for tensor, size in enumerate(facts.size):
-            readers = facts.readers[tensor] & left
-            maker = facts.maker[tensor]
-            stubborn = readers & unfusable
-            moves = stubborn.bit_count()
-            if maker & left:
-                moves += facts.outputs >> tensor & 1 or bool(
-                    readers and (maker | stubborn) & unfusable
-                )
-                moves += bool(maker & unfusable and readers & ~unfusable)
-            elif not maker and readers == facts.readers[tensor] and readers & ~unfusable:
-                moves += 1
-            least += moves * size
-        return least
+        readers, maker = facts.readers[tensor] & left, facts.maker[tensor]
+        stubborn = readers & unfusable
+        moves = stubborn.bit_count()
+        if maker & left:
+            moves += facts.outputs >> tensor & 1 or bool(readers and (maker | stubborn) & unfusable)
+            moves += bool(maker & unfusable and readers & ~unfusable)
+        elif not maker and readers == facts.readers[tensor] and readers & ~unfusable:
+            moves += 1
+        return moves * facts.size[tensor]
 
-    def handed(self, done: int) -> Handed:
-        """The tensors that a down-set hands on: made or read in it, and read outside."""
+    def _touched(self, step: int) -> int:
+        """Mask of the tensors that a set of operators reads or makes."""
+        touched = 0
+        for i in bits(step):
+            touched |= self.facts.touched[i]
+        return touched
+
+    def handed(self, before: int, step: int = 0) -> Handed:
+        """The tensors that a down-set hands on: made or read in it, and read outside.
+
+        Args:
+            before, step: as :meth:`rest` has them.
+        """
+        done = before | step
         found = self._handed.get(done)
         if found is None:
             facts, left = self.facts, self.everything & ~done
-            self.work.add(len(facts.size) // _TENSORS)
             tensors = to_read = 0
-            for tensor, readers in enumerate(facts.readers):
+            touched: Iterable[int] = range(len(facts.size))
+            if step:
+                tensors, to_read = self.handed(before)
+                mask = self._touched(step)
+                tensors, to_read, touched = tensors & ~mask, to_read & ~mask, bits(mask)
+                self.work.add(_DONE + _TENSOR * mask.bit_count())
+            else:
+                self.work.add(_TENSOR * len(facts.size))
+            for tensor in touched:
+                readers = facts.readers[tensor]
                 if readers & left and (facts.maker[tensor] or readers) & done:
                     tensors |= 1 << tensor
                     if readers & left & ~self.unfusable:

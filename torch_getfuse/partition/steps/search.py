@@ -113,7 +113,7 @@ class StepSearch:
         facts, size, limit = problem.facts, problem.facts.size, problem.buffer_bytes
         mask, next_ = edge.mask, edge.next
         left = self.lattice.left[next_]
-        handed, to_read = self.problem.handed(next_)
+        handed, to_read = problem.handed(done, mask)
         must = problem.kept & handed
         if mask & problem.unfusable:
             if 0 in states and not must:
@@ -126,7 +126,7 @@ class StepSearch:
         group = problem.scheme.group(mask)
         made = group.makes & ~facts.outputs
         written = sum([size[t] for t in bits(group.makes & (facts.outputs | handed))])
-        known = self.problem.handed(done).tensors
+        known = problem.handed(done).tensors
         starting = handed & problem.may_stay & (group.makes | group.loads & ~known)
         choices = [
             (chosen, sum([size[t] for t in bits(chosen & made)]))

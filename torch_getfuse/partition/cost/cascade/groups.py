@@ -24,8 +24,11 @@ Bytes = NDArray[np.int64]
 
 _MOST_SHAPES = 1 << 13
 
-_GROUP, _MEMBER = 30, 22
+_GROUP, _MEMBER = 30, 16
 """Steps counted for a new group, and for each member."""
+
+_NUMBERED = 20
+"""Steps counted for each member of a group whose shape is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +222,9 @@ class Group:
         for tensor in bits(makes | self.loads & facts.inputs):
             if not facts.readers[tensor] & ~mask:
                 self.private |= 1 << tensor
+        before = lines.extra_steps
         self._held = lines.held(mask)
+        facts.count(lines.extra_steps - before)
         made = lines.finals(mask) if mask & lines.partial else None
         self.storages: list[Storage] = []
         for last, rows in self._held:
@@ -250,6 +255,7 @@ class Group:
     def _numbered(self) -> tuple[Shape, list[int]]:
         """The shape, and the tensor of each number in it."""
         facts, lines = self.facts, self.facts.lines
+        facts.count(_NUMBERED * self.mask.bit_count())
         local: dict[int, int] = {}
         operators = []
         for i in bits(self.mask):

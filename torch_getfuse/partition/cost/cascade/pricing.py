@@ -43,8 +43,11 @@ NOTHING = Beside(free=False)
 ANY = 1 << 62
 """As much traffic as may be."""
 
-_WAYS = 90
-"""Steps counted for looking for the best way of a step beside some residents."""
+_WAYS, _STRIPES, _ROOMS = 90, 12, 25
+"""Steps counted for looking for the best way of a step beside some residents, for whether stripes
+can be one, and for what some numbers of them leave of the buffer."""
+
+_CELLS = 100  # numbers of a table of stripes that are looked at for a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +268,7 @@ def _rooms(
     Ends where every further stripe reads again more than ``most`` in any case. Storages that may
     be written over a resident are not counted. Without ``beside``: whatever is resident.
     """
+    group.facts.count(_STRIPES)
     weights = group.weights
     least = group.least + (0 if beside is None else beside.others)
     if most is not None and weights + least - (limit - 1) > most:
@@ -290,6 +294,7 @@ def _rooms(
     first = 2
     while first <= shape.most_stripes and (most is None or (first - 1) * excess <= most):
         table = shape.table(first)
+        group.facts.count(_ROOMS + table.size // _CELLS)
         yield first, limit - 1 - whole - table @ streams
         first += len(table)
 
