@@ -17,6 +17,7 @@ import torch_getfuse
 from tests.graphs import random_graph, random_group
 from tests.networks import SIZES, network
 from tests.simulator import Simulator
+from torch_getfuse.backend.rowwise import trial
 from torch_getfuse.backend.rowwise.rings import Ring, RingView
 from torch_getfuse.backend.rules.registry import EXTRA_SAMPLES, RULES
 from torch_getfuse.backend.rules.rule import Run
@@ -61,6 +62,7 @@ BATCHED = {
     **dict.fromkeys(("gru, last state", "gru of a signal, last state"), "batch on the first axis"),
     "product": "multiplies whole tensors",
     "tile": "runs along the batch",
+    "roll of all": "shifts the flattened tensor",
     "index_put": "gives values that differ",
 }
 """The same of samples that do so for one image, and not for several."""
@@ -122,6 +124,62 @@ def test_every_rule(name: str, batch: int) -> None:
     assert not ledger.agrees
     with torch.no_grad():
         assert distance(got, model(*x)) < 1e-5
+
+
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int, str]] = {
+    "repeat": (lambda x: (x < 0).repeat(2, 1, 1), 2, "mixes its samples"),
+    "tile": (lambda x: (x < 0).tile(2, 1, 1), 2, "mixes its samples"),
+    "roll": (lambda x: (x < 0).roll(3), 2, "shifts the flattened tensor"),
+    "batch_norm": (
+        lambda x: F.batch_norm(x.float(), None, None, training=True) < 0,
+        2,
+        "takes its statistics over the batch",
+    ),
+    "as_strided": (lambda x: torch.as_strided(x, (2, 2), (1, 1)).sum(), 1, "by strides"),
+}
+"""Function, batch, and why it does not run by rows. (``make fuzz``, seeds 156638, 164940, 167695.)"""
+
+
+class Applied(nn.Module):
+    """A function of one input as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_trial_need_show_is_refused_by_its_rule(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the trial's random numbers give rows that are equal by chance."""
+    monkeypatch.setattr(trial, "_difference", lambda *_: "")
+    function, batch, reason = REFUSED[name]
+    model = Applied(function)
+    x = (torch.randint(-4, 5, (batch, 4, 16), generator=torch.Generator().manual_seed(0))[..., ::2],)
+    got, ledger = torch_getfuse.run_counted(model, x, plan_of(model, x))
+    assert torch.equal(got, model(*x))
+    assert any(reason in group.fallback for group in ledger.groups)
+
+
+@pytest.mark.parametrize("function", [lambda x: x < 0, lambda x: (x > 0).sum(2)])
+def test_a_trial_sees_both_answers_of_a_comparison(
+    function: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    apart = trial._apart
+
+    def watched(right: torch.Tensor, ours: torch.Tensor) -> str:
+        seen.append(right.clone())
+        return apart(right, ours)
+
+    monkeypatch.setattr(trial, "_apart", watched)
+    x = (torch.randint(-4, 5, (1, 4, 8)),)
+    check(Applied(function), x)
+    assert any(len(right.unique()) > 1 for right in seen)
 
 
 # -- small models -------------------------------------------------------------------------

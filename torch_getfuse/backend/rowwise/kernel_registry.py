@@ -15,8 +15,11 @@ from torch_getfuse.backend.rowwise.kernels import (
 )
 from torch_getfuse.backend.rowwise.operand_views import is_base
 from torch_getfuse.backend.rules.registry import UNKNOWN, facts_of, positional
-from torch_getfuse.backend.rules.rule import OpRule
+from torch_getfuse.backend.rules.rule import FLATTENED, MIXES_SAMPLES, OpRule
 from torch_getfuse.ir import Op, WindowKind
+
+
+_OF_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter"}
 
 
 def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
@@ -33,6 +36,10 @@ def make_kernel(capture: Capture, op: Op) -> RowKernel | Accumulator:
     if not calls:
         raise NoRowKernel(f"{op.name} ({op.kind}) writes into a part of a tensor in place")
     name = normalise(calls[0].node, positional).name
+    if name in _OF_MEMORY:
+        raise NoRowKernel(
+            f"{op.name} ({op.kind}) reads memory by strides, wherever its input's elements are"
+        )
     rule = facts_of(name)
     site = Site(capture, op, calls[0], calls[1:], rule.broadcasts)
     shown = capture.views.get(calls[-1].node)
@@ -88,8 +95,12 @@ def _refuse_mixing(site: Site, rule: OpRule) -> None:
     what = f"{site.op.name} ({site.op.kind})"
     if site.op.reason.startswith("no rule"):
         raise NoRowKernel(f"{what} has no rule, and may mix the samples of a batch")
+    if site.op.reason.endswith((MIXES_SAMPLES, FLATTENED)):
+        raise NoRowKernel(f"{what}: {site.op.reason}")
     views = [view for _, view in site.core.operands]
     args = normalise(site.core.node, positional).args
+    if rule.kind == "batch_norm" and (args.get("training") or args.get("running_mean") is None):
+        raise NoRowKernel(f"{what} takes its statistics over the batch")
     dims = args["dims"] if "dims" in args else reduction_kernels.axes_of(args)
     for dim in dims if isinstance(dims, (list, tuple)) else (dims,):
         rank = len(views[0].layout.axes)  # a scalar takes 0 and -1 for the axis that it lacks

@@ -64,8 +64,8 @@ def _reference(group: DepthFirstGroup, like: Sequence[Any]) -> tuple[list[Any], 
 
     failure: Exception | None = None
     found: tuple[list[Any], list[Any], Any] | None = None
-    for positive in (False, True):
-        inputs = _inputs(group, like, positive)
+    for least, positive in ((-1, False), (0, False), (0, True)):
+        inputs = _inputs(group, like, least, positive)
         given = [_copy(value) for value in inputs]
         try:
             expected = _Watched(group, note).run(*given)
@@ -105,12 +105,14 @@ class _Watched(fx.Interpreter):
         return result
 
 
-def _inputs(group: DepthFirstGroup, given: Sequence[Any], positive: bool) -> list[Any]:
+def _inputs(
+    group: DepthFirstGroup, given: Sequence[Any], least: int, positive: bool
+) -> list[Any]:
     """One value per input of the group.
 
     Maps are normal, or positive (for roots and logarithms). Weights keep maps of that size: vectors
-    are around one, so that they may be variances. Whole numbers are small enough for an index:
-    zero or one, or all zero if positive.
+    are around one, so that they may be variances. Whole numbers are small enough for an index: from
+    ``least`` to one, or zero if positive. (With -1 among them a comparison with zero differs.)
     """
     generator = torch.Generator("cpu").manual_seed(0)
     maps = {group.nodes[name] for name in (*group.program.layout.loads, *group.stay.held)}
@@ -129,7 +131,8 @@ def _inputs(group: DepthFirstGroup, given: Sequence[Any], positive: bool) -> lis
         flat = torch.empty(spread, dtype=torch.float32, device="cpu")
         if not (like.dtype.is_floating_point or like.dtype.is_complex):
             high = 1 if positive and like.dtype != torch.bool else 2
-            flat = torch.randint(0, high, (spread,), generator=generator, device="cpu")
+            low = least if like.dtype.is_signed else 0
+            flat = torch.randint(low, high, (spread,), generator=generator, device="cpu")
         elif positive or (node not in maps and len(shape) < 2):
             flat.uniform_(0.5, 1.5, generator=generator)
         else:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from torch_getfuse.backend.rules.rule import (
+    FLATTENED,
+    MIXES_SAMPLES,
     Call,
     Operand,
     OpRule,
@@ -56,7 +58,7 @@ def gather_at(call: Call, operand: Operand, taken: Mapping[int, Any], batch: int
     """
     axes = sorted(taken)
     if batch in taken:
-        return whole(call, "index", "an index along the batch mixes its samples")
+        return whole(call, "index", f"an index along the batch {MIXES_SAMPLES}")
     together = max(_index_rank(part) for part in taken.values())
     # Indices side by side keep their place; others go to the front.
     first = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
@@ -101,10 +103,10 @@ def _pick(call: Call) -> Spec:
     operand: Operand = call.args["input"]
     index = call.args.get("index", call.args.get("indices"))
     if call.args.get("dim") is None or operand.rank != call.rank or not operand.rank:
-        return whole(call, call.name, f"{call.name} without an axis reads the flattened tensor")
+        return whole(call, call.name, f"{call.name} without an axis reads {FLATTENED}")
     (axis,) = call.dims()
     if axis == operand.batch:
-        return whole(call, call.name, f"{call.name} along the batch mixes its samples")
+        return whole(call, call.name, f"{call.name} along the batch {MIXES_SAMPLES}")
     reads = [] if operand.weight else [_along(call, operand, axis)]
     if isinstance(index, Operand) and not index.weight:
         # A row of positions for index_select, else one for each element of the output.

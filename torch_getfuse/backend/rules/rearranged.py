@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_getfuse.backend.rules.rule import (
+    FLATTENED,
+    MIXES_SAMPLES,
     Call,
     Operand,
     OpRule,
@@ -43,7 +45,7 @@ def _over(call: Call, axes: Iterable[int], reason: str) -> Spec:
     accesses: list[Access] = [Along(axis + shift) for axis in range(operand.rank)]
     for axis in axes:
         if axis == operand.batch:
-            return whole(call, call.name, f"{call.name} along the batch mixes its samples")
+            return whole(call, call.name, f"{call.name} along the batch {MIXES_SAMPLES}")
         accesses[axis] = All()
     reads = () if operand.weight else (Reading(operand, tuple(accesses)),)
     return Spec(call.name, reads, reason_if_whole=reason)
@@ -52,7 +54,7 @@ def _over(call: Call, axes: Iterable[int], reason: str) -> Spec:
 def _roll(call: Call) -> Spec:
     operand: Operand = call.args["input"]
     if call.args.get("dims") in (None, (), []):
-        return whole(call, "roll", "roll without axes shifts the flattened tensor")
+        return whole(call, "roll", f"roll without axes shifts {FLATTENED}")
     axes = call.dims("dims")
     shifts = spread(call.args["shifts"], len(axes))
     moved = [a for a, by in zip(axes, shifts, strict=True) if by % operand.shape[a]]
@@ -108,7 +110,7 @@ def _unfold(call: Call) -> Spec:
     operand: Operand = call.args["input"]
     (axis,) = call.dims("dimension")
     if axis == operand.batch:
-        return whole(call, "unfold", "unfold along the batch mixes its samples")
+        return whole(call, "unfold", f"unfold along the batch {MIXES_SAMPLES}")
     accesses: list[Access] = [Along(a) for a in range(operand.rank)]
     accesses[axis] = Along(axis, int(call.args["size"]), int(call.args["step"]))
     reads = () if operand.weight else (Reading(operand, tuple(accesses)),)

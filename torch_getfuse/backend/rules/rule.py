@@ -326,6 +326,10 @@ def pointwise_accesses(operand: Operand, rank: int) -> tuple[Access, ...]:
     return tuple(Along(axis + shift) for axis in range(operand.rank))
 
 
+MIXES_SAMPLES, FLATTENED = "mixes its samples", "the flattened tensor"
+"""How a reason ends where a sample's output needs other samples of the batch."""
+
+
 def whole(
     call: Call, kind: str, reason: str = "", *, mixes: bool = False, macs: int | None = 0
 ) -> Spec:

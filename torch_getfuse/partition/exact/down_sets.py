@@ -148,13 +148,13 @@ class _State(NamedTuple):
     Attributes:
         cost: of the groups so far, in bytes.
         rest: a lower bound of what is left, in bytes.
-        open: members that operators outside the down-set must run after.
+        starts: first operators of blocks that can run next.
         before, group: the down-set that it was reached from, and by which group.
     """
 
     cost: int
     rest: int
-    open: int
+    starts: int
     before: int
     group: int
 
@@ -228,7 +228,9 @@ class _Search:
         self.grown: dict[int, _Grown] = {}
         self.rests: dict[int, int] = {}  # by down-set: a lower bound of what is left, in bytes
         start = chains.start
-        self.best = {start: _State(0, problem.unavoidable, self._open(start, start), 0, 0)}
+        self.firsts = mask_of(i for i, block in enumerate(self.block) if block & -block == 1 << i)
+        starts = self._starts(start, chains.sources | chains.after(start))
+        self.best = {start: _State(0, problem.unavoidable, starts, 0, 0)}
         # Down-sets by size, so that each is complete before it is left.
         self.waiting: list[list[int]] = [[] for _ in range(len(graph) + 1)]
         self.waiting[start.bit_count()].append(start)
@@ -264,19 +266,10 @@ class _Search:
 
     def _leave(self, done: int) -> None:
         """Every connected valid group that can run next, and the down-sets that they lead to."""
-        successors = self.successors
         state = self.best[done]
-        after = self.chains.sources & ~done
-        for i in bits(state.open):
-            after |= successors[i]
-        starts = mask_of(
-            i
-            for i in bits(after & ~done)
-            if self.block[i] & -self.block[i] == 1 << i and not self.chains.predecessors[i] & ~done
-        )
         # Each set is grown once: of what may join it, what stands earlier in the list is in all
         # sets that grow from it and in none that grow from what stands later.
-        growing = [(0, starts, 0, _NOTHING)]
+        growing = [(0, state.starts, 0, _NOTHING)]
         while growing:
             group, joining, without, grown = growing.pop()
             earlier = 0
@@ -373,13 +366,14 @@ class _Search:
             if self._too_dear(cost, rest):
                 continue
             if old is None:
-                open_ = self._open(reached, state.open | reached & ~done)
+                after = grown.after | self.chains.after(reached & ~(done | group))
+                starts = state.starts & ~reached | self._starts(reached, after)
                 self.waiting[reached.bit_count()].append(reached)
             elif cost < old.cost:
-                open_ = old.open
+                starts = old.starts
             else:
                 continue
-            self.best[reached] = _State(cost, rest, open_, done, way)
+            self.best[reached] = _State(cost, rest, starts, done, way)
 
     def _rest(self, reached: int, done: int, state: _State, group: int) -> int:
         """A lower bound of what is left after a group that runs after ``done``, in bytes."""
@@ -400,9 +394,10 @@ class _Search:
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling
 
-    def _open(self, done: int, candidates: int) -> int:
-        """The candidates that operators outside a down-set must run after."""
-        return mask_of(i for i in bits(candidates) if self.successors[i] & ~done)
+    def _starts(self, done: int, among: int) -> int:
+        """The first operators of blocks, among others, that can run after a down-set."""
+        predecessors, left = self.chains.predecessors, ~done
+        return mask_of(i for i in bits(among & left & self.firsts) if not predecessors[i] & left)
 
     def _count(self) -> None:
         self.steps += 1

@@ -44,7 +44,7 @@ FORGET = 250  # states before a block with more of which levels are forgotten
 NEVER = 1 << 60  # room of a state that cannot end
 
 _BLOCK = 250  # steps counted per block
-_CELLS, _STATES = 12, 6  # entries of the table of states, and states, per further step
+_CELLS, _STATES = 9, 4  # entries of the table of states, and states, per further step
 
 
 @dataclass(frozen=True, slots=True)

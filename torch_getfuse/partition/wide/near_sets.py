@@ -20,7 +20,7 @@ from scipy.sparse import csr_matrix
 from torch_getfuse.partition.node_set import is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.group_columns import Columns
-from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing
+from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing, followed
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -140,16 +140,15 @@ def near_sets(
     count = columns.problem.evaluator.work.add
     layers: list[_Labels] = []  # from the last
     starts: list[tuple[Ints, Ints]] = []  # labels after the first block, and what sets cost
-    state, cost, room = (np.zeros(0, np.int64) for _ in range(3))
+    state, labels = np.zeros(0, np.int64), np.zeros((2, 1), np.int64)
     kept_so_far = 0
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
-        onto, back, states, joins = steps.propagated(state)
-        count(LAYER + len(states) // LABELS)
-        costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
+        onto, back = steps.propagated(state)
+        count(LAYER + len(onto) // LABELS)
+        states, joins = steps.source[back], steps.joins[back]
+        costs, rooms = labels = labels.take(onto, 1) + steps.change[:2].take(back, 1)
         if steps.block >= 0:
             costs -= prices[steps.block] * joins
-        rooms = np.concatenate([room[onto] + steps.room[back], steps.last_room])
-        onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
         kept = np.flatnonzero(rooms < pricing.buffer_bytes)
         for rate, floor in zip(rates, least, strict=True):
             hope = costs[kept] + rate * (rooms[kept] - (pricing.buffer_bytes - 1))
@@ -163,7 +162,7 @@ def near_sets(
         if kept_so_far > most:
             return None
         layers.append(_Labels(steps.block, onto[kept], joins[kept]))
-        state, cost, room = states[kept], costs[kept], rooms[kept]
+        state, labels = states[kept], followed(labels, kept)
     return _traced(columns, layers, starts, prices)
 
 

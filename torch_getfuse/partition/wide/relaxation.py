@@ -30,7 +30,8 @@ from torch_getfuse.partition.wide.group_automaton import Automaton
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-MOST_LABELS = 8_000  # per block; with more of them, rooms are rounded
+MOST_LABELS = 2_000  # per block; with more of them, rooms are rounded
+FEW = 24  # labels of which it takes longer to find the dominated ones than to keep them
 PER_START = 10  # sets per first block
 
 FINE = 1024
@@ -39,8 +40,8 @@ FINE = 1024
 MOST = 1 << 62
 """Integers whose absolute values sum to less than this cannot overflow 64 bits."""
 
-LAYER = 50  # steps counted per layer
-LABELS = 12  # labels per further step
+LAYER = 60  # steps counted per layer
+LABELS = 4  # labels per further step
 
 ROOM_PRICES = (0, 64, 128, 256, 512, *(int(2 ** (k / 2)) for k in range(20, 31)), 65536)
 """Initial prices of a byte of room in the bound for prefixes, in 1/FINE bytes of DRAM access.
@@ -53,65 +54,65 @@ WIDER = 1.25  # factor by which the next range extends beyond the others
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """The steps of one layer, sorted by target state.
+    """The steps of one layer, sorted by target state; after them the ends.
 
     Attributes:
         block: the block decided in this layer; -1 for an unfusable operator.
         empty: state of the empty set before the layer, -1 if no set starts here or later.
+        inner: number of steps that lead to a state; the others end a set.
         source: per step, the state that it starts from.
         joins: per step, whether the block joins.
-        cost, room: per step, increase of ``F_D`` (in 1/FINE bytes) and of the floor.
-        first: per target state, its first step; one more entry, the number of steps, at the end.
-        ending: states that the block can join to end a set.
-        last_cost, last_room: increase by that, per state of ``ending``.
+        change: increase of ``F_D`` (in 1/FINE bytes) and of the floor, a column per step; the
+            latter twice, for labels have their room twice (:meth:`Pricing.run`).
+        first, times: per target state, its first step and the number of them.
     """
 
     block: int
     empty: int
+    inner: int
     source: Ints
     joins: Flags
-    cost: Ints
-    room: Ints
+    change: Ints
     first: Ints
-    ending: Ints
-    last_cost: Ints
-    last_room: Ints
+    times: Ints
 
-    def propagated(self, state: Ints) -> tuple[Ints, Ints, Ints, Flags]:
+    def propagated(self, state: Ints) -> tuple[Ints, Ints]:
         """Labels, by the states that they are at, along all steps backwards; then the ends.
 
         Returns:
-            Which label each follows, and by which step; for these and the ends, the state before,
-            and whether the block joins.
+            Which label each of the new ones follows, -1 for the ends, and by which step.
         """
-        begin, times = self.first[state], self.first[state + 1] - self.first[state]
+        times = self.times[state]
         onto = np.repeat(np.arange(len(state)), times)
-        back = np.arange(len(onto)) + np.repeat(begin - (np.cumsum(times) - times), times)
-        states = np.concatenate([self.source[back], self.ending])
-        joins = np.concatenate([self.joins[back], np.ones(len(self.ending), bool)])
-        return onto, back, states, joins
+        back = np.arange(len(onto)) + (self.first[state] - np.cumsum(times) + times)[onto]
+        ends = np.arange(self.inner, len(self.source))
+        return np.concatenate([onto, np.full(len(ends), -1)]), np.concatenate([back, ends])
 
 
 def _steps(automaton: Automaton) -> Iterator[_Steps]:
     empty = 0
     for layer, after in zip_longest(automaton.layers, automaton.layers[1:]):
         leaving, joining = np.flatnonzero(layer.leave >= 0), np.flatnonzero(layer.join >= 0)
+        ending = np.flatnonzero(layer.ends)
         target = np.concatenate([layer.leave[leaving], layer.join[joining]])
         order = np.argsort(target, kind="stable")
-        cost = np.concatenate([np.zeros(len(leaving), np.int64), FINE * layer.cost[joining]])
-        ending = np.flatnonzero(layer.ends)
-        states = len(after.leave) if after else 0
+        inner = len(order)
+        order = np.concatenate([order, np.arange(inner, inner + len(ending))])
+        joined = np.concatenate([joining, ending])
+        cost = np.concatenate([np.zeros(len(leaving), np.int64), FINE * layer.cost[joined]])
+        room = [layer.leave_room[leaving], layer.room[joining], layer.last_room[ending]]
+        first = np.searchsorted(
+            target[order[:inner]], np.arange(len(after.leave) + 1 if after else 1)
+        )
         yield _Steps(
             block=layer.block if layer.block < len(automaton.problem.blocks) else -1,
             empty=empty,
-            source=np.concatenate([leaving, joining])[order],
+            inner=inner,
+            source=np.concatenate([leaving, joined])[order],
             joins=order >= len(leaving),
-            cost=cost[order],
-            room=np.concatenate([layer.leave_room[leaving], layer.room[joining]])[order],
-            first=np.searchsorted(target[order], np.arange(states + 1)),
-            ending=ending,
-            last_cost=FINE * layer.cost[ending],
-            last_room=layer.last_room[ending],
+            change=np.stack([cost, *2 * [np.concatenate(room)]])[:, order],
+            first=first[:-1],
+            times=np.diff(first),
         )
         empty = int(layer.leave[empty]) if empty >= 0 else -1
 
@@ -162,30 +163,27 @@ class Pricing:
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
         rates = self.rates[:, None]
         before = self.before(prices)
-        count(sum(LAYER // 2 + len(steps.source) // LABELS for steps in self.layers))
+        count(sum(LAYER // 3 + len(steps.source) // LABELS for steps in self.layers))
         limit = rates * (self.buffer_bytes - 1)
         used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the successor of each label, -1 at an end.
         nexts: list[Ints] = []
         joined: list[Flags] = []
         starts: list[tuple[int, int]] = []
-        # If rooms are rounded, the true ones decide which sets fit.
-        state, cost, room, true = (np.zeros(0, np.int64) for _ in range(4))
+        # Cost and room of each label, and the true room where it is rounded, which decides whether
+        # a set fits; then nothing, which the ends follow.
+        state, labels = np.zeros(0, np.int64), np.zeros((3, 1), np.int64)
+        doublings = 0  # of the step to which rooms were rounded last
         for steps, least in zip(reversed(self.layers), reversed(before), strict=True):
-            onto, back, states, joins = steps.propagated(state)
-            count(LAYER + len(states) // LABELS)
-            price = int(prices[steps.block]) if steps.block >= 0 else 0
-            costs = np.concatenate([cost[onto] + steps.cost[back], steps.last_cost])
-            costs -= price * joins
-            added = steps.room[back]
-            rooms = np.concatenate([room[onto] + added, steps.last_room])
-            trues = np.concatenate([true[onto] + added, steps.last_room])
-            onto = np.concatenate([onto, np.full(len(steps.ending), -1)])
+            onto, back = steps.propagated(state)
+            count(LAYER + len(onto) // LABELS)
+            states, joins = steps.source[back], steps.joins[back]
+            costs, rooms, trues = labels = labels.take(onto, 1) + steps.change.take(back, 1)
+            if steps.block >= 0:
+                costs -= prices[steps.block] * joins
             # The best prefix of each label: its bound holds at every price of room.
             hopes = rates * rooms + (least - limit)[:, states]
-            use = hopes.argmax(axis=0)
-            hope = hopes[use, np.arange(len(use))] + costs
-            kept = np.flatnonzero((hope < 0) & (rooms < self.buffer_bytes))
+            kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.buffer_bytes))
             if steps.block >= 0 and steps.empty >= 0:
                 here = kept[(states[kept] == steps.empty) & joins[kept] & (costs[kept] < 0)]
                 if len(here):
@@ -193,13 +191,14 @@ class Pricing:
                     here = here[trues[here] < self.buffer_bytes]
                     here = here[np.argsort(costs[here], kind="stable")[: self.per_start]]
                     starts += [(len(nexts), int(onto[k])) for k in here]
-            kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
+            if len(kept) > FEW:
+                kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
             if len(kept) > self.most:
-                rooms, kept = self._rounded(states, costs, rooms, kept)
-            used += np.bincount(use[kept], minlength=len(used))
+                labels[1], kept, doublings = self._rounded(states, costs, rooms, kept, doublings)
+            used += np.bincount(hopes[:, kept].argmax(axis=0), minlength=len(used))
             nexts.append(onto[kept])
             joined.append(joins[kept])
-            state, cost, room, true = states[kept], costs[kept], rooms[kept], trues[kept]
+            state, labels = states[kept], followed(labels, kept)
         self.rates = np.minimum(_focused(self.rates, used), self._highest_rate)
         return shortfall, [self._trace(nexts, joined, *start) for start in starts]
 
@@ -210,10 +209,11 @@ class Pricing:
         costs = []
         for steps in self.layers:
             costs.append(least)
-            cost = least[:, steps.source] + rates * steps.room + steps.cost
+            cost, room, _ = steps.change[:, : steps.inner]
+            cost = least[:, steps.source[: steps.inner]] + rates * room + cost
             if steps.block >= 0:
-                cost -= prices[steps.block] * steps.joins
-            least = np.minimum.reduceat(cost, steps.first[:-1], axis=1) if len(cost[0]) else cost
+                cost -= prices[steps.block] * steps.joins[: steps.inner]
+            least = np.minimum.reduceat(cost, steps.first, axis=1) if steps.inner else cost
         return costs
 
     def _undominated(self, state: Ints, cost: Ints, room: Ints) -> Ints:
@@ -238,14 +238,36 @@ class Pricing:
         kept[1:] = value[1:] < np.minimum.accumulate(value)[:-1]
         return np.sort(order[kept])
 
-    def _rounded(self, state: Ints, cost: Ints, room: Ints, kept: Ints) -> tuple[Ints, Ints]:
-        """Rooms rounded down until at most ``most`` labels are left, and those labels."""
+    def _rounded(
+        self, state: Ints, cost: Ints, room: Ints, kept: Ints, doublings: int
+    ) -> tuple[Ints, Ints, int]:
+        """Rooms rounded down until at most ``most`` labels are left, if that can be.
+
+        Args:
+            doublings: of the step, that may do; nothing else depends on it.
+
+        Returns:
+            The rooms, the labels, and the fewest doublings that do.
+        """
         step = max(1, self.buffer_bytes // 256)
-        while len(kept) > self.most and step <= self.buffer_bytes:
-            room = room // step * step
-            kept = kept[self._undominated(state[kept], cost[kept], room[kept])]
-            step *= 2
-        return room, kept
+        highest = (self.buffer_bytes // step).bit_length() - 1
+
+        def rounded(labels: Ints, doublings: int) -> tuple[Ints, Ints]:
+            rooms = room // (step << doublings) * (step << doublings)
+            return rooms, labels[self._undominated(state[labels], cost[labels], rooms[labels])]
+
+        rooms, left = rounded(kept, doublings)
+        if len(left) > self.most:
+            while len(left) > self.most and doublings < highest:
+                doublings += 1
+                rooms, left = rounded(left, doublings)
+            return rooms, left, doublings
+        while doublings:
+            finer, more = rounded(kept, doublings - 1)
+            if len(more) > self.most:
+                break
+            rooms, left, doublings = finer, more, doublings - 1
+        return rooms, left, doublings
 
     def _trace(self, nexts: list[Ints], joined: list[Flags], step: int, label: int) -> int:
         """The mask of the set that starts with the block of ``step``, counted from the last."""
@@ -257,6 +279,13 @@ class Pricing:
                 mask |= blocks[self.layers[-1 - step].block]
             label = int(nexts[step][label])
         return mask
+
+
+def followed(labels: Ints, kept: Ints) -> Ints:
+    """Labels that are kept, a column each, and nothing, which what follows none adds to."""
+    found = np.zeros((len(labels), len(kept) + 1), np.int64)
+    found[:, :-1] = labels.take(kept, 1)
+    return found
 
 
 def _focused(rates: Ints, used: Ints) -> Ints:

@@ -242,14 +242,15 @@ class Group:
         """Units of a tensor that are ever made or loaded.
 
         Args:
-            made: units of the tensor of each operator.
+            made: units of the tensor of each operator that makes fewer than all.
         """
         lines = self.facts.lines
         maker = lines.maker[tensor]
         if maker & self.mask:
-            return made[maker.bit_length() - 1]
+            return made.get(maker.bit_length() - 1, lines.units[tensor])
         readers = bits(lines.readers[tensor] & self.mask)
-        return max(lines.edges[tensor, c].needed(made[c]) for c in readers)
+        units = {c: made.get(c, lines.units[lines.writes[c]]) for c in readers}
+        return max(lines.edges[tensor, c].needed(count) for c, count in units.items())
 
     @cached_property
     def _numbered(self) -> tuple[Shape, list[int]]:

@@ -120,7 +120,7 @@ class Lbdf(FusionScheme):
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
         # By tensor, all that lies between its readers and where they meet, and its peak with that.
-        self._wholes: dict[int, tuple[int, int]] = {}
+        self._wholes: dict[int, tuple[int, int, int]] = {}
         self._fans = FanTables()
 
     def _prepare(self) -> None:
@@ -161,10 +161,8 @@ class Lbdf(FusionScheme):
         It is the floor, which is mostly known, but for what some tensors hold beyond theirs.
         """
         unit_bytes = self.unit_bytes
-        if mask & self.partial:
-            total = sum([units * unit_bytes[tensor] for tensor, units in self.held(mask)])
-            return total + sum([self.weights[i] for i in bits(mask)])
         total = self._least_held(mask, 0)
+        finals = self.finals(mask)
         overwritten = self._overwrites & mask
         asked = mask & self._with_more
         while asked:
@@ -174,9 +172,7 @@ class Lbdf(FusionScheme):
                 readers = self.readers[tensor] & mask
                 if readers & -readers != low or readers & overwritten:
                     continue
-                units = self._single[tensor].get(readers)
-                if units is None:
-                    units = self._lag(tensor, readers, mask, None)
+                units = self._units(tensor, readers, mask, finals)
                 total += units * unit_bytes[tensor] - self.least(tensor, mask)
         return total
 
@@ -307,9 +303,9 @@ class Lbdf(FusionScheme):
     def held(self, mask: int) -> list[tuple[int, int]]:
         """Last tensor of each storage, and the peak of its live units."""
         held = []
-        finals = self.finals(mask) if mask & self.partial else None
+        finals = self.finals(mask)
         overwritten = self._overwrites & mask
-        maker, all_readers, single = self.maker, self.readers, self._single
+        maker, all_readers = self.maker, self.readers
         rest = mask
         while rest:
             low = rest & -rest
@@ -321,37 +317,48 @@ class Lbdf(FusionScheme):
                     producer != low and (producer & mask or readers & -readers != low)
                 ):
                     continue
-                units = single[tensor].get(readers)
-                if units is None:
-                    units = self._lag(tensor, readers, mask, finals)
-                elif finals is not None and readers:
-                    c = readers.bit_length() - 1
-                    if finals[c] != self.units[self.writes[c]]:
-                        units = max(1, self.edges[tensor, c].widest(finals[c]))
-                held.append((tensor, units))
+                held.append((tensor, self._units(tensor, readers, mask, finals)))
         return held
 
-    def finals(self, mask: int) -> dict[int, int]:
-        """Units that each operator has written when the schedule ends.
+    def _units(self, tensor: int, readers: int, mask: int, finals: dict[int, int]) -> int:
+        """Peak live units of a tensor with certain consumers in the group."""
+        units = self._single[tensor].get(readers)
+        if units is None:
+            return self._lag(tensor, readers, mask, finals)
+        if finals and readers and (c := readers.bit_length() - 1) in finals:
+            return max(1, self.edges[tensor, c].widest(finals[c]))
+        return units
 
-        Fewer than all if every consumer in the group skips the last ones, as a strided 1x1
+    def finals(self, mask: int) -> dict[int, int]:
+        """Units that operators have written when the schedule ends, of those that have not all.
+
+        That is so where every consumer in the group skips the last ones, as a strided 1x1
         convolution does.
         """
         finals: dict[int, int] = {}
-        for i in reversed(list(bits(mask))):
+        maker, edges, units = self.maker, self.edges, self.units
+        asked = 0
+        for c in bits(mask & self.partial):
+            for tensor in self.reads[c]:
+                asked |= maker[tensor]
+        asked &= mask
+        while asked:  # the last first, so that what reads from an operator comes before it
+            i = asked.bit_length() - 1
+            asked ^= 1 << i
             out = self.writes[i]
-            readers = self.readers[out] & mask
-            finals[i] = (
-                max(self.edges[out, c].needed(finals[c]) for c in bits(readers))
-                if readers
-                else self.units[out]
-            )
+            last = 0
+            for c in bits(self.readers[out] & mask):
+                last = max(last, edges[out, c].needed(finals.get(c, units[self.writes[c]])))
+            if last < units[out]:
+                finals[i] = last
+                for tensor in self.reads[i]:
+                    asked |= maker[tensor] & mask
         return finals
 
-    def _lag(self, tensor: int, readers: int, mask: int, finals: dict[int, int] | None) -> int:
+    def _lag(self, tensor: int, readers: int, mask: int, finals: dict[int, int]) -> int:
         """Peak live units of a tensor with several consumers in the group."""
-        whole, known = self._wholes.get(tensor, (0, 0))
-        if whole and finals is None and mask & whole == whole:
+        whole, root, known = self._wholes.get(tensor, (0, 0, 0))
+        if whole and mask & whole == whole and root not in finals:
             return known
         between, root = self._between(readers, mask & self._below[tensor])
         longest = root
@@ -359,7 +366,7 @@ class Lbdf(FusionScheme):
             # Sinks advance by the clock of the longest one, which may be outside the region.
             sinks = (i for i in bits(mask) if not self.graph.readers[i] & mask)
             longest = max(sinks, key=lambda i: self.units[self.writes[i]])
-        steps = finals[root] if finals and root >= 0 else self.units[self.writes[longest]]
+        steps = finals.get(root, self.units[self.writes[longest]])
         key = tensor, between, root, steps
         lag = self._lags.get(key)
         if lag is None:
@@ -371,10 +378,10 @@ class Lbdf(FusionScheme):
                     peak = region.peak()
                 self._peaks[region] = peak
             lag = self._lags[key] = self._peaks[region]
-            if finals is None and root >= 0 and readers == self.readers[tensor]:
+            if root >= 0 and root not in finals and readers == self.readers[tensor]:
                 everywhere, _ = self._between(readers, self._below[tensor])
                 if between == everywhere:
-                    self._wholes[tensor] = between, lag
+                    self._wholes[tensor] = between, root, lag
         return lag
 
     def _between(self, readers: int, below: int) -> tuple[int, int]:
