@@ -199,6 +199,12 @@ class FusionScheme(ABC):
         group is valid if ``F_b < buffer_bytes``, strictly.
         """
 
+    def buffer_below(self, mask: int, buffer_bytes: int) -> int | None:
+        """:meth:`buffer` if the group is valid; any number of at least ``buffer_bytes`` may stand
+        for one that is not, where that takes less time.
+        """
+        return self.buffer(mask, buffer_bytes)
+
     def terms(self, mask: int, buffer_bytes: int) -> tuple[CostTerm, ...]:
         """The terms that add up to :meth:`buffer`, for reports; empty where that is ``None``.
 
@@ -372,24 +378,36 @@ class Evaluator:
         self.graph = scheme.graph
         self.buffer_bytes = buffer_bytes
         self._buffer: dict[int, int | None] = {}
+        self._over: set[int] = set()  # groups of which no more is known than that they do not fit
         self._dram: dict[int, int] = {}
         self._hopeless: dict[int, bool] = {}
 
     @property
     def evaluated(self) -> int:
-        """Distinct groups whose buffer was computed."""
-        return len(self._buffer)
+        """Distinct groups whose buffer was asked for."""
+        return len(self._buffer) + len(self._over)
 
     def buffer(self, mask: int) -> int | None:
         """``F_b`` in bytes, ``None`` where undefined."""
         try:
             return self._buffer[mask]
         except KeyError:
-            self.work.add(_QUESTION + self._each * mask.bit_count())
-            before = self.scheme.extra_steps
-            found = self._buffer[mask] = self.scheme.buffer(mask, self.buffer_bytes)
-            self.work.add(self.scheme.extra_steps - before)  # once it is known: it is remembered
-            return found
+            self._over.discard(mask)
+            return self._ask(mask, self.scheme.buffer)
+
+    def _ask(
+        self, mask: int, question: Callable[[int, int], int | None], below: bool = False
+    ) -> int | None:
+        """The answer, which is remembered; ``below``: as more than that it is too large is not."""
+        self.work.add(_QUESTION + self._each * mask.bit_count())
+        before = self.scheme.extra_steps
+        found = question(mask, self.buffer_bytes)
+        if below and found is not None and found >= self.buffer_bytes:
+            self._over.add(mask)
+        else:
+            self._buffer[mask] = found
+        self.work.add(self.scheme.extra_steps - before)  # once it is known: it is remembered
+        return found
 
     def valid(self, mask: int) -> bool:
         """``F_b(group) < B``, and the group keeps to the pins."""
@@ -400,9 +418,12 @@ class Evaluator:
 
         The floor is asked first: it is cheap, and settles most large groups.
         """
-        if mask not in self._buffer and self._beyond(mask):
+        if mask in self._buffer:
+            found = self._buffer[mask]
+        elif mask in self._over or self._beyond(mask):
             return False
-        found = self.buffer(mask)
+        else:
+            found = self._ask(mask, self.scheme.buffer_below, below=True)
         return found is not None and found < self.buffer_bytes
 
     def dram(self, mask: int) -> int:

@@ -35,13 +35,12 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-# Shares of the time after which each stage ends: list, bound, plan; a search of some near sets; more
-# groups and a better plan.
-LISTED, PRICED, CHOSEN, NEARER, PLANNED, IMPROVED = 0.02, 0.4, 0.6, 0.75, 0.8, 0.85
+# Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
+LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.73, 0.77
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than the second.
 FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
-FEWER = 24  # where there are more labels, sets may first cost this part of what they may more
+PARTS = 24  # where there are more, sets are sought that may first cost this part of it more
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 PER_START = 20  # sets per first block, for a plan
 CHECKED, LATER = 4_000, 500  # sets checked for legality per round, and less likely ones
@@ -86,7 +85,6 @@ class _Cover:
         self.plan = known.groups
         self.used: dict[int, None] = {}  # legal groups that linear programs had
         self.prices: Ints | None = None  # of the proof, lowered until no set undercuts them
-        self.labels = FEW_LABELS  # for finding near sets
         self.searched = 0  # a cheaper plan costs at least so much, in 1/FINE bytes
         nothing = np.zeros(len(problem.blocks), np.int64)
         self.proof = Proof(problem.unavoidable, (), nothing, UNPRICED)
@@ -150,14 +148,14 @@ class _Cover:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
             self._choose(columns, self.proof.sets, CHOSEN)
-        if oracle is None or self._finish(columns, oracle, NEARER):
+        if oracle is None or self._finish(columns, oracle, FEW_LABELS):
             return
         if isinstance(oracle, Pricing):  # the sets are too many: a better plan makes them fewer
             pool = _Pool(columns, (*problem.blocks, *self.plan))
             with self._limited(PLANNED):
                 _enrich(pool, oracle, self.proof, known)
             self._choose(columns, pool.groups, IMPROVED)
-            self._finish(columns, oracle, 1.0)
+            self._finish(columns, oracle, MOST_LABELS)
 
     def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
         """The best plan of some sets, by branching; and that with windows."""
@@ -167,39 +165,37 @@ class _Cover:
         limits = Limits(seconds=WINDOWS * self.seconds)
         self.plan = windows(self.problem, best, limits).groups
 
-    def _finish(self, columns: Columns, oracle: Listed | Pricing, share: float) -> bool:
+    def _finish(self, columns: Columns, oracle: Listed | Pricing, most: int) -> bool:
         """Search all sets that a plan cheaper than the best may use, if they are few.
 
-        Otherwise those of them with the least reduced cost, and then more: a plan that uses any
-        other costs more by that.
+        At last, if they are not, those of them with the least reduced cost, and then more: a plan
+        that uses any other costs more by that.
 
         Args:
             columns: columns of the problem.
             oracle: of the proof.
-            share: of the time after which a search of some of them ends.
+            most: labels for finding the sets, where not all groups are listed.
 
         Returns:
             Whether nothing more can be done: the best plan is proved, or the time is over.
         """
         while self.proof.bound < (cost := self.problem.cost(self.plan)):
             near: NearSets | None = None
-            level = beyond = cost * FINE
+            beyond = cost * FINE
             if isinstance(oracle, Listed):
                 near = oracle.near
             else:
                 with self._limited(1.0):
-                    near, beyond = self._near(columns, oracle, cost)
+                    near, beyond = self._near(columns, oracle, cost, most)
             if near is None:
                 return False
-            some = beyond < level
-            level = self._branch(near, share if some else 1.0)
+            some = beyond < cost * FINE
+            level = min(self._branch(near, 1.0), beyond)
             cost = self.problem.cost(self.plan)
-            bound = max(self.proof.bound, min(cost, columns.bound(min(level, beyond))))
+            bound = max(self.proof.bound, min(cost, columns.bound(level)))
             self.proof = replace(self.proof, bound=bound)
-            if not some:
+            if not some or level < min(beyond, cost * FINE):
                 break
-            if level < min(beyond, cost * FINE):
-                return False
             self.searched = beyond
         if self.proof.bound == self.problem.cost(self.plan):
             self.proof = replace(self.proof, stopped="")
@@ -216,9 +212,11 @@ class _Cover:
             self.used.update(dict.fromkeys(search.used))
         return search.level
 
-    def _near(self, columns: Columns, pricing: Pricing, cost: int) -> tuple[NearSets | None, int]:
-        """The sets that a plan cheaper than ``cost`` may use; if they are too many, as many of
-        those of least reduced cost as are not, and more than were searched before.
+    def _near(
+        self, columns: Columns, pricing: Pricing, cost: int, most: int
+    ) -> tuple[NearSets | None, int]:
+        """The sets that a plan cheaper than ``cost`` may use; if they are too many, at last, as
+        many of those of least reduced cost as are not, and more than were searched before.
 
         Returns:
             The sets, ``None`` if these are too many as well; and what plans that use others cost
@@ -229,21 +227,17 @@ class _Cover:
         prices = self.prices
         level = int(prices.sum())
         whole = (cost - columns.step) * FINE - level
-        near = near_sets(columns, pricing, prices, whole, self.labels)
+        near = near_sets(columns, pricing, prices, whole, most)
         if near is not None:
             return near, cost * FINE
         found: tuple[NearSets | None, int] = None, level
-        reach = max(whole // FEWER, (self.searched - level) // 2 * 3)
-        while reach < whole:
-            near = near_sets(columns, pricing, prices, reach, self.labels)
-            if near is not None:
-                found = near, level + reach + 1
-                reach += reach // 2 + 1
-            elif found[0] is None and self.labels < MOST_LABELS:
-                self.labels = MOST_LABELS
-            else:
+        reach = max(whole // PARTS, (self.searched - level) // 2 * 3)
+        while most == MOST_LABELS and reach < whole:
+            near = near_sets(columns, pricing, prices, reach, FEW_LABELS)
+            if near is None:
                 break
-        self.labels = MOST_LABELS
+            found = near, level + reach + 1
+            reach += reach // 2 + 1
         return found
 
     def _oracle(

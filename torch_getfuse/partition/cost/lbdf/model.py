@@ -17,6 +17,8 @@ groups that contain it.
 
 from __future__ import annotations
 
+import math
+
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph
 from torch_getfuse.partition.cost.lbdf.axis_maps import Edge, make_edge
@@ -119,6 +121,7 @@ class Lbdf(FusionScheme):
         self._least_units: list[dict[int, int]] = [{} for _ in self.units]
         self._lags: dict[tuple[int, int, int, int], int] = {}
         self._peaks: dict[Region, int] = {}
+        self._regions: dict[tuple[int, int, int, int], Region] = {}  # of which no peak is known
         # By tensor, all that lies between its readers and where they meet, and its peak with that.
         self._wholes: dict[int, tuple[int, int, int]] = {}
         self._fans = FanTables()
@@ -156,15 +159,26 @@ class Lbdf(FusionScheme):
     # -- the two figures ------------------------------------------------------------------
 
     def buffer(self, mask: int, buffer_bytes: int = 0) -> int:
-        """``F_b`` in bytes; independent of the buffer size.
+        """``F_b`` in bytes; independent of the buffer size."""
+        return self._needed(mask, math.inf)
 
-        It is the floor, which is mostly known, but for what some tensors hold beyond theirs.
+    def buffer_below(self, mask: int, buffer_bytes: int) -> int:
+        """``F_b`` in bytes; at least the buffer size where that is plain before all is known."""
+        if type(self).buffer is not Lbdf.buffer:
+            return self.buffer(mask, buffer_bytes)
+        return self._needed(mask, buffer_bytes)
+
+    def _needed(self, mask: int, enough: float) -> int:
+        """The floor, which is mostly known, and what some tensors hold beyond theirs.
+
+        Those of which the peak must be worked out come last. Ends where ``enough`` is reached.
         """
         unit_bytes = self.unit_bytes
         total = self._least_held(mask, 0)
         finals = self.finals(mask)
         overwritten = self._overwrites & mask
         asked = mask & self._with_more
+        dear = []
         while asked:
             low = asked & -asked
             asked ^= low
@@ -172,8 +186,18 @@ class Lbdf(FusionScheme):
                 readers = self.readers[tensor] & mask
                 if readers & -readers != low or readers & overwritten:
                     continue
-                units = self._units(tensor, readers, mask, finals)
-                total += units * unit_bytes[tensor] - self.least(tensor, mask)
+                total -= self.least(tensor, mask)
+                units = self._units(tensor, readers, mask, finals, quick=True)
+                if units < 0:
+                    dear.append((tensor, readers))
+                    total += self.least(tensor, mask)
+                else:
+                    total += units * unit_bytes[tensor]
+        for tensor, readers in dear:
+            if total >= enough:
+                break
+            units = self._units(tensor, readers, mask, finals)
+            total += units * unit_bytes[tensor] - self.least(tensor, mask)
         return total
 
     def hopeless(self, mask: int, buffer_bytes: int, part: int = 0) -> bool:
@@ -320,11 +344,21 @@ class Lbdf(FusionScheme):
                 held.append((tensor, self._units(tensor, readers, mask, finals)))
         return held
 
-    def _units(self, tensor: int, readers: int, mask: int, finals: dict[int, int]) -> int:
-        """Peak live units of a tensor with certain consumers in the group."""
+    def _units(
+        self,
+        tensor: int,
+        readers: int,
+        mask: int,
+        finals: dict[int, int],
+        quick: bool = False,
+    ) -> int:
+        """Peak live units of a tensor with certain consumers in the group.
+
+        ``quick``: -1 where it must be worked out.
+        """
         units = self._single[tensor].get(readers)
         if units is None:
-            return self._lag(tensor, readers, mask, finals)
+            return self._lag(tensor, readers, mask, finals, quick)
         if finals and readers and (c := readers.bit_length() - 1) in finals:
             return max(1, self.edges[tensor, c].widest(finals[c]))
         return units
@@ -355,8 +389,10 @@ class Lbdf(FusionScheme):
                     asked |= maker[tensor] & mask
         return finals
 
-    def _lag(self, tensor: int, readers: int, mask: int, finals: dict[int, int]) -> int:
-        """Peak live units of a tensor with several consumers in the group."""
+    def _lag(
+        self, tensor: int, readers: int, mask: int, finals: dict[int, int], quick: bool
+    ) -> int:
+        """The same of a tensor with several consumers in the group."""
         whole, root, known = self._wholes.get(tensor, (0, 0, 0))
         if whole and mask & whole == whole and root not in finals:
             return known
@@ -370,10 +406,15 @@ class Lbdf(FusionScheme):
         key = tensor, between, root, steps
         lag = self._lags.get(key)
         if lag is None:
-            region = self._region(tensor, readers, between, root, steps, longest)
+            region = self._regions.pop(key, None)
+            if region is None:
+                region = self._region(tensor, readers, between, root, steps, longest)
             if region not in self._peaks:
                 peak = self._fans.peak(region)
                 if peak is None:
+                    if quick:
+                        self._regions[key] = region
+                        return -1
                     self.extra_steps += _QUESTION * region.questions
                     peak = region.peak()
                 self._peaks[region] = peak
