@@ -159,7 +159,9 @@ def test_what_no_trial_need_show_is_refused_by_its_rule(
     monkeypatch.setattr(trial, "_difference", lambda *_: "")
     function, batch, reason = REFUSED[name]
     model = Applied(function)
-    x = (torch.randint(-4, 5, (batch, 4, 16), generator=torch.Generator().manual_seed(0))[..., ::2],)
+    x = (
+        torch.randint(-4, 5, (batch, 4, 16), generator=torch.Generator().manual_seed(0))[..., ::2],
+    )
     got, ledger = torch_getfuse.run_counted(model, x, plan_of(model, x))
     assert torch.equal(got, model(*x))
     assert any(reason in group.fallback for group in ledger.groups)

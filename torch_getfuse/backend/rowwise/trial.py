@@ -105,9 +105,7 @@ class _Watched(fx.Interpreter):
         return result
 
 
-def _inputs(
-    group: DepthFirstGroup, given: Sequence[Any], least: int, positive: bool
-) -> list[Any]:
+def _inputs(group: DepthFirstGroup, given: Sequence[Any], least: int, positive: bool) -> list[Any]:
     """One value per input of the group.
 
     Maps are normal, or positive (for roots and logarithms). Weights keep maps of that size: vectors

@@ -226,7 +226,8 @@ class _Search:
         self.crossings = problem.crossings_of
         self.rereads = problem.rereads
         self.grown: dict[int, _Grown] = {}
-        self.rests: dict[int, int] = {}  # by down-set: a lower bound of what is left, in bytes
+        # By down-set and what runs after it: a lower bound of what is left, in bytes.
+        self.rests: dict[int, int] = {}
         start = chains.start
         self.firsts = mask_of(i for i, block in enumerate(self.block) if block & -block == 1 << i)
         starts = self._starts(start, chains.sources | chains.after(start))
@@ -286,7 +287,7 @@ class _Search:
                 if found is None:
                     without |= block  # as is every set that holds both
                     continue
-                self._reach(done, state, joined, found)
+                self._reach(done, state, joined, group, found)
                 larger.append((joined, block, found))
                 earlier |= block
             for joined, block, found in larger:
@@ -341,7 +342,7 @@ class _Search:
         again = self.evaluator.least_reread(group, part)
         return bool(again) and self._too_dear(state.cost + again, state.rest)
 
-    def _reach(self, done: int, state: _State, group: int, grown: _Grown) -> None:
+    def _reach(self, done: int, state: _State, group: int, part: int, grown: _Grown) -> None:
         """Take a set for a step from ``done``, if it is valid and better than what is known.
 
         Whether it is valid is the dearest question, so it comes last.
@@ -351,7 +352,7 @@ class _Search:
         old = self.best.get(reached)
         if old is not None and old.cost <= least:
             return
-        rest = self._rest(reached, done, state, group) if old is None else old.rest
+        rest = self._rest(done, state, group, part) if old is None else old.rest
         if self._too_dear(least, rest):
             return
         for way in grown.ways:
@@ -375,21 +376,28 @@ class _Search:
                 continue
             self.best[reached] = _State(cost, rest, starts, done, way)
 
-    def _rest(self, reached: int, done: int, state: _State, group: int) -> int:
-        """A lower bound of what is left after a group that runs after ``done``, in bytes."""
-        known = self.rests.get(reached)
+    def _rest(self, done: int, state: _State, group: int, part: int) -> int:
+        """A lower bound of what is left after a group that runs after ``done``, in bytes.
+
+        Args:
+            done, state: the down-set.
+            group, part: the group, and what it has grown from: of a large one more is known.
+        """
+        key = done | group
+        known = self.rests.get(key)
         if known is not None:
             return known
-        rest = state.rest
-        left = self.everything & ~done
+        rest = self._rest(done, state, part, 0) if part else state.rest
+        left = self.everything & ~(done | part)
         still_left = left & ~group
-        for i in bits(group):
+        added = group & ~part
+        for i in bits(added):
             rest -= self.weights[i]
             for crossing in self.crossings[i]:
-                touching = crossing.touched & group
+                touching = crossing.touched & added
                 if touching & -touching == 1 << i:  # else counted at the first that touches it
                     rest += crossing.owed(still_left) - crossing.owed(left)
-        return remember(self.rests, reached, rest)
+        return remember(self.rests, key, rest)
 
     def _too_dear(self, cost: int, rest: int) -> bool:
         return self.ceiling is not None and cost + rest > self.ceiling

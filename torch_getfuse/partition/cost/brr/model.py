@@ -58,7 +58,7 @@ from torch_getfuse.widths import Width, packed
 KAPPA = 32
 _HOPELESS = 1 << 62
 _JOINED, _HELD = 14, 8  # steps counted per operator that joins a known part, and per condition held
-_SUNK = 5  # operators of which one sink of several counts a step
+_SUNK = 3  # operators of which one sink of several counts a step
 _ALIKE = 8
 """Of a group whose makeup is worked out, that of every so many members is kept, for others."""
 
@@ -269,6 +269,7 @@ class Brr(FusionScheme):
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
         if tiles is not None:
             return tiles.choices[0][0]
+        self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _SUNK
         return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0][0]
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
@@ -345,9 +346,8 @@ class Brr(FusionScheme):
             return self._known[mask]
         makeup = self._makeup(mask)
         found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
-        further = makeup.sinks & (makeup.sinks - 1)
-        if found is not None and further:
-            self.extra_steps += mask.bit_count() * (further.bit_count() + 3) // _SUNK
+        if found is not None and makeup.sinks & (makeup.sinks - 1):
+            self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _SUNK
         tiles = (
             None
             if found is None
