@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], int, str]] = {
     ),
     "as_strided": (lambda x: torch.as_strided(x, (2, 2), (1, 1)).sum(), 1, "by strides"),
 }
-"""Function, batch, and why it does not run by rows. (``make fuzz``, seeds 156638, 164940, 167695.)"""
+"""Function, batch, and why it does not run by rows (seeds 156638, 164940, 167695 of the fuzzer)."""
 
 
 class Applied(nn.Module):

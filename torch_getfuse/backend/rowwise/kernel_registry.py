@@ -18,7 +18,6 @@ from torch_getfuse.backend.rules.registry import UNKNOWN, facts_of, positional
 from torch_getfuse.backend.rules.rule import FLATTENED, MIXES_SAMPLES, OpRule
 from torch_getfuse.ir import Op, WindowKind
 
-
 _OF_MEMORY = {"as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter"}
 
 
