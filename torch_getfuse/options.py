@@ -115,7 +115,8 @@ class Options:
         split_rule: which cut is taken where only one side fits.
         budget: plans that random, local and NSGA-II search evaluate.
         seed: of everything that is drawn; same seed, same plan.
-        time_limit: seconds of CPU time for a search; the best plan so far is kept.
+        time_limit: seconds of search, in counted steps; CPU time ends it at twice that. The best
+            plan so far is kept.
         inner: how the fusion groups run: ``"eager"``; ``"auto"``: inference on a CPU by packed
             convolutions where these are timed faster, else eager; the name of a torch.compile
             backend such as ``"inductor"``; or a backend callable. Each group is compiled on its

@@ -297,6 +297,16 @@ def test_bounds_are_never_above_what_is_left() -> None:
     assert met >= 1000
 
 
+def test_what_is_left_after_a_step_is_what_is_left_after_the_down_set() -> None:
+    for seed in range(40):
+        oracle = random_cascade(Random(900 + seed), 7)
+        problem, fresh = problem_of(oracle), problem_of(oracle)
+        for done, edges in Lattice(problem).build().edges.items():
+            for edge in edges:
+                assert problem.rest(done, edge.mask) == fresh.rest(edge.next)
+                assert problem.handed(done, edge.mask) == fresh.handed(edge.next)
+
+
 # -- plans that are given, and windows -------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import exact
 from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide import group_automaton
+from torch_getfuse.partition.wide import group_automaton, group_cover
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
@@ -46,6 +46,47 @@ def test_between_bound_and_enumeration(seed: int, most: int) -> None:
         if most > 3:
             assert found.dram_bytes == optimum
     assert proved >= 40
+
+
+def test_some_near_sets_raise_the_bound_where_all_are_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_cover, "FEW_LABELS", 30)
+    monkeypatch.setattr(group_cover, "MOST_LABELS", 31)
+    rng = Random(5060)
+    higher = 0
+    for _ in range(40):
+        problem = random_problem(rng, rng.randint(6, 8))
+        if not problem.blocks:
+            continue
+        optimum = brute_force(problem.evaluator)[0]
+        bounds = []
+        for parts in (1, 24):  # 1: all or none
+            monkeypatch.setattr(group_cover, "PARTS", parts)
+            found = cover(problem, single(problem), most=3)
+            assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+            assert_legal(problem, found.groups)
+            bounds.append(found.lower_bound_bytes)
+        assert bounds[0] <= bounds[1]
+        higher += bounds[0] < bounds[1]
+    assert higher
+
+
+def test_rooms_are_rounded_as_little_as_will_do() -> None:
+    """Whatever is tried first."""
+    automaton = group_automaton.Automaton.of(branches(4))
+    assert automaton is not None
+    pricing = Pricing(automaton, most=40)
+    rng = np.random.default_rng(0)
+    state, rooms = np.repeat(np.arange(4), 150), rng.integers(0, pricing.buffer_bytes, 600)
+    found = []
+    for guess in (0, 1, 2, 7):
+        room, left, doublings = pricing._rounded(state, -rooms, rooms, np.arange(600), guess)
+        step = max(1, pricing.buffer_bytes // 256) << doublings
+        assert (room == rooms // step * step).all()
+        assert len(left) <= 40
+        found.append((doublings, left.tolist()))
+    assert found == 4 * found[:1]
 
 
 def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

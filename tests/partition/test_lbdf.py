@@ -13,6 +13,7 @@ from tests.simulator import Simulator
 from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
+from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import ancestors, bits, descendants
 
 
@@ -187,6 +188,27 @@ def test_floor_of_what_grew_is_the_floor(seed: int) -> None:
         grown = part | (above[i] | 1 << i) & ~done
         assert lbdf.floor(grown, part) == Lbdf(graph, granularity, 1, 1).floor(grown)
         part = grown
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_what_does_not_fit_need_not_be_known_exactly(seed: int) -> None:
+    """Nor does it matter in which order groups are asked for, or whether."""
+    rng = Random(seed)
+    graph = random_graph(rng, rng.randint(3, 9), size=14, crops=rng.random() < 0.5)
+    granularity = rng.choice(("line", "pixel"))
+    masks = [random_group(rng, graph) for _ in range(6)]
+    exact = {mask: Lbdf(graph, granularity).buffer(mask) for mask in masks}
+    lbdf, size = Lbdf(graph, granularity), rng.choice([*exact.values()]) + rng.randint(0, 1)
+    evaluator = Evaluator(lbdf, size)
+    for mask in masks:
+        below = lbdf.buffer_below(mask, size)
+        assert min(below, size) == min(exact[mask], size)
+        assert below <= exact[mask]
+        assert evaluator.fits(mask) == (exact[mask] < size)
+    assert evaluator.evaluated <= len(exact)
+    assert [evaluator.buffer(mask) for mask in masks] == [exact[mask] for mask in masks]
+    assert evaluator.evaluated == len(exact)
 
 
 def test_floor_knows_that_a_squeeze_and_excite_block_holds_its_map() -> None:
