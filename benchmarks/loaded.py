@@ -6,8 +6,8 @@ Each model is captured and planned in a process of its own: once alone, then twi
 processes (by default twice the processors) that count in a loop. The plans of the three runs must
 be equal: groups, bytes, bounds, and where each search ended. A search whose count of steps is not
 used up when the clock strikes (20 s of CPU time, twice the default limit) may end elsewhere; such a
-plan is counted apart. Exits with 1 where a plan differs though no clock has struck, or a model cannot be
-planned.
+plan is counted apart. Exits with 1 where a plan differs though no clock has struck, or a model
+cannot be planned.
 """
 
 from __future__ import annotations

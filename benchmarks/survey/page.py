@@ -167,11 +167,11 @@ def page(found: Mapping[str, Row]) -> str:
             "Written by `python -m benchmarks.survey --table docs/survey.md` from what it "
             f"measured (torch {', '.join(versions)}; commits {', '.join(commits)}; one thread). "
             f"Plans are for one byte per element, with the default time limit, {LIMIT:g} s in "
-            "counted steps; buffers in KB. `=` in a column of plans is a proved optimum, a percentage "
-            "how far the plan can be above the optimum at most; `=` under eager says that the "
-            "compiled model gives eager's result to the last bit. plan / export: CPU seconds of "
-            "the slowest of the nine plans beside those of torch.export's second trace, in one "
-            "process. A machine that is busy takes more CPU time for the same steps.",
+            "counted steps; buffers in KB. `=` in a column of plans is a proved optimum, a "
+            "percentage how far the plan can be above the optimum at most; `=` under eager says "
+            "that the compiled model gives eager's result to the last bit. plan / export: CPU "
+            "seconds of the slowest of the nine plans beside those of torch.export's second trace, "
+            "in one process. A machine that is busy takes more CPU time for the same steps.",
             "",
             *(f"- {line}" for line in summary(found)),
             *(f"- Not surveyed: torchvision's {k}: {why}." for k, why in NOT_SURVEYED.items()),
