@@ -58,7 +58,7 @@ from torch_getfuse.widths import Width, packed
 KAPPA = 32
 _HOPELESS = 1 << 62
 _JOINED, _HELD = 14, 8  # steps counted per operator that joins a known part, and per condition held
-_SUNK = 3  # operators of which one sink of several counts a step
+_SUNK, _LOWERED = 5, 8  # operators of which one sink of several counts a step; of a floor's
 _ALIKE = 8
 """Of a group whose makeup is worked out, that of every so many members is kept, for others."""
 
@@ -269,7 +269,7 @@ class Brr(FusionScheme):
         tiles = None if makeup.sinks & (makeup.sinks - 1) else self._tiles(mask)
         if tiles is not None:
             return tiles.choices[0][0]
-        self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _SUNK
+        self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _LOWERED
         return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0][0]
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
