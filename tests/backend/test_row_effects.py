@@ -421,9 +421,14 @@ FALLS_BACK: dict[str, tuple[Callable[..., object], tuple[int, ...], str]] = {
         "must have a last dimension with stride 1",  # rows in a ring have another layout
     ),
     "a view without a rule": (
-        lambda x: (y := x * 2, torch.as_strided(y, (2, 2), (1, 1))),
+        lambda x: (y := x * 2, y.view(torch.int32)),
         (1, 4, 6, 6),
         "share memory",
+    ),
+    "memory by strides": (
+        lambda x: torch.as_strided(x * 2, (2, 2), (1, 1)),
+        (1, 4, 6, 6),
+        "by strides",
     ),
     "a transform": (lambda x: torch.vmap(lambda t: F.relu(t) * 2)(x) + 1, (1, 4, 6, 6), "vmap"),
     "random numbers": (lambda x: F.dropout(x, 0.5) * 0 + x, (1, 4, 6, 6), "draws random numbers"),
