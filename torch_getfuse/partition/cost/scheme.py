@@ -320,10 +320,11 @@ def smallest_buffer(scheme: FusionScheme, mask: int, buffer_bytes: int) -> int |
     return high
 
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-def remember(memo: dict[int, Value], mask: int, value: Value) -> Value:
+def remember(memo: dict[Key, Value], mask: Key, value: Value) -> Value:
     """File what is known of a set that a search may grow, and forget all when it gets too much.
 
     A search looks at sets near each other, but a mask is as long as its graph: memos of every set

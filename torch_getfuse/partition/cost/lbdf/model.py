@@ -413,7 +413,7 @@ class Lbdf(FusionScheme):
                 peak = self._fans.peak(region)
                 if peak is None:
                     if quick:
-                        self._regions[key] = region
+                        remember(self._regions, key, region)
                         return -1
                     self.extra_steps += _QUESTION * region.questions
                     peak = region.peak()
