@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -189,16 +188,12 @@ def test_peft() -> None:
 # -- distributed data parallel, two processes ----------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-def one_process(rank: int, port: int, folder: str) -> None:
+def one_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    # They meet in a file: no port that another program takes, no store that ends with one of them.
+    store = f"file://{folder}/store"
+    limit = timedelta(minutes=5)
+    dist.init_process_group("gloo", store, limit, rank=rank, world_size=2)
     for name in ("eager", "getfuse"):
         torch.manual_seed(0)
         net: nn.Module = Net().train()
@@ -213,11 +208,12 @@ def one_process(rank: int, port: int, folder: str) -> None:
             F.cross_entropy(parallel(x[rank::2]), y[rank::2]).backward()
             optimizer.step()
         torch.save(state(net), f"{folder}/{name}{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
 def test_distributed_data_parallel(tmp_path: Path) -> None:
-    mp.spawn(one_process, (free_port(), str(tmp_path)), nprocs=2)
+    mp.spawn(one_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):
         found = [torch.load(tmp_path / f"{name}{rank}.pt") for name in ("eager", "getfuse")]
         assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
