@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
+from tests.brute import brute_force
 from tests.graphs import random_graph, with_order
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -27,6 +28,22 @@ def random_problem(
     whole = model.buffer((1 << operators) - 1, 1 << 30) or 2 * alone[-1]
     low = max(1, alone[operators // 3])
     return FusionProblem(Evaluator(model, rng.randint(low, max(low, whole) + 1)), merge)
+
+
+def with_optima(
+    rng: Random, count: int, fewest: int, most: int
+) -> Iterator[tuple[FusionProblem, int]]:
+    """So many random problems, but those with nothing to fuse, and the optimum of each in bytes."""
+    for _ in range(count):
+        problem = random_problem(rng, rng.randint(fewest, most))
+        if problem.blocks:
+            yield problem, brute_force(problem.evaluator)[0]
+
+
+def assert_brackets(problem: FusionProblem, found: SearchResult, optimum: int) -> None:
+    """A legal plan and a bound with the optimum between them."""
+    assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+    assert_legal(problem, found.groups)
 
 
 def single(problem: FusionProblem) -> SearchResult:

@@ -9,9 +9,9 @@ from tabulate import tabulate
 
 from benchmarks.survey.measure import BUFFERS_KB, SCHEMES, Row
 from benchmarks.survey.models import LIBRARIES, NO_IMAGES, NOT_SURVEYED
+from torch_getfuse.options import Options
 
-LIMIT = 10.0
-"""The default time limit, in seconds."""
+LIMIT = Options.time_limit
 
 
 def cell(plan: Row) -> str:

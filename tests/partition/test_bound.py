@@ -9,7 +9,7 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import random_problem, single
+from tests.legal import random_problem, single, with_optima
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -206,11 +206,7 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
     """Blocks that share a price: the program is weaker, its bound still one."""
     rng = Random(4400 + seed)
     met = 0
-    for _ in range(40):
-        problem = random_problem(rng, rng.randint(2, 8))
-        if not problem.blocks:
-            continue
-        optimum = brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(rng, 40, 2, 8):
         pricing = pricing_of(problem)
         classes = [pricing.automaton.skeleton.classes(radius) for radius in (0, 1)]
         columns, known = Columns(problem), single(problem)

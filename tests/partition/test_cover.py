@@ -12,7 +12,14 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder, random_graph
-from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
+from tests.legal import (
+    assert_brackets,
+    assert_legal,
+    assert_runs_in_order,
+    random_problem,
+    single,
+    with_optima,
+)
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -32,15 +39,10 @@ from torch_getfuse.partition.work import STEPS_PER_SECOND
 def test_between_bound_and_enumeration(seed: int, most: int) -> None:
     rng = Random(5000 + seed)
     proved = 0
-    for _ in range(60):
-        problem = random_problem(rng, rng.randint(1, 8))
-        if not problem.blocks:
-            continue
-        optimum = brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(rng, 60, 1, 8):
         found = cover(problem, single(problem), most=most)
-        assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
+        assert_brackets(problem, found, optimum)
         assert found.dram_bytes == problem.cost(found.groups)
-        assert_legal(problem, found.groups)
         assert_runs_in_order(problem, found.groups)
         proved += found.lower_bound_bytes == found.dram_bytes
         if most > 3:
@@ -55,17 +57,12 @@ def test_some_near_sets_raise_the_bound_where_all_are_too_many(
     monkeypatch.setattr(group_cover, "MOST_LABELS", 31)
     rng = Random(5060)
     higher = 0
-    for _ in range(40):
-        problem = random_problem(rng, rng.randint(6, 8))
-        if not problem.blocks:
-            continue
-        optimum = brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(rng, 40, 6, 8):
         bounds = []
         for parts in (1, 24):  # 1: all or none
             monkeypatch.setattr(group_cover, "PARTS", parts)
             found = cover(problem, single(problem), most=3)
-            assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
-            assert_legal(problem, found.groups)
+            assert_brackets(problem, found, optimum)
             bounds.append(found.lower_bound_bytes)
         assert bounds[0] <= bounds[1]
         higher += bounds[0] < bounds[1]
@@ -94,14 +91,9 @@ def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.Monke
     monkeypatch.setattr(group_automaton, "FORGET", 1)
     rng = Random(5050)
     proved = lower = 0
-    for _ in range(80):
-        problem = random_problem(rng, rng.randint(4, 8))
-        if not problem.blocks:
-            continue
-        optimum = brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(rng, 80, 4, 8):
         found = cover(problem, single(problem), most=3)
-        assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
-        assert_legal(problem, found.groups)
+        assert_brackets(problem, found, optimum)
         proved += found.lower_bound_bytes == found.dram_bytes
         groups = list_groups(problem).groups
         automaton = group_automaton.Automaton.of(problem)
@@ -205,17 +197,12 @@ def scaled(problem: FusionProblem, factor: int) -> FusionProblem:
 def test_huge_byte_counts_are_bounded_as_truly(most: int, factor: int) -> None:
     """Sizes of up to 10**13 bytes."""
     rng = Random(5300)
-    for _ in range(12):
-        problem = random_problem(rng, rng.randint(2, 7))
-        if not problem.blocks:
-            continue
-        optimum = factor * brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(rng, 12, 2, 7):
         huge = scaled(problem, factor)
         found = cover(huge, single(huge), most=most)
-        assert huge.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
-        assert_legal(huge, found.groups)
+        assert_brackets(huge, found, factor * optimum)
         if most > 3:
-            assert found.dram_bytes == optimum
+            assert found.dram_bytes == factor * optimum
 
 
 def test_huge_beside_tiny_byte_counts() -> None:
@@ -230,8 +217,7 @@ def test_huge_beside_tiny_byte_counts() -> None:
         optimum = brute_force(problem.evaluator)[0]
         for most in (60_000, 3):
             found = cover(problem, single(problem), most=most)
-            assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
-            assert_legal(problem, found.groups)
+            assert_brackets(problem, found, optimum)
 
 
 def test_sums_beyond_64_bits_claim_nothing() -> None:

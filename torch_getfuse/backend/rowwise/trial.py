@@ -7,7 +7,7 @@ raises or differs is refused with the first operator that does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,8 +64,7 @@ def _reference(group: DepthFirstGroup, like: Sequence[Any]) -> tuple[list[Any], 
 
     failure: Exception | None = None
     found: tuple[list[Any], list[Any], Any] | None = None
-    for least, positive in ((-1, False), (0, False), (0, True)):
-        inputs = _inputs(group, like, least, positive)
+    for inputs in _draws(group, like):
         given = [_copy(value) for value in inputs]
         try:
             expected = _Watched(group, note).run(*given)
@@ -105,6 +104,19 @@ class _Watched(fx.Interpreter):
         return result
 
 
+def _draws(group: DepthFirstGroup, given: Sequence[Any]) -> Iterator[list[Any]]:
+    """Inputs to try, one set after another, the most telling first."""
+    first = _inputs(group, given, -1, False)
+    yield first
+    if any(_is_whole(value) and value.dtype.is_signed for value in _tensors(first)):
+        yield _inputs(group, given, 0, False)
+    yield _inputs(group, given, 0, True)
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def _inputs(group: DepthFirstGroup, given: Sequence[Any], least: int, positive: bool) -> list[Any]:
     """One value per input of the group.
 
@@ -127,7 +139,7 @@ def _inputs(group: DepthFirstGroup, given: Sequence[Any], least: int, positive: 
         if 0 in shape:
             spread = 0
         flat = torch.empty(spread, dtype=torch.float32, device="cpu")
-        if not (like.dtype.is_floating_point or like.dtype.is_complex):
+        if _is_whole(like):
             high = 1 if positive and like.dtype != torch.bool else 2
             low = least if like.dtype.is_signed else 0
             flat = torch.randint(low, high, (spread,), generator=generator, device="cpu")
@@ -157,7 +169,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if _is_whole(tensor):
         return True
     return bool(torch.isfinite(tensor).all())
 
@@ -187,7 +199,7 @@ def _apart(right: torch.Tensor, ours: torch.Tensor) -> str:
         return f"{tuple(ours.shape)} {ours.dtype} instead of {tuple(right.shape)} {right.dtype}"
     if not right.numel():
         return ""
-    if not (right.is_floating_point() or right.is_complex()):
+    if _is_whole(right):
         wrong = int((right != ours).sum())
         return f"{wrong} other values" if wrong > right.numel() // _FLIPS else ""
     exact = torch.complex128 if right.is_complex() else torch.float64

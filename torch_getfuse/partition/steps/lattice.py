@@ -247,9 +247,7 @@ class Lattice:
     def _joined(self, part: _Grown, mask: int) -> _Grown:
         facts = self.problem.facts
         after, at_once, weights, staging = part.after, part.at_once, part.weights, part.staging
-        touched = 0
-        for i in bits(part.mask):
-            touched |= facts.touched[i]
+        touched = facts.touching(part.mask)
         for i in bits(mask & ~part.mask):
             after |= self.problem.graph.successors[i]
             own = facts.weighted.get(i)

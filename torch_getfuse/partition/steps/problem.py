@@ -210,7 +210,7 @@ class StepProblem:
         if found is None:
             weights, left = self.scheme.weights, self.everything & ~done
             if step:
-                touched = self._touched(step)
+                touched = self.facts.touching(step)
                 found, left_before = self.rest(before), self.everything & ~before
                 self.work.add(_DONE + _TENSOR * touched.bit_count())
                 for tensor in bits(touched):
@@ -236,13 +236,6 @@ class StepProblem:
             moves += 1
         return moves * facts.size[tensor]
 
-    def _touched(self, step: int) -> int:
-        """Mask of the tensors that a set of operators reads or makes."""
-        touched = 0
-        for i in bits(step):
-            touched |= self.facts.touched[i]
-        return touched
-
     def handed(self, before: int, step: int = 0) -> Handed:
         """The tensors that a down-set hands on: made or read in it, and read outside.
 
@@ -257,7 +250,7 @@ class StepProblem:
             touched: Iterable[int] = range(len(facts.size))
             if step:
                 tensors, to_read = self.handed(before)
-                mask = self._touched(step)
+                mask = facts.touching(step)
                 tensors, to_read, touched = tensors & ~mask, to_read & ~mask, bits(mask)
                 self.work.add(_DONE + _TENSOR * mask.bit_count())
             else:
@@ -316,9 +309,7 @@ class StepProblem:
         size = self.facts.size
         found = []
         for k, mask in enumerate(masks):
-            touches = 0
-            for i in bits(mask):
-                touches |= self.facts.touched[i]
+            touches = self.facts.touching(mask)
             alive = [t for t, life in lives.items() if life.first <= k <= life.last]
             touched = sum(1 << t for t in alive if touches >> t & 1)
             staying = sum(1 << t for t in alive if touched >> t & 1 and lives[t].last > k)

@@ -189,12 +189,11 @@ class _Cover:
                     near, beyond = self._near(columns, oracle, cost, most)
             if near is None:
                 return False
-            some = beyond < cost * FINE
             level = min(self._branch(near, 1.0), beyond)
             cost = self.problem.cost(self.plan)
             bound = max(self.proof.bound, min(cost, columns.bound(level)))
             self.proof = replace(self.proof, bound=bound)
-            if not some or level < min(beyond, cost * FINE):
+            if level < min(beyond, cost * FINE):
                 break
             self.searched = beyond
         if self.proof.bound == self.problem.cost(self.plan):

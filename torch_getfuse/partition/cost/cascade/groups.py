@@ -122,6 +122,13 @@ class Facts:
         self._shapes: dict[tuple[Operator, ...], Shape] = {}
         self._flows: dict[Edge, Flow] = {}
 
+    def touching(self, mask: int) -> int:
+        """Mask of the tensors that a set of operators reads or makes."""
+        touched = 0
+        for i in bits(mask):
+            touched |= self.touched[i]
+        return touched
+
     def _may_overwrite(self, position: int) -> tuple[int, ...]:
         """The operands that an elementwise operator may be written over if they are resident."""
         graph, op = self.graph, self.graph.ops[position]

@@ -186,13 +186,11 @@ class Lbdf(FusionScheme):
                 readers = self.readers[tensor] & mask
                 if readers & -readers != low or readers & overwritten:
                     continue
-                total -= self.least(tensor, mask)
                 units = self._units(tensor, readers, mask, finals, quick=True)
                 if units < 0:
                     dear.append((tensor, readers))
-                    total += self.least(tensor, mask)
                 else:
-                    total += units * unit_bytes[tensor]
+                    total += units * unit_bytes[tensor] - self.least(tensor, mask)
         for tensor, readers in dear:
             if total >= enough:
                 break
