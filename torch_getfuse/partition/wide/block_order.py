@@ -195,8 +195,18 @@ def _narrow_order(
                 new = True
         return count + new - sum(signatures[one] == times for one, times in closed.items())
 
+    before = [0] * len(touches)  # per block, the undecided makers of what it reads
+    for stream in streams:
+        if stream.maker >= 0:
+            for reader in stream.blocks - {stream.maker}:
+                before[reader] += 1
     while waiting:
-        block = min(front, key=lambda b: (undecided(b), b)) if front else next(iter(waiting))
+        ready = [b for b in front if not before[b]] or [b for b in waiting if not before[b]][:1]
+        block = min(ready, key=lambda b: (undecided(b), b))
+        for t in touches[block]:
+            if streams[t].maker == block:
+                for reader in streams[t].blocks - {block}:
+                    before[reader] -= 1
         work.add(_CHOSEN + _TRIED * len(front))
         order.append(block)
         del waiting[block]

@@ -40,6 +40,8 @@ NARROWEST = 1e-4  # half width below which the box is given up
 PROMISE = 0.3  # share of the predicted gain that must be proved for the box to grow
 CLOSE = 0.0005  # if the predicted gain is a smaller share of the value, finer classes take over
 CLOSER = 0.0001  # the same with single blocks: then the box grows
+STALLED = 1 / 3, 1 / 50  # a share of the work, and what share of the gap it must close at least
+FEWEST = 8  # prices to try before that is asked
 NO_BETTER = "no better prices found"  # by the solver, or within the allowed rounds
 COLUMNS = 1_500, 3  # columns of a program: a constant, plus so many per row
 
@@ -128,6 +130,7 @@ class _Ascent:
         self.bound = problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
+        self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound
 
     def run(self, classes: Sequence[Ints], rounds: float, box: float) -> Proof:
         stopped = NO_BETTER
@@ -151,7 +154,7 @@ class _Ascent:
         self._choose(rows)
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
-            if rounds <= 0:
+            if rounds <= 0 or self._stalled():
                 return False
             low = best - box * alone
             # No price above a block's own F_D proves more: the block itself would undercut it.
@@ -228,7 +231,18 @@ class _Ascent:
         if proved > self.level:
             self.level, self.prices = proved, prices
             self.bound = max(self.bound, self.columns.bound(proved))
+        self.tried.append((self.work.steps, self.bound))
         return undercut
+
+    def _stalled(self) -> bool:
+        """Whether the last share of the work has closed next to nothing of the gap."""
+        if len(self.tried) <= FEWEST:
+            return False
+        share, least = STALLED
+        begun, now = self.tried[0][0], self.tried[-1][0]
+        since = now - share * (now - begun)
+        before = max(bound for work, bound in self.tried if work <= since)
+        return self.bound - before < least * (self.known.dram_bytes - self.bound)
 
     def _choose(self, rows: csr_matrix) -> None:
         """Choose the seen sets that a new program starts with: those of least reduced cost."""

@@ -37,6 +37,7 @@ Ints = npt.NDArray[np.int64]
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
 LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.73, 0.77
+ENRICHED = 0.12  # the share of the time for more groups, at most
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than the second.
 FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
@@ -85,6 +86,7 @@ class _Cover:
         self.plan = known.groups
         self.used: dict[int, None] = {}  # legal groups that linear programs had
         self.prices: Ints | None = None  # of the proof, lowered until no set undercuts them
+        self.too_many: dict[int, int] = {}  # per limit on labels, the reach with more than these
         self.searched = 0  # a cheaper plan costs at least so much, in 1/FINE bytes
         nothing = np.zeros(len(problem.blocks), np.int64)
         self.proof = Proof(problem.unavoidable, (), nothing, UNPRICED)
@@ -151,11 +153,23 @@ class _Cover:
         if oracle is None or self._finish(columns, oracle, FEW_LABELS):
             return
         if isinstance(oracle, Pricing):  # the sets are too many: a better plan makes them fewer
-            pool = _Pool(columns, (*problem.blocks, *self.plan))
-            with self._limited(PLANNED):
-                _enrich(pool, oracle, self.proof, known)
-            self._choose(columns, pool.groups, IMPROVED)
-            self._finish(columns, oracle, MOST_LABELS)
+            self._improve(columns, oracle)
+
+    def _improve(self, columns: Columns, pricing: Pricing) -> None:
+        """More groups, the best plan of them and the sets that a cheaper one may use, in turn."""
+        pool = _Pool(columns, (*self.problem.blocks, *self.plan))
+        enriching = _Enriching(pool, pricing, self.proof, self.known)
+        planned, improved = PLANNED, IMPROVED
+        more = True
+        while more:
+            size = len(pool.groups)
+            with self._limited(planned), self.work.within(ENRICHED * self.seconds):
+                enriching.run()
+            if more := len(pool.groups) > size:
+                self._choose(columns, pool.groups, improved)
+            if self._finish(columns, pricing, MOST_LABELS):
+                return
+            planned = improved = 1.0
 
     def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
         """The best plan of some sets, by branching; and that with windows."""
@@ -223,21 +237,32 @@ class _Cover:
         """
         if self.prices is None:
             self.prices = self.proof.prices + pricing.run(self.proof.prices)[0]
-        prices = self.prices
-        level = int(prices.sum())
+        level = int(self.prices.sum())
         whole = (cost - columns.step) * FINE - level
-        near = near_sets(columns, pricing, prices, whole, most)
+        near = self._within(columns, pricing, whole, most)
         if near is not None:
             return near, cost * FINE
         found: tuple[NearSets | None, int] = None, level
         reach = max(whole // PARTS, (self.searched - level) // 2 * 3)
         while most == MOST_LABELS and reach < whole:
-            near = near_sets(columns, pricing, prices, reach, FEW_LABELS)
+            near = self._within(columns, pricing, reach, FEW_LABELS)
             if near is None:
                 break
             found = near, level + reach + 1
             reach += reach // 2 + 1
         return found
+
+    def _within(
+        self, columns: Columns, pricing: Pricing, reach: int, most: int
+    ) -> NearSets | None:
+        """The sets of reduced cost up to ``reach``; no second search where these are too many."""
+        if reach >= self.too_many.get(most, MOST):
+            return None
+        assert self.prices is not None
+        near = near_sets(columns, pricing, self.prices, reach, most)
+        if near is None:
+            self.too_many[most] = reach
+        return near
 
     def _oracle(
         self, columns: Columns, listed: Candidates
@@ -289,42 +314,59 @@ class _Pool:
         return None if solution is None else np.asarray(solution.eqlin.marginals)
 
 
-def _enrich(pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:
-    """Add legal groups for a plan by continuing the ascent with smaller buffers.
+class _Enriching:
+    """Adds legal groups for a plan to a pool by continuing the ascent with smaller buffers.
 
     The sets that proved the bound need not be legal, mostly because their buffer demand exceeds
     its floor. Sets whose floor fits into a smaller buffer mostly are legal.
     """
-    evaluator = pool.columns.problem.evaluator
-    share = _share(pool, proof)
-    tighter = [pricing.within(share**power, PER_START) for power in POWERS]
-    tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
-    # F_b takes long to compute, and sets with a floor above this limit are less often legal.
-    limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes), evaluator.work)
-    proof_sets = pool.sorted(proof.sets, proof)
-    pool.add([mask for mask in proof_sets if not limit.hopeless(mask)], CHECKED)
-    idle = turn = 0
-    while idle < len(tries):
-        oracle, steady = tries[turn % len(tries)]
-        duals = pool.duals(pool.groups)
-        if duals is None:
-            break
-        # Duals of legal groups alone differ from the proof's, and oscillate while groups are few.
-        prices = np.floor(steady * proof.prices + (1 - steady) * FINE * duals).astype(np.int64)
-        # Without the proof's sets: some are too large for the smaller buffer.
-        start = replace(proof, sets=tuple(pool.groups), prices=prices)
-        ascent = prove(pool.columns, oracle, known, start=start, rounds=ROUNDS, box=BOX)
-        new = pool.add(pool.sorted(ascent.sets, ascent), CHECKED)
-        idle = 0 if pool.add(proof_sets, LATER) or new else idle + 1
-        turn += 1
+
+    def __init__(self, pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:
+        self.pool, self.pricing, self.proof, self.known = pool, pricing, proof, known
+        self._tries: list[tuple[Pricing, float]] = []
+        self._idle = self._turn = 0
+
+    def run(self) -> None:
+        """Add groups until there are no more; again, to go on after a limit.
+
+        Raises:
+            OutOfWork: at a limit.
+        """
+        pool, proof = self.pool, self.proof
+        proof_sets = pool.sorted(proof.sets, proof)
+        if not self._tries:
+            self._prepare(proof_sets)
+        while self._idle < len(self._tries):
+            oracle, steady = self._tries[self._turn % len(self._tries)]
+            duals = pool.duals(pool.groups)
+            if duals is None:
+                break
+            # Duals of legal groups alone differ from the proof's, and oscillate while groups are
+            # few.
+            mixed = steady * proof.prices + (1 - steady) * FINE * duals
+            prices = np.floor(mixed).astype(np.int64)
+            # Without the proof's sets: some are too large for the smaller buffer.
+            start = replace(proof, sets=tuple(pool.groups), prices=prices)
+            ascent = prove(pool.columns, oracle, self.known, start=start, rounds=ROUNDS, box=BOX)
+            new = pool.add(pool.sorted(ascent.sets, ascent), CHECKED)
+            self._idle = 0 if pool.add(proof_sets, LATER) or new else self._idle + 1
+            self._turn += 1
+
+    def _prepare(self, proof_sets: Sequence[int]) -> None:
+        evaluator = self.pool.columns.problem.evaluator
+        share = _share(evaluator, proof_sets)
+        # F_b takes long to compute, and sets with a floor above this limit are less often legal.
+        limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes), evaluator.work)
+        self.pool.add([mask for mask in proof_sets if not limit.hopeless(mask)], CHECKED)
+        tighter = [self.pricing.within(share**power, PER_START) for power in POWERS]
+        self._tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
 
 
-def _share(pool: _Pool, proof: Proof) -> float:
+def _share(evaluator: Evaluator, sets: Sequence[int]) -> float:
     """Share of the buffer into which the floor of a set should fit, so that half are legal.
 
-    Measured on the sets of least reduced cost.
+    Measured on the first sets, those of least reduced cost.
     """
-    evaluator = pool.columns.problem.evaluator
-    needs = [evaluator.buffer(group) for group in pool.sorted(proof.sets, proof)[:SAMPLE]]
+    needs = [evaluator.buffer(group) for group in sets[:SAMPLE]]
     over = [need for need in needs if need is not None and need >= evaluator.buffer_bytes]
     return evaluator.buffer_bytes / float(np.median(over)) if over else 1.0
