@@ -18,7 +18,6 @@ returns are rounded to integers, and the bound that they prove is computed here
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,9 +39,9 @@ NARROWEST = 1e-4  # half width below which the box is given up
 PROMISE = 0.3  # share of the predicted gain that must be proved for the box to grow
 CLOSE = 0.0005  # if the predicted gain is a smaller share of the value, finer classes take over
 CLOSER = 0.0001  # the same with single blocks: then the box grows
-STALLED = 1 / 3, 1 / 50  # a share of the work, and what share of the gap it must close at least
+STALLED = 1 / 3, 1 / 30  # a share of the work, and what share of the gap it must close at least
 FEWEST = 8  # prices to try before that is asked
-NO_BETTER = "no better prices found"  # by the solver, or within the allowed rounds
+NO_BETTER = "no better prices found"
 COLUMNS = 1_500, 3  # columns of a program: a constant, plus so many per row
 
 
@@ -73,6 +72,7 @@ class Proof:
         bound: lower bound of the DRAM access of any legal plan, in bytes.
         sets: masks seen; some of them are legal groups.
         prices: per block, in 1/:data:`FINE` bytes; those that prove the bound.
+        lowered: the same, lowered until no legal group undercuts them; they prove as much.
         stopped: why the ascent ended early; ``""`` if no better prices exist for this oracle, to
             about a byte.
     """
@@ -80,6 +80,7 @@ class Proof:
     bound: int
     sets: tuple[int, ...]
     prices: Ints
+    lowered: Ints
     stopped: str
 
 
@@ -89,7 +90,6 @@ def prove(
     known: SearchResult,
     classes: Sequence[Ints] = (),
     start: Proof | None = None,
-    rounds: float = math.inf,
     box: float = BOX,
 ) -> Proof:
     """Raise the lower bound up to the linear program, the known plan, or a limit on work.
@@ -99,12 +99,12 @@ def prove(
         oracle: finds sets that undercut the prices.
         known: a legal plan; its groups join the program.
         classes: per block its class, from coarse to fine; single blocks follow them.
-        start: initial prices and sets; by default each block's price is the size of its weights.
-        rounds: prices to try per level of classes.
+        start: initial bound, prices and sets; by default each block's price is the size of its
+            weights.
         box: initial half width of the box, as a share of what each block would cost alone.
     """
     singles = np.arange(len(columns.problem.blocks))
-    return _Ascent(columns, oracle, known, start).run([*classes, singles], rounds, box)
+    return _Ascent(columns, oracle, known, start).run([*classes, singles], box)
 
 
 class _Ascent:
@@ -127,25 +127,26 @@ class _Ascent:
         sets = (*known.groups, *(start.sets if start else ()))
         self.seen = dict.fromkeys(group for group in sets if group not in self.single)
         self.active: list[int] = []  # columns of the program; single blocks are in it as bounds
-        self.bound = problem.unavoidable
+        self.bound = start.bound if start else problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
+        self.lowered = start.lowered if start else self.prices
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
         self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound
 
-    def run(self, classes: Sequence[Ints], rounds: float, box: float) -> Proof:
+    def run(self, classes: Sequence[Ints], box: float) -> Proof:
         stopped = NO_BETTER
         try:
             self._try(self.prices)
             for number, home in enumerate(classes):
-                if self._climb(home, box, number == len(classes) - 1, rounds):
+                if self._climb(home, box, number == len(classes) - 1):
                     stopped = ""
                     break
                 box = FINER
         except OutOfWork as limit:
             stopped = str(limit)
-        return Proof(self.bound, tuple(self.seen), self.prices, stopped)
+        return Proof(self.bound, tuple(self.seen), self.prices, self.lowered, stopped)
 
-    def _climb(self, home: Ints, box: float, last: bool, rounds: float) -> bool:
+    def _climb(self, home: Ints, box: float, last: bool) -> bool:
         """Improve prices shared within each class; whether the ascent is finished after that."""
         rows = csr_matrix((np.ones(len(home)), (home, np.arange(len(home)))))
         sizes = np.asarray(rows.sum(axis=1)).ravel()
@@ -154,7 +155,7 @@ class _Ascent:
         self._choose(rows)
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
-            if rounds <= 0 or self._stalled():
+            if self._stalled():
                 return False
             low = best - box * alone
             # No price above a block's own F_D proves more: the block itself would undercut it.
@@ -176,7 +177,6 @@ class _Ascent:
                 if promised < 0.5:
                     return True
             undercut = self._try(np.floor(trial[home] * FINE).astype(np.int64))
-            rounds -= 1
             gained = (self.level - before) / FINE
             if gained > 0:
                 best, widest = trial, WIDEST
@@ -229,7 +229,7 @@ class _Ascent:
         self.seen.update(dict.fromkeys(undercut))
         proved = sum(prices.tolist()) + sum(shortfall.tolist())  # beyond 64 bits for huge sizes
         if proved > self.level:
-            self.level, self.prices = proved, prices
+            self.level, self.prices, self.lowered = proved, prices, prices + shortfall
             self.bound = max(self.bound, self.columns.bound(proved))
         self.tried.append((self.work.steps, self.bound))
         return undercut

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 200
+_GROUP, _PROGRAM, _ENTRIES = 20, 2_000, 350
 """Steps counted for a new group and for a linear program; entries of the matrix for which each of
 its iterations counts one step more."""
 

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact.down_sets import Limits
 from torch_getfuse.partition.exact.windows import windows
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.wide.block_prices import Proof, prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_automaton import Automaton
-from torch_getfuse.partition.wide.group_columns import Columns, minimum
+from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, Listed, list_groups
-from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
+from torch_getfuse.partition.wide.legal_pricing import LegalPricing
+from torch_getfuse.partition.wide.near_sets import NearSets, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
@@ -35,20 +35,14 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-# Shares of the time after which each stage ends: list, bound, plan; more groups and a better plan.
-LISTED, PRICED, CHOSEN, PLANNED, IMPROVED = 0.02, 0.4, 0.65, 0.73, 0.77
-ENRICHED = 0.12  # the share of the time for more groups, at most
+# Shares of the time after which each stage ends: list, bound, plan.
+LISTED, PRICED, CHOSEN = 0.02, 0.4, 0.65
+IMPROVED = 0.4  # the share of the time for prices of legal groups, each time
 WINDOWS = 0.04  # the share of the time for windows of each plan
-# Labels for the sets that a plan cheaper than the first may use, and than the second.
-FEW_LABELS, MOST_LABELS = 1_000_000, 3_000_000
-PARTS = 24  # where there are more, sets are sought that may first cost this part of it more
+# Labels for the sets that a plan cheaper than the first may use, and than later ones.
+FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
-PER_START = 20  # sets per first block, for a plan
-CHECKED, LATER = 4_000, 500  # sets checked for legality per round, and less likely ones
-BOX = 0.06  # box of the prices for finding a plan; other than for the bound
-SAMPLE = 100  # sets that show by how much F_b exceeds the floor
-POWERS = 1, 2, 0.5, 0.25, 0  # exponents of the share of the buffer into which half of the sets fit
-ROUNDS = 4  # rounds of prices for one share of the buffer before the next
+CLOSE_BOX = 0.003  # initial box of the prices of legal groups
 
 
 def cover(
@@ -84,12 +78,10 @@ class _Cover:
         self.begun = self.work.steps
         self.started = time.perf_counter()
         self.plan = known.groups
+        self.improved: tuple[int, ...] = ()  # the last plan that windows have improved
         self.used: dict[int, None] = {}  # legal groups that linear programs had
-        self.prices: Ints | None = None  # of the proof, lowered until no set undercuts them
-        self.too_many: dict[int, int] = {}  # per limit on labels, the reach with more than these
-        self.searched = 0  # a cheaper plan costs at least so much, in 1/FINE bytes
         nothing = np.zeros(len(problem.blocks), np.int64)
-        self.proof = Proof(problem.unavoidable, (), nothing, UNPRICED)
+        self.proof = Proof(problem.unavoidable, (), nothing, nothing, UNPRICED)
 
     def run(self, most: int) -> SearchResult:
         if not self.problem.blocks:
@@ -149,68 +141,53 @@ class _Cover:
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
-            self._choose(columns, self.proof.sets, CHOSEN)
-        if oracle is None or self._finish(columns, oracle, FEW_LABELS):
-            return
-        if isinstance(oracle, Pricing):  # the sets are too many: a better plan makes them fewer
+            self._choose(columns, CHOSEN)
+        if isinstance(oracle, Listed):
+            self._finish(lambda: oracle.near)
+        elif oracle is not None and not self._finish(lambda: self._near(columns, oracle, FEW)):
             self._improve(columns, oracle)
 
     def _improve(self, columns: Columns, pricing: Pricing) -> None:
-        """More groups, the best plan of them and the sets that a cheaper one may use, in turn."""
-        pool = _Pool(columns, (*self.problem.blocks, *self.plan))
-        enriching = _Enriching(pool, pricing, self.proof, self.known)
-        planned, improved = PLANNED, IMPROVED
-        more = True
-        while more:
-            size = len(pool.groups)
-            with self._limited(planned), self.work.within(ENRICHED * self.seconds):
-                enriching.run()
-            if more := len(pool.groups) > size:
-                self._choose(columns, pool.groups, improved)
-            if self._finish(columns, pricing, MOST_LABELS):
+        """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
+        legal = LegalPricing(columns, pricing)
+        reached = -1, 0
+        while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
+            known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
+            start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
+            with self.work.within(min(IMPROVED * self.seconds, self._until(1.0))):
+                self.proof = prove(columns, legal, known, start=start, box=CLOSE_BOX)
+            self._choose(columns, 1.0)
+            if self._finish(lambda: self._near(columns, pricing, MANY)):
                 return
-            planned = improved = 1.0
 
-    def _choose(self, columns: Columns, sets: Sequence[int], share: float) -> None:
-        """The best plan of some sets, by branching; and that with windows."""
-        several = dict.fromkeys((*self.problem.blocks, *self.plan, *sets))
+    def _choose(self, columns: Columns, share: float) -> None:
+        """The best plan of the proof's sets, by branching; and that with windows."""
+        several = dict.fromkeys((*self.problem.blocks, *self.plan, *self.proof.sets))
         self._branch(NearSets.of(columns, [*several]), share)
-        best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
-        limits = Limits(seconds=WINDOWS * self.seconds)
-        self.plan = windows(self.problem, best, limits).groups
+        if self.plan != self.improved:
+            best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
+            limits = Limits(seconds=WINDOWS * self.seconds)
+            self.plan = self.improved = windows(self.problem, best, limits).groups
 
-    def _finish(self, columns: Columns, oracle: Listed | Pricing, most: int) -> bool:
-        """Search all sets that a plan cheaper than the best may use, if they are few.
-
-        At last, if they are not, those of them with the least reduced cost, and then more: a plan
-        that uses any other costs more by that.
+    def _finish(self, find: Callable[[], NearSets | None]) -> bool:
+        """Search the sets that a plan cheaper than the best may use, if they are few.
 
         Args:
-            columns: columns of the problem.
-            oracle: of the proof.
-            most: labels for finding the sets, where not all groups are listed.
+            find: finds them; ``None`` where they are too many.
 
         Returns:
             Whether nothing more can be done: the best plan is proved, or the time is over.
         """
-        while self.proof.bound < (cost := self.problem.cost(self.plan)):
-            near: NearSets | None = None
-            beyond = cost * FINE
-            if isinstance(oracle, Listed):
-                near = oracle.near
-            else:
-                with self._limited(1.0):
-                    near, beyond = self._near(columns, oracle, cost, most)
+        cost = self.problem.cost(self.plan)
+        if self.proof.bound < cost:
+            near = find()
             if near is None:
                 return False
-            level = min(self._branch(near, 1.0), beyond)
+            level = self._branch(near, 1.0)
             cost = self.problem.cost(self.plan)
-            bound = max(self.proof.bound, min(cost, columns.bound(level)))
+            bound = max(self.proof.bound, min(cost, near.columns.bound(level)))
             self.proof = replace(self.proof, bound=bound)
-            if level < min(beyond, cost * FINE):
-                break
-            self.searched = beyond
-        if self.proof.bound == self.problem.cost(self.plan):
+        if self.proof.bound == cost:
             self.proof = replace(self.proof, stopped="")
         return True
 
@@ -225,43 +202,13 @@ class _Cover:
             self.used.update(dict.fromkeys(search.used))
         return search.level
 
-    def _near(
-        self, columns: Columns, pricing: Pricing, cost: int, most: int
-    ) -> tuple[NearSets | None, int]:
-        """The sets that a plan cheaper than ``cost`` may use; if they are too many, at last, as
-        many of those of least reduced cost as are not, and more than were searched before.
-
-        Returns:
-            The sets, ``None`` if these are too many as well; and what plans that use others cost
-            at least, in 1/FINE bytes.
-        """
-        if self.prices is None:
-            self.prices = self.proof.prices + pricing.run(self.proof.prices)[0]
-        level = int(self.prices.sum())
-        whole = (cost - columns.step) * FINE - level
-        near = self._within(columns, pricing, whole, most)
-        if near is not None:
-            return near, cost * FINE
-        found: tuple[NearSets | None, int] = None, level
-        reach = max(whole // PARTS, (self.searched - level) // 2 * 3)
-        while most == MOST_LABELS and reach < whole:
-            near = self._within(columns, pricing, reach, FEW_LABELS)
-            if near is None:
-                break
-            found = near, level + reach + 1
-            reach += reach // 2 + 1
-        return found
-
-    def _within(
-        self, columns: Columns, pricing: Pricing, reach: int, most: int
-    ) -> NearSets | None:
-        """The sets of reduced cost up to ``reach``; no second search where these are too many."""
-        if reach >= self.too_many.get(most, MOST):
-            return None
-        assert self.prices is not None
-        near = near_sets(columns, pricing, self.prices, reach, most)
-        if near is None:
-            self.too_many[most] = reach
+    def _near(self, columns: Columns, pricing: Pricing, most: int) -> NearSets | None:
+        """The sets that a plan cheaper than the best may use, if they are few."""
+        prices, cost = self.proof.lowered, self.problem.cost(self.plan)
+        reach = (cost - columns.step) * FINE - int(prices.sum())
+        near = None
+        with self._limited(1.0):
+            near = near_sets(columns, pricing, prices, np.full(len(prices), reach), most)
         return near
 
     def _oracle(
@@ -280,93 +227,3 @@ class _Cover:
         """Run a stage up to a share of the time; the next stages continue with its results."""
         with suppress(OutOfWork), self.work.within(self._until(share)):
             yield
-
-
-class _Pool:
-    """Candidate groups for a plan, all of them legal."""
-
-    def __init__(self, columns: Columns, always: Iterable[int]) -> None:
-        self.groups = list(dict.fromkeys(always))
-        self._seen = set(self.groups)
-        self.columns = columns
-
-    def add(self, sets: Sequence[int], most: int) -> bool:
-        """Add the legal groups among the first ``most`` new ``sets``; whether there are any."""
-        size = len(self.groups)
-        fresh = [mask for mask in sets if mask not in self._seen]
-        for mask in fresh[:most]:
-            self._seen.add(mask)
-            if is_legal(self.columns.problem, mask):
-                self.groups.append(mask)
-        return len(self.groups) > size
-
-    def sorted(self, sets: Sequence[int], proof: Proof) -> list[int]:
-        """The sets by rising reduced cost at the prices of a proof."""
-        reduced = self.columns.reduced(sets, proof.prices)
-        return [sets[k] for k in np.argsort(reduced, kind="stable")]
-
-    def duals(self, groups: Sequence[int]) -> Floats | None:
-        """Duals of the linear program that covers each block exactly once by ``groups``."""
-        columns = self.columns
-        sizes = np.ones(len(columns.problem.blocks))
-        work = columns.problem.evaluator.work
-        solution = minimum(columns.costs(groups), columns.matrix(groups), sizes, work)
-        return None if solution is None else np.asarray(solution.eqlin.marginals)
-
-
-class _Enriching:
-    """Adds legal groups for a plan to a pool by continuing the ascent with smaller buffers.
-
-    The sets that proved the bound need not be legal, mostly because their buffer demand exceeds
-    its floor. Sets whose floor fits into a smaller buffer mostly are legal.
-    """
-
-    def __init__(self, pool: _Pool, pricing: Pricing, proof: Proof, known: SearchResult) -> None:
-        self.pool, self.pricing, self.proof, self.known = pool, pricing, proof, known
-        self._tries: list[tuple[Pricing, float]] = []
-        self._idle = self._turn = 0
-
-    def run(self) -> None:
-        """Add groups until there are no more; again, to go on after a limit.
-
-        Raises:
-            OutOfWork: at a limit.
-        """
-        pool, proof = self.pool, self.proof
-        proof_sets = pool.sorted(proof.sets, proof)
-        if not self._tries:
-            self._prepare(proof_sets)
-        while self._idle < len(self._tries):
-            oracle, steady = self._tries[self._turn % len(self._tries)]
-            duals = pool.duals(pool.groups)
-            if duals is None:
-                break
-            # Duals of legal groups alone differ from the proof's, and oscillate while groups are
-            # few.
-            mixed = steady * proof.prices + (1 - steady) * FINE * duals
-            prices = np.floor(mixed).astype(np.int64)
-            # Without the proof's sets: some are too large for the smaller buffer.
-            start = replace(proof, sets=tuple(pool.groups), prices=prices)
-            ascent = prove(pool.columns, oracle, self.known, start=start, rounds=ROUNDS, box=BOX)
-            new = pool.add(pool.sorted(ascent.sets, ascent), CHECKED)
-            self._idle = 0 if pool.add(proof_sets, LATER) or new else self._idle + 1
-            self._turn += 1
-
-    def _prepare(self, proof_sets: Sequence[int]) -> None:
-        evaluator = self.pool.columns.problem.evaluator
-        share = _share(evaluator, proof_sets)
-        # F_b takes long to compute, and sets with a floor above this limit are less often legal.
-        limit = Evaluator(evaluator.scheme, int(share * evaluator.buffer_bytes), evaluator.work)
-        self.pool.add([mask for mask in proof_sets if not limit.hopeless(mask)], CHECKED)
-        tighter = [self.pricing.within(share**power, PER_START) for power in POWERS]
-        self._tries = [(oracle, steady) for steady in (0.5, 0.0) for oracle in tighter]
-
-
-def _share(evaluator: Evaluator, sets: Sequence[int]) -> float:
-    """Share of the buffer into which the floor of a set should fit, so that half are legal.
-
-    Measured on the first sets, those of least reduced cost.
-    """
-    needs = [evaluator.buffer(group) for group in sets[:SAMPLE]]
-    over = [need for need in needs if need is not None and need >= evaluator.buffer_bytes]
-    return evaluator.buffer_bytes / float(np.median(over)) if over else 1.0

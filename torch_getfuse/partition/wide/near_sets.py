@@ -25,7 +25,9 @@ from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
+NONE = -(1 << 60)  # a reach that no set is within
 _LEGAL = 20  # steps counted for checking the legality of one set, and one more per operator
+AT_ONCE = 500  # labels that are held against all prices of room at once
 _SCAN, _SCANNED = 100, 50  # steps counted for pricing all sets, and entries per further step
 
 
@@ -118,15 +120,16 @@ class _Labels:
 
 
 def near_sets(
-    columns: Columns, pricing: Pricing, prices: Ints, reach: int, most: int
+    columns: Columns, pricing: Pricing, prices: Ints, reach: Ints, most: int
 ) -> NearSets | None:
-    """All sets of the automaton whose reduced cost is at most ``reach``.
+    """All sets of the automaton whose reduced cost is at most ``reach``, by their first blocks.
 
     Args:
         columns: columns of the problem.
         pricing: the oracle of its automaton.
-        prices: per block, 1/:data:`.FINE` bytes; no set undercuts them.
-        reach: 1/:data:`.FINE` bytes.
+        prices: per block, 1/:data:`.FINE` bytes.
+        reach: per block, 1/:data:`.FINE` bytes; :data:`NONE` where no set that begins with it is
+            wanted.
         most: labels, over all layers.
 
     Returns:
@@ -136,7 +139,8 @@ def near_sets(
         OutOfWork: at a limit.
     """
     rates = pricing.rates
-    before = pricing.before(prices)
+    before = pricing.before(prices, -reach)
+    limit = rates[:, None] * (pricing.buffer_bytes - 1)
     count = columns.problem.evaluator.work.add
     layers: list[_Labels] = []  # from the last
     starts: list[tuple[Ints, Ints]] = []  # labels after the first block, and what sets cost
@@ -149,15 +153,21 @@ def near_sets(
         costs, rooms = labels = labels.take(onto, 1) + steps.change[:2].take(back, 1)
         if steps.block >= 0:
             costs -= prices[steps.block] * joins
-        kept = np.flatnonzero(rooms < pricing.buffer_bytes)
-        for rate, floor in zip(rates, least, strict=True):
-            hope = costs[kept] + rate * (rooms[kept] - (pricing.buffer_bytes - 1))
-            kept = kept[hope + floor[states[kept]] <= reach]
-        starting = (states[kept] == steps.empty) & joins[kept]
-        here = kept[starting]
-        here = here[costs[here] <= reach]
+        begins = joins & (states == steps.empty)
+        beyond = costs - reach[steps.block] * begins
+        fits = rooms < pricing.buffer_bytes
+        # The best prefix of each label: its bound holds at every price of room.
+        if len(onto) <= AT_ONCE:
+            hopes = rates[:, None] * rooms + (least - limit)[:, states]
+            kept = np.flatnonzero((hopes.max(axis=0) + beyond <= 0) & fits)
+        else:
+            kept = np.flatnonzero(fits)
+            for rate, floor in zip(rates, least - limit, strict=True):
+                hope = beyond[kept] + rate * rooms[kept] + floor[states[kept]]
+                kept = kept[hope <= 0]
+        here = kept[begins[kept]]
         starts.append((onto[here], costs[here]))
-        kept = kept[~starting]
+        kept = kept[~begins[kept]]
         kept_so_far += len(kept) + len(here)
         if kept_so_far > most:
             return None

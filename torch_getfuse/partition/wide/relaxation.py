@@ -18,9 +18,9 @@ prices join it, until there are none. ``docs/exact-search.md`` has the proofs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,20 @@ def _steps(automaton: Automaton) -> Iterator[_Steps]:
         empty = int(layer.leave[empty]) if empty >= 0 else -1
 
 
+class Undercutting(NamedTuple):
+    """A set that undercuts prices.
+
+    Attributes:
+        home: its first block.
+        reduced: ``F_D - prices``, in 1/FINE bytes.
+        mask: its operators.
+    """
+
+    home: int
+    reduced: int
+    mask: int
+
+
 class Pricing:
     """The least ``F_D - prices`` per first block, over the sets of an automaton.
 
@@ -130,7 +144,6 @@ class Pricing:
         self.automaton = automaton
         self.buffer_bytes = automaton.problem.evaluator.buffer_bytes
         self.most = most
-        self.per_start = PER_START
         fusable = len(automaton.problem.blocks)
         order = [block for block in automaton.skeleton.order if block < fusable]
         self.place = np.argsort(order)
@@ -146,19 +159,17 @@ class Pricing:
         self._highest_rate = (MOST // 2) // max(1, widest)
         self.rates = np.minimum(self.rates, self._highest_rate)
 
-    def within(self, share: float, per_start: int) -> Pricing:
-        """A copy for a share of the buffer, with ``per_start`` sets; its result is not a bound."""
-        tighter = copy(self)
-        tighter.buffer_bytes = int(share * self.buffer_bytes)
-        tighter.per_start = per_start
-        return tighter
-
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
         """Shortfall per block (0 or less, in 1/FINE bytes), and sets that attain it or nearly so.
 
         Raises:
             OutOfWork: if a limit on work is reached.
         """
+        shortfall, found = self.cheapest(prices)
+        return shortfall, [each.mask for each in found]
+
+    def cheapest(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
+        """The same, with what each set costs less its prices; of each first block, by that."""
         count = self.automaton.problem.evaluator.work.add
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
         rates = self.rates[:, None]
@@ -169,7 +180,7 @@ class Pricing:
         # Per layer from the last: the successor of each label, -1 at an end.
         nexts: list[Ints] = []
         joined: list[Flags] = []
-        starts: list[tuple[int, int]] = []
+        starts: list[tuple[int, int, int, int]] = []  # block, cost, step and label
         # Cost and room of each label, and the true room where it is rounded, which decides whether
         # a set fits; then nothing, which the ends follow.
         state, labels = np.zeros(0, np.int64), np.zeros((3, 1), np.int64)
@@ -189,8 +200,8 @@ class Pricing:
                 if len(here):
                     shortfall[steps.block] = costs[here].min()
                     here = here[trues[here] < self.buffer_bytes]
-                    here = here[np.argsort(costs[here], kind="stable")[: self.per_start]]
-                    starts += [(len(nexts), int(onto[k])) for k in here]
+                    here = here[np.argsort(costs[here], kind="stable")[:PER_START]]
+                    starts += [(steps.block, int(costs[k]), len(nexts), int(onto[k])) for k in here]
             if len(kept) > FEW:
                 kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
             if len(kept) > self.most:
@@ -200,10 +211,17 @@ class Pricing:
             joined.append(joins[kept])
             state, labels = states[kept], followed(labels, kept)
         self.rates = np.minimum(_focused(self.rates, used), self._highest_rate)
-        return shortfall, [self._trace(nexts, joined, *start) for start in starts]
+        found = [
+            Undercutting(block, cost, self._trace(nexts, joined, *start))
+            for block, cost, *start in starts
+        ]
+        return shortfall, found
 
-    def before(self, prices: Ints) -> list[Ints]:
-        """Per layer, price of room and state: least cost from the empty set, room included."""
+    def before(self, prices: Ints, surcharge: Ints | None = None) -> list[Ints]:
+        """Per layer, price of room and state: least cost from the empty set, room included.
+
+        ``surcharge``: per block, what a set that begins with it costs more.
+        """
         rates = self.rates[:, None]
         least = np.zeros((len(rates), 1), np.int64)
         costs = []
@@ -212,7 +230,11 @@ class Pricing:
             cost, room, _ = steps.change[:, : steps.inner]
             cost = least[:, steps.source[: steps.inner]] + rates * room + cost
             if steps.block >= 0:
-                cost -= prices[steps.block] * steps.joins[: steps.inner]
+                joins = steps.joins[: steps.inner]
+                cost -= prices[steps.block] * joins
+                if surcharge is not None:
+                    begins = joins & (steps.source[: steps.inner] == steps.empty)
+                    cost += surcharge[steps.block] * begins
             least = np.minimum.reduceat(cost, steps.first, axis=1) if steps.inner else cost
         return costs
 

@@ -1,0 +1,84 @@
+"""Prices that only legal groups must not undercut.
+
+The sets of the automaton include some that are too large for the buffer, for their floor is less
+than what they hold; and the best prices that none of them undercuts prove up to some per cent less
+than the best that no legal group does. From the former to the latter few sets undercut the prices
+on the way: they are listed (:mod:`near_sets`), and those that are not legal do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.near_sets import NONE, NearSets, is_legal, near_sets
+from torch_getfuse.partition.wide.relaxation import Pricing, Undercutting
+
+Ints = npt.NDArray[np.int64]
+
+LABELS = 100_000  # for the sets that undercut prices by more than what is known to be legal
+PARTS = 1, 2, 4  # of the distance that they are sought in, if they are too many
+KEPT = 3  # legal groups per first block, of those
+
+
+class LegalPricing:
+    """An oracle that asks of each set that undercuts the prices whether it is legal.
+
+    Args:
+        columns: columns of the problem.
+        pricing: the oracle of its automaton.
+
+    Attributes:
+        place: see :class:`.Oracle`.
+    """
+
+    def __init__(self, columns: Columns, pricing: Pricing) -> None:
+        self.columns = columns
+        self.pricing = pricing
+        self.place = pricing.place
+        self._block = np.argsort(pricing.place)
+
+    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+        """The least ``F_D - prices`` of legal groups per first block, and groups that undercut.
+
+        Where too many sets undercut the prices by more than any group that is known to be legal,
+        what is known of these: the result is a bound, if not the least.
+
+        Raises:
+            OutOfWork: at a limit.
+        """
+        lowest, found = self.pricing.cheapest(prices)
+        undercut: dict[int, None] = {}
+        least = np.zeros(len(prices), np.int64)  # of what is known to be legal
+        for home, reduced, mask in found:
+            if is_legal(self.columns.problem, mask):
+                undercut[mask] = None
+                least[home] = min(least[home], reduced)
+        asked = lowest < least
+        for parts in PARTS if asked.any() else ():
+            # What lies nearer to the lowest is more often too large.
+            reach = np.where(asked, lowest + (least - lowest) // parts - 1, NONE)
+            near = near_sets(self.columns, self.pricing, prices, reach, LABELS)
+            if near is not None:
+                for home, reduced, mask in self._legal(near, prices):
+                    undercut[mask] = None
+                    least[home] = min(least[home], reduced)
+                return np.where(asked, np.minimum(least, reach + 1), least), [*undercut]
+        return lowest, [*undercut]
+
+    def _legal(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:
+        """Of each first block the legal groups that undercut most."""
+        if not len(near):
+            return
+        reduced = near.reduced(np.arange(len(near)), prices)
+        starts = near.rows.indptr[:-1]
+        homes = self._block[np.minimum.reduceat(self.place[near.rows.indices], starts)].tolist()
+        found = [0] * len(prices)
+        for k in np.argsort(reduced, kind="stable").tolist():
+            home = homes[k]
+            if found[home] < KEPT and near.legal(k):
+                found[home] += 1
+                yield Undercutting(home, int(reduced[k]), near.mask(k))
