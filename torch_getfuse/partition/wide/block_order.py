@@ -56,8 +56,8 @@ class Skeleton:
         touches: per block, the numbers of its streams.
         room: per fusable block, buffer bytes that it needs in any group: weights and inner tensors.
         traffic: per fusable block, DRAM bytes that it moves in any group.
-        order: all blocks, ordered so that few streams are open (some of their blocks come before,
-            some after) at a time.
+        order: all blocks, each after those that make what it reads, so that few streams are open
+            (some of their blocks come before, some after) at a time.
     """
 
     streams: tuple[Stream, ...]
@@ -169,7 +169,8 @@ def _numbered(objects: Sequence[object]) -> list[int]:
 def _narrow_order(
     streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work
 ) -> tuple[int, ...]:
-    """Order all blocks greedily: next comes the block that leaves the fewest undecided facts.
+    """Order all blocks greedily, after what they read: next comes the block that leaves the fewest
+    undecided facts.
 
     These are what a state of the automaton must distinguish: an open tensor of which only one
     block is ordered yet is determined by that block, so several tensors of one block count once.
@@ -195,19 +196,16 @@ def _narrow_order(
                 new = True
         return count + new - sum(signatures[one] == times for one, times in closed.items())
 
-    before = [0] * len(touches)  # per block, the undecided makers of what it reads
+    unmade = [0] * len(touches)  # tensors that a block reads and whose makers are not ordered yet
     for stream in streams:
         if stream.maker >= 0:
             for reader in stream.blocks - {stream.maker}:
-                before[reader] += 1
+                unmade[reader] += 1
     while waiting:
-        ready = [b for b in front if not before[b]] or [b for b in waiting if not before[b]][:1]
+        ready = [block for block in front if not unmade[block]]
+        ready = ready or [next(block for block in waiting if not unmade[block])]
         block = min(ready, key=lambda b: (undecided(b), b))
-        for t in touches[block]:
-            if streams[t].maker == block:
-                for reader in streams[t].blocks - {block}:
-                    before[reader] -= 1
-        work.add(_CHOSEN + _TRIED * len(front))
+        work.add(_CHOSEN + _TRIED * len(ready))
         order.append(block)
         del waiting[block]
         front.discard(block)
@@ -218,6 +216,9 @@ def _narrow_order(
                     del signatures[look(t)]
             undecided_blocks[t].discard(block)
             behind[t].append(block)
+            if streams[t].maker == block:
+                for reader in undecided_blocks[t]:
+                    unmade[reader] -= 1
             if undecided_blocks[t]:
                 signatures[look(t)] += 1
                 front |= undecided_blocks[t]

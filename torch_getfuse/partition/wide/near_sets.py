@@ -28,6 +28,7 @@ Flags = npt.NDArray[np.bool_]
 NONE = -(1 << 60)  # a reach that no set is within
 _LEGAL = 20  # steps counted for checking the legality of one set, and one more per operator
 AT_ONCE = 500  # labels that are held against all prices of room at once
+_TRACED = 8  # operators of the sets found per further step
 _SCAN, _SCANNED = 100, 50  # steps counted for pricing all sets, and entries per further step
 
 
@@ -197,6 +198,7 @@ def _traced(
         number, label = np.concatenate([number, fresh]), np.concatenate([label, after])
         number, label = number[label >= 0], label[label >= 0]
     at, block = np.concatenate(members), np.concatenate(blocks)
+    columns.problem.evaluator.work.add(len(at) // _TRACED)
     shape = (count, len(columns.problem.blocks))
     rows = csr_matrix((np.ones(len(at), np.int64), (at, block)), shape)
     rows.sort_indices()

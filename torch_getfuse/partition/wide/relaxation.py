@@ -174,7 +174,6 @@ class Pricing:
         shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
         rates = self.rates[:, None]
         before = self.before(prices)
-        count(sum(LAYER // 3 + len(steps.source) // LABELS for steps in self.layers))
         limit = rates * (self.buffer_bytes - 1)
         used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the successor of each label, -1 at an end.
@@ -222,6 +221,8 @@ class Pricing:
 
         ``surcharge``: per block, what a set that begins with it costs more.
         """
+        count = self.automaton.problem.evaluator.work.add
+        count(sum(LAYER // 3 + len(steps.source) // LABELS for steps in self.layers))
         rates = self.rates[:, None]
         least = np.zeros((len(rates), 1), np.int64)
         costs = []
