@@ -15,10 +15,13 @@ from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide import block_prices, legal_pricing
 from torch_getfuse.partition.wide import group_automaton as automaton
 from torch_getfuse.partition.wide.block_prices import prove
 from torch_getfuse.partition.wide.group_automaton import Automaton
 from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.legal_groups import list_groups
+from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork
 
@@ -219,15 +222,86 @@ def test_coarse_prices_bound_the_optimum(seed: int) -> None:
 
 def test_the_ascent_goes_on_from_where_it_was() -> None:
     rng = Random(4450)
+    parts = 0
     for _ in range(20):
         problem = random_problem(rng, rng.randint(3, 8))
         columns = Columns(problem)
         known = single(problem)
         whole = prove(columns, pricing_of(problem), known)
-        part = prove(columns, pricing_of(problem), known, rounds=2)
+        pricing = pricing_of(problem)
+        with problem.evaluator.work.steps_within(rng.choice((500, 1_000, 5_000))):
+            part = prove(columns, pricing, known)
         assert part.bound <= whole.bound
+        parts += part.bound < whole.bound
         rest = prove(columns, pricing_of(problem), known, start=part)
         assert part.bound <= rest.bound == whole.bound
+    assert parts > 5
+
+
+def test_the_ascent_ends_where_it_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each step has to close all of the gap, at the first time of asking."""
+    rng = Random(4460)
+    ended = 0
+    for problem, optimum in with_optima(rng, 30, 4, 8):
+        columns, known = Columns(problem), single(problem)
+        whole = prove(columns, pricing_of(problem), known)
+        with monkeypatch.context() as soon:
+            soon.setattr(block_prices, "STALLED", (0.5, 2.0))
+            soon.setattr(block_prices, "FEWEST", 1)
+            part = prove(columns, pricing_of(problem), known)
+        assert part.bound <= whole.bound <= optimum
+        ended += part.bound < whole.bound
+        if part.bound < whole.bound:
+            assert part.stopped == block_prices.NO_BETTER
+    assert ended > 5
+
+
+@pytest.mark.parametrize("labels", [100_000, 0], ids=["listed", "too many"])
+def test_no_legal_group_undercuts_the_prices_of_legal_groups(
+    labels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The claim of the proof for every legal group, and it is the least where all are listed."""
+    monkeypatch.setattr(legal_pricing, "LABELS", labels)
+    rng = Random(4470)
+    tighter = loose = 0
+    for _ in range(400):
+        problem = random_problem(rng, rng.randint(3, 8), merge=rng.random() < 0.5)
+        if not problem.blocks:
+            continue
+        columns, pricing = Columns(problem), pricing_of(problem)
+        legal = LegalPricing(columns, pricing)
+        prices = random_prices(rng, problem)
+        shortfall, undercut = legal.run(prices)
+        order = pricing.automaton.skeleton.order
+        least = dict.fromkeys(range(len(problem.blocks)), 0)
+        for group in list_groups(problem).groups:
+            members = [k for k, block in enumerate(problem.blocks) if block & group]
+            home = min(members, key=order.index)
+            reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
+            least[home] = min(least[home], reduced)
+        for group in undercut:
+            assert problem.evaluator.valid(group)
+            assert is_connected(group, problem.near)
+        assert all(shortfall[k] <= value for k, value in least.items())
+        loose += any(shortfall[k] < value for k, value in least.items())
+        tighter += bool((shortfall > pricing.run(prices)[0]).any())
+    if labels:
+        assert not loose
+        assert tighter > 10
+    else:
+        assert loose
+
+
+def test_producers_are_decided_first() -> None:
+    rng = Random(4480)
+    for _ in range(60):
+        problem = random_problem(rng, rng.randint(1, 9), merge=rng.random() < 0.5)
+        if problem.blocks:
+            skeleton = pricing_of(problem).automaton.skeleton
+            place = {block: k for k, block in enumerate(skeleton.order)}
+            for stream in skeleton.streams:
+                if stream.maker >= 0:
+                    assert place[stream.maker] == min(place[block] for block in stream.blocks)
 
 
 def test_classes_know_what_is_alike() -> None:

@@ -50,23 +50,24 @@ def test_between_bound_and_enumeration(seed: int, most: int) -> None:
     assert proved >= 40
 
 
-def test_some_near_sets_raise_the_bound_where_all_are_too_many(
+def test_prices_of_legal_groups_raise_the_bound_where_near_sets_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(group_cover, "FEW_LABELS", 30)
-    monkeypatch.setattr(group_cover, "MOST_LABELS", 31)
+    monkeypatch.setattr(group_cover, "FEW", 3)
+    monkeypatch.setattr(group_cover, "MANY", 3)
     rng = Random(5060)
-    higher = 0
-    for problem, optimum in with_optima(rng, 40, 6, 8):
-        bounds = []
-        for parts in (1, 24):  # 1: all or none
-            monkeypatch.setattr(group_cover, "PARTS", parts)
-            found = cover(problem, single(problem), most=3)
-            assert_brackets(problem, found, optimum)
-            bounds.append(found.lower_bound_bytes)
-        assert bounds[0] <= bounds[1]
-        higher += bounds[0] < bounds[1]
-    assert higher
+    higher = proved = 0
+    for problem, optimum in with_optima(rng, 60, 5, 8):
+        found = cover(problem, single(problem), most=3)
+        assert_brackets(problem, found, optimum)
+        with monkeypatch.context() as without:
+            without.setattr(group_cover._Cover, "_improve", lambda *_: None)
+            before = cover(problem, single(problem), most=3)
+        assert before.lower_bound_bytes <= found.lower_bound_bytes
+        higher += before.lower_bound_bytes < found.lower_bound_bytes
+        proved += found.lower_bound_bytes == optimum
+    assert higher > 5
+    assert proved > 50
 
 
 def test_rooms_are_rounded_as_little_as_will_do() -> None:
