@@ -36,8 +36,10 @@ GIVEN = "given"
 """The method of a plan from outside."""
 
 
-def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
+def plan_graph(graph: OpGraph, options: Options, work: Work | None = None) -> PartitionPlan:
     """Plan an operator graph; verified before it is returned.
+
+    ``work``: a new object that counts the steps, to be read afterwards.
 
     Raises:
         PlanError: if ``options.plan`` cannot be read or belongs to another graph.
@@ -45,7 +47,7 @@ def plan_graph(graph: OpGraph, options: Options) -> PartitionPlan:
             without an explainer), or for options that ``options.plan`` was not made for.
         Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
-    work = Work()
+    work = work or Work()
     given = given_plan(options)
     if given is not None:
         given.check_graph(graph)

@@ -4,7 +4,8 @@ Prices prove a lower bound (:mod:`block_prices`). The groups that undercut them 
 all groups if that is short (:mod:`legal_groups`), otherwise from the automaton of all sets whose
 floor fits into the buffer (:mod:`group_automaton`, :mod:`relaxation`). Branching finds the best
 plan of these. Where plan and bound are close, the sets that a cheaper plan may use are few, and
-branching over all of them is the proof (:mod:`near_sets`, :mod:`branching`).
+branching over all of them is the proof (:mod:`near_sets`, :mod:`branching`). Where they are not,
+prices that only legal groups must not undercut prove more (:mod:`legal_pricing`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from torch_getfuse.partition.wide.near_sets import NearSets, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
@@ -114,7 +114,7 @@ class _Cover:
         return max(0.0, share * self.seconds - (self.work.steps - self.begun) / STEPS_PER_SECOND)
 
     def _restart(self) -> None:
-        """Share out what is left as if it were all: to the widest graphs it is half of that."""
+        """Share out what is left as if it were all."""
         self.seconds = self._until(1.0)
         self.begun = self.work.steps
 
