@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.near_sets import NONE, NearSets, is_legal, near_sets
-from torch_getfuse.partition.wide.relaxation import Pricing, Undercutting
+from torch_getfuse.partition.wide.relaxation import MOST, Pricing, Undercutting
 
 Ints = npt.NDArray[np.int64]
 
@@ -40,12 +40,14 @@ class LegalPricing:
         self.pricing = pricing
         self.place = pricing.place
         self._block = np.argsort(pricing.place)
+        self._proved = -MOST  # by the best prices, in 1/FINE bytes
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
         """The least ``F_D - prices`` of legal groups per first block, and groups that undercut.
 
-        Where too many sets undercut the prices by more than any group that is known to be legal,
-        what is known of these: the result is a bound, if not the least.
+        Where too many sets undercut the prices by more than any group that is known to be legal, or
+        the prices can prove no more than others before, what is known of these: the result is a
+        bound, if not the least.
 
         Raises:
             OutOfWork: at a limit.
@@ -58,6 +60,8 @@ class LegalPricing:
                 undercut[mask] = None
                 least[home] = min(least[home], reduced)
         asked = lowest < least
+        if int(prices.sum()) + int(least.sum()) < self._proved:  # whatever else is not legal
+            return lowest, [*undercut]
         for parts in PARTS if asked.any() else ():
             # What lies nearer to the lowest is more often too large.
             reach = np.where(asked, lowest + (least - lowest) // parts - 1, NONE)
@@ -66,7 +70,9 @@ class LegalPricing:
                 for home, reduced, mask in self._legal(near, prices):
                     undercut[mask] = None
                     least[home] = min(least[home], reduced)
-                return np.where(asked, np.minimum(least, reach + 1), least), [*undercut]
+                lowest = np.where(asked, np.minimum(least, reach + 1), least)
+                break
+        self._proved = max(self._proved, int(prices.sum()) + int(lowest.sum()))
         return lowest, [*undercut]
 
     def _legal(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:
