@@ -50,6 +50,34 @@ def test_between_bound_and_enumeration(seed: int, most: int) -> None:
     assert proved >= 40
 
 
+def test_in_any_order_between_bound_and_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some sets are not convex then."""
+    monkeypatch.setattr(group_automaton, "FIRST_STATES", 0)
+    rng = Random(5070)
+    proved = 0
+    for problem, optimum in with_optima(rng, 80, 3, 8):
+        found = cover(problem, single(problem), most=3)
+        assert_brackets(problem, found, optimum)
+        proved += found.lower_bound_bytes == optimum
+    assert proved > 60
+
+
+def test_many_branches_that_meet_are_decided_in_any_order() -> None:
+    """Producers first, all of them stay open until they meet: more states than are allowed."""
+    problem = branches(22)
+    automaton = group_automaton.Automaton.of(problem)
+    assert automaton is not None
+    skeleton = automaton.skeleton
+    place = {block: k for k, block in enumerate(skeleton.order)}
+    late = [
+        s
+        for s in skeleton.streams
+        if s.maker >= 0 and place[s.maker] > min(place[b] for b in s.blocks)
+    ]
+    assert late
+    assert automaton.states < 100_000
+
+
 def test_prices_of_legal_groups_raise_the_bound_where_near_sets_are_too_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -88,6 +116,7 @@ def test_rooms_are_rounded_as_little_as_will_do() -> None:
 
 
 def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_automaton, "FIRST_STATES", 0)
     monkeypatch.setattr(group_automaton, "EXACT_STATES", 0)
     monkeypatch.setattr(group_automaton, "FORGET", 1)
     rng = Random(5050)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -56,8 +56,8 @@ class Skeleton:
         touches: per block, the numbers of its streams.
         room: per fusable block, buffer bytes that it needs in any group: weights and inner tensors.
         traffic: per fusable block, DRAM bytes that it moves in any group.
-        order: all blocks, each after those that make what it reads, so that few streams are open
-            (some of their blocks come before, some after) at a time.
+        order: all blocks, at first each after those that make what it reads, ordered so that few
+            streams are open (some of their blocks come before, some after) at a time.
     """
 
     streams: tuple[Stream, ...]
@@ -111,8 +111,13 @@ class Skeleton:
             streams.append(
                 Stream(size, unit, maker, blocks, frozenset(widths), levels, forced, over)
             )
-        order = _narrow_order(streams, touches, problem.evaluator.work)
+        order = _narrow_order(streams, touches, problem.evaluator.work, producers_first=True)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
+
+    def in_any_order(self, work: Work) -> Skeleton:
+        """The same in an order that keeps fewer streams open, whichever block comes first."""
+        order = _narrow_order(self.streams, self.touches, work, producers_first=False)
+        return replace(self, order=order)
 
     def classes(self, radius: int) -> npt.NDArray[np.int64]:
         """Per fusable block its class: blocks with equal surroundings up to ``radius`` share one.
@@ -167,10 +172,11 @@ def _numbered(objects: Sequence[object]) -> list[int]:
 
 
 def _narrow_order(
-    streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work
+    streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work, producers_first: bool
 ) -> tuple[int, ...]:
-    """Order all blocks greedily, after what they read: next comes the block that leaves the fewest
-    undecided facts.
+    """Order all blocks greedily: next comes the block that leaves the fewest undecided facts.
+
+    ``producers_first``: of those whose producers have all come.
 
     These are what a state of the automaton must distinguish: an open tensor of which only one
     block is ordered yet is determined by that block, so several tensors of one block count once.
@@ -198,7 +204,7 @@ def _narrow_order(
 
     unmade = [0] * len(touches)  # tensors that a block reads and whose makers are not ordered yet
     for stream in streams:
-        if stream.maker >= 0:
+        if stream.maker >= 0 and producers_first:
             for reader in stream.blocks - {stream.maker}:
                 unmade[reader] += 1
     while waiting:
@@ -216,7 +222,7 @@ def _narrow_order(
                     del signatures[look(t)]
             undecided_blocks[t].discard(block)
             behind[t].append(block)
-            if streams[t].maker == block:
+            if streams[t].maker == block and producers_first:
                 for reader in undecided_blocks[t]:
                     unmade[reader] -= 1
             if undecided_blocks[t]:

@@ -1,12 +1,12 @@
 """All sets of blocks that may be groups, as paths through a layered automaton.
 
-The blocks are decided one by one, producers first, in an order that keeps few tensors open
-(:mod:`block_order`): each joins a set or stays out. A *state* is everything about a set that
-affects later blocks: which open tensors it makes, reads or spills, which of them depend on it, and
-which of its parts can still be connected. The state alone determines how joining or staying out
-changes ``F_D`` and the floor of ``F_b``; so every set that can become a legal group is a path from
-the empty state to one of the *ends*, where the last block joins and the set is connected. The
-automaton does not depend on prices, so it is built once per problem.
+The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`):
+each joins a set or stays out. A *state* is everything about a set that affects later blocks: which
+open tensors it makes, reads or spills, and which of its parts can still be connected. The state
+alone determines how joining or staying out changes ``F_D`` and the floor of ``F_b``; so every set
+that can become a legal group is a path from the empty state to one of the *ends*, where the last
+block joins and the set is connected. The automaton does not depend on prices, so it is built once
+per problem.
 
 A forward pass builds the states and keeps the least room of each, so that states that no set
 reaches within the buffer are omitted; a backward pass removes states that cannot end within the
@@ -31,10 +31,13 @@ Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-MAKER, SPILLED, BELOW, FLAGS, LEVEL = 1, 2, 4, 7, 3
+MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 """Flags of a tensor with respect to a set: its maker is in; some reader is out; its maker is out
-but depends on the set; from bit 3 up, the level of the readers that are in
-(:mod:`hold_levels`)."""
+but depends on the set; a reader is out but feeds the set; from bit 4 up, the level of the readers
+that are in (:mod:`hold_levels`)."""
+
+FIRST_STATES = 400_000
+"""States with which producers are decided first; more make the order free."""
 
 EXACT_STATES, MOST_STATES = 400_000, 2_000_000
 """States with which nothing is forgotten; and where levels are."""
@@ -95,8 +98,10 @@ class Automaton:
     def of(cls, problem: FusionProblem) -> Automaton | None:
         """The automaton of a problem; ``None`` if it has too many states (:data:`MOST_STATES`).
 
-        With more than :data:`EXACT_STATES` it is built anew and forgets how much of a tensor the
-        readers hold: the floor of its sets is lower then, and so is a bound.
+        Producers are decided first: then all its sets are convex. With more than
+        :data:`FIRST_STATES` (many branches that meet in one block) it is built anew in an order
+        that keeps fewer tensors open. With more than :data:`EXACT_STATES` then, it forgets how much
+        of a tensor the readers hold: the floor of its sets is lower, and so is a bound.
 
         Raises:
             OptionError: for a scheme other than LBDF.
@@ -105,7 +110,11 @@ class Automaton:
         evaluator = problem.evaluator
         skeleton = Skeleton.of(problem)
         builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
-        layers = builder.layers(evaluator.work, EXACT_STATES)
+        layers = builder.layers(evaluator.work, FIRST_STATES)
+        if layers is None:
+            skeleton = skeleton.in_any_order(evaluator.work)
+            builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
+            layers = builder.layers(evaluator.work, EXACT_STATES)
         if layers is None:
             layers = builder.layers(evaluator.work, MOST_STATES, FORGET)
         if layers is None:
@@ -232,15 +241,21 @@ class _Builder:
         state = sets.state.copy()
         room = sets.room.copy()
         below = np.zeros(len(room), bool)
+        above = np.zeros(len(room), bool)
         for stream, slot, _ in views:
-            if stream.maker != block:
-                column = sets.state[slot]
+            column = sets.state[slot]
+            if stream.maker == block:
+                above |= (column >> LEVEL > 0) | (column & ABOVE > 0)
+            else:
                 below |= column & (MAKER | BELOW) > 0
                 if stream.overwritten and block in stream.readers:
                     room += np.where(column & MAKER, stream.unit_bytes, 0)
         for stream, slot, _ in views:
-            state[slot] |= BELOW * below.astype(np.uint8) if stream.maker == block else SPILLED
-        keep = np.flatnonzero(room < self.buffer_bytes)
+            if stream.maker == block:
+                state[slot] |= np.where(below, BELOW, 0).astype(np.uint8)
+            else:
+                state[slot] |= np.where(above, ABOVE | SPILLED, SPILLED).astype(np.uint8)
+        keep = np.flatnonzero(~(below & above) & (room < self.buffer_bytes))
         changed = _Sets()
         changed.state, changed.part, changed.parts = state, sets.part, sets.parts
         changed.cost, changed.room = sets.cost, room
@@ -262,22 +277,30 @@ class _Builder:
             maker_in = column & MAKER > 0
             after = stream.levels.joined(block)[before]
             units = stream.levels.units
+            waiting = bool(left - {stream.maker})
             size, unit = stream.size, stream.unit_bytes
-            if stream.maker == block:  # its other readers are still to be decided
-                cost += size
+            if stream.maker == block:
+                hole |= column & ABOVE > 0
+                cost -= np.where(before > 0, size, 0)  # no longer read from outside
+                if stream.forced or waiting:
+                    cost += size
+                else:
+                    cost += np.where(column & SPILLED, size, 0)
                 if not stream.overwritten:
-                    room += unit * np.maximum(units[after], 1)
+                    room += unit * (np.maximum(units[after], 1) - units[before])
+                elif not waiting:
+                    room += np.where(before > 0, 0, unit)
                 mark = MAKER
             else:
                 hole |= column & BELOW > 0
                 cost += np.where((before == 0) & ~maker_in, size, 0)
-                if not stream.forced and not left:
+                if not stream.forced and not waiting:
                     cost -= np.where(maker_in & (column & SPILLED == 0), size, 0)
                 if not stream.overwritten:
                     held = np.maximum(units[before], maker_in)
                     room += unit * (units[after] - held).clip(0)
                 mark = 0
-            state[slot] = (column & FLAGS) | mark | (after << LEVEL).astype(np.uint8)
+            state[slot] = (column & 15) | mark | (after << LEVEL).astype(np.uint8)
         keep = np.flatnonzero(~hole & (room < self.buffer_bytes))
         changed = _Sets()
         changed.state, changed.cost, changed.room = state, cost, room
@@ -290,7 +313,8 @@ class _Builder:
 def _connect(sets: _Sets, block: int, views: Views) -> None:
     """Merge the parts of each set that ``block``, which has joined, is connected to.
 
-    A part is numbered at the tensors through which it can still grow.
+    A part is numbered at the tensors through which it can still grow. Readers of a tensor whose
+    maker is undecided count as connected: the maker may join.
     """
     part = sets.part
     fresh = np.uint8(255)
@@ -302,8 +326,8 @@ def _connect(sets: _Sets, block: int, views: Views) -> None:
             if has.any():
                 part[(part == parts) & has] = fresh
                 merged += has
-    for stream, slot, _ in views:
-        if stream.maker == block:
+    for stream, slot, left in views:
+        if left and (stream.maker == block or stream.maker in left):
             part[slot] = fresh
     sets.parts = sets.parts - merged + 1
 
@@ -316,10 +340,12 @@ def _normalise(sets: _Sets, stream: Stream, slot: int, left: set[int]) -> None:
         sets.part[slot] = 0
         return
     maker_in = column & MAKER > 0
-    level = stream.levels.seen(left & stream.readers)[column >> LEVEL]
-    # Readers that are out matter only if the maker is in.
-    flags = column & np.where(maker_in, MAKER | SPILLED, BELOW).astype(np.uint8)
-    sets.part[slot] = np.where(maker_in, sets.part[slot], 0)
+    level = stream.levels.seen(left & (stream.readers | {stream.maker}))[column >> LEVEL]
+    flags = column & (MAKER | SPILLED | BELOW | ABOVE)
+    if stream.maker not in left:
+        # The maker is decided: readers that are out matter only if it is in.
+        flags = np.where(maker_in, flags & (MAKER | SPILLED), flags & BELOW)
+        sets.part[slot] = np.where(maker_in, sets.part[slot], 0)
     if stream.forced:
         flags = flags & ~np.uint8(SPILLED)
     sets.state[slot] = flags | (level << LEVEL).astype(np.uint8)
@@ -339,7 +365,7 @@ def _forget_levels(sets: _Sets, streams: Sequence[Stream], slots: Mapping[int, i
         read, maker_in = level > 0, column & MAKER > 0
         held = np.maximum(units[level], maker_in) - np.maximum(units[lowest], maker_in)
         sets.room = sets.room - np.where(read, stream.unit_bytes * held, 0)
-        sets.state[slot] = np.where(read, (column & FLAGS) | np.uint8(lowest << LEVEL), column)
+        sets.state[slot] = np.where(read, (column & 15) | np.uint8(lowest << LEVEL), column)
 
 
 def _alive(sets: _Sets) -> Ints:

@@ -43,11 +43,12 @@ class LegalPricing:
         self._proved = -MOST  # by the best prices, in 1/FINE bytes
 
     def run(self, prices: Ints) -> tuple[Ints, list[int]]:
-        """The least ``F_D - prices`` of legal groups per first block, and groups that undercut.
+        """The least ``F_D - prices`` of legal groups per first block, and some that undercut.
 
         Where too many sets undercut the prices by more than any group that is known to be legal, or
         the prices can prove no more than others before, what is known of these: the result is a
-        bound, if not the least.
+        bound, if not the least. In the former case the sets that it comes from are found as well,
+        legal or not.
 
         Raises:
             OutOfWork: at a limit.
@@ -72,6 +73,9 @@ class LegalPricing:
                     least[home] = min(least[home], reduced)
                 lowest = np.where(asked, np.minimum(least, reach + 1), least)
                 break
+        else:
+            if asked.any():
+                undercut.update(dict.fromkeys(each.mask for each in found))
         self._proved = max(self._proved, int(prices.sum()) + int(lowest.sum()))
         return lowest, [*undercut]
 
