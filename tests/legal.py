@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from random import Random
 
+import numpy as np
+
 from tests.brute import brute_force
 from tests.graphs import random_graph, with_order
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_connected, topological_order
 from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.wide.legal_groups import list_groups
+from torch_getfuse.partition.wide.relaxation import FINE
 
 
 def random_problem(
@@ -44,6 +48,19 @@ def assert_brackets(problem: FusionProblem, found: SearchResult, optimum: int) -
     """A legal plan and a bound with the optimum between them."""
     assert problem.unavoidable <= found.lower_bound_bytes <= optimum <= found.dram_bytes
     assert_legal(problem, found.groups)
+
+
+def least_reduced(
+    problem: FusionProblem, prices: np.ndarray, order: Sequence[int]
+) -> dict[int, int]:
+    """Per block the least reduced cost of the legal groups that begin with it, or 0."""
+    least = dict.fromkeys(range(len(problem.blocks)), 0)
+    for group in list_groups(problem).groups:
+        members = [k for k, block in enumerate(problem.blocks) if block & group]
+        home = min(members, key=order.index)
+        reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
+        least[home] = min(least[home], reduced)
+    return least
 
 
 def single(problem: FusionProblem) -> SearchResult:

@@ -47,7 +47,7 @@ def plan_graph(graph: OpGraph, options: Options, work: Work | None = None) -> Pa
             without an explainer), or for options that ``options.plan`` was not made for.
         Interrupted: for a ``KeyboardInterrupt``, with the best plan by then.
     """
-    work = work or Work()
+    work = Work() if work is None else work
     given = given_plan(options)
     if given is not None:
         given.check_graph(graph)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import random_problem, single, with_optima
+from tests.legal import least_reduced, random_problem, single, with_optima
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -20,7 +20,6 @@ from torch_getfuse.partition.wide import group_automaton as automaton
 from torch_getfuse.partition.wide.block_prices import prove
 from torch_getfuse.partition.wide.group_automaton import Automaton
 from torch_getfuse.partition.wide.group_columns import Columns
-from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork
@@ -272,13 +271,7 @@ def test_no_legal_group_undercuts_the_prices_of_legal_groups(
         legal = LegalPricing(columns, pricing)
         prices = random_prices(rng, problem)
         shortfall, undercut = legal.run(prices)
-        order = pricing.automaton.skeleton.order
-        least = dict.fromkeys(range(len(problem.blocks)), 0)
-        for group in list_groups(problem).groups:
-            members = [k for k, block in enumerate(problem.blocks) if block & group]
-            home = min(members, key=order.index)
-            reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
-            least[home] = min(least[home], reduced)
+        least = least_reduced(problem, prices, pricing.automaton.skeleton.order)
         if labels:
             for group in undercut:
                 assert problem.evaluator.valid(group)

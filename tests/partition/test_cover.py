@@ -16,6 +16,7 @@ from tests.legal import (
     assert_brackets,
     assert_legal,
     assert_runs_in_order,
+    least_reduced,
     random_problem,
     single,
     with_optima,
@@ -125,17 +126,11 @@ def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.Monke
         found = cover(problem, single(problem), most=3)
         assert_brackets(problem, found, optimum)
         proved += found.lower_bound_bytes == found.dram_bytes
-        groups = list_groups(problem).groups
         automaton = group_automaton.Automaton.of(problem)
         assert automaton is not None
         prices = FINE * Columns(problem).costs(problem.blocks)
         shortfall, _ = Pricing(automaton).run(prices)
-        least = dict.fromkeys(range(len(problem.blocks)), 0)
-        for group in groups:
-            members = [k for k, block in enumerate(problem.blocks) if block & group]
-            first = min(members, key=Pricing(automaton).place.__getitem__)
-            reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
-            least[first] = min(least[first], reduced)
+        least = least_reduced(problem, prices, automaton.skeleton.order)
         assert all(shortfall[k] <= value for k, value in least.items())
         lower += any(shortfall[k] < value for k, value in least.items())
     assert proved > 50

@@ -202,10 +202,11 @@ def _narrow_order(
                 new = True
         return count + new - sum(signatures[one] == times for one, times in closed.items())
 
-    unmade = [0] * len(touches)  # tensors that a block reads and whose makers are not ordered yet
-    for stream in streams:
-        if stream.maker >= 0 and producers_first:
-            for reader in stream.blocks - {stream.maker}:
+    unmade = [0] * len(touches)  # tensors that a block has to wait for
+    makers = [stream.maker if producers_first else -1 for stream in streams]
+    for stream, maker in zip(streams, makers, strict=True):
+        if maker >= 0:
+            for reader in stream.blocks - {maker}:
                 unmade[reader] += 1
     while waiting:
         ready = [block for block in front if not unmade[block]]
@@ -222,7 +223,7 @@ def _narrow_order(
                     del signatures[look(t)]
             undecided_blocks[t].discard(block)
             behind[t].append(block)
-            if streams[t].maker == block and producers_first:
+            if makers[t] == block:
                 for reader in undecided_blocks[t]:
                     unmade[reader] -= 1
             if undecided_blocks[t]:

@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix, hstack, identity
 
 from torch_getfuse.partition.problem import SearchResult
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
-from torch_getfuse.partition.wide.relaxation import FINE, MOST
+from torch_getfuse.partition.wide.relaxation import FINE, MOST, proved_by
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -227,7 +227,7 @@ class _Ascent:
         shortfall, undercut = self.oracle.run(prices)
         undercut = [group for group in undercut if group not in self.single]
         self.seen.update(dict.fromkeys(undercut))
-        proved = sum(prices.tolist()) + sum(shortfall.tolist())  # beyond 64 bits for huge sizes
+        proved = proved_by(prices, shortfall)
         if proved > self.level:
             self.level, self.prices, self.lowered = proved, prices, prices + shortfall
             self.bound = max(self.bound, self.columns.bound(proved))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.near_sets import NONE, NearSets, is_legal, near_sets
-from torch_getfuse.partition.wide.relaxation import MOST, Pricing, Undercutting
+from torch_getfuse.partition.wide.relaxation import MOST, Pricing, Undercutting, proved_by
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,22 +61,21 @@ class LegalPricing:
                 undercut[mask] = None
                 least[home] = min(least[home], reduced)
         asked = lowest < least
-        if int(prices.sum()) + int(least.sum()) < self._proved:  # whatever else is not legal
-            return lowest, [*undercut]
-        for parts in PARTS if asked.any() else ():
-            # What lies nearer to the lowest is more often too large.
-            reach = np.where(asked, lowest + (least - lowest) // parts - 1, NONE)
-            near = near_sets(self.columns, self.pricing, prices, reach, LABELS)
-            if near is not None:
-                for home, reduced, mask in self._legal(near, prices):
-                    undercut[mask] = None
-                    least[home] = min(least[home], reduced)
-                lowest = np.where(asked, np.minimum(least, reach + 1), least)
-                break
-        else:
-            if asked.any():
+        # Prices that prove no more than others, even if no other set is legal, are asked nothing.
+        if asked.any() and proved_by(prices, least) >= self._proved:
+            for parts in PARTS:
+                # What lies nearer to the lowest is more often too large.
+                reach = np.where(asked, lowest + (least - lowest) // parts - 1, NONE)
+                near = near_sets(self.columns, self.pricing, prices, reach, LABELS)
+                if near is not None:
+                    for home, reduced, mask in self._legal(near, prices):
+                        undercut[mask] = None
+                        least[home] = min(least[home], reduced)
+                    lowest = np.where(asked, np.minimum(least, reach + 1), least)
+                    break
+            else:
                 undercut.update(dict.fromkeys(each.mask for each in found))
-        self._proved = max(self._proved, int(prices.sum()) + int(lowest.sum()))
+        self._proved = max(self._proved, proved_by(prices, lowest))
         return lowest, [*undercut]
 
     def _legal(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:

@@ -304,6 +304,12 @@ class Pricing:
         return mask
 
 
+def proved_by(prices: Ints, shortfall: Ints) -> int:
+    """What prices prove of any plan, in 1/FINE bytes; beyond 64 bits for huge sizes."""
+    proved: int = sum(prices.tolist()) + sum(shortfall.tolist())
+    return proved
+
+
 def followed(labels: Ints, kept: Ints) -> Ints:
     """Labels that are kept, a column each, and nothing, which what follows none adds to."""
     found = np.zeros((len(labels), len(kept) + 1), np.int64)
