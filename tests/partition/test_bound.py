@@ -17,8 +17,9 @@ from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide import block_prices, legal_pricing
 from torch_getfuse.partition.wide import group_automaton as automaton
+from torch_getfuse.partition.wide.automaton import NO_BLOCK, Automaton, packed, renumbered
 from torch_getfuse.partition.wide.block_prices import prove
-from torch_getfuse.partition.wide.group_automaton import Automaton
+from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
@@ -31,7 +32,7 @@ def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
 
 
 def pricing_of(problem: FusionProblem, most: int = 8000) -> Pricing:
-    automaton = Automaton.of(problem)
+    automaton = line_automaton(problem)
     assert automaton is not None
     return Pricing(automaton, most)
 
@@ -80,18 +81,18 @@ def room_of(automaton: Automaton, group: int) -> int | None:
     """What the automaton counts for a set in all; ``None`` if it knows no such set."""
     blocks = automaton.problem.blocks
     joins = [
-        layer.block < len(blocks) and bool(blocks[layer.block] & group)
-        for layer in automaton.layers
+        layer.block != NO_BLOCK and bool(blocks[layer.block] & group) for layer in automaton.layers
     ]
     last = max(k for k, in_ in enumerate(joins) if in_)
     state = room = 0
     for layer, in_ in zip(automaton.layers[:last], joins[:last], strict=True):
-        room += int((layer.room if in_ else layer.leave_room)[state])
-        state = int((layer.join if in_ else layer.leave)[state])
+        to, added = list(layer.steps())[in_]
+        room += int(added[state])
+        state = int(to[state])
         if state < 0:
             return None
-    layer = automaton.layers[last]
-    return room + int(layer.last_room[state]) if layer.ends[state] else None
+    (join,) = automaton.layers[last].joins
+    return room + int(join.last_room[state]) if join.ends[state] else None
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -101,7 +102,7 @@ def test_the_automaton_counts_between_floor_and_buffer(seed: int) -> None:
     counted = 0
     for _ in range(120):
         problem = random_problem(rng, rng.randint(2, 8), merge=rng.random() < 0.5)
-        automaton = Automaton.of(problem)
+        automaton = line_automaton(problem)
         assert automaton is not None
         scheme = problem.evaluator.scheme
         for choice in range(1, 1 << len(problem.blocks)):
@@ -129,7 +130,7 @@ def test_sets_have_the_shortfall_that_is_claimed() -> None:
         shortfall, sets = found
         place = {b: k for k, b in enumerate(pricing.automaton.skeleton.order)}
         least: dict[int, int] = {}
-        for group in sets:
+        for group in (each.mask for each in sets):
             inside = [k for k, block in enumerate(problem.blocks) if block & group]
             cost = problem.evaluator.scheme.dram(group, 0).total * FINE
             first = min(inside, key=place.__getitem__)
@@ -160,12 +161,12 @@ def test_sets_fit_where_rooms_are_rounded() -> None:
         prices = random_prices(rng, problem)
         found = pricing_of(problem, most=1).run(prices)
         assert found is not None
-        for group in found[1]:
+        for group in (each.mask for each in found[1]):
             # Prices by which this set is the cheapest of all that there are.
             inside = np.array([bool(block & group) for block in problem.blocks])
             exact = pricing_of(problem).run(np.where(inside, 1, -1) * (FINE << 24))
             assert exact is not None
-            assert group in exact[1]
+            assert group in {each.mask for each in exact[1]}
             seen += 1
     assert seen > 100
 
@@ -174,7 +175,7 @@ def test_expired() -> None:
     problem = random_problem(Random(1), 6)
     work, pricing = problem.evaluator.work, pricing_of(problem)
     with work.within(0), pytest.raises(OutOfWork):
-        Automaton.of(problem)
+        line_automaton(problem)
     with work.within(0), pytest.raises(OutOfWork):
         pricing.run(random_prices(Random(1), problem))
 
@@ -184,7 +185,7 @@ def test_lbdf_only() -> None:
     build.conv(build.input((1, 1, 4, 4)), 1)
     problem = FusionProblem(Evaluator(make_scheme("brr", build.graph(), "line", 1, 1), 1 << 20))
     with pytest.raises(OptionError, match="lbdf"):
-        Automaton.of(problem)
+        line_automaton(problem)
 
 
 def test_columns_cost_what_groups_cost() -> None:
@@ -273,7 +274,7 @@ def test_no_legal_group_undercuts_the_prices_of_legal_groups(
         shortfall, undercut = legal.run(prices)
         least = least_reduced(problem, prices, pricing.automaton.skeleton.order)
         if labels:
-            for group in undercut:
+            for group in (each.mask for each in undercut):
                 assert problem.evaluator.valid(group)
                 assert is_connected(group, problem.near)
         assert all(shortfall[k] <= value for k, value in least.items())
@@ -316,24 +317,24 @@ def test_too_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(automaton, "FIRST_STATES", 3)
     monkeypatch.setattr(automaton, "EXACT_STATES", 3)
     monkeypatch.setattr(automaton, "MOST_STATES", 3)
-    assert Automaton.of(random_problem(Random(2), 8)) is None
+    assert line_automaton(random_problem(Random(2), 8)) is None
 
 
 def test_states_are_told_apart_however_many_words_they_take() -> None:
     rng = np.random.default_rng(7)
     for rows, highest in ((0, 1), (3, 0), (5, 1), (20, 15), (40, 255)):
         states = rng.integers(0, highest + 1, (rows, 60), np.uint8)[:, rng.integers(0, 60, 200)]
-        words = automaton._packed(states)
+        words = packed(states, 200)
         as_bytes = [bytes(column[::-1]) for column in states.T]
         assert np.lexsort(words).tolist() == sorted(range(200), key=as_bytes.__getitem__)
-        packed = {tuple(int(word[k]) for word in words) for k in range(200)}
-        assert len(packed) == len(set(as_bytes))
+        keys = {tuple(int(word[k]) for word in words) for k in range(200)}
+        assert len(keys) == len(set(as_bytes))
 
 
 def test_parts_are_numbered_by_their_first_tensors() -> None:
     rng = np.random.default_rng(8)
     part = rng.choice(np.array([0, 1, 2, 3, 255], np.uint8), (6, 300))
-    numbered, count = automaton._renumbered(part)
+    numbered, count = renumbered(part)
     for before, after, most in zip(part.T, numbered.T, count, strict=True):
         first = dict.fromkeys(before[before > 0].tolist())
         number = {old: k + 1 for k, old in enumerate(first)}

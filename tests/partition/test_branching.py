@@ -21,7 +21,7 @@ from torch_getfuse.partition.wide import branching
 from torch_getfuse.partition.wide.block_prices import prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.cycles import find_cycles, split_cycles
-from torch_getfuse.partition.wide.group_automaton import Automaton
+from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.near_sets import NONE, NearSets, near_sets
@@ -178,7 +178,7 @@ def test_near_sets_are_all_within_reach_of_prices() -> None:
     some = fewer = 0
     for _ in range(60):
         problem = random_problem(rng, rng.randint(2, 8))
-        automaton = Automaton.of(problem) if problem.blocks else None
+        automaton = line_automaton(problem) if problem.blocks else None
         if automaton is None:
             continue
         columns, pricing = Columns(problem), Pricing(automaton)

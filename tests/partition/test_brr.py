@@ -419,7 +419,7 @@ def chosen(brr: Brr, mask: int, size: int) -> tuple[int, int] | None:
 
     ``None`` where the group has no common rate, or no choice fits.
     """
-    graph, demand = brr.graph, brr._demand
+    graph, demand = brr.graph, brr.demand
     sinks = sum(1 << i for i in bits(mask) if not graph.readers[i] & mask)
     found = demand.of(mask, sinks)
     if found is None or any(demand.rateless[i] & mask for i in bits(mask)):
@@ -432,12 +432,12 @@ def chosen(brr: Brr, mask: int, size: int) -> tuple[int, int] | None:
         need = line = 0
         held: dict[str, tuple[int, int]] = {}
         for i in bits(mask):
-            local = bool(brr._local >> i & 1)
+            local = bool(brr.local >> i & 1)
             if i not in full:
                 some = any(full[k] for k in bits(graph.makers[i] & mask))
                 full[i] = some if local else not some
             if not local:
-                row = (brr._row_full if full[i] else brr._row_some)[i]
+                row = (brr.row_full if full[i] else brr.row_some)[i]
                 need += found.rows[i] * row
                 line += math.ceil(found.rates[i]) * row
             if i in first and (local or not full[i]):

@@ -66,7 +66,7 @@ def test_in_any_order_between_bound_and_enumeration(monkeypatch: pytest.MonkeyPa
 def test_many_branches_that_meet_are_decided_in_any_order() -> None:
     """Producers first, all of them stay open until they meet: more states than are allowed."""
     problem = branches(22)
-    automaton = group_automaton.Automaton.of(problem)
+    automaton = group_automaton.line_automaton(problem)
     assert automaton is not None
     skeleton = automaton.skeleton
     place = {block: k for k, block in enumerate(skeleton.order)}
@@ -101,15 +101,15 @@ def test_prices_of_legal_groups_raise_the_bound_where_near_sets_are_too_many(
 
 def test_rooms_are_rounded_as_little_as_will_do() -> None:
     """Whatever is tried first."""
-    automaton = group_automaton.Automaton.of(branches(4))
+    automaton = group_automaton.line_automaton(branches(4))
     assert automaton is not None
     pricing = Pricing(automaton, most=40)
     rng = np.random.default_rng(0)
-    state, rooms = np.repeat(np.arange(4), 150), rng.integers(0, pricing.buffer_bytes, 600)
+    state, rooms = np.repeat(np.arange(4), 150), rng.integers(0, pricing.limit, 600)
     found = []
     for guess in (0, 1, 2, 7):
         room, left, doublings = pricing._rounded(state, -rooms, rooms, np.arange(600), guess)
-        step = max(1, pricing.buffer_bytes // 256) << doublings
+        step = max(1, pricing.limit // 256) << doublings
         assert (room == rooms // step * step).all()
         assert len(left) <= 40
         found.append((doublings, left.tolist()))
@@ -126,7 +126,7 @@ def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.Monke
         found = cover(problem, single(problem), most=3)
         assert_brackets(problem, found, optimum)
         proved += found.lower_bound_bytes == found.dram_bytes
-        automaton = group_automaton.Automaton.of(problem)
+        automaton = group_automaton.line_automaton(problem)
         assert automaton is not None
         prices = FINE * Columns(problem).costs(problem.blocks)
         shortfall, _ = Pricing(automaton).run(prices)
@@ -260,7 +260,7 @@ def test_labels_are_compared_alike_whatever_their_costs(cost: int) -> None:
     for size in (1, 2, 40, 300):
         state, value = np.sort(rng.integers(0, 9, size)), rng.integers(-9, 9, size)
         room = rng.integers(0, 20, size)
-        pricing.buffer_bytes = 20
+        pricing.limit = 20
         few = pricing._undominated(state, value, room)
-        pricing.buffer_bytes = 1 << 60
+        pricing.limit = 1 << 60
         assert pricing._undominated(state, value * (cost // 9), room).tolist() == few.tolist()

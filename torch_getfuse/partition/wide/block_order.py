@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -111,12 +111,19 @@ class Skeleton:
             streams.append(
                 Stream(size, unit, maker, blocks, frozenset(widths), levels, forced, over)
             )
-        order = _narrow_order(streams, touches, problem.evaluator.work, producers_first=True)
+        first = [
+            (stream.maker, reader)
+            for stream in streams
+            for reader in stream.blocks
+            if 0 <= stream.maker != reader
+        ]
+        together = [stream.blocks for stream in streams]
+        order = narrow_order(together, touches, first, problem.evaluator.work)
         return cls(tuple(streams), tuple(map(tuple, touches)), tuple(room), tuple(traffic), order)
 
     def in_any_order(self, work: Work) -> Skeleton:
         """The same in an order that keeps fewer streams open, whichever block comes first."""
-        order = _narrow_order(self.streams, self.touches, work, producers_first=False)
+        order = narrow_order([stream.blocks for stream in self.streams], self.touches, (), work)
         return replace(self, order=order)
 
     def classes(self, radius: int) -> npt.NDArray[np.int64]:
@@ -134,7 +141,7 @@ class Skeleton:
             )
             constants = (self.room[block], self.traffic[block]) if block < fusable else ()
             features.append((constants, tuple(streams)))
-        numbering = _numbered(features)
+        numbering = numbered(features)
         for _ in range(radius):
             features = []
             for block, numbers in enumerate(self.touches):
@@ -147,7 +154,7 @@ class Skeleton:
                     elif stream.maker >= 0:
                         neighbours.append((0, numbering[stream.maker]))
                 features.append((numbering[block], tuple(sorted(neighbours))))
-            numbering = _numbered(features)
+            numbering = numbered(features)
         return np.unique(np.array(numbering[:fusable], np.int64), return_inverse=True)[1]
 
 
@@ -165,23 +172,30 @@ def _together(
     return units_together
 
 
-def _numbered(objects: Sequence[object]) -> list[int]:
+def numbered(objects: Sequence[object]) -> list[int]:
     """Number the objects by first occurrence; equal objects get equal numbers."""
     numbers: dict[object, int] = {}
     return [numbers.setdefault(item, len(numbers)) for item in objects]
 
 
-def _narrow_order(
-    streams: Sequence[Stream], touches: Sequence[Sequence[int]], work: Work, producers_first: bool
+def narrow_order(
+    streams: Sequence[Collection[int]],
+    touches: Sequence[Sequence[int]],
+    first: Iterable[tuple[int, int]],
+    work: Work,
 ) -> tuple[int, ...]:
     """Order all blocks greedily: next comes the block that leaves the fewest undecided facts.
 
-    ``producers_first``: of those whose producers have all come.
-
     These are what a state of the automaton must distinguish: an open tensor of which only one
     block is ordered yet is determined by that block, so several tensors of one block count once.
+
+    Args:
+        streams: per tensor, its blocks.
+        touches: per block, the numbers of its tensors.
+        first: pairs of blocks of which the former comes first.
+        work: counts the steps.
     """
-    undecided_blocks = [set(stream.blocks) for stream in streams]
+    undecided_blocks = [set(blocks) for blocks in streams]
     behind: list[list[int]] = [[] for _ in streams]
     signatures: Counter[int] = Counter()  # open tensors: their only block, or -1 - tensor
     front: set[int] = set()
@@ -202,20 +216,21 @@ def _narrow_order(
                 new = True
         return count + new - sum(signatures[one] == times for one, times in closed.items())
 
-    unmade = [0] * len(touches)  # tensors that a block has to wait for
-    makers = [stream.maker if producers_first else -1 for stream in streams]
-    for stream, maker in zip(streams, makers, strict=True):
-        if maker >= 0:
-            for reader in stream.blocks - {maker}:
-                unmade[reader] += 1
+    waits_for = [0] * len(touches)  # blocks that have to come before it
+    releases: list[list[int]] = [[] for _ in touches]
+    for one, other in first:
+        waits_for[other] += 1
+        releases[one].append(other)
     while waiting:
-        ready = [block for block in front if not unmade[block]]
-        ready = ready or [next(block for block in waiting if not unmade[block])]
+        ready = [block for block in front if not waits_for[block]]
+        ready = ready or [next(block for block in waiting if not waits_for[block])]
         block = min(ready, key=lambda b: (undecided(b), b))
         work.add(_CHOSEN + _TRIED * len(ready))
         order.append(block)
         del waiting[block]
         front.discard(block)
+        for other in releases[block]:
+            waits_for[other] -= 1
         for t in touches[block]:
             if behind[t]:
                 signatures[look(t)] -= 1
@@ -223,9 +238,6 @@ def _narrow_order(
                     del signatures[look(t)]
             undecided_blocks[t].discard(block)
             behind[t].append(block)
-            if makers[t] == block:
-                for reader in undecided_blocks[t]:
-                    unmade[reader] -= 1
             if undecided_blocks[t]:
                 signatures[look(t)] += 1
                 front |= undecided_blocks[t]

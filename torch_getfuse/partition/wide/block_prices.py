@@ -28,7 +28,7 @@ from scipy.sparse import csr_matrix, hstack, identity
 
 from torch_getfuse.partition.problem import SearchResult
 from torch_getfuse.partition.wide.group_columns import Columns, minimum
-from torch_getfuse.partition.wide.relaxation import FINE, MOST, proved_by
+from torch_getfuse.partition.wide.relaxation import FINE, MOST, Undercutting, proved_by
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -53,7 +53,7 @@ class Oracle(Protocol):
         """A number per block; each group is assigned to its block with the least number."""
         ...
 
-    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+    def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
         """Per block ``m <= 0``, in 1/:data:`FINE` bytes, and sets that undercut the prices.
 
         ``F_D - prices`` of each legal group is at least ``m`` of the block it is assigned to.
@@ -224,8 +224,10 @@ class _Ascent:
 
     def _try(self, prices: Ints) -> list[int]:
         """The sets that undercut ``prices``; keeps the prices if they prove more than the best."""
-        shortfall, undercut = self.oracle.run(prices)
-        undercut = [group for group in undercut if group not in self.single]
+        shortfall, found = self.oracle.run(prices)
+        found = [each for each in found if each.mask not in self.single]
+        self.columns.learn(found)
+        undercut = [each.mask for each in found]
         self.seen.update(dict.fromkeys(undercut))
         proved = proved_by(prices, shortfall)
         if proved > self.level:

@@ -86,6 +86,7 @@ class Branching:
         every = np.arange(len(self.near))
         single = np.flatnonzero(np.diff(self.near.rows.indptr) == 1)  # blocks alone are legal
         active = np.union1d(single, self.near.numbers(self.used))
+        active = active[[self.near.legal(k) for k in active]]
         serial = count()
         waiting = [_Node(self.level, next(serial), every, active)]
         while waiting and waiting[0].level < self.cost * FINE:
@@ -158,7 +159,7 @@ class Branching:
             reduced = near.reduced(alive, prices)
             fresh, legal = self._undercutting(alive, reduced, active)
             alive = alive[legal]
-            prices += near.shortfall(alive, reduced[legal])
+            prices += near.shortfall(alive, near.reduced(alive, prices))
             if sum(map(abs, prices.tolist())) >= MOST // 2:
                 raise OutOfWork("prices too large")
             proved = int(prices.sum())
@@ -189,9 +190,12 @@ class Branching:
         under = np.flatnonzero((reduced < 0) & ~np.isin(alive, active, assume_unique=True))
         fresh: list[int] = []
         for k in under[_in_turn(self.near.first[alive[under]], reduced[under])].tolist():
-            legal[k] = self.near.legal(alive[k])
-            if legal[k]:
-                fresh.append(int(alive[k]))
+            number = int(alive[k])
+            cost = int(self.near.costs[number])
+            legal[k] = self.near.legal(number)
+            more = int(self.near.costs[number]) - cost  # which may be known only now
+            if legal[k] and reduced[k] + FINE * more < 0:
+                fresh.append(number)
                 if len(fresh) == ADDED:
                     break
         return np.array(fresh, np.int64), legal

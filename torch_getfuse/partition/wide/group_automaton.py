@@ -1,35 +1,35 @@
-"""All sets of blocks that may be groups, as paths through a layered automaton.
+"""The automaton of LBDF: all sets of blocks whose floor of ``F_b`` fits the buffer.
 
-The blocks are decided one by one, in an order that keeps few tensors open (:mod:`block_order`):
-each joins a set or stays out. A *state* is everything about a set that affects later blocks: which
-open tensors it makes, reads or spills, and which of its parts can still be connected. The state
-alone determines how joining or staying out changes ``F_D`` and the floor of ``F_b``; so every set
-that can become a legal group is a path from the empty state to one of the *ends*, where the last
-block joins and the set is connected. The automaton does not depend on prices, so it is built once
-per problem.
-
-A forward pass builds the states and keeps the least room of each, so that states that no set
-reaches within the buffer are omitted; a backward pass removes states that cannot end within the
-buffer and merges states with the same future. ``docs/exact-search.md`` section 5 has the proofs.
+The blocks are decided in an order that keeps few tensors open (:mod:`block_order`). A state says
+which open tensors a set makes, reads or spills, and which of its parts can still be connected. A
+forward pass builds the states and keeps the least room of each, so that states that no set reaches
+within the buffer are omitted; the backward pass is :func:`.fewer_states`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.automaton import (
+    NO_BLOCK,
+    Automaton,
+    Join,
+    Layer,
+    distinct,
+    fewer_states,
+    packed,
+    renumbered,
+)
 from torch_getfuse.partition.wide.block_order import Skeleton, Stream
 from torch_getfuse.partition.work import Work
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
-Flags = npt.NDArray[np.bool_]
 
 MAKER, SPILLED, BELOW, ABOVE, LEVEL = 1, 2, 4, 8, 4
 """Flags of a tensor with respect to a set: its maker is in; some reader is out; its maker is out
@@ -44,83 +44,36 @@ EXACT_STATES, MOST_STATES = 400_000, 2_000_000
 
 FORGET = 250  # states before a block with more of which levels are forgotten
 
-NEVER = 1 << 60  # room of a state that cannot end
-
 _BLOCK = 250  # steps counted per block
-_CELLS, _STATES = 9, 4  # entries of the table of states, and states, per further step
+_CELLS = 9  # entries of the table of states per further step
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One block's decision, per state before it; sizes in bytes.
+def line_automaton(problem: FusionProblem) -> Automaton | None:
+    """The automaton of an LBDF problem; ``None`` for too many states (:data:`MOST_STATES`).
 
-    Attributes:
-        block: position in the problem's blocks; for an unfusable operator, a position after them.
-        leave: state after the block stays out, -1 if it cannot.
-        leave_room: increase of the floor if it stays out.
-        join: state after the block joins, -1 if nothing can follow.
-        ends: whether the set with the block is connected, and may be a group.
-        cost, room: increase of ``F_D`` and of the floor if it joins.
-        last_room: increase of the floor if it joins and no further block does.
+    Producers are decided first: then all its sets are convex. With more than
+    :data:`FIRST_STATES` (many branches that meet in one block) it is built anew in an order
+    that keeps fewer tensors open. With more than :data:`EXACT_STATES` then, it forgets how much
+    of a tensor the readers hold: the floor of its sets is lower, and so is a bound.
+
+    Raises:
+        OptionError: for a scheme other than LBDF.
+        OutOfWork: if a limit on work is reached.
     """
-
-    block: int
-    leave: Ints
-    leave_room: Ints
-    join: Ints
-    ends: Flags
-    cost: Ints
-    room: Ints
-    last_room: Ints
-
-
-@dataclass(frozen=True)
-class Automaton:
-    """The sets of one problem.
-
-    Attributes:
-        problem: the problem; its scheme is LBDF.
-        skeleton: its blocks and tensors.
-        layers: the blocks and unfusable operators in the order of their decisions. State 0 of the
-            first is the empty set.
-        states: number of states.
-    """
-
-    problem: FusionProblem
-    skeleton: Skeleton
-    layers: tuple[Layer, ...]
-
-    @property
-    def states(self) -> int:
-        return sum(len(layer.leave) for layer in self.layers)
-
-    @classmethod
-    def of(cls, problem: FusionProblem) -> Automaton | None:
-        """The automaton of a problem; ``None`` if it has too many states (:data:`MOST_STATES`).
-
-        Producers are decided first: then all its sets are convex. With more than
-        :data:`FIRST_STATES` (many branches that meet in one block) it is built anew in an order
-        that keeps fewer tensors open. With more than :data:`EXACT_STATES` then, it forgets how much
-        of a tensor the readers hold: the floor of its sets is lower, and so is a bound.
-
-        Raises:
-            OptionError: for a scheme other than LBDF.
-            OutOfWork: if a limit on work is reached.
-        """
-        evaluator = problem.evaluator
-        skeleton = Skeleton.of(problem)
+    evaluator = problem.evaluator
+    skeleton = Skeleton.of(problem)
+    builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
+    layers = builder.layers(evaluator.work, FIRST_STATES)
+    if layers is None:
+        skeleton = skeleton.in_any_order(evaluator.work)
         builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
-        layers = builder.layers(evaluator.work, FIRST_STATES)
-        if layers is None:
-            skeleton = skeleton.in_any_order(evaluator.work)
-            builder = _Builder(skeleton, len(problem.blocks), evaluator.buffer_bytes)
-            layers = builder.layers(evaluator.work, EXACT_STATES)
-        if layers is None:
-            layers = builder.layers(evaluator.work, MOST_STATES, FORGET)
-        if layers is None:
-            return None
-        fewer = _fewer_states(layers, evaluator.buffer_bytes, evaluator.work)
-        return cls(problem, skeleton, tuple(fewer))
+        layers = builder.layers(evaluator.work, EXACT_STATES)
+    if layers is None:
+        layers = builder.layers(evaluator.work, MOST_STATES, FORGET)
+    if layers is None:
+        return None
+    limit = evaluator.buffer_bytes
+    return Automaton(problem, skeleton, fewer_states(layers, limit, evaluator.work), limit)
 
 
 class _Sets:
@@ -222,7 +175,8 @@ class _Builder:
             leave, join = np.full((2, size), -1, np.int64)
             leave[out], join[in_] = state[: len(out)], state[len(out) :]
             sets = after.take(kept)
-            layers.append(Layer(block, leave, leave_room, join, ends, cost, room, last_room))
+            joins = (Join(join, ends, cost, room, last_room),) if block < self.fusable else ()
+            layers.append(Layer(block if joins else NO_BLOCK, leave, leave_room, joins))
         return layers
 
     def _overwritten_outside(
@@ -382,24 +336,11 @@ def _alive(sets: _Sets) -> Ints:
         ordered = (many[1:] <= highest[:-1] + np.uint8(1)).all(axis=0) & (many[0] <= 1)
         count = highest[-1].astype(np.int64)
         others = np.flatnonzero(~ordered)
-        many[:, others], count[others] = _renumbered(many[:, others])
+        many[:, others], count[others] = renumbered(many[:, others])
         sets.part[:, several] = many
         alive[several] = count == sets.parts[several]
     alive[0] = True
     return np.flatnonzero(alive)
-
-
-def _renumbered(part: Bytes) -> tuple[Bytes, Ints]:
-    """The parts of each set numbered from 1 up by their first tensors, and how many there are."""
-    fresh = np.zeros_like(part)
-    count = np.zeros(part.shape[1], np.int64)
-    for row, first in zip(part, fresh, strict=True):
-        new = (row > 0) & (first == 0)
-        if new.any():
-            count += new
-            same = (part == row) & new
-            fresh[:] = np.where(same, count.astype(np.uint8), fresh)
-    return fresh, count
 
 
 def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
@@ -407,92 +348,5 @@ def _distinct(sets: _Sets, alive: Ints) -> tuple[Ints, Ints]:
 
     The empty set is state 0: it alone touches no tensor, so its key is the least.
     """
-    keys = _packed(np.concatenate([sets.state[:, alive], sets.part[:, alive]]))
-    order = np.lexsort((sets.room[alive], *keys))
-    starts = np.zeros(len(order), bool)
-    starts[:1] = True
-    for key in keys:
-        ordered = key[order]
-        starts[1:] |= ordered[1:] != ordered[:-1]
-    state = np.full(len(sets.room), -1, np.int64)
-    state[alive[order]] = np.cumsum(starts) - 1
-    return alive[order[starts]], state
-
-
-def _packed(rows: Bytes) -> list[npt.NDArray[np.uint64]]:
-    """Columns of small numbers as few words each, the last of them the most significant."""
-    words = [np.zeros(rows.shape[1], np.uint64)]
-    used = 0
-    for row in rows:
-        width = int(row.max(initial=0)).bit_length()
-        if used + width > 64:
-            words.append(np.zeros(rows.shape[1], np.uint64))
-            used = 0
-        if width:
-            words[-1] |= row.astype(np.uint64) << np.uint64(used)
-        used += width
-    return words
-
-
-def _fewer_states(layers: list[Layer], buffer_bytes: int, work: Work) -> list[Layer]:
-    """The backward pass: removes states that cannot end, and merges states with the same future.
-
-    Two states of one layer with the same steps (same changes, to the same states) have the same
-    future; so each set keeps its cost, room and ends.
-    """
-    merged: list[Layer] = []
-    rooms_before = _least_rooms(layers)
-    state = np.zeros(0, np.int64)  # next layer: old state -> new, -1 for none
-    need = np.zeros(0, np.int64)  # next layer, by old state: least room up to an end
-    for layer, before in zip(reversed(layers), reversed(rooms_before), strict=True):
-        work.add(_BLOCK + len(before) // _STATES)
-        leave, join = layer.leave.copy(), layer.join.copy()
-        if not len(state):
-            leave[:], join[:] = -1, -1
-        can_leave, can_join = leave >= 0, join >= 0
-        out, in_ = (np.full(len(leave), NEVER) for _ in range(2))
-        out[can_leave] = need[leave[can_leave]] + layer.leave_room[can_leave]
-        in_[can_join] = need[join[can_join]] + layer.room[can_join]
-        ends = layer.ends & (before + layer.last_room < buffer_bytes)
-        leave = np.where(before + out < buffer_bytes, leave, -1)
-        join = np.where(before + in_ < buffer_bytes, join, -1)
-        leave[leave >= 0] = state[leave[leave >= 0]]
-        join[join >= 0] = state[join[join >= 0]]
-        joins = ends | (join >= 0)
-        rows = np.stack(
-            [
-                leave,
-                np.where(leave >= 0, layer.leave_room, 0),
-                join,
-                ends,
-                np.where(joins, layer.cost, 0),
-                np.where(joins, layer.room, 0),
-                np.where(ends, layer.last_room, 0),
-            ]
-        )
-        need = np.minimum(np.where(leave >= 0, out, NEVER), np.where(join >= 0, in_, NEVER))
-        need = np.minimum(need, np.where(ends, layer.last_room, NEVER))
-        useful = np.flatnonzero(need < NEVER)
-        order = useful[np.lexsort(rows[:, useful])]
-        starts = np.ones(len(order), bool)
-        starts[1:] = (rows[:, order[1:]] != rows[:, order[:-1]]).any(axis=0)
-        state = np.full(len(leave), -1, np.int64)
-        state[order] = np.cumsum(starts) - 1
-        kept = rows[:, order[starts]]
-        goes_out, room_out, comes_in, at_end, cost, room, last_room = kept
-        merged.append(
-            Layer(layer.block, goes_out, room_out, comes_in, at_end > 0, cost, room, last_room)
-        )
-    return merged[::-1]
-
-
-def _least_rooms(layers: list[Layer]) -> list[Ints]:
-    """Per layer and state, the least room of the sets that reach it."""
-    least = [np.zeros(1, np.int64)]
-    for layer, after in pairwise(layers):
-        room = np.full(len(after.leave), NEVER)
-        for target, added in ((layer.leave, layer.leave_room), (layer.join, layer.room)):
-            reached = target >= 0
-            np.minimum.at(room, target[reached], least[-1][reached] + added[reached])
-        least.append(room)
-    return least
+    rows = [*sets.state[:, alive], *sets.part[:, alive]]
+    return distinct(packed(rows, len(alive)), sets.room, alive)

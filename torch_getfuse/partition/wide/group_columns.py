@@ -16,7 +16,7 @@ from scipy.sparse import csc_matrix, csr_matrix, vstack
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.wide.relaxation import FINE, Undercutting
 from torch_getfuse.partition.work import Work
 
 Floats = npt.NDArray[np.float64]
@@ -108,6 +108,9 @@ class Columns:
         written = produced @ wanted - inner.astype(np.int64) @ self._sizes
         return np.asarray(members @ self._weights + read @ self._sizes + written, np.int64)
 
+    def learn(self, found: Sequence[Undercutting]) -> None:
+        """What an oracle found; it says nothing that is not known."""
+
     def matrix(self, groups: Sequence[int]) -> csc_matrix:
         """Incidence of blocks (rows) and groups (columns)."""
         numbers = self._numbers(groups)
@@ -122,6 +125,26 @@ class Columns:
         """Reduced cost of each group: ``F_D`` minus its blocks' prices, all in 1/FINE bytes."""
         reduced: Floats = self.costs(groups) * FINE - self.matrix(groups).T @ prices
         return reduced
+
+
+class FoundColumns(Columns):
+    """Columns of sets that need not be legal: they cost what an oracle said of them, the least."""
+
+    def __init__(self, problem: FusionProblem) -> None:
+        super().__init__(problem)
+        self._found: dict[int, int] = {}
+
+    def learn(self, found: Sequence[Undercutting]) -> None:
+        """Take the costs of sets from what an oracle found."""
+        for each in found:
+            cost = self._found[each.mask] = min(each.cost, self._found.get(each.mask, each.cost))
+            if each.mask in self._number:
+                self._costs[self._number[each.mask]] = cost
+
+    def _priced(self, groups: Sequence[int], members: csr_matrix) -> Ints:
+        dram, found = self.problem.evaluator.dram, self._found
+        costs = [found[group] if group in found else dram(group) for group in groups]
+        return np.array(costs, np.int64)
 
 
 def minimum(

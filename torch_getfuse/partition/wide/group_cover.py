@@ -24,12 +24,13 @@ from torch_getfuse.partition.exact.windows import windows
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
 from torch_getfuse.partition.wide.block_prices import Proof, prove
 from torch_getfuse.partition.wide.branching import Branching
-from torch_getfuse.partition.wide.group_automaton import Automaton
-from torch_getfuse.partition.wide.group_columns import Columns
+from torch_getfuse.partition.wide.group_automaton import line_automaton
+from torch_getfuse.partition.wide.group_columns import Columns, FoundColumns
 from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, Listed, list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
-from torch_getfuse.partition.wide.near_sets import NearSets, near_sets
+from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
+from torch_getfuse.partition.wide.tile_automaton import some_passes, tile_automaton
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -42,6 +43,7 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
+PASSES = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64
 CLOSE_BOX = 0.003  # initial box of the prices of legal groups
 
 
@@ -127,6 +129,7 @@ class _Cover:
         with self.work.within(self._until(LISTED)):
             listed = list_groups(problem, most)
         columns = Columns(problem)
+        found = FoundColumns(problem) if problem.rereads else columns
         self.proof = replace(self.proof, sets=listed.groups)
         oracle: Listed | Pricing | None = None
         try:
@@ -137,7 +140,7 @@ class _Cover:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
                 with self.work.within(self._until(PRICED)):
-                    self.proof = prove(columns, oracle, known, classes)
+                    self.proof = prove(found, oracle, known, classes)
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
@@ -150,12 +153,13 @@ class _Cover:
     def _improve(self, columns: Columns, pricing: Pricing) -> None:
         """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
         legal = LegalPricing(columns, pricing)
+        found = FoundColumns(self.problem) if self.problem.rereads else columns
         reached = -1, 0
         while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
             with self.work.within(min(IMPROVED * self.seconds, self._until(1.0))):
-                self.proof = prove(columns, legal, known, start=start, box=CLOSE_BOX)
+                self.proof = prove(found, legal, known, start=start, box=CLOSE_BOX)
             self._choose(columns, 1.0)
             if self._finish(lambda: self._near(columns, pricing, MANY)):
                 return
@@ -163,6 +167,8 @@ class _Cover:
     def _choose(self, columns: Columns, share: float) -> None:
         """The best plan of the proof's sets, by branching; and that with windows."""
         several = dict.fromkeys((*self.problem.blocks, *self.plan, *self.proof.sets))
+        if self.problem.rereads:  # only what is legal has a cost
+            several = {group: None for group in several if is_legal(self.problem, group)}
         self._branch(NearSets.of(columns, [*several]), share)
         if self.plan != self.improved:
             best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
@@ -217,7 +223,10 @@ class _Cover:
         """The oracle and the classes of blocks; no oracle if the automaton has too many states."""
         if listed.complete:
             return Listed(columns, listed.groups), []
-        automaton = Automaton.of(self.problem)
+        if self.problem.rereads:
+            automaton = tile_automaton(self.problem, some_passes(PASSES))
+        else:
+            automaton = line_automaton(self.problem)
         if automaton is None:
             return None, []
         return Pricing(automaton), [automaton.skeleton.classes(radius) for radius in RADII]

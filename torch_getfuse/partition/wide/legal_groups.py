@@ -11,6 +11,7 @@ from torch_getfuse.partition.node_set import bits, is_connected
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.near_sets import NearSets
+from torch_getfuse.partition.wide.relaxation import Undercutting
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -120,11 +121,15 @@ class Listed:
         self.near = NearSets.of(columns, groups)
         self.place = np.arange(self.near.rows.shape[1])
 
-    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+    def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
         """The least ``F_D - prices`` per first block, and a group that attains it."""
         self._count(len(self._groups) // 4)
         reduced, first = self.near.reduced(self._every, prices), self.near.first
         order = np.lexsort((reduced, first))
         least = order[np.unique(first[order], return_index=True)[1]]
-        undercut = [self._groups[k] for k in least if reduced[k] < 0]
+        undercut = [
+            Undercutting(int(first[k]), int(reduced[k]), self._groups[k], int(self.near.costs[k]))
+            for k in least.tolist()
+            if reduced[k] < 0
+        ]
         return self.near.shortfall(self._every, reduced), undercut

@@ -8,6 +8,7 @@ on the way: they are listed (:mod:`near_sets`), and those that are not legal do 
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,7 +43,7 @@ class LegalPricing:
         self._block = np.argsort(pricing.place)
         self._proved = -MOST  # by the best prices, in 1/FINE bytes
 
-    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+    def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
         """The least ``F_D - prices`` of legal groups per first block, and some that undercut.
 
         Where too many sets undercut the prices by more than any group that is known to be legal, or
@@ -53,13 +54,11 @@ class LegalPricing:
         Raises:
             OutOfWork: at a limit.
         """
-        lowest, found = self.pricing.cheapest(prices)
-        undercut: dict[int, None] = {}
+        lowest, found = self.pricing.run(prices)
+        undercut = {each.mask: each for each in map(self._legal, found) if each is not None}
         least = np.zeros(len(prices), np.int64)  # of what is known to be legal
-        for home, reduced, mask in found:
-            if is_legal(self.columns.problem, mask):
-                undercut[mask] = None
-                least[home] = min(least[home], reduced)
+        for each in undercut.values():
+            least[each.home] = min(least[each.home], each.reduced)
         asked = lowest < least
         # Prices that prove no more than others, even if no other set is legal, are asked nothing.
         if asked.any() and proved_by(prices, least) >= self._proved:
@@ -68,26 +67,38 @@ class LegalPricing:
                 reach = np.where(asked, lowest + (least - lowest) // parts - 1, NONE)
                 near = near_sets(self.columns, self.pricing, prices, reach, LABELS)
                 if near is not None:
-                    for home, reduced, mask in self._legal(near, prices):
-                        undercut[mask] = None
-                        least[home] = min(least[home], reduced)
+                    for each in self._cheapest(near, prices):
+                        undercut[each.mask] = each
+                        least[each.home] = min(least[each.home], each.reduced)
                     lowest = np.where(asked, np.minimum(least, reach + 1), least)
                     break
             else:
-                undercut.update(dict.fromkeys(each.mask for each in found))
+                undercut = {each.mask: each for each in found} | undercut
         self._proved = max(self._proved, proved_by(prices, lowest))
-        return lowest, [*undercut]
+        return lowest, [*undercut.values()]
 
-    def _legal(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:
+    def _legal(self, each: Undercutting) -> Undercutting | None:
+        """What a set costs as a group, if it is one and undercuts the prices then."""
+        problem = self.columns.problem
+        if not is_legal(problem, each.mask):
+            return None
+        if problem.rereads:
+            each = each.priced(problem.evaluator.dram(each.mask))
+        return each if each.reduced < 0 else None
+
+    def _cheapest(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:
         """Of each first block the legal groups that undercut most."""
         if not len(near):
             return
         reduced = near.reduced(np.arange(len(near)), prices)
         starts = near.rows.indptr[:-1]
         homes = self._block[np.minimum.reduceat(self.place[near.rows.indices], starts)].tolist()
-        found = [0] * len(prices)
+        found: dict[int, list[int]] = {}  # per first block, reduced costs, the least first
         for k in np.argsort(reduced, kind="stable").tolist():
             home = homes[k]
-            if found[home] < KEPT and near.legal(k):
-                found[home] += 1
-                yield Undercutting(home, int(reduced[k]), near.mask(k))
+            known = found.setdefault(home, [])
+            if len(known) < KEPT or int(reduced[k]) < known[KEPT - 1]:
+                each = Undercutting(home, int(reduced[k]), near.mask(k), int(near.costs[k]))
+                if (group := self._legal(each)) is not None:
+                    insort(known, group.reduced)
+                    yield group

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
 from torch_getfuse.partition.node_set import is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.automaton import NO_BLOCK
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing, followed
 
@@ -37,8 +38,8 @@ class NearSets:
 
     Args:
         columns: columns of the problem.
-        rows: the blocks (columns) of each set (row).
-        costs: ``F_D`` of each set, bytes.
+        rows: the blocks (columns) of each set (row), in order.
+        costs: ``F_D`` of each set, bytes, or less; exact once it was asked whether it is legal.
     """
 
     def __init__(self, columns: Columns, rows: csr_matrix, costs: Ints) -> None:
@@ -79,6 +80,8 @@ class NearSets:
         if self._legal[number] < 0:
             mask, problem = self.mask(number), self.columns.problem
             self._legal[number] = is_legal(problem, mask)
+            if self._legal[number] and problem.rereads:
+                self.costs[number] = problem.evaluator.dram(mask)
         return bool(self._legal[number])
 
     def reduced(self, alive: Ints, prices: Ints) -> Ints:
@@ -110,7 +113,7 @@ class _Labels:
     """The labels that a layer kept: beginnings of what is still to be decided.
 
     Attributes:
-        block: that the layer decides; -1 for an unfusable operator.
+        block: that the layer decides; :data:`.NO_BLOCK` for an unfusable operator.
         following: per label, the label of the next layer that it goes on with; -1 at an end.
         joins: per label, whether the block joins.
     """
@@ -141,7 +144,7 @@ def near_sets(
     """
     rates = pricing.rates
     before = pricing.before(prices, -reach)
-    limit = rates[:, None] * (pricing.buffer_bytes - 1)
+    limit = rates[:, None] * (pricing.limit - 1)
     count = columns.problem.evaluator.work.add
     layers: list[_Labels] = []  # from the last
     starts: list[tuple[Ints, Ints]] = []  # labels after the first block, and what sets cost
@@ -150,13 +153,12 @@ def near_sets(
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
         onto, back = steps.propagated(state)
         count(LAYER + len(onto) // LABELS)
-        states, joins = steps.source[back], steps.joins[back]
+        states, joins, begins = steps.source[back], steps.joins[back], steps.begins[back]
         costs, rooms = labels = labels.take(onto, 1) + steps.change[:2].take(back, 1)
-        if steps.block >= 0:
+        if steps.block != NO_BLOCK:
             costs -= prices[steps.block] * joins
-        begins = joins & (states == steps.empty)
         beyond = costs - reach[steps.block] * begins
-        fits = rooms < pricing.buffer_bytes
+        fits = rooms < pricing.limit
         # The best prefix of each label: its bound holds at every price of room.
         if len(onto) <= AT_ONCE:
             hopes = rates[:, None] * rooms + (least - limit)[:, states]
@@ -174,13 +176,28 @@ def near_sets(
             return None
         layers.append(_Labels(steps.block, onto[kept], joins[kept]))
         state, labels = states[kept], followed(labels, kept)
-    return _traced(columns, layers, starts, prices)
+    rows, costs = _traced(columns, layers, starts, prices)
+    more, their = pricing.besides.within(prices, reach)
+    return NearSets(columns, *_distinct(vstack([rows, more], "csr"), np.append(costs, their)))
+
+
+def _distinct(rows: csr_matrix, costs: Ints) -> tuple[csr_matrix, Ints]:
+    """Each set once, at its least cost."""
+    hashed = np.random.default_rng(0).integers(1 << 62, size=rows.shape[1])
+    hashes = rows @ hashed
+    order = np.lexsort((costs, hashes))
+    (alike,) = np.nonzero(hashes[order[1:]] == hashes[order[:-1]])
+    same = abs(rows[order[alike + 1]] - rows[order[alike]]).getnnz(axis=1) == 0
+    kept = np.ones(len(order), bool)
+    kept[alike[same] + 1] = False
+    order = np.sort(order[kept])
+    return rows[order], costs[order]
 
 
 def _traced(
     columns: Columns, layers: list[_Labels], starts: list[tuple[Ints, Ints]], prices: Ints
-) -> NearSets:
-    """The sets of labels: all of them are followed at once, a layer at a time."""
+) -> tuple[csr_matrix, Ints]:
+    """The sets of labels, and their costs: all are followed at once, a layer at a time."""
     number, label = np.zeros(0, np.int64), np.zeros(0, np.int64)
     members, blocks = [], []
     reduced = []
@@ -202,4 +219,4 @@ def _traced(
     shape = (count, len(columns.problem.blocks))
     rows = csr_matrix((np.ones(len(at), np.int64), (at, block)), shape)
     rows.sort_indices()
-    return NearSets(columns, rows, (np.concatenate(reduced) + rows @ prices) // FINE)
+    return rows, (np.concatenate(reduced) + rows @ prices) // FINE

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
-from torch_getfuse.partition.wide.group_automaton import Automaton
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.wide.automaton import NO_BLOCK, Automaton
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -57,21 +58,20 @@ class _Steps:
     """The steps of one layer, sorted by target state; after them the ends.
 
     Attributes:
-        block: the block decided in this layer; -1 for an unfusable operator.
-        empty: state of the empty set before the layer, -1 if no set starts here or later.
+        block: the block decided in this layer; :data:`.NO_BLOCK` for an unfusable operator.
         inner: number of steps that lead to a state; the others end a set.
         source: per step, the state that it starts from.
-        joins: per step, whether the block joins.
+        joins, begins: per step, whether the block joins, and whether it is the first to join.
         change: increase of ``F_D`` (in 1/FINE bytes) and of the floor, a column per step; the
             latter twice, for labels have their room twice (:meth:`Pricing.run`).
         first, times: per target state, its first step and the number of them.
     """
 
     block: int
-    empty: int
     inner: int
     source: Ints
     joins: Flags
+    begins: Flags
     change: Ints
     first: Ints
     times: Ints
@@ -90,31 +90,44 @@ class _Steps:
 
 
 def _steps(automaton: Automaton) -> Iterator[_Steps]:
-    empty = 0
-    for layer, after in zip_longest(automaton.layers, automaton.layers[1:]):
-        leaving, joining = np.flatnonzero(layer.leave >= 0), np.flatnonzero(layer.join >= 0)
-        ending = np.flatnonzero(layer.ends)
-        target = np.concatenate([layer.leave[leaving], layer.join[joining]])
+    layers = automaton.layers
+    states = [len(layer.leave) for layer in layers]
+    empty = np.ones(states[0], bool)  # of the states before a layer, which are the empty set
+    for layer, following in zip(layers, [*states[1:], 0], strict=True):
+        sources, targets, changes = [], [], []
+        ends, last = [], []
+        for k, (target, room) in enumerate(layer.steps()):
+            join = layer.joins[k - 1] if k else None
+            (some,) = np.nonzero(target >= 0)
+            cost = FINE * join.cost[some] if join else np.zeros(len(some), np.int64)
+            sources.append(some)
+            targets.append(target[some])
+            changes.append((cost, room[some]))
+            if join:
+                (some,) = np.nonzero(join.ends)
+                ends.append(some)
+                last.append((FINE * join.cost[some], join.last_room[some]))
+        target = np.concatenate(targets)
         order = np.argsort(target, kind="stable")
-        inner = len(order)
-        order = np.concatenate([order, np.arange(inner, inner + len(ending))])
-        joined = np.concatenate([joining, ending])
-        cost = np.concatenate([np.zeros(len(leaving), np.int64), FINE * layer.cost[joined]])
-        room = [layer.leave_room[leaving], layer.room[joining], layer.last_room[ending]]
-        first = np.searchsorted(
-            target[order[:inner]], np.arange(len(after.leave) + 1 if after else 1)
-        )
+        inner, leaving = len(order), len(sources[0])
+        first = np.searchsorted(target[order], np.arange(following + 1))
+        order = np.concatenate([order, np.arange(inner, inner + sum(map(len, ends)))])
+        source = np.concatenate([*sources, *ends])[order]
+        cost, room = (np.concatenate(part) for part in zip(*changes, *last, strict=True))
+        joins = order >= leaving
         yield _Steps(
-            block=layer.block if layer.block < len(automaton.problem.blocks) else -1,
-            empty=empty,
+            block=layer.block,
             inner=inner,
-            source=np.concatenate([leaving, joined])[order],
-            joins=order >= len(leaving),
-            change=np.stack([cost, *2 * [np.concatenate(room)]])[:, order],
+            source=source,
+            joins=joins,
+            begins=joins & empty[source],
+            change=np.stack([cost, room, room])[:, order],
             first=first[:-1],
             times=np.diff(first),
         )
-        empty = int(layer.leave[empty]) if empty >= 0 else -1
+        left = layer.leave[empty]
+        empty = np.zeros(following, bool)
+        empty[left[left >= 0]] = True
 
 
 class Undercutting(NamedTuple):
@@ -124,11 +137,17 @@ class Undercutting(NamedTuple):
         home: its first block.
         reduced: ``F_D - prices``, in 1/FINE bytes.
         mask: its operators.
+        cost: ``F_D`` in bytes, or less where an automaton says less.
     """
 
     home: int
     reduced: int
     mask: int
+    cost: int
+
+    def priced(self, cost: int) -> Undercutting:
+        """The same at another cost."""
+        return self._replace(cost=cost, reduced=self.reduced + FINE * (cost - self.cost))
 
 
 class Pricing:
@@ -142,39 +161,29 @@ class Pricing:
 
     def __init__(self, automaton: Automaton, most: int = MOST_LABELS) -> None:
         self.automaton = automaton
-        self.buffer_bytes = automaton.problem.evaluator.buffer_bytes
+        self.limit = automaton.limit
         self.most = most
         fusable = len(automaton.problem.blocks)
         order = [block for block in automaton.skeleton.order if block < fusable]
         self.place = np.argsort(order)
         some = automaton.layers and len(automaton.layers[0].leave)
         self.layers = tuple(_steps(automaton)) if some else ()
-        self.rates = np.array(ROOM_PRICES, np.int64)
+        self.besides = _Besides(automaton, self.place)
         # Prices of room are capped so that price times the sum of all rooms cannot overflow.
-        widest = 2 * sum(automaton.skeleton.room) + self.buffer_bytes
-        widest += 2 * sum(
-            stream.unit_bytes * int(stream.levels.units.max())
-            for stream in automaton.skeleton.streams
-        )
-        self._highest_rate = (MOST // 2) // max(1, widest)
-        self.rates = np.minimum(self.rates, self._highest_rate)
+        self._highest_rate = (MOST // 2) // max(1, 2 * automaton.widest + automaton.limit)
+        self.rates = np.minimum(np.array(ROOM_PRICES, np.int64), self._highest_rate)
 
-    def run(self, prices: Ints) -> tuple[Ints, list[int]]:
+    def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
         """Shortfall per block (0 or less, in 1/FINE bytes), and sets that attain it or nearly so.
 
         Raises:
             OutOfWork: if a limit on work is reached.
         """
-        shortfall, found = self.cheapest(prices)
-        return shortfall, [each.mask for each in found]
-
-    def cheapest(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
-        """The same, with what each set costs less its prices; of each first block, by that."""
         count = self.automaton.problem.evaluator.work.add
-        shortfall = np.zeros(len(self.automaton.problem.blocks), np.int64)
+        shortfall, besides = self.besides.run(prices)
         rates = self.rates[:, None]
         before = self.before(prices)
-        limit = rates * (self.buffer_bytes - 1)
+        limit = rates * (self.limit - 1)
         used = np.zeros(len(rates), np.int64)
         # Per layer from the last: the successor of each label, -1 at an end.
         nexts: list[Ints] = []
@@ -187,20 +196,21 @@ class Pricing:
         for steps, least in zip(reversed(self.layers), reversed(before), strict=True):
             onto, back = steps.propagated(state)
             count(LAYER + len(onto) // LABELS)
-            states, joins = steps.source[back], steps.joins[back]
+            states, joins, begins = steps.source[back], steps.joins[back], steps.begins[back]
             costs, rooms, trues = labels = labels.take(onto, 1) + steps.change.take(back, 1)
-            if steps.block >= 0:
+            if steps.block != NO_BLOCK:
                 costs -= prices[steps.block] * joins
             # The best prefix of each label: its bound holds at every price of room.
             hopes = rates * rooms + (least - limit)[:, states]
-            kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.buffer_bytes))
-            if steps.block >= 0 and steps.empty >= 0:
-                here = kept[(states[kept] == steps.empty) & joins[kept] & (costs[kept] < 0)]
-                if len(here):
-                    shortfall[steps.block] = costs[here].min()
-                    here = here[trues[here] < self.buffer_bytes]
-                    here = here[np.argsort(costs[here], kind="stable")[:PER_START]]
-                    starts += [(steps.block, int(costs[k]), len(nexts), int(onto[k])) for k in here]
+            kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.limit))
+            here = kept[begins[kept]]
+            kept = kept[~begins[kept]]
+            here = here[costs[here] < 0]
+            if len(here):
+                shortfall[steps.block] = min(shortfall[steps.block], costs[here].min())
+                here = here[trues[here] < self.limit]
+                here = here[np.argsort(costs[here], kind="stable")[:PER_START]]
+                starts += [(steps.block, int(costs[k]), len(nexts), int(onto[k])) for k in here]
             if len(kept) > FEW:
                 kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]
             if len(kept) > self.most:
@@ -210,11 +220,13 @@ class Pricing:
             joined.append(joins[kept])
             state, labels = states[kept], followed(labels, kept)
         self.rates = np.minimum(_focused(self.rates, used), self._highest_rate)
-        found = [
-            Undercutting(block, cost, self._trace(nexts, joined, *start))
-            for block, cost, *start in starts
-        ]
-        return shortfall, found
+        found = []
+        for block, reduced, *start in starts:
+            members = self._trace(nexts, joined, *start)
+            paid = sum(prices[members].tolist())
+            mask = sum(self.automaton.problem.blocks[k] for k in members)
+            found.append(Undercutting(block, reduced, mask, (reduced + paid) // FINE))
+        return shortfall, found + besides
 
     def before(self, prices: Ints, surcharge: Ints | None = None) -> list[Ints]:
         """Per layer, price of room and state: least cost from the empty set, room included.
@@ -224,18 +236,17 @@ class Pricing:
         count = self.automaton.problem.evaluator.work.add
         count(sum(LAYER // 3 + len(steps.source) // LABELS for steps in self.layers))
         rates = self.rates[:, None]
-        least = np.zeros((len(rates), 1), np.int64)
+        empty = len(self.automaton.layers[0].leave) if self.layers else 1
+        least = np.zeros((len(rates), empty), np.int64)
         costs = []
         for steps in self.layers:
             costs.append(least)
             cost, room, _ = steps.change[:, : steps.inner]
             cost = least[:, steps.source[: steps.inner]] + rates * room + cost
-            if steps.block >= 0:
-                joins = steps.joins[: steps.inner]
-                cost -= prices[steps.block] * joins
+            if steps.block != NO_BLOCK:
+                cost -= prices[steps.block] * steps.joins[: steps.inner]
                 if surcharge is not None:
-                    begins = joins & (steps.source[: steps.inner] == steps.empty)
-                    cost += surcharge[steps.block] * begins
+                    cost += surcharge[steps.block] * steps.begins[: steps.inner]
             least = np.minimum.reduceat(cost, steps.first, axis=1) if steps.inner else cost
         return costs
 
@@ -243,8 +254,8 @@ class Pricing:
         """Positions, ascending, of the labels that no other label of their state dominates."""
         if len(state) < 2:
             return np.arange(len(state))
-        if (int(state.max()) + 1) * self.buffer_bytes < MOST:
-            order = np.argsort(state * self.buffer_bytes + room, kind="stable")
+        if (int(state.max()) + 1) * self.limit < MOST:
+            order = np.argsort(state * self.limit + room, kind="stable")
         else:
             order = np.lexsort((room, state))
         ordered = state[order]
@@ -272,8 +283,8 @@ class Pricing:
         Returns:
             The rooms, the labels, and the fewest doublings that do.
         """
-        step = max(1, self.buffer_bytes // 256)
-        highest = (self.buffer_bytes // step).bit_length() - 1
+        step = max(1, self.limit // 256)
+        highest = (self.limit // step).bit_length() - 1
 
         def rounded(labels: Ints, doublings: int) -> tuple[Ints, Ints]:
             rooms = room // (step << doublings) * (step << doublings)
@@ -292,16 +303,56 @@ class Pricing:
             rooms, left, doublings = finer, more, doublings - 1
         return rooms, left, doublings
 
-    def _trace(self, nexts: list[Ints], joined: list[Flags], step: int, label: int) -> int:
-        """The mask of the set that starts with the block of ``step``, counted from the last."""
-        blocks = self.automaton.problem.blocks
-        mask = blocks[self.layers[-1 - step].block]
+    def _trace(self, nexts: list[Ints], joined: list[Flags], step: int, label: int) -> list[int]:
+        """The blocks of the set that starts with that of ``step``, counted from the last."""
+        members = [self.layers[-1 - step].block]
         while label >= 0:
             step -= 1
             if joined[step][label]:
-                mask |= blocks[self.layers[-1 - step].block]
+                members.append(self.layers[-1 - step].block)
             label = int(nexts[step][label])
-        return mask
+        return members
+
+
+class _Besides:
+    """The groups that an automaton leaves out.
+
+    Attributes:
+        rows: the blocks (columns) of each group (row).
+        costs: ``F_D``, in 1/FINE bytes.
+        home: the first block of each.
+    """
+
+    def __init__(self, automaton: Automaton, place: Ints) -> None:
+        problem, self.masks = automaton.problem, automaton.besides
+        home = {mask & -mask: k for k, mask in enumerate(problem.blocks)}
+        members = [[home[1 << i] for i in bits(mask) if 1 << i in home] for mask in self.masks]
+        self.home = np.array([min(some, key=place.__getitem__) for some in members], np.int64)
+        starts = np.cumsum([0, *map(len, members)])
+        flat = np.array([k for some in members for k in some], np.int64)
+        shape = (len(members), len(problem.blocks))
+        self.rows = csr_matrix((np.ones(len(flat), np.int64), flat, starts), shape)
+        self.costs = FINE * np.array(list(map(problem.evaluator.dram, self.masks)), np.int64)
+        self._count = problem.evaluator.work.add
+
+    def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
+        """As :meth:`Pricing.run`."""
+        self._count(len(self.masks))
+        shortfall = np.zeros(len(prices), np.int64)
+        reduced = self.costs - self.rows @ prices
+        np.minimum.at(shortfall, self.home, reduced)
+        columns = self.home, reduced, self.costs // FINE
+        found = [
+            Undercutting(home, its, self.masks[k], cost)
+            for k, (home, its, cost) in enumerate(zip(*(c.tolist() for c in columns), strict=True))
+            if its < 0
+        ]
+        return shortfall, found
+
+    def within(self, prices: Ints, reach: Ints) -> tuple[csr_matrix, Ints]:
+        """Rows and costs, in bytes, of those whose reduced cost is at most that of their block."""
+        (near,) = np.nonzero(self.costs - self.rows @ prices <= reach[self.home])
+        return self.rows[near], self.costs[near] // FINE
 
 
 def proved_by(prices: Ints, shortfall: Ints) -> int:

@@ -170,13 +170,13 @@ class Brr(FusionScheme):
         graph = self.graph
         self._row_bytes = graph.row_bytes
         self._out = [graph.tensors[op.writes] for op in graph.ops]
-        self._local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
+        self.local = mask_of(i for i in range(len(graph)) if _is_local(graph, i))
         # Bytes of one row of an operator's output: all channels, and kappa of them.
-        self._row_full = [self._row_bytes[op.writes] for op in graph.ops]
-        self._row_some = [self._some_channels(op, kappa) for op in graph.ops]
-        stored = zip(self._row_full, self._row_some, strict=True)
-        self._demand = demand = Demand(
-            graph, [None if self._local >> i & 1 else pair for i, pair in enumerate(stored)]
+        self.row_full = [self._row_bytes[op.writes] for op in graph.ops]
+        self.row_some = [self._some_channels(op, kappa) for op in graph.ops]
+        stored = zip(self.row_full, self.row_some, strict=True)
+        self.demand = demand = Demand(
+            graph, [None if self.local >> i & 1 else pair for i, pair in enumerate(stored)]
         )
         heights = [out.rows for out in self._out]
         full, some = (
@@ -186,13 +186,13 @@ class Brr(FusionScheme):
                     demand.in_all, demand.short, heights, rows, strict=True
                 )
             ]
-            for rows in (self._row_full, self._row_some)
+            for rows in (self.row_full, self.row_some)
         )
         self.tile_rows = self._tile_rows(full, some)
         inputs = [sum(graph.tensor_bytes[r.tensor] for r in op.reads) for op in graph.ops]
-        self._starts = Starts(graph, self._local, full, some, inputs)
+        self._starts = Starts(graph, self.local, full, some, inputs)
         # What follows an operator alone and leaves it one: it works on the output row in place.
-        self._trailing = mask_of(
+        self.trailing = mask_of(
             i for i, over in enumerate(graph.overwrites) if over and not self.weights[i]
         )
         self._recurrent = mask_of(i for i, op in enumerate(graph.ops) if op.recurrent)
@@ -214,7 +214,7 @@ class Brr(FusionScheme):
         Of two convolutions of which one reads nothing but the other, if through local operators,
         one is full.
         """
-        local, count = self._local, len(self.graph)
+        local, count = self.local, len(self.graph)
         least = [0 if local >> i & 1 else min(full[i][0], some[i][0]) for i in range(count)]
         short = [0 if local >> i & 1 else max(full[i][1], some[i][1]) for i in range(count)]
         pairs = []
@@ -270,7 +270,7 @@ class Brr(FusionScheme):
         if tiles is not None:
             return tiles.choices[0][0]
         self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _LOWERED
-        return self._hold(makeup, self._demand.least(mask, makeup.sinks))[0][0]
+        return self._hold(makeup, self.demand.least(mask, makeup.sinks))[0][0]
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
         """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
@@ -312,7 +312,7 @@ class Brr(FusionScheme):
         An operator alone in slices: rows of its input, one of its output, and a slice.
         """
         tiles, makeup = self._tiles(mask), self._makeup(mask)
-        found = self._demand.of(mask, makeup.sinks)
+        found = self.demand.of(mask, makeup.sinks)
         if tiles is None or found is None:
             return ()
         (_, _, starts), passes = tiles.best(buffer_bytes)
@@ -321,16 +321,16 @@ class Brr(FusionScheme):
             op = self.graph.ops[makeup.first.bit_length() - 1]
             return (
                 CostTerm("weights", op.name, slices.weights, 1),
-                CostTerm("full", op.name, 1, self._row_full[makeup.first.bit_length() - 1]),
+                CostTerm("full", op.name, 1, self.row_full[makeup.first.bit_length() - 1]),
                 *self._input_terms(self._input_rows(makeup.first)),
             )
         terms = []
         full = met_members(makeup.conditions, starts)
-        for i in bits(mask & ~self._local):
-            kind, row = ("full", self._row_full) if full >> i & 1 else ("partial", self._row_some)
+        for i in bits(mask & ~self.local):
+            kind, row = ("full", self.row_full) if full >> i & 1 else ("partial", self.row_some)
             terms.append(CostTerm(kind, self._out[i].name, found.rows[i], row[i]))
         inputs: dict[str, int] = {}
-        for i in bits(makeup.first & (self._local | ~starts)):
+        for i in bits(makeup.first & (self.local | ~starts)):
             for name, count, _ in self._inputs(i, found):
                 inputs[name] = max(inputs.get(name, 0), count)
         return (*terms, *self._input_terms(inputs))
@@ -345,7 +345,7 @@ class Brr(FusionScheme):
         if mask in self._known:
             return self._known[mask]
         makeup = self._makeup(mask)
-        found = None if makeup.rateless else self._demand.of(mask, makeup.sinks)
+        found = None if makeup.rateless else self.demand.of(mask, makeup.sinks)
         if found is not None and makeup.sinks & (makeup.sinks - 1):
             self.extra_steps += mask.bit_count() * (makeup.sinks.bit_count() + 2) // _SUNK
         tiles = (
@@ -404,7 +404,7 @@ class Brr(FusionScheme):
             if not before:
                 first |= 1 << i
             sinks = sinks & ~before | 1 << i
-            rateless = rateless or bool(self._demand.rateless[i] & mask)
+            rateless = rateless or bool(self.demand.rateless[i] & mask)
             weights += self.weights[i]
         conditions = self._starts.join(conditions, mask, added)
         return _Makeup(first, sinks, rateless, conditions, weights)
@@ -414,7 +414,7 @@ class Brr(FusionScheme):
     def _hold(self, makeup: _Makeup, found: Rows) -> list[Choice]:
         """What the choices of starts hold."""
         self.extra_steps += _HELD * len(makeup.conditions)
-        stored = ~self._local
+        stored = ~self.local
         sources, firsts, prices = [], [], []
         for condition in makeup.conditions:
             whole, some, further, further_some = _sums(found.held, condition.same & stored)
@@ -453,12 +453,12 @@ class Brr(FusionScheme):
             if len(some) == 1:
                 k, rows, further = some[0]
                 # What is held in any case counts with condition 0.
-                price, at = (prices[0], 0) if firsts[k] & self._local else (prices[k], 2)
+                price, at = (prices[0], 0) if firsts[k] & self.local else (prices[k], 2)
                 price[at] += rows * row
                 price[at + 1] += further * row
                 continue
-            local = [pair for k, *pair in some if firsts[k] & self._local]
-            partial = [(2 * k + 1, pair) for k, *pair in some if not firsts[k] & self._local]
+            local = [pair for k, *pair in some if firsts[k] & self.local]
+            partial = [(2 * k + 1, pair) for k, *pair in some if not firsts[k] & self.local]
             for side in (0, 1):
                 always = max((pair[side] for pair in local), default=0)
                 prices[0][side] += always * row
@@ -478,11 +478,11 @@ class Brr(FusionScheme):
         """Rows held of each tensor that a first operator reads, and per further tile line."""
         count, rate = found.rows[i], found.rates[i]
         inputs = []
-        for operand in self._demand.operands[i]:
+        for operand in self.demand.operands[i]:
             if operand.read.window.kind is WindowKind.REDUCE:
                 held, further = 1, math.ceil(rate)
             else:
-                held = self._demand.input_rows(operand, count)
+                held = self.demand.input_rows(operand, count)
                 further = math.ceil(rate * (operand.stride or 1))
             inputs.append((operand.read.tensor, held, further))
         if len(inputs) > 1 and len({name for name, _, _ in inputs}) < len(inputs):
@@ -510,13 +510,13 @@ class Brr(FusionScheme):
     def _slices(self, mask: int, buffer_bytes: int) -> _Slices | None:
         """The fewest slices that fit; ``None`` for several operators, or if none is of use."""
         first = mask & -mask
-        if mask & ~first & ~self._trailing or self._makeup(mask).first != first:
+        if mask & ~first & ~self.trailing or self._makeup(mask).first != first:
             return None
         i = first.bit_length() - 1
         if self.graph.ops[i].recurrent:
             return None  # each of its steps needs all of its weights
         inputs = self._input_rows(first)
-        held = self._row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
+        held = self.row_full[i] + sum(n * self._row_bytes[name] for name, n in inputs.items())
         room = buffer_bytes - held - 1
         if room < 1 or not self.weights[i]:
             return None

@@ -93,6 +93,7 @@ class Demand:
         operands: per operator.
         rateless: per operator, mask of the producers that it reads without a rate.
         in_all, short: see :meth:`_count_rows`.
+        cumulative: stride per operator.
     """
 
     def __init__(self, graph: OpGraph, row_bytes: Sequence[tuple[int, int] | None]) -> None:
@@ -105,7 +106,7 @@ class Demand:
         for op, operands in zip(graph.ops, self.operands, strict=True):
             strides = [cumulative[o.read.tensor] * (o.stride or 1) for o in operands]
             cumulative[op.writes] = max(strides, default=1)
-        self._cumulative = [cumulative[op.writes] for op in graph.ops]
+        self.cumulative = [cumulative[op.writes] for op in graph.ops]
         self.rateless = [
             sum(
                 1 << graph.producer[o.read.tensor]
@@ -152,11 +153,11 @@ class Demand:
         """How several sinks go on together, remembered."""
         found = self._paces.get(sinks)
         if found is None:
-            common = Fraction(_lcm([self._cumulative[i] for i in bits(sinks)]))
-            own = [(sink, _plain(common / self._cumulative[sink])) for sink in bits(sinks)]
+            common = Fraction(_lcm([self.cumulative[i] for i in bits(sinks)]))
+            own = [(sink, _plain(common / self.cumulative[sink])) for sink in bits(sinks)]
             lines = max(math.ceil(self._heights[sink] / Fraction(rate)) for sink, rate in own)
             if common not in self._rates:
-                usual = [_plain(common / cumulative) for cumulative in self._cumulative]
+                usual = [_plain(common / cumulative) for cumulative in self.cumulative]
                 self._rates[common] = dict(enumerate(usual))
             found = _Pace(own, lines, self._rates[common])
             remember(self._paces, sinks, found)
@@ -204,7 +205,7 @@ class Demand:
         """
         table = self._tables.get((sink, rate))
         if table is None:
-            common = rate * self._cumulative[sink]
+            common = rate * self.cumulative[sink]
             table = self._tables[sink, rate] = _Table(sink, rate, common)
         lowest = (mask & -mask).bit_length() - 1
         while table.next >= lowest:
@@ -228,7 +229,7 @@ class Demand:
             rows[above] = max(rows.get(above, 0), self.input_rows(operand, rows[i]))
             if even and operand.stride is not None:
                 wanted = _plain(operand.stride * rates[i])
-                if wanted * self._cumulative[above] != table.common:
+                if wanted * self.cumulative[above] != table.common:
                     table.odd |= 1 << above
                 if rates.setdefault(above, wanted) == wanted:
                     continue

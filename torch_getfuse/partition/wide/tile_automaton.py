@@ -1,0 +1,604 @@
+"""The automaton of BRR: all sets of blocks of which a way to run in tiles may fit the buffer.
+
+The blocks are decided from the last to the first, each after its readers. So what a set asks of a
+tensor is known when its maker is decided: how many rows, at what rate, and whether the maker must
+be full, or must not.
+
+A set is several paths. Its weights stay, or are read in so many passes at least and at most
+(:class:`Passes`), which is decided first: it says what weights cost, and how many lines a tile has.
+A convolution joins as full or as partial. And the sinks are alike, with so many lines, or of
+several strides. A path says what one way to run the set holds at least, and what it moves.
+``docs/exact-search.md`` section 5 has the proofs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from fractions import Fraction
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.errors import OptionError
+from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.automaton import (
+    NO_BLOCK,
+    Automaton,
+    Join,
+    Layer,
+    distinct,
+    fewer_states,
+    packed,
+    renumbered,
+)
+from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
+from torch_getfuse.partition.work import Work
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
+
+READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN = 1, 2, 4, 8, 16, 32
+"""Flags of a tensor with respect to a set, by its readers so far: one is in; one is out; one is out
+but feeds the set; the maker must not be full; it must be; it cannot join, for it has no rate."""
+
+ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
+"""Sinks of a set: all have one cumulative stride; or they will not, or do not."""
+
+MOST_STATES = 1_500_000
+
+_BLOCK = 300  # steps counted per block
+_CELLS = 20  # entries of the table of states per further step
+_MOST_PACES = 200  # rates over what the cumulative stride says; further ones are not told apart
+
+
+class Passes(NamedTuple):
+    """How often a group reads its weights.
+
+    Attributes:
+        least, most: passes; 0 for any number.
+        stay: whether the weights stay in the buffer.
+    """
+
+    least: int
+    most: int
+    stay: bool = False
+
+
+def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
+    """Weights that stay, and passes from each of the bounds, ascending from 1, to the next."""
+    ends = [bound - 1 for bound in bounds[1:]] + [0]
+    return Passes(1, 0, True), *map(Passes, bounds, ends)
+
+
+class _Sinks(NamedTuple):
+    """Sinks that are alike: their cumulative stride, and the lines of the tallest."""
+
+    common: Fraction
+    lines: int
+
+
+class _Sets:
+    """One set per state, as columns; the first are the empty set.
+
+    Attributes:
+        state: per open tensor, the flags above.
+        rows: per open tensor, how many of its rows are asked for.
+        pace: per open tensor, the number of its rate over what its cumulative stride says.
+        holds: per block, bytes that it holds if it starts a group; apart of a tensor that others
+            may hold.
+        held: per such tensor, bytes that are held.
+        part: per open reading of a tensor, the number of the part that can grow through it, from 1
+            up.
+        parts: number of parts of the set.
+        passes, sinks, differ: its passes, its sinks if they are alike, and whether they are.
+        cost: change of ``F_D`` by the last decision, in bytes.
+        room: least bytes that are held.
+    """
+
+    TABLES = "state", "rows", "pace", "holds", "held", "part"
+    COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room"
+
+    state: Bytes
+    rows: npt.NDArray[np.int16]
+    pace: Bytes
+    holds: Ints
+    held: Ints
+    part: Bytes
+    parts: Ints
+    passes: Ints
+    sinks: Ints
+    differ: Ints
+    cost: Ints
+    room: Ints
+
+    @classmethod
+    def empty(cls, passes: int, differ: Sequence[int]) -> _Sets:
+        sets = cls()
+        count = passes * len(differ)
+        for name, kind in zip(
+            cls.TABLES, (np.uint8, np.int16, np.uint8, np.int64, np.int64, np.uint8), strict=True
+        ):
+            setattr(sets, name, np.zeros((0, count), kind))
+        for name in cls.COLUMNS:
+            setattr(sets, name, np.zeros(count, np.int64))
+        sets.passes = np.tile(np.arange(passes), len(differ))
+        sets.differ = np.repeat(np.array(differ, np.int64), passes)
+        return sets
+
+    def __len__(self) -> int:
+        return len(self.room)
+
+    def take(self, at: Ints) -> _Sets:
+        taken = _Sets()
+        for name in self.TABLES:
+            setattr(taken, name, getattr(self, name)[:, at])
+        for name in self.COLUMNS:
+            setattr(taken, name, getattr(self, name)[at])
+        return taken
+
+    def add_row(self, *tables: str) -> None:
+        for name in tables:
+            table = getattr(self, name)
+            setattr(self, name, np.concatenate([table, np.zeros_like(table, shape=(1, len(self)))]))
+
+    @classmethod
+    def joined(cls, several: Sequence[_Sets]) -> _Sets:
+        sets = cls()
+        for name in cls.TABLES:
+            setattr(sets, name, np.concatenate([getattr(one, name) for one in several], axis=1))
+        for name in cls.COLUMNS:
+            setattr(sets, name, np.concatenate([getattr(one, name) for one in several]))
+        return sets
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class _Rows(Generic[Key]):
+    """Rows of tables that are in use, by what they stand for."""
+
+    def __init__(self, *tables: str) -> None:
+        self.tables = tables
+        self.at: dict[Key, int] = {}
+        self._spare: list[int] = []
+        self._count = 0
+
+    def open(self, sets: _Sets, key: Key) -> None:
+        if key in self.at:
+            return
+        if not self._spare:
+            self._spare.append(self._count)
+            self._count += 1
+            sets.add_row(*self.tables)
+        self.at[key] = self._spare.pop()
+
+    def close(self, sets: _Sets, key: Key) -> None:
+        row = self.at.pop(key)
+        for table in self.tables:
+            getattr(sets, table)[row] = 0
+        self._spare.append(row)
+
+
+def tile_automaton(
+    problem: FusionProblem, passes: Sequence[Passes], most: int = MOST_STATES
+) -> Automaton | None:
+    """The automaton of a BRR problem; ``None`` for more than ``most`` states.
+
+    Blocks alone, and those that may run in slices, are not among its sets.
+
+    Raises:
+        OptionError: for a scheme other than BRR.
+        OutOfWork: if a limit on work is reached.
+    """
+    scheme, work = problem.evaluator.scheme, problem.evaluator.work
+    if not isinstance(scheme, Brr):
+        raise OptionError(f"no tiles in scheme {scheme.name!r}; there are in 'brr'")
+    skeleton = TileSkeleton.of(problem, scheme)
+    limit = problem.evaluator.buffer_bytes + 1  # a tile may fill the buffer to the last byte
+    layers = _Builder(skeleton, passes, limit).layers(work, most)
+    if layers is None:
+        return None
+    return Automaton(
+        problem, skeleton, fewer_states(layers, limit, work), limit, _alone(problem, scheme)
+    )
+
+
+def _alone(problem: FusionProblem, scheme: Brr) -> tuple[int, ...]:
+    """Single blocks, and blocks with those that work in place on what they write."""
+    home = {
+        i: block for block in problem.blocks for i in range(block.bit_length()) if block >> i & 1
+    }
+    found = []
+    for block in problem.blocks:
+        group = block
+        while True:
+            found.append(group)
+            last = group.bit_length() - 1
+            readers = scheme.graph.readers[last] & ~group
+            after = home.get(readers.bit_length() - 1, 0) if readers else 0
+            if not scheme.weights[(block & -block).bit_length() - 1] or after & ~scheme.trailing:
+                break
+            if not after or after & group:
+                break
+            group |= after
+    return tuple(found)
+
+
+class _Builder:
+    """The forward pass: states that sets reach within the buffer, and the steps between them."""
+
+    def __init__(self, skeleton: TileSkeleton, passes: Sequence[Passes], limit: int) -> None:
+        self.skeleton = skeleton
+        self.limit = limit
+        self.least = np.array([one.least for one in passes])
+        self.most = np.array([one.most for one in passes])
+        self.stay = np.array([one.stay for one in passes])
+        self.paces: dict[Fraction, int] = {Fraction(0): 0, Fraction(1): 1}
+        self.sinks: dict[_Sinks, int] = {_Sinks(Fraction(0), 1): 0}
+        # Lines that the sinks of a block may have, if it is one and all are alike.
+        lines: dict[Fraction, set[int]] = {}
+        for block in skeleton.blocks:
+            lines.setdefault(block.cumulative, set()).add(block.height)
+        self.lines = {common: sorted(some) for common, some in lines.items()}
+        self.streams = _Rows[int]("state", "rows", "pace")
+        self.readings = _Rows[tuple[int, int]]("part")  # stream and its reader
+        # Per block what it holds if it starts a group, of a tensor if others may hold it; and what
+        # is held of such a tensor.
+        self.kept = _Rows[tuple[int, str]]("holds")
+        self.held = _Rows[str]("held")
+        self.waiting: dict[int, set[int]] = {}  # per block that may hold rows: makers undecided
+        self.unsettled: dict[str, set[int]] = {}  # per shared tensor: blocks that may still hold it
+
+    def layers(self, work: Work, most: int) -> list[Layer] | None:
+        """All layers; ``None`` with more than ``most`` states."""
+        skeleton = self.skeleton
+        differ = (ALIKE, TO_DIFFER) if len(self.lines) > 1 else (ALIKE,)
+        sets = _Sets.empty(len(self.least), differ)
+        left = [set(stream.blocks) for stream in skeleton.streams]
+        states, layers = 0, []
+        for number in skeleton.order:
+            states += len(sets)
+            if states > most:
+                return None
+            block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
+            self._open(sets, number, block, left)
+            cells = sum(len(getattr(sets, table)) for table in sets.TABLES)
+            after = [self._leave(sets, number)]
+            if block is not None:
+                after += [self._join(sets, number, block, *way) for way in self._ways(block)]
+            work.add(_BLOCK * len(after) + sum(cells * len(at) for _, at in after) // _CELLS)
+            last_rooms = [some.room + self._pending(some) for some, _ in after[1:]]
+            several = _Sets.joined([some for some, _ in after])
+            self._close(several, number, left)
+            kept, state = _distinct(several)
+            steps = []
+            end = 0
+            for some, at in after:
+                begin, end = end, end + len(at)
+                to, room = np.full(len(sets), -1, np.int64), np.zeros(len(sets), np.int64)
+                to[at], room[at] = state[begin:end], some.room - sets.room[at]
+                steps.append((to, room))
+            joins = []
+            for (some, at), last_room, (to, room) in zip(
+                after[1:], last_rooms, steps[1:], strict=True
+            ):
+                cost, last, ends = np.zeros((3, len(sets)), np.int64)
+                cost[at], last[at] = some.cost, last_room - sets.room[at]
+                # A block alone is priced apart.
+                ends[at] = (some.parts == 1) & (sets.parts[at] > 0) & (some.differ != TO_DIFFER)
+                joins.append(Join(to, ends > 0, cost, room, last))
+            layers.append(Layer(NO_BLOCK if block is None else number, *steps[0], tuple(joins)))
+            sets = several.take(kept)
+        return layers
+
+    def _open(
+        self, sets: _Sets, number: int, block: TileBlock | None, left: Sequence[set[int]]
+    ) -> None:
+        """Rows of the tables for what the block touches."""
+        for stream in self.skeleton.touches[number]:
+            left[stream].discard(number)
+            self.streams.open(sets, stream)
+        for waiting in self.waiting.values():
+            waiting.discard(number)
+        if block is None:
+            return
+        for read in block.reads:
+            if self.skeleton.streams[read.stream].inside:
+                self.readings.open(sets, (read.stream, number))
+        if block.makers:
+            self.waiting[number] = set(block.makers)
+            for hold in block.holds:
+                self.kept.open(sets, (number, hold.tensor if hold.shared else ""))
+        for hold in block.holds:
+            if hold.shared:
+                self.held.open(sets, hold.tensor)
+                self.unsettled.setdefault(hold.tensor, set(self.skeleton.holders[hold.tensor]))
+
+    def _close(self, sets: _Sets, number: int, left: Sequence[set[int]]) -> None:
+        """Erase what does not affect later blocks, so that more sets share a state."""
+        streams = self.skeleton.streams
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker == number or not left[stream]:
+                self.streams.close(sets, stream)
+            elif streams[stream].forced:
+                sets.state[self.streams.at[stream]] &= ~np.uint8(SPILLED)
+            elif not streams[stream].inside:
+                sets.state[self.streams.at[stream]] &= np.uint8(READ | ABOVE)
+        for key in [key for key in self.readings.at if streams[key[0]].maker == number]:
+            self.readings.close(sets, key)
+        settled = [block for block, waiting in self.waiting.items() if not waiting]
+        if number not in self.waiting:
+            settled.append(number)
+        for block in settled:
+            self.waiting.pop(block, None)
+            for kept in [key for key in self.kept.at if key[0] == block]:
+                self.kept.close(sets, kept)
+            for unsettled in self.unsettled.values():
+                unsettled.discard(block)
+        for tensor in [tensor for tensor, some in self.unsettled.items() if not some]:
+            del self.unsettled[tensor]
+            self.held.close(sets, tensor)
+
+    # -- what a set holds if it starts with a block ----------------------------------------
+
+    def _kept_for(self, number: int) -> Iterator[tuple[int, int, str]]:
+        """What waits for the decision on ``number``: row, block, and tensor if it is shared."""
+        for (block, tensor), row in self.kept.at.items():
+            if number in self.skeleton.blocks[block].makers:
+                yield row, block, tensor
+
+    def _hold(self, sets: _Sets, held: Ints, tensor: str) -> None:
+        """Hold bytes of a tensor, of one that several blocks hold as much as most of them."""
+        more = held
+        if tensor:
+            row = self.held.at[tensor]
+            more = (held - sets.held[row]).clip(0)
+            sets.held[row] += more
+        sets.room = sets.room + more
+
+    def _pending(self, sets: _Sets) -> Ints:
+        """Bytes of tensors that blocks hold whose makers all stay out."""
+        room = np.zeros(len(sets), np.int64)
+        most: dict[str, Ints] = {}
+        for (_, tensor), row in self.kept.at.items():
+            if tensor:
+                most[tensor] = np.maximum(most.get(tensor, 0), sets.holds[row])
+            else:
+                room += sets.holds[row]
+        for tensor, bytes_ in most.items():
+            room += (bytes_ - sets.held[self.held.at[tensor]]).clip(0)
+        return room
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def _leave(self, sets: _Sets, number: int) -> tuple[_Sets, Ints]:
+        """The sets that a block stays out of, and the states they come from."""
+        streams = self.skeleton.streams
+        changed = sets.take(np.arange(len(sets)))
+        feeds = np.zeros(len(sets), bool)
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker == number:
+                feeds |= sets.state[self.streams.at[stream]] & (READ | ABOVE) > 0
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker != number:
+                flags = np.where(feeds, SPILLED | ABOVE, SPILLED).astype(np.uint8)
+                changed.state[self.streams.at[stream]] |= flags
+        for row, block, tensor in self._kept_for(number):
+            if not self.waiting[block]:
+                self._hold(changed, sets.holds[row], tensor)
+        changed.cost = np.zeros(len(sets), np.int64)
+        (keep,) = np.nonzero(changed.room < self.limit)
+        return changed.take(keep), keep
+
+    def _ways(self, block: TileBlock) -> Iterator[tuple[bool, int]]:
+        """The ways to join: whether full, and the lines of the sinks if it is the first to join."""
+        for lines in self.lines[block.cumulative]:
+            if lines >= block.height:
+                for full in (True, False) if block.stores else (False,):
+                    yield full, lines
+
+    def _join(
+        self, sets: _Sets, number: int, block: TileBlock, full: bool, lines: int
+    ) -> tuple[_Sets, Ints]:
+        """The sets that a block joins in a way, and the states they come from.
+
+        Their cost assumes that no further block joins.
+        """
+        (keep,) = np.nonzero(self._can_join(sets, block, full, lines))
+        changed = sets.take(keep)
+        flags = np.zeros(len(keep), np.uint8)
+        rows, pace = np.ones(len(keep), np.int64), np.ones(len(keep), np.int64)
+        cost = self.least[changed.passes] * block.weights + block.traffic
+        if block.out >= 0:
+            stream, at = self.skeleton.streams[block.out], self.streams.at[block.out]
+            flags = changed.state[at]
+            rows, pace = np.maximum(rows, changed.rows[at]), np.maximum(pace, changed.pace[at])
+            # No longer read from outside; and written if someone else reads it.
+            spilled = flags & SPILLED > 0
+            cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & READ > 0))
+        fits = self._take_sinks(changed, block, flags & READ == 0, lines)
+        changed.room = changed.room + np.where(self.stay[changed.passes], block.weights, 0)
+        tile = _Tile(self, changed, block, pace)
+        if block.stores:
+            row = block.full if full else block.partial
+            changed.room += row * tile.rows(rows, Fraction(1), block.needed, block.short)
+        for row, _, _ in self._kept_for(number):
+            changed.holds[row] = 0  # its readers do not start the group
+        if not full:
+            self._start(changed, number, block, tile, rows)
+        self._ask(changed, block, full, flags, rows, pace, cost)
+        self._connect(changed, number, block)
+        (fit,) = np.nonzero(fits & (changed.room < self.limit))
+        return changed.take(fit), keep[fit]
+
+    def _can_join(self, sets: _Sets, block: TileBlock, full: bool, lines: int) -> Flags:
+        """The sets whose readers of the block allow it to join so."""
+        can: Flags = (sets.parts == 0) | (lines == block.height)
+        if block.out >= 0:
+            flags = sets.state[self.streams.at[block.out]]
+            can &= flags & (ABOVE | UNEVEN) == 0
+            can &= flags & (PARTIAL | FULL) != (PARTIAL | FULL)
+            if full:
+                can &= flags & PARTIAL == 0
+            elif block.stores and not any(read.later for read in block.reads):
+                can &= flags & FULL == 0
+        return can
+
+    def _take_sinks(self, sets: _Sets, block: TileBlock, sink: Flags, lines: int) -> Flags:
+        """Note the block as a sink of some sets; whether these may have it."""
+        known = self.sinks.setdefault(_Sinks(block.cumulative, lines), len(self.sinks))
+        alike = np.array([one.common == block.cumulative for one in self.sinks])
+        tall = np.array([one.lines >= block.height for one in self.sinks])
+        begins = sets.parts == 0
+        sets.sinks = np.where(begins, known, sets.sinks)
+        other = sink & (sets.differ != DIFFER) & ~alike[sets.sinks]
+        may: Flags = ~(sink & (sets.differ == ALIKE) & ~(alike & tall)[sets.sinks])
+        if lines != block.height:
+            may &= sets.differ == ALIKE
+        sets.differ = np.where(other & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
+        sets.sinks = np.where(sets.differ == DIFFER, 0, sets.sinks)
+        return may
+
+    def _start(self, sets: _Sets, number: int, block: TileBlock, tile: _Tile, rows: Ints) -> None:
+        """What the block holds if its makers all stay out; it waits for them."""
+        held: dict[str, Ints] = {}
+        shared: dict[str, bool] = {}
+        for hold in block.holds:
+            count = tile.rows(hold.rows[rows], hold.stride, hold.needed, hold.short)
+            held[hold.tensor] = np.maximum(hold.row * count, held.get(hold.tensor, 0))
+            shared[hold.tensor] = hold.shared
+        for tensor, count in held.items():
+            name = tensor if shared[tensor] else ""
+            if block.makers:
+                sets.holds[self.kept.at[number, name]] += count
+            else:
+                self._hold(sets, count, name)
+
+    def _ask(
+        self,
+        sets: _Sets,
+        block: TileBlock,
+        full: bool,
+        flags: Bytes,
+        rows: Ints,
+        pace: Ints,
+        cost: Ints,
+    ) -> None:
+        """What the block asks of the tensors that it reads; and the cost of reading them."""
+        streams = self.skeleton.streams
+        inside = [read for read in block.reads if streams[read.stream].inside]
+        head = sum(read.head for read in inside)
+        later = sum(read.later for read in inside)
+        wanted = flags & (PARTIAL | FULL)
+        for read in block.reads:
+            stream, at = streams[read.stream], self.streams.at[read.stream]
+            cost += np.where(sets.state[at] & READ, 0, stream.size)
+            asked = np.full(len(sets), READ, np.uint8)
+            if stream.inside:
+                if not block.stores:
+                    asked |= wanted & np.uint8(PARTIAL | FULL if len(inside) == 1 else PARTIAL)
+                elif not full and read.later:
+                    asked |= wanted & np.uint8(PARTIAL | FULL if later == 1 else PARTIAL)
+                if block.stores and read.head and (full or head == 1):
+                    asked |= np.uint8(PARTIAL if full else FULL)
+                through = self._through(read.rate, pace)
+                before = sets.pace[at]
+                clash = (before > 0) & (through > 0) & (before != through) | (through < 0)
+                uneven = clash | (sets.state[at] & UNEVEN > 0)
+                asked |= np.where(uneven, UNEVEN, 0).astype(np.uint8)
+                sets.pace[at] = np.where(uneven, 0, np.where(before > 0, before, through))
+                more = np.maximum(sets.rows[at], read.rows[rows])
+                sets.rows[at] = np.where(uneven, 1, more)
+            sets.state[at] |= asked
+        sets.cost = cost
+
+    def _through(self, rate: Fraction | None, pace: Ints) -> Ints:
+        """The numbers of the rates that a reading asks for; -1: none, 0: not told apart."""
+        if rate is None:
+            return np.full(len(pace), -1, np.int64)
+        paces = list(self.paces)
+        found = np.zeros(len(paces), np.int64)
+        for k in np.flatnonzero(np.bincount(pace, minlength=1)).tolist():
+            value = paces[k] * rate
+            if len(self.paces) < _MOST_PACES:
+                self.paces.setdefault(value, len(self.paces))
+            found[k] = self.paces.get(value, 0)
+        return found[pace]
+
+    def _connect(self, sets: _Sets, number: int, block: TileBlock) -> None:
+        """Merge the parts of each set that the block is connected to.
+
+        A part is numbered at the readings through which it can still grow.
+        """
+        fresh = np.uint8(255)
+        merged = np.zeros(len(sets), np.int64)
+        for (stream, _), at in self.readings.at.items():
+            if stream == block.out:
+                parts = sets.part[at].copy()
+                has = (parts > 0) & (parts != fresh)
+                if has.any():
+                    sets.part[(sets.part == parts) & has] = fresh
+                    merged += has
+        for read in block.reads:
+            if self.skeleton.streams[read.stream].inside:
+                sets.part[self.readings.at[read.stream, number]] = fresh
+        sets.parts = sets.parts - merged + 1
+
+
+class _Tile:
+    """Rows that a block holds in a tile, at least, per set.
+
+    Where sinks are alike, a tile has a share of their lines; else, each tensor a share of the rows
+    that sinks need in the end.
+    """
+
+    def __init__(self, builder: _Builder, sets: _Sets, block: TileBlock, pace: Ints) -> None:
+        self.block = block
+        most = builder.most[sets.passes]
+        self.parts = np.maximum(most, 1)
+        self.shared = most > 0
+        self.alike = sets.differ == ALIKE
+        sinks, self.paces = list(builder.sinks), list(builder.paces)
+        lines = np.array([one.lines for one in sinks])[sets.sinks]
+        self.further = np.where(self.alike & self.shared, -(-lines // self.parts) - 1, 0)
+        self.common = [one.common for one in sinks]
+        codes = np.where(self.alike, sets.sinks * len(self.paces) + pace, 0)
+        self.codes, self.at = np.unique(codes, return_inverse=True)
+
+    def rows(self, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
+        """Rows held of what ``least`` rows are asked of for one line, at a stride per line."""
+        per_line = np.array(
+            [
+                self.block.rows_per_line(
+                    self.common[code // len(self.paces)], self.paces[code % len(self.paces)], stride
+                )
+                for code in self.codes.tolist()
+            ],
+            np.int64,
+        )[self.at]
+        share = np.where(self.shared, -(-needed // self.parts) - short, 0)
+        held: Ints = np.where(self.alike, least + self.further * per_line, np.maximum(least, share))
+        return held
+
+
+def _distinct(sets: _Sets) -> tuple[Ints, Ints]:
+    """Per distinct state, the set with least room; and each set's state, -1 for none.
+
+    A set none of whose parts can grow has none, nor has one with a part that cannot.
+    """
+    single = sets.parts <= 1
+    sets.part = np.where(single, np.minimum(sets.part, 1), sets.part)
+    touched = sets.part.any(axis=0)
+    alive = touched & single | (sets.parts == 0)
+    several = np.flatnonzero(~single & touched)
+    if len(several):
+        sets.part[:, several], count = renumbered(sets.part[:, several])
+        alive[several] = count == sets.parts[several]
+    (kept,) = np.nonzero(alive)
+    tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
+    columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
+    rows = [row[kept] for table in (*tables, columns) for row in table]
+    return distinct(packed(rows, len(kept)), sets.room, kept)

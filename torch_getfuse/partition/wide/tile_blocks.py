@@ -1,0 +1,352 @@
+"""A BRR problem as blocks and the tensors between them: what each holds in a group's tiles.
+
+The rules are those of the cost model (docs/method.md, section 4); here they are tables by the rows
+that a block makes, so that many groups are priced at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.ir import WindowKind
+from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.cost.brr.rows import Operand
+from torch_getfuse.partition.node_set import bits
+from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.wide.block_order import narrow_order, numbered
+
+Ints = npt.NDArray[np.int64]
+
+_STREAM = 60  # steps counted per stream
+_MOST_RATE = 1 << 40  # rows per tile line; more of them fit nowhere
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tensor between blocks, or an input of the graph.
+
+    Attributes:
+        size: bytes.
+        maker: the block that writes it; -1 for an input of the graph.
+        inside: whether its maker can be in a group.
+        blocks: all blocks that read or write it.
+        forced: whether it must be written to DRAM whichever blocks are in the group.
+    """
+
+    size: int
+    maker: int
+    inside: bool
+    blocks: frozenset[int]
+    forced: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """A stream that a block reads.
+
+    Attributes:
+        stream: its number.
+        rows: its rows that are needed, by the rows that the block makes.
+        rate: its rate over that of the block, both times the cumulative stride; ``None``: none, or
+            several.
+        head: whether the block's first operator reads it, not one that works in place on that.
+        later: whether another of its operators does.
+    """
+
+    stream: int
+    rows: Ints
+    rate: Fraction | None
+    head: bool
+    later: bool
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Rows of a tensor that a block holds if it starts a group, one of a buffer's terms.
+
+    Attributes:
+        tensor: its name.
+        shared: whether other blocks may hold rows of it.
+        row: bytes of a row.
+        rows: how many, by the rows that the block makes.
+        stride: of the rows of a further tile line; 1 where there is one row per line.
+        needed, short: rows that sinks need in the end, and those by which a tile may hold less than
+            its share of them.
+    """
+
+    tensor: str
+    shared: bool
+    row: int
+    rows: Ints
+    stride: Fraction
+    needed: int
+    short: int
+
+
+@dataclass(frozen=True)
+class TileBlock:
+    """A block: an operator, and others that work on its result in place.
+
+    Attributes:
+        out: the stream that it writes, -1 if no other block reads it.
+        reads: the streams that it reads.
+        weights, traffic: bytes; the latter of what it writes in any group, if no stream says so.
+        stores: whether its first operator is a convolution, that holds rows of its result.
+        full, partial: bytes of such a row, with all channels and with ``kappa`` of them.
+        height: rows of its result.
+        cumulative: stride.
+        needed, short: rows of the result that sinks need in the end, and those by which a tile may
+            hold less than its share.
+        holds: what it holds if it starts a group, and a convolution is partial.
+        makers: the blocks that keep it from that.
+    """
+
+    out: int
+    reads: tuple[Read, ...]
+    weights: int
+    traffic: int
+    stores: bool
+    full: int
+    partial: int
+    height: int
+    cumulative: Fraction
+    needed: int
+    short: int
+    holds: tuple[Hold, ...]
+    makers: frozenset[int]
+    rates: dict[tuple[Fraction, Fraction, Fraction], int] = field(default_factory=dict)
+
+    def rows_per_line(self, common: Fraction, pace: Fraction, stride: Fraction) -> int:
+        """Rows of one further tile line, at a stride, where the sinks' cumulative stride is this.
+
+        ``pace``: the block's rate over what its cumulative stride says.
+        """
+        key = common, pace, stride
+        if key not in self.rates:
+            self.rates[key] = min(_MOST_RATE, math.ceil(common / self.cumulative * pace * stride))
+        return self.rates[key]
+
+
+@dataclass(frozen=True)
+class TileSkeleton:
+    """Blocks, then the unfusable operators as blocks that join no group, and their streams.
+
+    Attributes:
+        blocks: of the problem.
+        streams: tensors between them.
+        touches: per block and unfusable operator, the numbers of its streams.
+        order: all of them, each after those that read what it makes, ordered so that few streams
+            are open (some of their blocks come before, some after) at a time.
+        holders: of each tensor that several blocks may hold, these.
+    """
+
+    blocks: tuple[TileBlock, ...]
+    streams: tuple[Stream, ...]
+    touches: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    holders: dict[str, frozenset[int]]
+
+    @classmethod
+    def of(cls, problem: FusionProblem, scheme: Brr) -> TileSkeleton:
+        """The skeleton of a problem."""
+        return _Maker(problem, scheme).skeleton()
+
+    @cached_property
+    def _features(self) -> list[object]:
+        return [
+            (
+                (block.weights, block.stores, block.full, block.height),
+                tuple(sorted((self.streams[r.stream].size, int(r.rows[-1])) for r in block.reads)),
+            )
+            for block in self.blocks
+        ]
+
+    def classes(self, radius: int) -> Ints:
+        """Per fusable block its class: blocks with equal surroundings up to ``radius`` share one.
+
+        Equal at radius 0: weights, rows, and the sizes of what they read; at each larger radius,
+        the neighbours are also equal at the radius before.
+        """
+        numbering = numbered(self._features)
+        fusable = len(self.blocks)
+        for _ in range(radius):
+            features = []
+            for k, numbers in enumerate(self.touches[:fusable]):
+                around = sorted(
+                    (stream.maker == k, numbering[other])
+                    for stream in (self.streams[number] for number in numbers)
+                    for other in (stream.blocks if stream.maker == k else [stream.maker])
+                    if other != k and 0 <= other < fusable
+                )
+                features.append((numbering[k], tuple(around)))
+            numbering = numbered(features)
+        return np.array(numbering)
+
+
+class _Maker:
+    """Makes the skeleton of one problem."""
+
+    def __init__(self, problem: FusionProblem, scheme: Brr) -> None:
+        self.problem, self.scheme = problem, scheme
+        self.graph = graph = scheme.graph
+        self.fusable = len(problem.blocks)
+        self.masks = [*problem.blocks, *(1 << i for i in bits(problem.unfusable))]
+        self.home = {i: k for k, mask in enumerate(self.masks) for i in bits(mask)}
+        self.streams: list[Stream] = []
+        self.number: dict[str, int] = {}
+        for name, size in graph.tensor_bytes.items():
+            maker = self.home[graph.producer[name]] if name in graph.producer else -1
+            readers = {self.home[i] for i in graph.consumers[name]}
+            if not readers or readers == {maker}:
+                continue
+            inside = 0 <= maker < self.fusable
+            outer = any(reader >= self.fusable for reader in readers)
+            forced = inside and (name in graph.outputs or outer)
+            blocks = frozenset(readers | {maker} - {-1})
+            self.number[name] = len(self.streams)
+            self.streams.append(Stream(size, maker, inside, blocks, forced))
+
+    def skeleton(self) -> TileSkeleton:
+        work = self.problem.evaluator.work
+        work.add(_STREAM * len(self.streams))
+        held = [self._held(mask) for mask in self.problem.blocks]
+        holders: dict[str, set[int]] = {}
+        for k, operands in enumerate(held):
+            for _, operand in operands:
+                holders.setdefault(operand.read.tensor, set()).add(k)
+        shared = {name for name, some in holders.items() if len(some) > 1}
+        blocks = [self._block(k, operands, shared) for k, operands in enumerate(held)]
+        touches: list[list[int]] = [[] for _ in self.masks]
+        for number, stream in enumerate(self.streams):
+            for block in stream.blocks:
+                touches[block].append(number)
+        # From the last to the first: of equals the last comes first.
+        last = len(self.masks) - 1
+        order = narrow_order(
+            [[last - block for block in stream.blocks] for stream in self.streams],
+            touches[::-1],
+            [
+                (last - reader, last - stream.maker)
+                for stream in self.streams
+                for reader in stream.blocks
+                if 0 <= stream.maker != reader
+            ],
+            work,
+        )
+        return TileSkeleton(
+            tuple(blocks),
+            tuple(self.streams),
+            tuple(map(tuple, touches)),
+            tuple(last - block for block in order),
+            {name: frozenset(holders[name]) for name in sorted(shared)},
+        )
+
+    def _held(self, mask: int) -> list[tuple[int, Operand]]:
+        """Operators of a block that hold rows of what they read, if they start a group."""
+        members = list(bits(mask))
+        if not self.scheme.local >> members[0] & 1:
+            members = members[:1]
+        operands = self.scheme.demand.operands
+        return [
+            (i, operand)
+            for i in members
+            for operand in operands[i]
+            if self._made_by(operand) != self.home[i]
+        ]
+
+    def _made_by(self, operand: Operand) -> int:
+        """The block that makes an operand's tensor; -1 for an input of the graph."""
+        producer = self.graph.producer.get(operand.read.tensor)
+        return -1 if producer is None else self.home[producer]
+
+    def _block(self, k: int, held: Sequence[tuple[int, Operand]], shared: set[str]) -> TileBlock:
+        graph, scheme, mask = self.graph, self.scheme, self.problem.blocks[k]
+        demand = scheme.demand
+        members = list(bits(mask))
+        first, last = members[0], members[-1]
+        out = graph.ops[last].writes
+        height = graph.tensors[out].rows
+        stores = not scheme.local >> first & 1
+        makers = {self._made_by(operand) for _, operand in held}
+        return TileBlock(
+            out=self.number.get(out, -1),
+            reads=self._reads(k, members, height),
+            weights=sum(scheme.weights[i] for i in members),
+            traffic=graph.tensor_bytes[out]
+            if out in graph.outputs and out not in self.number
+            else 0,
+            stores=stores,
+            full=scheme.row_full[first],
+            partial=scheme.row_some[first],
+            height=height,
+            cumulative=Fraction(demand.cumulative[last]),
+            needed=demand.in_all[first],
+            short=demand.short[first],
+            holds=tuple(self._hold(i, operand, height, shared) for i, operand in held),
+            makers=frozenset(maker for maker in makers if 0 <= maker < self.fusable),
+        )
+
+    def _rows(self, operand: Operand, height: int) -> Ints:
+        """Rows of an operand by the rows that are made, 0 for none (:meth:`Demand.input_rows`)."""
+        most = self.graph.tensors[operand.read.tensor].rows
+        if operand.stride is None:
+            rows = np.full(height + 1, most, np.int64)
+        else:
+            stride = Fraction(operand.stride)
+            made = np.arange(-1, height, dtype=np.int64) * stride.numerator
+            rows = np.minimum(most, -(-made // stride.denominator) + operand.kernel)
+        rows[0] = 0
+        return rows
+
+    def _hold(self, i: int, operand: Operand, height: int, shared: set[str]) -> Hold:
+        demand = self.scheme.demand
+        name, stride = operand.read.tensor, operand.stride
+        row = self.graph.row_bytes[name]
+        if operand.read.window.kind is WindowKind.REDUCE:
+            one = np.array([0] + [1] * height, np.int64)
+            return Hold(name, name in shared, row, one, Fraction(1), 0, 0)
+        rows = self._rows(operand, height)
+        needed = short = 0
+        if stride is not None:
+            needed = math.floor((demand.in_all[i] - 1) * stride) + operand.kernel
+            needed = min(needed, self.graph.tensors[name].rows)
+            short = math.ceil(demand.short[i] * stride) + max(0, math.ceil(stride - operand.kernel))
+        return Hold(name, name in shared, row, rows, Fraction(stride or 1), needed, short)
+
+    def _reads(self, k: int, members: Sequence[int], height: int) -> tuple[Read, ...]:
+        """What a block reads; its operators after the first work on its result in place."""
+        graph, demand = self.graph, self.scheme.demand
+        pace = {members[-1]: Fraction(1)}
+        found: dict[int, Read] = {}
+        for i in reversed(members):
+            for operand in demand.operands[i]:
+                name, stride = operand.read.tensor, operand.stride
+                producer = graph.producer.get(name)
+                rate = None
+                if stride is not None:
+                    above = 1 if producer is None else Fraction(demand.cumulative[producer])
+                    rate = pace[i] * stride * above / Fraction(demand.cumulative[i])
+                if producer is not None and self.home[producer] == k:
+                    pace[producer] = rate or Fraction(1)
+                    continue
+                number = self.number[name]
+                rows, head = self._rows(operand, height), i == members[0]
+                other = found.get(number)
+                if other is not None:
+                    rows = np.maximum(rows, other.rows)
+                    rate = rate if rate == other.rate else None
+                found[number] = Read(
+                    number,
+                    rows,
+                    rate,
+                    head or (other is not None and other.head),
+                    not head or (other is not None and other.later),
+                )
+        return tuple(found.values())
