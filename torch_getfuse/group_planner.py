@@ -149,7 +149,7 @@ class GroupStrategy:
         if found is not None:
             return found
         # The rest is for what follows: the cover, windows again and the local search.
-        share = _COVERED_PROOF if self.has_cover else _PROOF
+        share = _COVERED_PROOF if self.has_cover and not self.problem.rereads else _PROOF
         best = self._prove(best, share)
         if best.lower_bound_bytes < best.dram_bytes and self.work.left > 0:
             best = self._windows(best, _LATER * self.work.left)
@@ -226,15 +226,21 @@ class GroupStrategy:
             best = self._better(known, merged, "merging")
         started, left = time.perf_counter(), self.work.left
         seconds = share * left
-        if self.problem.rereads:  # before windows, which take longer than they save it
+        rereads = self.problem.rereads
+        if rereads:  # before windows, which take longer than they save it
             ended = self._backward(best, Limits(seconds=(1 - _AFTER) * seconds))
-            if ended is not None:
+            if ended is not None and (ended.proved or not self.has_cover):
                 return ended if ended.proved else self._windows(ended, _AFTER * seconds)
+            best = ended or best
+            if self.has_cover:
+                best = self._cover(best)
+                if best.proved or not self.work.left:
+                    return best
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
-        if self.problem.rereads:
+        if rereads:
             limits = Limits(seconds=limits.seconds / 3)
-        if self.has_cover:  # for which it leaves the time where it will not end
+        elif self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, pace=_PACE)
         passes_nothing = self.has_cover and self._passed < _PASSED
         found = None if passes_nothing else self._try_exact(best, limits)
@@ -243,14 +249,16 @@ class GroupStrategy:
         spent = time.perf_counter() - started
         groups = self.problem.evaluator.evaluated
         self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
-        if self.has_cover:
-            from torch_getfuse.partition.wide.group_cover import (
-                cover,  # scipy: only wide graphs need it
-            )
+        return best if rereads or not self.has_cover else self._cover(best)
 
-            self._stage = "cover"
-            best = self._better(best, cover(self.problem, best, self.work.left), "cover")
-        return best
+    def _cover(self, best: SearchResult) -> SearchResult:
+        """The best plan and bound by prices of groups."""
+        from torch_getfuse.partition.wide.group_cover import (
+            cover,  # scipy: only wide graphs need it
+        )
+
+        self._stage = "cover"
+        return self._better(best, cover(self.problem, best, self.work.left), "cover")
 
     def _windows(self, best: SearchResult, seconds: float) -> SearchResult:
         """A plan with all that lies close together in it as good as it can be."""
@@ -264,11 +272,16 @@ class GroupStrategy:
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
+        from torch_getfuse.partition.exact.backward import (  # numpy: few graphs need it
+            PACE,
+            QUICK,
+            backward,
+        )
 
         self._stage = "backward"
+        pace = QUICK if self.has_cover else PACE
         try:
-            return self._better(best, backward(self.problem, best, limits), "backward")
+            return self._better(best, backward(self.problem, best, limits, pace), "backward")
         except TooWide as reason:
             self.stages.append(Stage("backward", None, 0, 0.0, f"not tried: {reason}"))
             return None

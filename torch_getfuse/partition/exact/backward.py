@@ -15,10 +15,9 @@ docs/exact-search.md, section 2, has the proofs.
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -37,9 +36,10 @@ MOST_DOWN_SETS = 6_000
 _NEVER = 1 << 60
 """More bytes than any plan moves."""
 
-_EARLY, _SOLVED_BY_THEN = 1 / 3, 1 / 4
+PACE = ((1 / 3, 1 / 4),)
+QUICK = ((1 / 8, 1 / 5), (3 / 8, 9 / 20), (3 / 4, 17 / 20))
 """When so much of the steps that are allowed are counted, so much of the down-sets is to be solved:
-smaller ones take longer, so the rest would never be."""
+smaller ones take longer, so the rest would never be. The latter where another search follows."""
 
 _SET, _RANKED, _LOOK = 230, 20, 40
 """Steps counted: for each down-set, and one for so many groups that are ranked; for each group
@@ -65,7 +65,10 @@ Conflicts = defaultdict[int, list[_Conflict]]
 
 
 def backward(
-    problem: FusionProblem, known: SearchResult, limits: Limits | None = None
+    problem: FusionProblem,
+    known: SearchResult,
+    limits: Limits | None = None,
+    pace: Sequence[tuple[float, float]] = PACE,
 ) -> SearchResult:
     """The legal plan with the least DRAM access, proved by construction.
 
@@ -73,6 +76,7 @@ def backward(
         problem: graph, cost model and buffer.
         known: a legal plan.
         limits: the seconds that it may take.
+        pace: shares of these, ascending, and what share of its down-sets is to be solved by then.
 
     Returns:
         The optimum; at a limit the known plan, its end replaced as far as the best is known, and
@@ -89,7 +93,7 @@ def backward(
             chains = Chains(problem)
             whole = Window(chains.start, chains.everything, MOST_DOWN_SETS)
             search = Backward(problem, chains, whole, known.dram_bytes)
-            search.run()
+            search.run(pace)
     except OutOfWork as reason:
         stopped = str(reason)
     found, bound, looked = known, 0, 0
@@ -167,7 +171,7 @@ class Backward:
                 reached[larger] = np.minimum(reached[larger], reached[at] + least)
         self.reached = reached
 
-    def run(self) -> None:
+    def run(self, pace: Sequence[tuple[float, float]] = PACE) -> None:
         """Work out ``h`` for every down-set that something cheaper than the ceiling can go through.
 
         Raises:
@@ -175,17 +179,15 @@ class Backward:
                 remains.
         """
         work = self.evaluator.work
-        look_at = work.steps + work.steps_left * _EARLY
+        looks = [(work.steps + work.steps_left * by, by, least) for by, least in pace]
         while self.solved:
             self._solve(self.solved - 1)
             self.solved -= 1
-            if work.steps > look_at:
-                look_at = math.inf
+            while looks and work.steps > looks[0][0]:
+                _, by, least = looks.pop(0)
                 share = 1 - self.solved / len(self.sets.masks)
-                if share < _SOLVED_BY_THEN:
-                    raise OutOfWork(
-                        f"{share:.0%} of its down-sets in {_EARLY:.0%} of its work limit"
-                    )
+                if share < least:
+                    raise OutOfWork(f"{share:.0%} of its down-sets in {by:.0%} of its work limit")
 
     def plan(self, known: SearchResult) -> SearchResult:
         """The known plan up to the first of its down-sets whose ``h`` is known, and the best end.

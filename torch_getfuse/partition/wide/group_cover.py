@@ -43,7 +43,7 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
-PASSES = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64
+PASSES = 1, 2, 4, 16, 64
 CLOSE_BOX = 0.003  # initial box of the prices of legal groups
 
 

@@ -13,6 +13,7 @@ several strides. A path says what one way to run the set holds at least, and wha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from fractions import Fraction
 from typing import Generic, NamedTuple, TypeVar
@@ -40,14 +41,22 @@ Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN = 1, 2, 4, 8, 16, 32
+READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN, INSIDE, OUTSIDE = (1 << k for k in range(8))
 """Flags of a tensor with respect to a set, by its readers so far: one is in; one is out; one is out
-but feeds the set; the maker must not be full; it must be; it cannot join, for it has no rate."""
+but feeds the set; the maker must not be full if it joins; it must be; it cannot join, for it has no
+rate; it must join; it must not."""
+
+FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
+
+MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
 
 ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
 """Sinks of a set: all have one cumulative stride; or they will not, or do not."""
 
 MOST_STATES = 1_500_000
+
+_EARLY, _AHEAD = 1 / 5, 4
+"""Shares of the states that may be made at first, and over that of the blocks that are decided."""
 
 _BLOCK = 300  # steps counted per block
 _CELLS = 20  # entries of the table of states per further step
@@ -74,10 +83,27 @@ def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
 
 
 class _Sinks(NamedTuple):
-    """Sinks that are alike: their cumulative stride, and the lines of the tallest."""
+    """Sinks of a set that are alike: their cumulative stride, and tile lines at most."""
 
     common: Fraction
     lines: int
+
+
+class _Way(NamedTuple):
+    """How a block joins.
+
+    Attributes:
+        full: whether it is a full convolution.
+        sinks: if it is the first to join and sinks are alike.
+        others: whether it may also join where it is not the first, or sinks are not alike.
+        source: of several tensors that it reads, one whose maker is full, or :data:`FIRST`;
+            ``None`` where that does not matter.
+    """
+
+    full: bool
+    sinks: _Sinks
+    others: bool
+    source: int | None
 
 
 class _Sets:
@@ -102,7 +128,7 @@ class _Sets:
     COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room"
 
     state: Bytes
-    rows: npt.NDArray[np.int16]
+    rows: npt.NDArray[np.int32]
     pace: Bytes
     holds: Ints
     held: Ints
@@ -119,7 +145,7 @@ class _Sets:
         sets = cls()
         count = passes * len(differ)
         for name, kind in zip(
-            cls.TABLES, (np.uint8, np.int16, np.uint8, np.int64, np.int64, np.uint8), strict=True
+            cls.TABLES, (np.uint8, np.int32, np.uint8, np.int64, np.int64, np.uint8), strict=True
         ):
             setattr(sets, name, np.zeros((0, count), kind))
         for name in cls.COLUMNS:
@@ -237,12 +263,9 @@ class _Builder:
         self.most = np.array([one.most for one in passes])
         self.stay = np.array([one.stay for one in passes])
         self.paces: dict[Fraction, int] = {Fraction(0): 0, Fraction(1): 1}
-        self.sinks: dict[_Sinks, int] = {_Sinks(Fraction(0), 1): 0}
-        # Lines that the sinks of a block may have, if it is one and all are alike.
-        lines: dict[Fraction, set[int]] = {}
-        for block in skeleton.blocks:
-            lines.setdefault(block.cumulative, set()).add(block.height)
-        self.lines = {common: sorted(some) for common, some in lines.items()}
+        self.sinks: dict[_Sinks, int] = {_Sinks(Fraction(1), 1): 0}
+        # Undecided blocks by cumulative stride and height, which tell all that sinks have.
+        self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
         self.streams = _Rows[int]("state", "rows", "pace")
         self.readings = _Rows[tuple[int, int]]("part")  # stream and its reader
         # Per block what it holds if it starts a group, of a tensor if others may hold it; and what
@@ -255,22 +278,26 @@ class _Builder:
     def layers(self, work: Work, most: int) -> list[Layer] | None:
         """All layers; ``None`` with more than ``most`` states."""
         skeleton = self.skeleton
-        differ = (ALIKE, TO_DIFFER) if len(self.lines) > 1 else (ALIKE,)
+        strides = {stride for stride, _ in self.undecided}
+        differ = (ALIKE,) if len(strides) == 1 else (ALIKE, TO_DIFFER)
         sets = _Sets.empty(len(self.least), differ)
         left = [set(stream.blocks) for stream in skeleton.streams]
         states, layers = 0, []
-        for number in skeleton.order:
+        for decided, number in enumerate(skeleton.order):
             states += len(sets)
-            if states > most:
+            if states > most * max(_EARLY, min(1, (decided + 1) / len(skeleton.order) * _AHEAD)):
                 return None
             block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
             self._open(sets, number, block, left)
             cells = sum(len(getattr(sets, table)) for table in sets.TABLES)
             after = [self._leave(sets, number)]
             if block is not None:
-                after += [self._join(sets, number, block, *way) for way in self._ways(block)]
+                after += [self._join(sets, number, block, way) for way in self._ways(block)]
             work.add(_BLOCK * len(after) + sum(cells * len(at) for _, at in after) // _CELLS)
-            last_rooms = [some.room + self._pending(some) for some, _ in after[1:]]
+            ended = [
+                (some.room + self._pending(some), ~(some.state & INSIDE > 0).any(axis=0))
+                for some, _ in after[1:]
+            ]
             several = _Sets.joined([some for some, _ in after])
             self._close(several, number, left)
             kept, state = _distinct(several)
@@ -282,14 +309,17 @@ class _Builder:
                 to[at], room[at] = state[begin:end], some.room - sets.room[at]
                 steps.append((to, room))
             joins = []
-            for (some, at), last_room, (to, room) in zip(
-                after[1:], last_rooms, steps[1:], strict=True
+            for (some, at), (last_room, complete), (to, room) in zip(
+                after[1:], ended, steps[1:], strict=True
             ):
                 cost, last, ends = np.zeros((3, len(sets)), np.int64)
                 cost[at], last[at] = some.cost, last_room - sets.room[at]
                 # A block alone is priced apart.
                 ends[at] = (some.parts == 1) & (sets.parts[at] > 0) & (some.differ != TO_DIFFER)
+                ends[at] &= complete
                 joins.append(Join(to, ends > 0, cost, room, last))
+            if block is not None:
+                self.undecided[block.cumulative, block.height] -= 1
             layers.append(Layer(NO_BLOCK if block is None else number, *steps[0], tuple(joins)))
             sets = several.take(kept)
         return layers
@@ -379,87 +409,117 @@ class _Builder:
         streams = self.skeleton.streams
         changed = sets.take(np.arange(len(sets)))
         feeds = np.zeros(len(sets), bool)
+        can = np.ones(len(sets), bool)
         for stream in self.skeleton.touches[number]:
             if streams[stream].maker == number:
-                feeds |= sets.state[self.streams.at[stream]] & (READ | ABOVE) > 0
+                flags = sets.state[self.streams.at[stream]]
+                feeds |= flags & (READ | ABOVE) > 0
+                can &= flags & INSIDE == 0
         for stream in self.skeleton.touches[number]:
             if streams[stream].maker != number:
-                flags = np.where(feeds, SPILLED | ABOVE, SPILLED).astype(np.uint8)
-                changed.state[self.streams.at[stream]] |= flags
+                added = np.where(feeds, SPILLED | ABOVE, SPILLED).astype(np.uint8)
+                changed.state[self.streams.at[stream]] |= added
         for row, block, tensor in self._kept_for(number):
             if not self.waiting[block]:
                 self._hold(changed, sets.holds[row], tensor)
         changed.cost = np.zeros(len(sets), np.int64)
-        (keep,) = np.nonzero(changed.room < self.limit)
+        (keep,) = np.nonzero(can & (changed.room < self.limit))
         return changed.take(keep), keep
 
-    def _ways(self, block: TileBlock) -> Iterator[tuple[bool, int]]:
-        """The ways to join: whether full, and the lines of the sinks if it is the first to join."""
-        for lines in self.lines[block.cumulative]:
-            if lines >= block.height:
-                for full in (True, False) if block.stores else (False,):
-                    yield full, lines
+    def _ways(self, block: TileBlock) -> Iterator[_Way]:
+        """The ways in which a block may join."""
+        several = self._asked_together(block)
+        for k, sinks in enumerate(self._sinks_with(block)):
+            if block.stores:
+                yield _Way(True, sinks, not k, None)
+            if not (block.stores and several):
+                yield _Way(False, sinks, not k, None)
+            # A sink is asked for nothing.
+            if several and (block.stores or not k):
+                for source in (*several, FIRST):
+                    yield _Way(False, sinks, not k, source)
 
-    def _join(
-        self, sets: _Sets, number: int, block: TileBlock, full: bool, lines: int
-    ) -> tuple[_Sets, Ints]:
+    def _sinks_with(self, block: TileBlock) -> Iterator[_Sinks]:
+        """The sinks of sets that a block is the first to join; first, if it is the only one."""
+        heights = {
+            height
+            for (stride, height), count in self.undecided.items()
+            if count and stride == block.cumulative and height >= block.height
+        }
+        for lines in sorted(heights):
+            yield _Sinks(block.cumulative, lines)
+
+    def _asked_together(self, block: TileBlock) -> tuple[int, ...]:
+        """Streams of which some maker must be full where a partial block, or a full one, is."""
+        inside = tuple(
+            read.stream
+            for read in block.reads
+            if self.skeleton.streams[read.stream].inside and (read.head or not block.stores)
+        )
+        return inside if 1 < len(inside) <= MOST_FULL else ()
+
+    def _join(self, sets: _Sets, number: int, block: TileBlock, way: _Way) -> tuple[_Sets, Ints]:
         """The sets that a block joins in a way, and the states they come from.
 
         Their cost assumes that no further block joins.
         """
-        (keep,) = np.nonzero(self._can_join(sets, block, full, lines))
+        (keep,) = np.nonzero(self._can_join(sets, block, way))
         changed = sets.take(keep)
         flags = np.zeros(len(keep), np.uint8)
         rows, pace = np.ones(len(keep), np.int64), np.ones(len(keep), np.int64)
         cost = self.least[changed.passes] * block.weights + block.traffic
         if block.out >= 0:
             stream, at = self.skeleton.streams[block.out], self.streams.at[block.out]
-            flags = changed.state[at]
+            flags = changed.state[at].copy()
+            changed.state[at] = 0
             rows, pace = np.maximum(rows, changed.rows[at]), np.maximum(pace, changed.pace[at])
             # No longer read from outside; and written if someone else reads it.
             spilled = flags & SPILLED > 0
             cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & READ > 0))
-        fits = self._take_sinks(changed, block, flags & READ == 0, lines)
+        fits = self._take_sinks(changed, block, flags & READ == 0, way)
         changed.room = changed.room + np.where(self.stay[changed.passes], block.weights, 0)
         tile = _Tile(self, changed, block, pace)
         if block.stores:
-            row = block.full if full else block.partial
+            row = block.full if way.full else block.partial
             changed.room += row * tile.rows(rows, Fraction(1), block.needed, block.short)
         for row, _, _ in self._kept_for(number):
             changed.holds[row] = 0  # its readers do not start the group
-        if not full:
+        if not way.full:
             self._start(changed, number, block, tile, rows)
-        self._ask(changed, block, full, flags, rows, pace, cost)
+        self._ask(changed, block, way, flags, rows, pace, cost)
         self._connect(changed, number, block)
         (fit,) = np.nonzero(fits & (changed.room < self.limit))
         return changed.take(fit), keep[fit]
 
-    def _can_join(self, sets: _Sets, block: TileBlock, full: bool, lines: int) -> Flags:
+    def _can_join(self, sets: _Sets, block: TileBlock, way: _Way) -> Flags:
         """The sets whose readers of the block allow it to join so."""
-        can: Flags = (sets.parts == 0) | (lines == block.height)
+        full, _, others, source = way
+        can = np.full(len(sets), True)
+        if not others:
+            can = (sets.parts == 0) & (sets.differ == ALIKE)
         if block.out >= 0:
             flags = sets.state[self.streams.at[block.out]]
-            can &= flags & (ABOVE | UNEVEN) == 0
+            can &= flags & (ABOVE | UNEVEN | OUTSIDE) == 0
             can &= flags & (PARTIAL | FULL) != (PARTIAL | FULL)
             if full:
                 can &= flags & PARTIAL == 0
             elif block.stores and not any(read.later for read in block.reads):
                 can &= flags & FULL == 0
+            if not block.stores and self._asked_together(block):
+                can &= (flags & FULL > 0) == (source is not None)
+        elif not block.stores and source is not None:
+            can[:] = False
         return can
 
-    def _take_sinks(self, sets: _Sets, block: TileBlock, sink: Flags, lines: int) -> Flags:
+    def _take_sinks(self, sets: _Sets, block: TileBlock, sink: Flags, way: _Way) -> Flags:
         """Note the block as a sink of some sets; whether these may have it."""
-        known = self.sinks.setdefault(_Sinks(block.cumulative, lines), len(self.sinks))
-        alike = np.array([one.common == block.cumulative for one in self.sinks])
-        tall = np.array([one.lines >= block.height for one in self.sinks])
-        begins = sets.parts == 0
-        sets.sinks = np.where(begins, known, sets.sinks)
-        other = sink & (sets.differ != DIFFER) & ~alike[sets.sinks]
-        may: Flags = ~(sink & (sets.differ == ALIKE) & ~(alike & tall)[sets.sinks])
-        if lines != block.height:
-            may &= sets.differ == ALIKE
-        sets.differ = np.where(other & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
+        known = self.sinks.setdefault(way.sinks, len(self.sinks))
+        sets.sinks = np.where(sets.parts == 0, known, sets.sinks)
+        alike = np.array([one.common == block.cumulative for one in self.sinks])[sets.sinks]
+        tall = np.array([one.lines >= block.height for one in self.sinks])[sets.sinks]
+        sets.differ = np.where(sink & ~alike & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
         sets.sinks = np.where(sets.differ == DIFFER, 0, sets.sinks)
+        may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & tall
         return may
 
     def _start(self, sets: _Sets, number: int, block: TileBlock, tile: _Tile, rows: Ints) -> None:
@@ -481,13 +541,15 @@ class _Builder:
         self,
         sets: _Sets,
         block: TileBlock,
-        full: bool,
+        way: _Way,
         flags: Bytes,
         rows: Ints,
         pace: Ints,
         cost: Ints,
     ) -> None:
         """What the block asks of the tensors that it reads; and the cost of reading them."""
+        full, _, _, source = way
+        together = self._asked_together(block)
         streams = self.skeleton.streams
         inside = [read for read in block.reads if streams[read.stream].inside]
         head = sum(read.head for read in inside)
@@ -504,6 +566,10 @@ class _Builder:
                     asked |= wanted & np.uint8(PARTIAL | FULL if later == 1 else PARTIAL)
                 if block.stores and read.head and (full or head == 1):
                     asked |= np.uint8(PARTIAL if full else FULL)
+                if source == read.stream:
+                    asked |= np.uint8(FULL | INSIDE)
+                elif source == FIRST and read.stream in together:
+                    asked |= np.uint8(OUTSIDE)
                 through = self._through(read.rate, pace)
                 before = sets.pace[at]
                 clash = (before > 0) & (through > 0) & (before != through) | (through < 0)

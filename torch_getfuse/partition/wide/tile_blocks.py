@@ -25,7 +25,7 @@ from torch_getfuse.partition.wide.block_order import narrow_order, numbered
 Ints = npt.NDArray[np.int64]
 
 _STREAM = 60  # steps counted per stream
-_MOST_RATE = 1 << 40  # rows per tile line; more of them fit nowhere
+MOST_RATE = 1 << 40  # rows per tile line; more of them fit nowhere
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class TileBlock:
         """
         key = common, pace, stride
         if key not in self.rates:
-            self.rates[key] = min(_MOST_RATE, math.ceil(common / self.cumulative * pace * stride))
+            self.rates[key] = min(MOST_RATE, math.ceil(common / self.cumulative * pace * stride))
         return self.rates[key]
 
 

@@ -157,6 +157,7 @@ class Brr(FusionScheme):
     # It can be full for the sake of what reads it, and lets that stream its other inputs.
     starts_in_place = True
     has_predictor = True
+    has_cover = True
     steps = Steps(0, 0, 0, 0)  # for most of a group is known: see _JOINED
 
     def __init__(
@@ -274,7 +275,7 @@ class Brr(FusionScheme):
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
         """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
-        passes = self._valid_passes(mask, buffer_bytes)
+        passes = self.passes(mask, buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
         return self._makeup(mask).weights * (passes - 1) if slices is None else slices.reread
 
@@ -300,7 +301,7 @@ class Brr(FusionScheme):
         size = self.graph.tensor_bytes
         read, write = sum(size[name] for name in reads), sum(size[name] for name in writes)
         weights = self._makeup(mask).weights
-        passes = self._valid_passes(mask, buffer_bytes)
+        passes = self.passes(mask, buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
         if slices is None:
             return Dram(read, write, weights * passes)
@@ -360,7 +361,8 @@ class Brr(FusionScheme):
         )
         return remember(self._known, mask, tiles)
 
-    def _valid_passes(self, mask: int, buffer_bytes: int) -> int:
+    def passes(self, mask: int, buffer_bytes: int) -> int:
+        """How often a valid group reads its weights, if it does not run in slices."""
         tiles = self._tiles(mask)
         assert tiles is not None, "only valid groups are run"
         return tiles.best(buffer_bytes)[1]
