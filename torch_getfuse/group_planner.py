@@ -272,16 +272,12 @@ class GroupStrategy:
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        from torch_getfuse.partition.exact.backward import (  # numpy: few graphs need it
-            PACE,
-            QUICK,
-            backward,
-        )
+        from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
 
         self._stage = "backward"
-        pace = QUICK if self.has_cover else PACE
         try:
-            return self._better(best, backward(self.problem, best, limits, pace), "backward")
+            found = backward(self.problem, best, limits, followed=self.has_cover)
+            return self._better(best, found, "backward")
         except TooWide as reason:
             self.stages.append(Stage("backward", None, 0, 0.0, f"not tried: {reason}"))
             return None

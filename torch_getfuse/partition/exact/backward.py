@@ -16,8 +16,9 @@ docs/exact-search.md, section 2, has the proofs.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,10 +37,13 @@ MOST_DOWN_SETS = 6_000
 _NEVER = 1 << 60
 """More bytes than any plan moves."""
 
-PACE = ((1 / 3, 1 / 4),)
-QUICK = ((1 / 8, 1 / 5), (3 / 8, 9 / 20), (3 / 4, 17 / 20))
+_EARLY, _SOLVED_BY_THEN = 1 / 3, 1 / 4
 """When so much of the steps that are allowed are counted, so much of the down-sets is to be solved:
-smaller ones take longer, so the rest would never be. The latter where another search follows."""
+smaller ones take longer, so the rest would never be."""
+
+_LOOKS = 1 / 8, 3 / 8, 5 / 8
+"""Where another search follows: shares of the steps at which it is to go on at a pace that leads to
+the end, that of the second half of what is done."""
 
 _SET, _RANKED, _LOOK = 230, 20, 40
 """Steps counted: for each down-set, and one for so many groups that are ranked; for each group
@@ -68,7 +72,7 @@ def backward(
     problem: FusionProblem,
     known: SearchResult,
     limits: Limits | None = None,
-    pace: Sequence[tuple[float, float]] = PACE,
+    followed: bool = False,
 ) -> SearchResult:
     """The legal plan with the least DRAM access, proved by construction.
 
@@ -76,7 +80,8 @@ def backward(
         problem: graph, cost model and buffer.
         known: a legal plan.
         limits: the seconds that it may take.
-        pace: shares of these, ascending, and what share of its down-sets is to be solved by then.
+        followed: whether another search follows: at a pace that does not lead to the end, it leaves
+            the time for that.
 
     Returns:
         The optimum; at a limit the known plan, its end replaced as far as the best is known, and
@@ -93,7 +98,7 @@ def backward(
             chains = Chains(problem)
             whole = Window(chains.start, chains.everything, MOST_DOWN_SETS)
             search = Backward(problem, chains, whole, known.dram_bytes)
-            search.run(pace)
+            search.run(followed)
     except OutOfWork as reason:
         stopped = str(reason)
     found, bound, looked = known, 0, 0
@@ -171,7 +176,7 @@ class Backward:
                 reached[larger] = np.minimum(reached[larger], reached[at] + least)
         self.reached = reached
 
-    def run(self, pace: Sequence[tuple[float, float]] = PACE) -> None:
+    def run(self, followed: bool = False) -> None:
         """Work out ``h`` for every down-set that something cheaper than the ceiling can go through.
 
         Raises:
@@ -179,14 +184,19 @@ class Backward:
                 remains.
         """
         work = self.evaluator.work
-        looks = [(work.steps + work.steps_left * by, by, least) for by, least in pace]
+        begun, allowed = work.steps, work.steps_left
+        looks = [*_LOOKS] if followed else [_EARLY]
+        done: list[tuple[int, float]] = [(begun, 0.0)]  # steps, and what share is solved then
         while self.solved:
             self._solve(self.solved - 1)
             self.solved -= 1
-            while looks and work.steps > looks[0][0]:
-                _, by, least = looks.pop(0)
-                share = 1 - self.solved / len(self.sets.masks)
-                if share < least:
+            done.append((work.steps, 1 - self.solved / len(self.sets.masks)))
+            while looks and work.steps > begun + looks[0] * allowed:
+                by, share = looks.pop(0), done[-1][1]
+                half = done[bisect_right(done, ((begun + work.steps) / 2, 1.0)) - 1][1]
+                left = 2 * (1 / by - 1)  # over the time that the second half took
+                least = (1 + half * left) / (1 + left)
+                if share < (least if followed else _SOLVED_BY_THEN):
                     raise OutOfWork(f"{share:.0%} of its down-sets in {by:.0%} of its work limit")
 
     def plan(self, known: SearchResult) -> SearchResult:

@@ -131,7 +131,8 @@ class _Ascent:
         self.prices = start.prices if start else FINE * columns.weights
         self.lowered = start.lowered if start else self.prices
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
-        self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound
+        # Per prices tried with the classes that are climbed with, the work done and the bound.
+        self.tried: list[tuple[int, int]] = []
 
     def run(self, classes: Sequence[Ints], box: float) -> Proof:
         stopped = NO_BETTER
@@ -153,6 +154,7 @@ class _Ascent:
         alone = rows @ self.alone / sizes
         best = rows @ self.prices / sizes / FINE
         self._choose(rows)
+        del self.tried[:-1]
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
             if self._stalled():
@@ -176,7 +178,7 @@ class _Ascent:
                     continue
                 if promised < 0.5:
                     return True
-            undercut = self._try(np.floor(trial[home] * FINE).astype(np.int64))
+            undercut, cheaper = self._try(np.floor(trial[home] * FINE).astype(np.int64))
             gained = (self.level - before) / FINE
             if gained > 0:
                 best, widest = trial, WIDEST
@@ -184,7 +186,7 @@ class _Ascent:
                     box = min(widest, 1.5 * box)
             else:
                 box /= 2
-            if not self._renew(reduced, undercut, len(sizes)) and gained <= 0:
+            if not self._renew(reduced, undercut, len(sizes)) and not cheaper and gained <= 0:
                 # The oracle's m only bounds the cost of sets; the bound is tighter near its prices.
                 box = widest = box / 4
                 if box < NARROWEST:
@@ -222,11 +224,14 @@ class _Ascent:
             return None
         return float(solution.fun), trial, costs - covers.T @ trial
 
-    def _try(self, prices: Ints) -> list[int]:
-        """The sets that undercut ``prices``; keeps the prices if they prove more than the best."""
+    def _try(self, prices: Ints) -> tuple[list[int], bool]:
+        """The sets that undercut ``prices``, and whether one is cheaper than it was.
+
+        Keeps the prices if they prove more than the best.
+        """
         shortfall, found = self.oracle.run(prices)
         found = [each for each in found if each.mask not in self.single]
-        self.columns.learn(found)
+        cheaper = self.columns.learn(found)
         undercut = [each.mask for each in found]
         self.seen.update(dict.fromkeys(undercut))
         proved = proved_by(prices, shortfall)
@@ -234,7 +239,7 @@ class _Ascent:
             self.level, self.prices, self.lowered = proved, prices, prices + shortfall
             self.bound = max(self.bound, self.columns.bound(proved))
         self.tried.append((self.work.steps, self.bound))
-        return undercut
+        return undercut, cheaper
 
     def _stalled(self) -> bool:
         """Whether the last share of the work has closed next to nothing of the gap."""

@@ -108,8 +108,9 @@ class Columns:
         written = produced @ wanted - inner.astype(np.int64) @ self._sizes
         return np.asarray(members @ self._weights + read @ self._sizes + written, np.int64)
 
-    def learn(self, found: Sequence[Undercutting]) -> None:
-        """What an oracle found; it says nothing that is not known."""
+    def learn(self, found: Sequence[Undercutting]) -> bool:
+        """What an oracle found says nothing that is not known."""
+        return False
 
     def matrix(self, groups: Sequence[int]) -> csc_matrix:
         """Incidence of blocks (rows) and groups (columns)."""
@@ -134,12 +135,16 @@ class FoundColumns(Columns):
         super().__init__(problem)
         self._found: dict[int, int] = {}
 
-    def learn(self, found: Sequence[Undercutting]) -> None:
-        """Take the costs of sets from what an oracle found."""
+    def learn(self, found: Sequence[Undercutting]) -> bool:
+        """Take the costs of sets from what an oracle found; whether a known one is cheaper now."""
+        cheaper = False
         for each in found:
             cost = self._found[each.mask] = min(each.cost, self._found.get(each.mask, each.cost))
-            if each.mask in self._number:
-                self._costs[self._number[each.mask]] = cost
+            number = self._number.get(each.mask)
+            if number is not None and cost < self._costs[number]:
+                self._costs[number] = cost
+                cheaper = True
+        return cheaper
 
     def _priced(self, groups: Sequence[int], members: csr_matrix) -> Ints:
         dram, found = self.problem.evaluator.dram, self._found

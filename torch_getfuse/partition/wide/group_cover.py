@@ -36,8 +36,8 @@ from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWor
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-# Shares of the time after which each stage ends: list, bound, plan.
-LISTED, PRICED, CHOSEN = 0.02, 0.4, 0.65
+# Shares of the time after which each stage ends: list, automaton; and of what is left, bound, plan.
+LISTED, BUILT, PRICED, CHOSEN = 0.02, 0.6, 0.4, 0.65
 IMPROVED = 0.4  # the share of the time for prices of legal groups, each time
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
@@ -133,7 +133,7 @@ class _Cover:
         self.proof = replace(self.proof, sets=listed.groups)
         oracle: Listed | Pricing | None = None
         try:
-            with self.work.within(self._until(PRICED)):
+            with self.work.within(self._until(BUILT)):
                 oracle, classes = self._oracle(columns, listed)
             self._restart()
             if oracle is None:

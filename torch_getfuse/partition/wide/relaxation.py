@@ -169,6 +169,8 @@ class Pricing:
         some = automaton.layers and len(automaton.layers[0].leave)
         self.layers = tuple(_steps(automaton)) if some else ()
         self.besides = _Besides(automaton, self.place)
+        # Where a set is several paths: sums of these tell which of them are one set.
+        self._names = np.random.default_rng(0).integers(1 << 62, size=fusable)
         # Prices of room are capped so that price times the sum of all rooms cannot overflow.
         self._highest_rate = (MOST // 2) // max(1, 2 * automaton.widest + automaton.limit)
         self.rates = np.minimum(np.array(ROOM_PRICES, np.int64), self._highest_rate)
@@ -189,17 +191,19 @@ class Pricing:
         nexts: list[Ints] = []
         joined: list[Flags] = []
         starts: list[tuple[int, int, int, int]] = []  # block, cost, step and label
-        # Cost and room of each label, and the true room where it is rounded, which decides whether
-        # a set fits; then nothing, which the ends follow.
-        state, labels = np.zeros(0, np.int64), np.zeros((3, 1), np.int64)
+        # Cost and room of each label, the true room where it is rounded, which decides whether it
+        # fits, and the name of its set; then nothing, which the ends follow.
+        state, labels = np.zeros(0, np.int64), np.zeros((4, 1), np.int64)
         doublings = 0  # of the step to which rooms were rounded last
         for steps, least in zip(reversed(self.layers), reversed(before), strict=True):
             onto, back = steps.propagated(state)
             count(LAYER + len(onto) // LABELS)
             states, joins, begins = steps.source[back], steps.joins[back], steps.begins[back]
-            costs, rooms, trues = labels = labels.take(onto, 1) + steps.change.take(back, 1)
+            costs, rooms, trues, names = labels = labels.take(onto, 1)
+            labels[:3] += steps.change.take(back, 1)
             if steps.block != NO_BLOCK:
                 costs -= prices[steps.block] * joins
+                names += self._names[steps.block] * joins
             # The best prefix of each label: its bound holds at every price of room.
             hopes = rates * rooms + (least - limit)[:, states]
             kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.limit))
@@ -209,7 +213,8 @@ class Pricing:
             if len(here):
                 shortfall[steps.block] = min(shortfall[steps.block], costs[here].min())
                 here = here[trues[here] < self.limit]
-                here = here[np.argsort(costs[here], kind="stable")[:PER_START]]
+                here = here[np.argsort(costs[here], kind="stable")]
+                here = here[np.sort(np.unique(names[here], return_index=True)[1])[:PER_START]]
                 starts += [(steps.block, int(costs[k]), len(nexts), int(onto[k])) for k in here]
             if len(kept) > FEW:
                 kept = kept[self._undominated(states[kept], costs[kept], rooms[kept])]

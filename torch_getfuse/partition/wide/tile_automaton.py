@@ -160,9 +160,9 @@ class _Sets:
     def take(self, at: Ints) -> _Sets:
         taken = _Sets()
         for name in self.TABLES:
-            setattr(taken, name, getattr(self, name)[:, at])
+            setattr(taken, name, getattr(self, name).take(at, 1))
         for name in self.COLUMNS:
-            setattr(taken, name, getattr(self, name)[at])
+            setattr(taken, name, getattr(self, name).take(at))
         return taken
 
     def add_row(self, *tables: str) -> None:
@@ -407,7 +407,6 @@ class _Builder:
     def _leave(self, sets: _Sets, number: int) -> tuple[_Sets, Ints]:
         """The sets that a block stays out of, and the states they come from."""
         streams = self.skeleton.streams
-        changed = sets.take(np.arange(len(sets)))
         feeds = np.zeros(len(sets), bool)
         can = np.ones(len(sets), bool)
         for stream in self.skeleton.touches[number]:
@@ -415,16 +414,17 @@ class _Builder:
                 flags = sets.state[self.streams.at[stream]]
                 feeds |= flags & (READ | ABOVE) > 0
                 can &= flags & INSIDE == 0
+        (keep,) = np.nonzero(can)
+        changed, feeds = sets.take(keep), feeds[keep]
         for stream in self.skeleton.touches[number]:
             if streams[stream].maker != number:
                 added = np.where(feeds, SPILLED | ABOVE, SPILLED).astype(np.uint8)
                 changed.state[self.streams.at[stream]] |= added
         for row, block, tensor in self._kept_for(number):
             if not self.waiting[block]:
-                self._hold(changed, sets.holds[row], tensor)
-        changed.cost = np.zeros(len(sets), np.int64)
-        (keep,) = np.nonzero(can & (changed.room < self.limit))
-        return changed.take(keep), keep
+                self._hold(changed, changed.holds[row], tensor)
+        changed.cost = np.zeros(len(keep), np.int64)
+        return self._fitting(changed, keep, changed.room < self.limit)
 
     def _ways(self, block: TileBlock) -> Iterator[_Way]:
         """The ways in which a block may join."""
@@ -488,8 +488,14 @@ class _Builder:
             self._start(changed, number, block, tile, rows)
         self._ask(changed, block, way, flags, rows, pace, cost)
         self._connect(changed, number, block)
-        (fit,) = np.nonzero(fits & (changed.room < self.limit))
-        return changed.take(fit), keep[fit]
+        return self._fitting(changed, keep, fits & (changed.room < self.limit))
+
+    def _fitting(self, sets: _Sets, came: Ints, fits: Flags) -> tuple[_Sets, Ints]:
+        """Those sets that fit, and the states they come from."""
+        if fits.all():
+            return sets, came
+        (keep,) = np.nonzero(fits)
+        return sets.take(keep), came[keep]
 
     def _can_join(self, sets: _Sets, block: TileBlock, way: _Way) -> Flags:
         """The sets whose readers of the block allow it to join so."""
@@ -666,5 +672,6 @@ def _distinct(sets: _Sets) -> tuple[Ints, Ints]:
     (kept,) = np.nonzero(alive)
     tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
     columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
-    rows = [row[kept] for table in (*tables, columns) for row in table]
+    rows = [row for table in tables for row in table.take(kept, 1)]
+    rows += [column.take(kept) for column in columns]
     return distinct(packed(rows, len(kept)), sets.room, kept)
