@@ -61,7 +61,8 @@ class Columns:
         self._readers = np.asarray(self._reads.sum(axis=0)).ravel()
         inside = [self._weights[list(bits(block))].sum() for block in problem.blocks]
         self.weights = np.array(inside, np.int64)
-        self.step = math.gcd(*graph.tensor_bytes.values())
+        again = scheme.weights if problem.rereads else ()  # of some groups, several times
+        self.step = math.gcd(*graph.tensor_bytes.values(), *again)
         self._number: dict[int, int] = {}  # of each group seen, its row in _rows
         self._rows = csr_matrix((0, len(leaders)))
         self._costs = np.zeros(0, np.int64)
