@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch_getfuse.accelerator import format_size
 from torch_getfuse.errors import OptionError, PlanError
@@ -31,6 +32,9 @@ from torch_getfuse.partition.search.recursive_split import EdgeRanker, Recursive
 from torch_getfuse.partition.search.run import Progress
 from torch_getfuse.partition.work import INTERRUPTED, OutOfWork
 from torch_getfuse.plugins import EXPLAINERS, SEARCHES, fact, name_of
+
+if TYPE_CHECKING:
+    from torch_getfuse.partition.exact.backward import FromTheEnd
 
 log = logging.getLogger(__name__)
 
@@ -228,12 +232,18 @@ class GroupStrategy:
         seconds = share * left
         rereads = self.problem.rereads
         if rereads:  # before windows, which take longer than they save it
-            ended = self._backward(best, Limits(seconds=(1 - _AFTER) * seconds))
+            from torch_getfuse.partition.exact.backward import FromTheEnd  # numpy: few need it
+
+            search = FromTheEnd(self.problem)
+            limits = Limits(seconds=(1 - _AFTER) * seconds)
+            ended = self._backward(search, best, limits, followed=self.has_cover)
             if ended is not None and (ended.proved or not self.has_cover):
                 return ended if ended.proved else self._windows(ended, _AFTER * seconds)
             best = ended or best
             if self.has_cover:
                 best = self._cover(best)
+                if ended is not None and not best.proved:  # the rest of the time
+                    best = self._backward(search, best, Limits(seconds=self.work.left)) or best
                 if best.proved or not self.work.left:
                     return best
         best = self._windows(best, _FIRST * seconds)
@@ -267,17 +277,16 @@ class GroupStrategy:
         self._stage = "windows"
         return self._better(best, windows(self.problem, best, Limits(seconds=seconds)), "windows")
 
-    def _backward(self, best: SearchResult, limits: Limits) -> SearchResult | None:
+    def _backward(
+        self, search: FromTheEnd, best: SearchResult, limits: Limits, followed: bool = False
+    ) -> SearchResult | None:
         """The best plan and bound of the search from the end; ``None`` for too many down-sets.
 
         Where groups read weights again, it proves what the search from the start cannot.
         """
-        from torch_getfuse.partition.exact.backward import backward  # numpy: few graphs need it
-
         self._stage = "backward"
         try:
-            found = backward(self.problem, best, limits, followed=self.has_cover)
-            return self._better(best, found, "backward")
+            return self._better(best, search.run(best, limits, followed), "backward")
         except TooWide as reason:
             self.stages.append(Stage("backward", None, 0, 0.0, f"not tried: {reason}"))
             return None

@@ -69,50 +69,65 @@ Conflicts = defaultdict[int, list[_Conflict]]
 
 
 def backward(
-    problem: FusionProblem,
-    known: SearchResult,
-    limits: Limits | None = None,
-    followed: bool = False,
+    problem: FusionProblem, known: SearchResult, limits: Limits | None = None
 ) -> SearchResult:
-    """The legal plan with the least DRAM access, proved by construction.
+    """The legal plan with the least DRAM access, proved by construction (:class:`FromTheEnd`)."""
+    return FromTheEnd(problem).run(known, limits)
+
+
+class FromTheEnd:
+    """The search of a problem, which goes on where it was left.
 
     Args:
         problem: graph, cost model and buffer.
-        known: a legal plan.
-        limits: the seconds that it may take.
-        followed: whether another search follows: at a pace that does not lead to the end, it leaves
-            the time for that.
-
-    Returns:
-        The optimum; at a limit the known plan, its end replaced as far as the best is known, and
-        a lower bound.
-
-    Raises:
-        TooWide: for more than :data:`MOST_DOWN_SETS` down-sets, or byte counts beyond 64 bits.
     """
-    started = time.perf_counter()
-    search, stopped = None, ""
-    seconds = (limits or Limits()).seconds
-    try:
-        with problem.evaluator.work.within(seconds):
-            chains = Chains(problem)
-            whole = Window(chains.start, chains.everything, MOST_DOWN_SETS)
-            search = Backward(problem, chains, whole, known.dram_bytes)
-            search.run(followed)
-    except OutOfWork as reason:
-        stopped = str(reason)
-    found, bound, looked = known, 0, 0
-    if search is not None:
-        with problem.evaluator.work.finishing():
-            found, bound, looked = search.plan(known), search.bound(), search.looked
-    return replace(
-        found,
-        plans=looked,
-        seconds=time.perf_counter() - started,
-        lower_bound_bytes=min(bound, found.dram_bytes),
-        history=(),
-        stopped=stopped,
-    )
+
+    def __init__(self, problem: FusionProblem) -> None:
+        self.problem = problem
+        self._search: Backward | None = None
+
+    def run(
+        self, known: SearchResult, limits: Limits | None = None, followed: bool = False
+    ) -> SearchResult:
+        """The legal plan with the least DRAM access, proved by construction.
+
+        Args:
+            known: a legal plan.
+            limits: the seconds that it may take.
+            followed: whether another search follows: at a pace that does not lead to the end, it
+                leaves the time for that.
+
+        Returns:
+            The optimum; at a limit the known plan, its end replaced as far as the best is known,
+            and a lower bound.
+
+        Raises:
+            TooWide: for more than :data:`MOST_DOWN_SETS` down-sets, or byte counts beyond 64 bits.
+        """
+        started, problem = time.perf_counter(), self.problem
+        stopped = ""
+        seconds = (limits or Limits()).seconds
+        try:
+            with problem.evaluator.work.within(seconds):
+                if self._search is None:
+                    chains = Chains(problem)
+                    whole = Window(chains.start, chains.everything, MOST_DOWN_SETS)
+                    self._search = Backward(problem, chains, whole, known.dram_bytes)
+                self._search.run(followed)
+        except OutOfWork as reason:
+            stopped = str(reason)
+        found, bound, looked = known, 0, 0
+        if (search := self._search) is not None:
+            with problem.evaluator.work.finishing():
+                found, bound, looked = search.plan(known), search.bound(), search.looked
+        return replace(
+            found,
+            plans=looked,
+            seconds=time.perf_counter() - started,
+            lower_bound_bytes=min(bound, found.dram_bytes),
+            history=(),
+            stopped=stopped,
+        )
 
 
 class Backward:

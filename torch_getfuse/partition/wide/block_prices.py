@@ -185,7 +185,7 @@ class _Ascent:
                 if gained > PROMISE * promised:
                     box = min(widest, 1.5 * box)
             else:
-                box /= 2
+                box = widest = box / 2
             if not self._renew(reduced, undercut, len(sizes)) and not cheaper and gained <= 0:
                 # The oracle's m only bounds the cost of sets; the bound is tighter near its prices.
                 box = widest = box / 4

@@ -43,7 +43,11 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
-PASSES = 1, 2, 4, 16, 64
+# Bounds of the passes that are told apart under BRR; and where an automaton of these takes less than
+# so much of the time.
+PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+QUICK = 0.12
+ASKED = 2  # sets per block of which it is asked whether they are legal, for a plan
 CLOSE_BOX = 0.003  # initial box of the prices of legal groups
 
 
@@ -82,6 +86,8 @@ class _Cover:
         self.plan = known.groups
         self.improved: tuple[int, ...] = ()  # the last plan that windows have improved
         self.used: dict[int, None] = {}  # legal groups that linear programs had
+        # Columns of sets that need not be legal; where groups read nothing again, none cost less.
+        self.found = FoundColumns(problem) if problem.rereads else Columns(problem)
         nothing = np.zeros(len(problem.blocks), np.int64)
         self.proof = Proof(problem.unavoidable, (), nothing, nothing, UNPRICED)
 
@@ -128,8 +134,7 @@ class _Cover:
             return
         with self.work.within(self._until(LISTED)):
             listed = list_groups(problem, most)
-        columns = Columns(problem)
-        found = FoundColumns(problem) if problem.rereads else columns
+        columns = Columns(problem) if problem.rereads else self.found
         self.proof = replace(self.proof, sets=listed.groups)
         oracle: Listed | Pricing | None = None
         try:
@@ -140,7 +145,7 @@ class _Cover:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
                 with self.work.within(self._until(PRICED)):
-                    self.proof = prove(found, oracle, known, classes)
+                    self.proof = prove(self.found, oracle, known, classes)
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
@@ -152,28 +157,34 @@ class _Cover:
 
     def _improve(self, columns: Columns, pricing: Pricing) -> None:
         """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
-        legal = LegalPricing(columns, pricing)
-        found = FoundColumns(self.problem) if self.problem.rereads else columns
+        if self.problem.rereads:  # what was found is less than what groups cost
+            self.found = FoundColumns(self.problem)
         reached = -1, 0
+        legal = LegalPricing(columns, pricing)
         while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
             with self.work.within(min(IMPROVED * self.seconds, self._until(1.0))):
-                self.proof = prove(found, legal, known, start=start, box=CLOSE_BOX)
+                self.proof = prove(self.found, legal, known, start=start, box=CLOSE_BOX)
             self._choose(columns, 1.0)
             if self._finish(lambda: self._near(columns, pricing, MANY)):
                 return
 
     def _choose(self, columns: Columns, share: float) -> None:
         """The best plan of the proof's sets, by branching; and that with windows."""
-        several = dict.fromkeys((*self.problem.blocks, *self.plan, *self.proof.sets))
-        if self.problem.rereads:  # only what is legal has a cost
-            several = {group: None for group in several if is_legal(self.problem, group)}
+        proof, problem = self.proof, self.problem
+        several = dict.fromkeys((*problem.blocks, *self.plan, *proof.sets))
+        if problem.rereads and proof.sets:
+            # Only what is legal has a cost, and to ask that takes time.
+            reduced = self.found.reduced(proof.sets, proof.lowered)
+            first = np.argsort(reduced, kind="stable")[: ASKED * len(problem.blocks)].tolist()
+            legal = [proof.sets[k] for k in first if is_legal(problem, proof.sets[k])]
+            several = dict.fromkeys((*problem.blocks, *self.plan, *legal))
         self._branch(NearSets.of(columns, [*several]), share)
         if self.plan != self.improved:
-            best = replace(self.known, groups=self.plan, dram_bytes=self.problem.cost(self.plan))
+            best = replace(self.known, groups=self.plan, dram_bytes=problem.cost(self.plan))
             limits = Limits(seconds=WINDOWS * self.seconds)
-            self.plan = self.improved = windows(self.problem, best, limits).groups
+            self.plan = self.improved = windows(problem, best, limits).groups
 
     def _finish(self, find: Callable[[], NearSets | None]) -> bool:
         """Search the sets that a plan cheaper than the best may use, if they are few.
@@ -224,7 +235,11 @@ class _Cover:
         if listed.complete:
             return Listed(columns, listed.groups), []
         if self.problem.rereads:
+            before = self.work.steps
             automaton = tile_automaton(self.problem, some_passes(PASSES))
+            if (self.work.steps - before) / STEPS_PER_SECOND < QUICK * self.seconds:
+                finer = tile_automaton(self.problem, some_passes(MORE_PASSES))
+                automaton = finer or automaton
         else:
             automaton = line_automaton(self.problem)
         if automaton is None:
