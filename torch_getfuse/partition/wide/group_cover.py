@@ -2,10 +2,11 @@
 
 Prices prove a lower bound (:mod:`block_prices`). The groups that undercut them come from a list of
 all groups if that is short (:mod:`legal_groups`), otherwise from the automaton of all sets whose
-floor fits into the buffer (:mod:`group_automaton`, :mod:`relaxation`). Branching finds the best
-plan of these. Where plan and bound are close, the sets that a cheaper plan may use are few, and
-branching over all of them is the proof (:mod:`near_sets`, :mod:`branching`). Where they are not,
-prices that only legal groups must not undercut prove more (:mod:`legal_pricing`).
+floor fits into the buffer (:mod:`group_automaton`, under BRR :mod:`tile_automaton`; and
+:mod:`relaxation`). Branching finds the best plan of these. Where plan and bound are close, the sets
+that a cheaper plan may use are few, and branching over all of them is the proof (:mod:`near_sets`,
+:mod:`branching`). Where they are not, prices that only legal groups must not undercut prove more
+(:mod:`legal_pricing`).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
-# Bounds of the passes that are told apart under BRR; and where an automaton of these takes less than
-# so much of the time.
+# Bounds of the passes that are told apart under BRR; and where that takes less than so much of the
+# time.
 PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 QUICK = 0.12
 ASKED = 2  # sets per block of which it is asked whether they are legal, for a plan
@@ -57,7 +58,7 @@ def cover(
     """The best plan of groups with low reduced cost, and a proved lower bound.
 
     Args:
-        problem: graph, cost model (LBDF) and buffer.
+        problem: graph, cost model (LBDF or BRR) and buffer.
         known: a legal plan; its groups are candidates, so that the result is never worse.
         seconds: time limit of the whole search, converted to counted work (``partition/work.py``).
         most: sets to examine before listing all groups is given up.
@@ -67,7 +68,7 @@ def cover(
         proof early.
 
     Raises:
-        OptionError: for a scheme other than LBDF with too many groups to list.
+        OptionError: for a scheme other than LBDF and BRR with too many groups to list.
         SearchInterrupted: for a ``KeyboardInterrupt``, with the best plan so far.
     """
     return _Cover(problem, known, seconds).run(most)

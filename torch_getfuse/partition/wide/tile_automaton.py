@@ -14,9 +14,9 @@ several strides. A path says what one way to run the set holds at least, and wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,29 +29,34 @@ from torch_getfuse.partition.wide.automaton import (
     Automaton,
     Join,
     Layer,
-    distinct,
     fewer_states,
-    packed,
-    renumbered,
 )
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
+from torch_getfuse.partition.wide.tile_sets import (
+    ABOVE,
+    ALIKE,
+    DIFFER,
+    FULL,
+    INSIDE,
+    OUTSIDE,
+    PARTIAL,
+    READ,
+    SPILLED,
+    TO_DIFFER,
+    UNEVEN,
+    Bytes,
+    Ints,
+    OpenRows,
+    TileSets,
+    distinct_sets,
+)
 from torch_getfuse.partition.work import Work
 
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
-
-READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN, INSIDE, OUTSIDE = (1 << k for k in range(8))
-"""Flags of a tensor with respect to a set, by its readers so far: one is in; one is out; one is out
-but feeds the set; the maker must not be full if it joins; it must be; it cannot join, for it has no
-rate; it must join; it must not."""
 
 FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
 
 MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
-
-ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
-"""Sinks of a set: all have one cumulative stride; or they will not, or do not."""
 
 MOST_STATES = 1_500_000
 
@@ -60,7 +65,7 @@ _EARLY, _AHEAD = 1 / 5, 4
 
 _BLOCK = 300  # steps counted per block
 _CELLS = 20  # entries of the table of states per further step
-_MOST_PACES = 200  # rates over what the cumulative stride says; further ones are not told apart
+_MOST_PACES = 200  # rates over what the cumulative stride says, which are told apart
 
 
 class Passes(NamedTuple):
@@ -104,108 +109,6 @@ class _Way(NamedTuple):
     sinks: _Sinks
     others: bool
     source: int | None
-
-
-class _Sets:
-    """One set per state, as columns; the first are the empty set.
-
-    Attributes:
-        state: per open tensor, the flags above.
-        rows: per open tensor, how many of its rows are asked for.
-        pace: per open tensor, the number of its rate over what its cumulative stride says.
-        holds: per block, bytes that it holds if it starts a group; apart of a tensor that others
-            may hold.
-        held: per such tensor, bytes that are held.
-        part: per open reading of a tensor, the number of the part that can grow through it, from 1
-            up.
-        parts: number of parts of the set.
-        passes, sinks, differ: its passes, its sinks if they are alike, and whether they are.
-        cost: change of ``F_D`` by the last decision, in bytes.
-        room: least bytes that are held.
-    """
-
-    TABLES = "state", "rows", "pace", "holds", "held", "part"
-    COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room"
-
-    state: Bytes
-    rows: npt.NDArray[np.int32]
-    pace: Bytes
-    holds: Ints
-    held: Ints
-    part: Bytes
-    parts: Ints
-    passes: Ints
-    sinks: Ints
-    differ: Ints
-    cost: Ints
-    room: Ints
-
-    @classmethod
-    def empty(cls, passes: int, differ: Sequence[int]) -> _Sets:
-        sets = cls()
-        count = passes * len(differ)
-        for name, kind in zip(
-            cls.TABLES, (np.uint8, np.int32, np.uint8, np.int64, np.int64, np.uint8), strict=True
-        ):
-            setattr(sets, name, np.zeros((0, count), kind))
-        for name in cls.COLUMNS:
-            setattr(sets, name, np.zeros(count, np.int64))
-        sets.passes = np.tile(np.arange(passes), len(differ))
-        sets.differ = np.repeat(np.array(differ, np.int64), passes)
-        return sets
-
-    def __len__(self) -> int:
-        return len(self.room)
-
-    def take(self, at: Ints) -> _Sets:
-        taken = _Sets()
-        for name in self.TABLES:
-            setattr(taken, name, getattr(self, name).take(at, 1))
-        for name in self.COLUMNS:
-            setattr(taken, name, getattr(self, name).take(at))
-        return taken
-
-    def add_row(self, *tables: str) -> None:
-        for name in tables:
-            table = getattr(self, name)
-            setattr(self, name, np.concatenate([table, np.zeros_like(table, shape=(1, len(self)))]))
-
-    @classmethod
-    def joined(cls, several: Sequence[_Sets]) -> _Sets:
-        sets = cls()
-        for name in cls.TABLES:
-            setattr(sets, name, np.concatenate([getattr(one, name) for one in several], axis=1))
-        for name in cls.COLUMNS:
-            setattr(sets, name, np.concatenate([getattr(one, name) for one in several]))
-        return sets
-
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class _Rows(Generic[Key]):
-    """Rows of tables that are in use, by what they stand for."""
-
-    def __init__(self, *tables: str) -> None:
-        self.tables = tables
-        self.at: dict[Key, int] = {}
-        self._spare: list[int] = []
-        self._count = 0
-
-    def open(self, sets: _Sets, key: Key) -> None:
-        if key in self.at:
-            return
-        if not self._spare:
-            self._spare.append(self._count)
-            self._count += 1
-            sets.add_row(*self.tables)
-        self.at[key] = self._spare.pop()
-
-    def close(self, sets: _Sets, key: Key) -> None:
-        row = self.at.pop(key)
-        for table in self.tables:
-            getattr(sets, table)[row] = 0
-        self._spare.append(row)
 
 
 def tile_automaton(
@@ -266,12 +169,12 @@ class _Builder:
         self.sinks: dict[_Sinks, int] = {_Sinks(Fraction(1), 1): 0}
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
         self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
-        self.streams = _Rows[int]("state", "rows", "pace")
-        self.readings = _Rows[tuple[int, int]]("part")  # stream and its reader
+        self.streams = OpenRows[int]("state", "rows", "pace")
+        self.readings = OpenRows[tuple[int, int]]("part")  # stream and its reader
         # Per block what it holds if it starts a group, of a tensor if others may hold it; and what
         # is held of such a tensor.
-        self.kept = _Rows[tuple[int, str]]("holds")
-        self.held = _Rows[str]("held")
+        self.kept = OpenRows[tuple[int, str]]("holds")
+        self.held = OpenRows[str]("held")
         self.waiting: dict[int, set[int]] = {}  # per block that may hold rows: makers undecided
         self.unsettled: dict[str, set[int]] = {}  # per shared tensor: blocks that may still hold it
 
@@ -280,12 +183,14 @@ class _Builder:
         skeleton = self.skeleton
         strides = {stride for stride, _ in self.undecided}
         differ = (ALIKE,) if len(strides) == 1 else (ALIKE, TO_DIFFER)
-        sets = _Sets.empty(len(self.least), differ)
+        sets = TileSets.empty(len(self.least), differ)
         left = [set(stream.blocks) for stream in skeleton.streams]
         states, layers = 0, []
         for decided, number in enumerate(skeleton.order):
             states += len(sets)
-            if states > most * max(_EARLY, min(1, (decided + 1) / len(skeleton.order) * _AHEAD)):
+            if len(self.paces) > _MOST_PACES or states > most * max(
+                _EARLY, min(1, (decided + 1) / len(skeleton.order) * _AHEAD)
+            ):
                 return None
             block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
             self._open(sets, number, block, left)
@@ -298,9 +203,9 @@ class _Builder:
                 (some.room + self._pending(some), ~(some.state & INSIDE > 0).any(axis=0))
                 for some, _ in after[1:]
             ]
-            several = _Sets.joined([some for some, _ in after])
+            several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
-            kept, state = _distinct(several)
+            kept, state = distinct_sets(several)
             steps = []
             end = 0
             for some, at in after:
@@ -325,7 +230,7 @@ class _Builder:
         return layers
 
     def _open(
-        self, sets: _Sets, number: int, block: TileBlock | None, left: Sequence[set[int]]
+        self, sets: TileSets, number: int, block: TileBlock | None, left: Sequence[set[int]]
     ) -> None:
         """Rows of the tables for what the block touches."""
         for stream in self.skeleton.touches[number]:
@@ -347,7 +252,7 @@ class _Builder:
                 self.held.open(sets, hold.tensor)
                 self.unsettled.setdefault(hold.tensor, set(self.skeleton.holders[hold.tensor]))
 
-    def _close(self, sets: _Sets, number: int, left: Sequence[set[int]]) -> None:
+    def _close(self, sets: TileSets, number: int, left: Sequence[set[int]]) -> None:
         """Erase what does not affect later blocks, so that more sets share a state."""
         streams = self.skeleton.streams
         for stream in self.skeleton.touches[number]:
@@ -380,7 +285,7 @@ class _Builder:
             if number in self.skeleton.blocks[block].makers:
                 yield row, block, tensor
 
-    def _hold(self, sets: _Sets, held: Ints, tensor: str) -> None:
+    def _hold(self, sets: TileSets, held: Ints, tensor: str) -> None:
         """Hold bytes of a tensor, of one that several blocks hold as much as most of them."""
         more = held
         if tensor:
@@ -389,7 +294,7 @@ class _Builder:
             sets.held[row] += more
         sets.room = sets.room + more
 
-    def _pending(self, sets: _Sets) -> Ints:
+    def _pending(self, sets: TileSets) -> Ints:
         """Bytes of tensors that blocks hold whose makers all stay out."""
         room = np.zeros(len(sets), np.int64)
         most: dict[str, Ints] = {}
@@ -404,7 +309,7 @@ class _Builder:
 
     # -- decisions ---------------------------------------------------------------------------
 
-    def _leave(self, sets: _Sets, number: int) -> tuple[_Sets, Ints]:
+    def _leave(self, sets: TileSets, number: int) -> tuple[TileSets, Ints]:
         """The sets that a block stays out of, and the states they come from."""
         streams = self.skeleton.streams
         feeds = np.zeros(len(sets), bool)
@@ -458,7 +363,9 @@ class _Builder:
         )
         return inside if 1 < len(inside) <= MOST_FULL else ()
 
-    def _join(self, sets: _Sets, number: int, block: TileBlock, way: _Way) -> tuple[_Sets, Ints]:
+    def _join(
+        self, sets: TileSets, number: int, block: TileBlock, way: _Way
+    ) -> tuple[TileSets, Ints]:
         """The sets that a block joins in a way, and the states they come from.
 
         Their cost assumes that no further block joins.
@@ -481,7 +388,7 @@ class _Builder:
         tile = _Tile(self, changed, block, pace)
         if block.stores:
             row = block.full if way.full else block.partial
-            changed.room += row * tile.rows(rows, Fraction(1), block.needed, block.short)
+            changed.room += tile.held(row, rows, Fraction(1), block.needed, block.short)
         for row, _, _ in self._kept_for(number):
             changed.holds[row] = 0  # its readers do not start the group
         if not way.full:
@@ -490,14 +397,14 @@ class _Builder:
         self._connect(changed, number, block)
         return self._fitting(changed, keep, fits & (changed.room < self.limit))
 
-    def _fitting(self, sets: _Sets, came: Ints, fits: Flags) -> tuple[_Sets, Ints]:
+    def _fitting(self, sets: TileSets, came: Ints, fits: Flags) -> tuple[TileSets, Ints]:
         """Those sets that fit, and the states they come from."""
         if fits.all():
             return sets, came
         (keep,) = np.nonzero(fits)
         return sets.take(keep), came[keep]
 
-    def _can_join(self, sets: _Sets, block: TileBlock, way: _Way) -> Flags:
+    def _can_join(self, sets: TileSets, block: TileBlock, way: _Way) -> Flags:
         """The sets whose readers of the block allow it to join so."""
         full, _, others, source = way
         can = np.full(len(sets), True)
@@ -517,7 +424,7 @@ class _Builder:
             can[:] = False
         return can
 
-    def _take_sinks(self, sets: _Sets, block: TileBlock, sink: Flags, way: _Way) -> Flags:
+    def _take_sinks(self, sets: TileSets, block: TileBlock, sink: Flags, way: _Way) -> Flags:
         """Note the block as a sink of some sets; whether these may have it."""
         known = self.sinks.setdefault(way.sinks, len(self.sinks))
         sets.sinks = np.where(sets.parts == 0, known, sets.sinks)
@@ -528,13 +435,16 @@ class _Builder:
         may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & tall
         return may
 
-    def _start(self, sets: _Sets, number: int, block: TileBlock, tile: _Tile, rows: Ints) -> None:
+    def _start(
+        self, sets: TileSets, number: int, block: TileBlock, tile: _Tile, rows: Ints
+    ) -> None:
         """What the block holds if its makers all stay out; it waits for them."""
         held: dict[str, Ints] = {}
         shared: dict[str, bool] = {}
         for hold in block.holds:
-            count = tile.rows(hold.rows[rows], hold.stride, hold.needed, hold.short)
-            held[hold.tensor] = np.maximum(hold.row * count, held.get(hold.tensor, 0))
+            least = hold.rows[rows]
+            count = tile.held(hold.row, least, hold.stride, hold.needed, hold.short)
+            held[hold.tensor] = np.maximum(count, held.get(hold.tensor, 0))
             shared[hold.tensor] = hold.shared
         for tensor, count in held.items():
             name = tensor if shared[tensor] else ""
@@ -545,7 +455,7 @@ class _Builder:
 
     def _ask(
         self,
-        sets: _Sets,
+        sets: TileSets,
         block: TileBlock,
         way: _Way,
         flags: Bytes,
@@ -588,19 +498,16 @@ class _Builder:
         sets.cost = cost
 
     def _through(self, rate: Fraction | None, pace: Ints) -> Ints:
-        """The numbers of the rates that a reading asks for; -1: none, 0: not told apart."""
+        """The numbers of the rates that a reading asks for; -1: it has none."""
         if rate is None:
             return np.full(len(pace), -1, np.int64)
         paces = list(self.paces)
         found = np.zeros(len(paces), np.int64)
         for k in np.flatnonzero(np.bincount(pace, minlength=1)).tolist():
-            value = paces[k] * rate
-            if len(self.paces) < _MOST_PACES:
-                self.paces.setdefault(value, len(self.paces))
-            found[k] = self.paces.get(value, 0)
+            found[k] = self.paces.setdefault(paces[k] * rate, len(self.paces))
         return found[pace]
 
-    def _connect(self, sets: _Sets, number: int, block: TileBlock) -> None:
+    def _connect(self, sets: TileSets, number: int, block: TileBlock) -> None:
         """Merge the parts of each set that the block is connected to.
 
         A part is numbered at the readings through which it can still grow.
@@ -627,8 +534,8 @@ class _Tile:
     that sinks need in the end.
     """
 
-    def __init__(self, builder: _Builder, sets: _Sets, block: TileBlock, pace: Ints) -> None:
-        self.block = block
+    def __init__(self, builder: _Builder, sets: TileSets, block: TileBlock, pace: Ints) -> None:
+        self.block, self.limit = block, builder.limit
         most = builder.most[sets.passes]
         self.parts = np.maximum(most, 1)
         self.shared = most > 0
@@ -640,8 +547,12 @@ class _Tile:
         codes = np.where(self.alike, sets.sinks * len(self.paces) + pace, 0)
         self.codes, self.at = np.unique(codes, return_inverse=True)
 
-    def rows(self, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
-        """Rows held of what ``least`` rows are asked of for one line, at a stride per line."""
+    def held(self, row: int, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
+        """Bytes held of what ``least`` rows are asked of for one line, at a stride per line.
+
+        ``row``: bytes of one; ``needed``, ``short``: see :class:`.TileBlock`. More than what fits
+        may be less than it is, so that nothing overflows.
+        """
         per_line = np.array(
             [
                 self.block.rows_per_line(
@@ -652,26 +563,7 @@ class _Tile:
             np.int64,
         )[self.at]
         share = np.where(self.shared, -(-needed // self.parts) - short, 0)
-        held: Ints = np.where(self.alike, least + self.further * per_line, np.maximum(least, share))
+        more = self.further * np.minimum(per_line, self.limit // np.maximum(self.further, 1) + 1)
+        rows = np.where(self.alike, least + more, np.maximum(least, share))
+        held: Ints = row * np.minimum(rows, self.limit // max(row, 1) + 1)
         return held
-
-
-def _distinct(sets: _Sets) -> tuple[Ints, Ints]:
-    """Per distinct state, the set with least room; and each set's state, -1 for none.
-
-    A set none of whose parts can grow has none, nor has one with a part that cannot.
-    """
-    single = sets.parts <= 1
-    sets.part = np.where(single, np.minimum(sets.part, 1), sets.part)
-    touched = sets.part.any(axis=0)
-    alive = touched & single | (sets.parts == 0)
-    several = np.flatnonzero(~single & touched)
-    if len(several):
-        sets.part[:, several], count = renumbered(sets.part[:, several])
-        alive[several] = count == sets.parts[several]
-    (kept,) = np.nonzero(alive)
-    tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
-    columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
-    rows = [row for table in tables for row in table.take(kept, 1)]
-    rows += [column.take(kept) for column in columns]
-    return distinct(packed(rows, len(kept)), sets.room, kept)
