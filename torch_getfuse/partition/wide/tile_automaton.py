@@ -357,9 +357,7 @@ class _Builder:
     def _asked_together(self, block: TileBlock) -> tuple[int, ...]:
         """Streams of which some maker must be full where a partial block, or a full one, is."""
         inside = tuple(
-            read.stream
-            for read in block.reads
-            if self.skeleton.streams[read.stream].inside and (read.head or not block.stores)
+            read.stream for read in block.reads if self.skeleton.streams[read.stream].inside
         )
         return inside if 1 < len(inside) <= MOST_FULL else ()
 
@@ -416,7 +414,7 @@ class _Builder:
             can &= flags & (PARTIAL | FULL) != (PARTIAL | FULL)
             if full:
                 can &= flags & PARTIAL == 0
-            elif block.stores and not any(read.later for read in block.reads):
+            elif block.stores:
                 can &= flags & FULL == 0
             if not block.stores and self._asked_together(block):
                 can &= (flags & FULL > 0) == (source is not None)
@@ -467,20 +465,16 @@ class _Builder:
         full, _, _, source = way
         together = self._asked_together(block)
         streams = self.skeleton.streams
-        inside = [read for read in block.reads if streams[read.stream].inside]
-        head = sum(read.head for read in inside)
-        later = sum(read.later for read in inside)
-        wanted = flags & (PARTIAL | FULL)
+        alone = sum(streams[read.stream].inside for read in block.reads) == 1
+        wanted = flags & np.uint8(PARTIAL | FULL if alone else PARTIAL)
         for read in block.reads:
             stream, at = streams[read.stream], self.streams.at[read.stream]
             cost += np.where(sets.state[at] & READ, 0, stream.size)
             asked = np.full(len(sets), READ, np.uint8)
             if stream.inside:
                 if not block.stores:
-                    asked |= wanted & np.uint8(PARTIAL | FULL if len(inside) == 1 else PARTIAL)
-                elif not full and read.later:
-                    asked |= wanted & np.uint8(PARTIAL | FULL if later == 1 else PARTIAL)
-                if block.stores and read.head and (full or head == 1):
+                    asked |= wanted
+                elif full or alone:
                     asked |= np.uint8(PARTIAL if full else FULL)
                 if source == read.stream:
                     asked |= np.uint8(FULL | INSIDE)

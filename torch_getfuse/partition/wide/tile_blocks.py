@@ -56,15 +56,11 @@ class Read:
         rows: its rows that are needed, by the rows that the block makes.
         rate: its rate over that of the block, both times the cumulative stride; ``None``: none, or
             several.
-        head: whether the block's first operator reads it, not one that works in place on that.
-        later: whether another of its operators does.
     """
 
     stream: int
     rows: Ints
     rate: Fraction | None
-    head: bool
-    later: bool
 
 
 @dataclass(frozen=True)
@@ -216,13 +212,15 @@ class _Maker:
     def skeleton(self) -> TileSkeleton:
         work = self.problem.evaluator.work
         work.add(_STREAM * len(self.streams))
-        held = [self._held(mask) for mask in self.problem.blocks]
+        operands = self.scheme.demand.operands
+        # Those of the first operators; the others of a block read what is made in it alone.
+        read = [operands[(mask & -mask).bit_length() - 1] for mask in self.problem.blocks]
         holders: dict[str, set[int]] = {}
-        for k, operands in enumerate(held):
-            for _, operand in operands:
+        for k, some in enumerate(read):
+            for operand in some:
                 holders.setdefault(operand.read.tensor, set()).add(k)
-        shared = {name for name, some in holders.items() if len(some) > 1}
-        blocks = [self._block(k, operands, shared) for k, operands in enumerate(held)]
+        shared = {name for name, several in holders.items() if len(several) > 1}
+        blocks = [self._block(k, some, shared) for k, some in enumerate(read)]
         touches: list[list[int]] = [[] for _ in self.masks]
         for number, stream in enumerate(self.streams):
             for block in stream.blocks:
@@ -248,49 +246,29 @@ class _Maker:
             {name: frozenset(holders[name]) for name in sorted(shared)},
         )
 
-    def _held(self, mask: int) -> list[tuple[int, Operand]]:
-        """Operators of a block that hold rows of what they read, if they start a group."""
-        members = list(bits(mask))
-        if not self.scheme.local >> members[0] & 1:
-            members = members[:1]
-        operands = self.scheme.demand.operands
-        return [
-            (i, operand)
-            for i in members
-            for operand in operands[i]
-            if self._made_by(operand) != self.home[i]
-        ]
-
-    def _made_by(self, operand: Operand) -> int:
-        """The block that makes an operand's tensor; -1 for an input of the graph."""
-        producer = self.graph.producer.get(operand.read.tensor)
-        return -1 if producer is None else self.home[producer]
-
-    def _block(self, k: int, held: Sequence[tuple[int, Operand]], shared: set[str]) -> TileBlock:
+    def _block(self, k: int, operands: Sequence[Operand], shared: set[str]) -> TileBlock:
         graph, scheme, mask = self.graph, self.scheme, self.problem.blocks[k]
         demand = scheme.demand
-        members = list(bits(mask))
-        first, last = members[0], members[-1]
+        first, last = (mask & -mask).bit_length() - 1, mask.bit_length() - 1
         out = graph.ops[last].writes
         height = graph.tensors[out].rows
-        stores = not scheme.local >> first & 1
-        makers = {self._made_by(operand) for _, operand in held}
+        made = [graph.producer[o.read.tensor] for o in operands if o.read.tensor in graph.producer]
         return TileBlock(
             out=self.number.get(out, -1),
-            reads=self._reads(k, members, height),
-            weights=sum(scheme.weights[i] for i in members),
+            reads=self._reads(first, operands, height),
+            weights=sum(scheme.weights[i] for i in bits(mask)),
             traffic=graph.tensor_bytes[out]
             if out in graph.outputs and out not in self.number
             else 0,
-            stores=stores,
+            stores=not scheme.local >> first & 1,
             full=scheme.row_full[first],
             partial=scheme.row_some[first],
             height=height,
-            cumulative=Fraction(demand.cumulative[last]),
+            cumulative=Fraction(demand.cumulative[first]),
             needed=demand.in_all[first],
             short=demand.short[first],
-            holds=tuple(self._hold(i, operand, height, shared) for i, operand in held),
-            makers=frozenset(maker for maker in makers if 0 <= maker < self.fusable),
+            holds=tuple(self._hold(first, operand, height, shared) for operand in operands),
+            makers=frozenset(self.home[i] for i in made if self.home[i] < self.fusable),
         )
 
     def _rows(self, operand: Operand, height: int) -> Ints:
@@ -320,33 +298,20 @@ class _Maker:
             short = math.ceil(demand.short[i] * stride) + max(0, math.ceil(stride - operand.kernel))
         return Hold(name, name in shared, row, rows, Fraction(stride or 1), needed, short)
 
-    def _reads(self, k: int, members: Sequence[int], height: int) -> tuple[Read, ...]:
-        """What a block reads; its operators after the first work on its result in place."""
-        graph, demand = self.graph, self.scheme.demand
-        pace = {members[-1]: Fraction(1)}
+    def _reads(self, i: int, operands: Sequence[Operand], height: int) -> tuple[Read, ...]:
+        """What the first operator of a block reads, each tensor once."""
+        cumulative = self.scheme.demand.cumulative
         found: dict[int, Read] = {}
-        for i in reversed(members):
-            for operand in demand.operands[i]:
-                name, stride = operand.read.tensor, operand.stride
-                producer = graph.producer.get(name)
-                rate = None
-                if stride is not None:
-                    above = 1 if producer is None else Fraction(demand.cumulative[producer])
-                    rate = pace[i] * stride * above / Fraction(demand.cumulative[i])
-                if producer is not None and self.home[producer] == k:
-                    pace[producer] = rate or Fraction(1)
-                    continue
-                number = self.number[name]
-                rows, head = self._rows(operand, height), i == members[0]
-                other = found.get(number)
-                if other is not None:
-                    rows = np.maximum(rows, other.rows)
-                    rate = rate if rate == other.rate else None
-                found[number] = Read(
-                    number,
-                    rows,
-                    rate,
-                    head or (other is not None and other.head),
-                    not head or (other is not None and other.later),
-                )
+        for operand in operands:
+            name = operand.read.tensor
+            rate = None
+            if operand.stride is not None:
+                producer = self.graph.producer.get(name)
+                above = 1 if producer is None else cumulative[producer]
+                rate = Fraction(operand.stride) * above / Fraction(cumulative[i])
+            read = Read(self.number[name], self._rows(operand, height), rate)
+            other = found.setdefault(read.stream, read)
+            if other is not read:
+                rows = np.maximum(read.rows, other.rows)
+                found[read.stream] = Read(read.stream, rows, rate if rate == other.rate else None)
         return tuple(found.values())
