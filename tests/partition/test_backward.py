@@ -16,7 +16,7 @@ from torch_getfuse.options import Options
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.exact import backward as module
-from torch_getfuse.partition.exact.backward import backward
+from torch_getfuse.partition.exact.backward import FromTheEnd, backward
 from torch_getfuse.partition.exact.chains import Chains
 from torch_getfuse.partition.exact.down_set_table import DownSets, Window
 from torch_getfuse.partition.exact.down_sets import Limits, TooWide, exact
@@ -139,6 +139,39 @@ def test_at_a_limit_the_end_of_the_known_plan_is_replaced() -> None:
     assert bounded > 5
 
 
+def test_it_goes_on_where_it_was_left() -> None:
+    rng = Random(2450)
+    left = 0
+    for _ in range(60):
+        problem = FusionProblem(rereading(rng, rng.randint(8, 12)))
+        search, known = FromTheEnd(problem), single(problem)
+        found = search.run(known, Limits(seconds=rng.uniform(2, 20) * 1e-3))
+        before = found.plans
+        if found.stopped:
+            left += 1
+            found = search.run(found)
+            assert found.plans >= before
+        optimum = exact(problem).dram_bytes
+        assert (found.dram_bytes, found.lower_bound_bytes) == (optimum, optimum)
+    assert left > 15
+
+
+def test_it_leaves_the_time_to_another_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its pace does not lead to the end; the bound that it has is one."""
+    monkeypatch.setattr(module, "_LOOKS", (1 / 2, 3 / 4))
+    rng = Random(2460)
+    gave_up = ended = 0
+    for _ in range(60):
+        problem = FusionProblem(rereading(rng, rng.randint(8, 14)))
+        limits = Limits(seconds=rng.uniform(5, 60) * 1e-3)
+        found = FromTheEnd(problem).run(single(problem), limits, followed=True)
+        gave_up += "of its down-sets in 50%" in found.stopped
+        ended += not found.stopped
+        assert found.lower_bound_bytes <= exact(problem).dram_bytes <= found.dram_bytes
+    assert gave_up > 5
+    assert ended > 5
+
+
 def test_too_many_down_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = FusionProblem(rereading(Random(2500), 8))
     monkeypatch.setattr(module, "MOST_DOWN_SETS", 3)
@@ -165,7 +198,7 @@ def test_the_planner_proves_by_it_and_says_what_it_did_not_try(
     stage = next(stage for stage in other.stages if stage.method == "backward")
     assert stage.stopped == "not tried: more than 10 down-sets"
     assert other.dram_bytes == plan.dram_bytes
-    assert other.proof == "optimal"
+    assert (other.method, other.proof) == ("cover", "optimal")
 
 
 def test_a_group_that_a_later_one_starts_with_is_no_group() -> None:
