@@ -249,7 +249,7 @@ class GroupStrategy:
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         if rereads:
-            limits = Limits(seconds=limits.seconds / 3)
+            limits = Limits(seconds=seconds / 3)
         elif self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, pace=_PACE)
         passes_nothing = self.has_cover and self._passed < _PASSED
