@@ -55,10 +55,15 @@ class LegalPricing:
             OutOfWork: at a limit.
         """
         lowest, found = self.pricing.run(prices)
-        undercut = {each.mask: each for each in map(self._legal, found) if each is not None}
+        undercut: dict[int, Undercutting] = {}
+        others: dict[int, Undercutting] = {}
         least = np.zeros(len(prices), np.int64)  # of what is known to be legal
-        for each in undercut.values():
-            least[each.home] = min(least[each.home], each.reduced)
+        for each in found:
+            if not is_legal(self.columns.problem, each.mask):
+                others[each.mask] = each
+            elif (group := self._as_group(each)).reduced < 0:
+                undercut[each.mask] = group
+                least[each.home] = min(least[each.home], group.reduced)
         asked = lowest < least
         # Prices that prove no more than others, even if no other set is legal, are asked nothing.
         if asked.any() and proved_by(prices, least) >= self._proved:
@@ -68,26 +73,23 @@ class LegalPricing:
                 near = near_sets(self.columns, self.pricing, prices, reach, LABELS)
                 if near is not None:
                     for each in self._cheapest(near, prices):
-                        undercut[each.mask] = each
-                        least[each.home] = min(least[each.home], each.reduced)
+                        if each.reduced < 0:
+                            undercut[each.mask] = each
+                            least[each.home] = min(least[each.home], each.reduced)
                     lowest = np.where(asked, np.minimum(least, reach + 1), least)
                     break
             else:
-                undercut = {each.mask: each for each in found} | undercut
+                undercut |= others
         self._proved = max(self._proved, proved_by(prices, lowest))
         return lowest, [*undercut.values()]
 
-    def _legal(self, each: Undercutting) -> Undercutting | None:
-        """What a set costs as a group, if it is one and undercuts the prices then."""
+    def _as_group(self, each: Undercutting) -> Undercutting:
+        """A legal set at what it costs as a group."""
         problem = self.columns.problem
-        if not is_legal(problem, each.mask):
-            return None
-        if problem.rereads:
-            each = each.priced(problem.evaluator.dram(each.mask))
-        return each if each.reduced < 0 else None
+        return each.priced(problem.evaluator.dram(each.mask)) if problem.rereads else each
 
     def _cheapest(self, near: NearSets, prices: Ints) -> Iterator[Undercutting]:
-        """Of each first block the legal groups that undercut most."""
+        """Of each first block the legal groups of least reduced cost."""
         if not len(near):
             return
         reduced = near.reduced(np.arange(len(near)), prices)
@@ -99,6 +101,7 @@ class LegalPricing:
             known = found.setdefault(home, [])
             if len(known) < KEPT or int(reduced[k]) < known[KEPT - 1]:
                 each = Undercutting(home, int(reduced[k]), near.mask(k), int(near.costs[k]))
-                if (group := self._legal(each)) is not None:
+                if is_legal(self.columns.problem, each.mask):
+                    group = self._as_group(each)
                     insort(known, group.reduced)
                     yield group

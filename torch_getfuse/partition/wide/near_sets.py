@@ -177,8 +177,10 @@ def near_sets(
         layers.append(_Labels(steps.block, onto[kept], joins[kept]))
         state, labels = states[kept], followed(labels, kept)
     rows, costs = _traced(columns, layers, starts, prices)
-    more, their = pricing.besides.within(prices, reach)
-    return NearSets(columns, *_distinct(vstack([rows, more], "csr"), np.append(costs, their)))
+    if pricing.automaton.besides:  # then a set may be several paths
+        more, their = pricing.besides.within(prices, reach)
+        rows, costs = _distinct(vstack([rows, more], "csr"), np.append(costs, their))
+    return NearSets(columns, rows, costs)
 
 
 def _distinct(rows: csr_matrix, costs: Ints) -> tuple[csr_matrix, Ints]:
