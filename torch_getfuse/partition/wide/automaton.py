@@ -139,13 +139,14 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
                 found[some] = state[target[some]]
                 lowest[some] = np.minimum(lowest[some], up_to)
             goes = found >= 0
-            rows += [found, np.where(goes, room, 0)]
-            if k:
-                join = layer.joins[k - 1]
-                ends = join.ends & (before + join.last_room < limit)
-                lowest = np.where(ends, np.minimum(lowest, join.last_room), lowest)
-                cost = np.where(goes | ends, join.cost, 0)
-                rows += [ends, cost, np.where(ends, join.last_room, 0)]
+            if not k:
+                rows += [found, np.where(goes, room, 0)]
+                continue
+            join = layer.joins[k - 1]
+            ends = join.ends & (before + join.last_room < limit)
+            lowest = np.where(ends, np.minimum(lowest, join.last_room), lowest)
+            cost, last_room = np.where(goes | ends, join.cost, 0), np.where(ends, join.last_room, 0)
+            rows += [found, ends, cost, np.where(goes, room, 0), last_room]
         table = np.stack(rows)
         (useful,) = np.nonzero(lowest < NEVER)
         order = useful[np.lexsort(table[:, useful])]
@@ -156,7 +157,7 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
         leave, leave_room, *rest = table[:, order[starts]]
         joins = [
             Join(to, ends > 0, cost, room, last_room)
-            for to, room, ends, cost, last_room in zip(*[iter(rest)] * 5, strict=True)
+            for to, ends, cost, room, last_room in zip(*[iter(rest)] * 5, strict=True)
         ]
         merged.append(Layer(layer.block, leave, leave_room, tuple(joins)))
     return tuple(merged[::-1])

@@ -159,7 +159,7 @@ class Branching:
             reduced = near.reduced(alive, prices)
             fresh, legal = self._undercutting(alive, reduced, active)
             alive = alive[legal]
-            prices += near.shortfall(alive, near.reduced(alive, prices))
+            prices += near.shortfall(alive, reduced[legal])
             if sum(map(abs, prices.tolist())) >= MOST // 2:
                 raise OutOfWork("prices too large")
             proved = int(prices.sum())
@@ -185,7 +185,10 @@ class Branching:
     def _undercutting(
         self, alive: Ints, reduced: Ints, active: Ints
     ) -> tuple[Ints, npt.NDArray[np.bool_]]:
-        """Legal sets that undercut prices and are no columns yet, and which are not illegal."""
+        """Legal sets that undercut prices and are no columns yet, and which are not illegal.
+
+        ``reduced`` grows with what sets turn out to cost.
+        """
         legal = np.ones(len(alive), bool)
         under = np.flatnonzero((reduced < 0) & ~np.isin(alive, active, assume_unique=True))
         fresh: list[int] = []
@@ -193,8 +196,8 @@ class Branching:
             number = int(alive[k])
             cost = int(self.near.costs[number])
             legal[k] = self.near.legal(number)
-            more = int(self.near.costs[number]) - cost  # which may be known only now
-            if legal[k] and reduced[k] + FINE * more < 0:
+            reduced[k] += FINE * (int(self.near.costs[number]) - cost)  # known only now, it may be
+            if legal[k] and reduced[k] < 0:
                 fresh.append(number)
                 if len(fresh) == ADDED:
                     break

@@ -208,7 +208,6 @@ class Pricing:
             hopes = rates * rooms + (least - limit)[:, states]
             kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.limit))
             here = kept[begins[kept]]
-            kept = kept[~begins[kept]]
             here = here[costs[here] < 0]
             if len(here):
                 shortfall[steps.block] = min(shortfall[steps.block], costs[here].min())
