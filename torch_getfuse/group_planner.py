@@ -230,7 +230,7 @@ class GroupStrategy:
             best = self._better(known, merged, "merging")
         started, left = time.perf_counter(), self.work.left
         seconds = share * left
-        rereads = self.problem.rereads
+        rereads, covered = self.problem.rereads, 0.0
         if rereads:  # before windows, which take longer than they save it
             from torch_getfuse.partition.exact.backward import FromTheEnd  # numpy: few need it
 
@@ -241,7 +241,9 @@ class GroupStrategy:
                 return ended if ended.proved else self._windows(ended, _AFTER * seconds)
             best = ended or best
             if self.has_cover:
+                covered = self.work.left
                 best = self._cover(best)
+                covered -= self.work.left
                 if ended is not None and not best.proved:  # the rest of the time
                     best = self._backward(search, best, Limits(seconds=self.work.left)) or best
                 if best.proved or not self.work.left:
@@ -249,11 +251,12 @@ class GroupStrategy:
         best = self._windows(best, _FIRST * seconds)
         limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
         if rereads:
-            limits = Limits(seconds=seconds / 3)
+            limits = Limits(seconds=max(0.0, seconds / 3 - covered))
         elif self.has_cover:  # for which it leaves the time where it will not end
             limits = Limits(seconds=self.work.left, pace=_PACE)
-        passes_nothing = self.has_cover and self._passed < _PASSED
-        found = None if passes_nothing else self._try_exact(best, limits)
+        passes_nothing = self.has_cover and not rereads and self._passed < _PASSED
+        tried = limits.seconds > 0 and not passes_nothing
+        found = self._try_exact(best, limits) if tried else None
         if found is not None:
             return found
         spent = time.perf_counter() - started
