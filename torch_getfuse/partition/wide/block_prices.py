@@ -131,8 +131,7 @@ class _Ascent:
         self.prices = start.prices if start else FINE * columns.weights
         self.lowered = start.lowered if start else self.prices
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
-        # Per prices tried with the classes that are climbed with, the work done and the bound.
-        self.tried: list[tuple[int, int]] = []
+        self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound
 
     def run(self, classes: Sequence[Ints], box: float) -> Proof:
         stopped = NO_BETTER
@@ -154,7 +153,8 @@ class _Ascent:
         alone = rows @ self.alone / sizes
         best = rows @ self.prices / sizes / FINE
         self._choose(rows)
-        del self.tried[:-1]
+        if self.columns.problem.rereads:  # then prices move little while classes are coarse
+            del self.tried[:-1]
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
             if self._stalled():
