@@ -60,7 +60,7 @@ MOST_FULL = 4  # tensors that a block reads of which one is said to have a full 
 
 MOST_STATES = 1_500_000
 
-_EARLY, _AHEAD = 1 / 8, 1.2
+_EARLY, _AHEAD = 1 / 8, 1.4
 """Shares of the states that may be made at first, and over that of the blocks that are decided."""
 
 _BLOCK = 300  # steps counted per block
