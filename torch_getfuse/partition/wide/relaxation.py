@@ -207,6 +207,8 @@ class Pricing:
             # The best prefix of each label: its bound holds at every price of room.
             hopes = rates * rooms + (least - limit)[:, states]
             kept = np.flatnonzero((hopes.max(axis=0) + costs < 0) & (rooms < self.limit))
+            # Sets that are complete stay among the labels: which prices of room these have use for
+            # is a good guide to what to try next.
             here = kept[begins[kept]]
             here = here[costs[here] < 0]
             if len(here):
