@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 import numpy as np
@@ -61,6 +61,18 @@ def least_reduced(
         reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())
         least[home] = min(least[home], reduced)
     return least
+
+
+def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
+    """Per block a tenth of what it costs alone to a fifth more, in 1/FINE bytes."""
+    alone = [problem.evaluator.dram(block) for block in problem.blocks]
+    return np.array([int(FINE * cost * rng.uniform(0.1, 1.2)) for cost in alone], dtype=np.int64)
+
+
+def assert_none_undercuts(shortfall: Sequence[int], least: Mapping[int, int]) -> int:
+    """No legal group costs less than a shortfall says; of how many first blocks all cost more."""
+    assert all(shortfall[k] <= value for k, value in least.items())
+    return sum(bool(shortfall[k] < value) for k, value in least.items())
 
 
 def single(problem: FusionProblem) -> SearchResult:

@@ -230,39 +230,55 @@ class GroupStrategy:
             best = self._better(known, merged, "merging")
         started, left = time.perf_counter(), self.work.left
         seconds = share * left
-        rereads, covered = self.problem.rereads, 0.0
-        if rereads:  # before windows, which take longer than they save it
-            from torch_getfuse.partition.exact.backward import FromTheEnd  # numpy: few need it
-
-            search = FromTheEnd(self.problem)
-            limits = Limits(seconds=(1 - _AFTER) * seconds)
-            ended = self._backward(search, best, limits, followed=self.has_cover)
-            if ended is not None and (ended.proved or not self.has_cover):
-                return ended if ended.proved else self._windows(ended, _AFTER * seconds)
-            best = ended or best
-            if self.has_cover:
-                covered = self.work.left
-                best = self._cover(best)
-                covered -= self.work.left
-                if ended is not None and not best.proved:  # the rest of the time
-                    best = self._backward(search, best, Limits(seconds=self.work.left)) or best
-                if best.proved or not self.work.left:
-                    return best
+        if self.problem.rereads:
+            return self._prove_rereading(best, seconds, started)
         best = self._windows(best, _FIRST * seconds)
-        limits = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
-        if rereads:
-            limits = Limits(seconds=max(0.0, seconds / 3 - covered))
-        elif self.has_cover:  # for which it leaves the time where it will not end
-            limits = Limits(seconds=self.work.left, pace=_PACE)
-        passes_nothing = self.has_cover and not rereads and self._passed < _PASSED
-        tried = limits.seconds > 0 and not passes_nothing
-        found = self._try_exact(best, limits) if tried else None
-        if found is not None:
-            return found
-        spent = time.perf_counter() - started
-        groups = self.problem.evaluator.evaluated
-        self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
-        return best if rereads or not self.has_cover else self._cover(best)
+        limits: Limits | None = Limits(seconds=max(0.0, seconds - (left - self.work.left)))
+        if self.has_cover:  # for which it leaves the time where it will not end
+            passes_nothing = self._passed < _PASSED
+            limits = None if passes_nothing else Limits(seconds=self.work.left, pace=_PACE)
+        found = self._exact_again(best, limits, started)
+        return found or (self._cover(best) if self.has_cover else best)
+
+    def _prove_rereading(self, best: SearchResult, seconds: float, started: float) -> SearchResult:
+        """The same where groups can read weights again: the search from the end, then the cover.
+
+        Windows follow, which take longer than they would save these.
+        """
+        from torch_getfuse.partition.exact.backward import FromTheEnd  # numpy: few graphs need it
+
+        search = FromTheEnd(self.problem)
+        limits = Limits(seconds=(1 - _AFTER) * seconds)
+        ended = self._backward(search, best, limits, followed=self.has_cover)
+        if ended is not None and (ended.proved or not self.has_cover):
+            return ended if ended.proved else self._windows(ended, _AFTER * seconds)
+        best = ended or best
+        spare = seconds / 3
+        if self.has_cover:
+            left = self.work.left
+            best = self._cover(best)
+            spare -= left - self.work.left
+            if ended is not None and not best.proved:  # the rest of the time
+                best = self._backward(search, best, Limits(seconds=self.work.left)) or best
+            if best.proved or not self.work.left:
+                return best
+        best = self._windows(best, _FIRST * seconds)
+        limits_left = Limits(seconds=spare) if spare > 0 else None
+        return self._exact_again(best, limits_left, started) or best
+
+    def _exact_again(
+        self, best: SearchResult, limits: Limits | None, started: float
+    ) -> SearchResult | None:
+        """The search from the start, with a plan that is known; ``None`` where it gives up.
+
+        ``limits``: ``None`` not to try; ``started``: since when its time is counted.
+        """
+        found = None if limits is None else self._try_exact(best, limits)
+        if found is None:
+            spent = time.perf_counter() - started
+            groups = self.problem.evaluator.evaluated
+            self.stages.append(Stage("exact", None, groups, spent, f"gave up: {self._reason}"))
+        return found
 
     def _cover(self, best: SearchResult) -> SearchResult:
         """The best plan and bound by prices of groups."""

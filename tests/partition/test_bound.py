@@ -9,7 +9,14 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import least_reduced, random_problem, single, with_optima
+from tests.legal import (
+    assert_none_undercuts,
+    least_reduced,
+    random_prices,
+    random_problem,
+    single,
+    with_optima,
+)
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -24,11 +31,6 @@ from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork
-
-
-def random_prices(rng: Random, problem: FusionProblem) -> np.ndarray:
-    alone = [problem.evaluator.dram(block) for block in problem.blocks]
-    return np.array([int(FINE * cost * rng.uniform(0.1, 1.2)) for cost in alone], dtype=np.int64)
 
 
 def pricing_of(problem: FusionProblem, most: int = 8000) -> Pricing:
@@ -86,7 +88,7 @@ def room_of(automaton: Automaton, group: int) -> int | None:
     last = max(k for k, in_ in enumerate(joins) if in_)
     state = room = 0
     for layer, in_ in zip(automaton.layers[:last], joins[:last], strict=True):
-        to, added = list(layer.steps())[in_]
+        to, added, _ = list(layer.steps())[in_]
         room += int(added[state])
         state = int(to[state])
         if state < 0:
@@ -277,8 +279,7 @@ def test_no_legal_group_undercuts_the_prices_of_legal_groups(
             for group in (each.mask for each in undercut):
                 assert problem.evaluator.valid(group)
                 assert is_connected(group, problem.near)
-        assert all(shortfall[k] <= value for k, value in least.items())
-        loose += any(shortfall[k] < value for k, value in least.items())
+        loose += assert_none_undercuts(shortfall, least) > 0
         tighter += bool((shortfall > pricing.run(prices)[0]).any())
     if labels:
         assert not loose

@@ -65,11 +65,11 @@ class Layer(NamedTuple):
     leave_room: Ints
     joins: tuple[Join, ...]
 
-    def steps(self) -> Iterator[tuple[Ints, Ints]]:
-        """Per way to stay out or join: the state after it, and the increase of the floor."""
-        yield self.leave, self.leave_room
+    def steps(self) -> Iterator[tuple[Ints, Ints, Join | None]]:
+        """To stay out, and each way to join: the state after it, and the increase of the floor."""
+        yield self.leave, self.leave_room, None
         for join in self.joins:
-            yield join.to, join.room
+            yield join.to, join.room, join
 
 
 class Ordered(Protocol):
@@ -110,7 +110,7 @@ class Automaton:
     def widest(self) -> int:
         """Bytes that no floor exceeds, nor any part of one."""
         return sum(
-            max(int(np.abs(room).max(initial=0)) for _, room in layer.steps())
+            max(int(np.abs(room).max(initial=0)) for _, room, _ in layer.steps())
             + max((int(np.abs(join.last_room).max(initial=0)) for join in layer.joins), default=0)
             for layer in self.layers
         )
@@ -129,7 +129,7 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
         work.add(_LAYER + len(before) // _STATES)
         lowest = np.full(len(before), NEVER)
         rows: list[npt.NDArray[np.generic]] = []
-        for k, (target, room) in enumerate(layer.steps()):
+        for target, room, join in layer.steps():
             found = np.full(len(before), -1, np.int64)
             if len(state):
                 (some,) = np.nonzero(target >= 0)
@@ -139,10 +139,9 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
                 found[some] = state[target[some]]
                 lowest[some] = np.minimum(lowest[some], up_to)
             goes = found >= 0
-            if not k:
+            if join is None:
                 rows += [found, np.where(goes, room, 0)]
                 continue
-            join = layer.joins[k - 1]
             ends = join.ends & (before + join.last_room < limit)
             lowest = np.where(ends, np.minimum(lowest, join.last_room), lowest)
             cost, last_room = np.where(goes | ends, join.cost, 0), np.where(ends, join.last_room, 0)
@@ -168,7 +167,7 @@ def _least_rooms(layers: Sequence[Layer]) -> list[Ints]:
     least = [np.zeros(len(layer.leave), np.int64) for layer in layers[:1]]
     for layer, after in pairwise(layers):
         room = np.full(len(after.leave), NEVER)
-        for target, added in layer.steps():
+        for target, added, _ in layer.steps():
             (some,) = np.nonzero(target >= 0)
             np.minimum.at(room, target[some], least[-1][some] + added[some])
         least.append(room)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -141,20 +142,7 @@ class Skeleton:
             )
             constants = (self.room[block], self.traffic[block]) if block < fusable else ()
             features.append((constants, tuple(streams)))
-        numbering = numbered(features)
-        for _ in range(radius):
-            features = []
-            for block, numbers in enumerate(self.touches):
-                neighbours = []
-                for stream in (self.streams[number] for number in numbers):
-                    if stream.maker == block:
-                        neighbours += [
-                            (1, numbering[other]) for other in stream.blocks if other != block
-                        ]
-                    elif stream.maker >= 0:
-                        neighbours.append((0, numbering[stream.maker]))
-                features.append((numbering[block], tuple(sorted(neighbours))))
-            numbering = numbered(features)
+        numbering = classes_of(features, self.streams, self.touches, radius)
         return np.unique(np.array(numbering[:fusable], np.int64), return_inverse=True)[1]
 
 
@@ -172,7 +160,43 @@ def _together(
     return units_together
 
 
-def numbered(objects: Sequence[object]) -> list[int]:
+class Between(Protocol):
+    """A tensor, the block that writes it, or -1, and all blocks that read or write it."""
+
+    @property
+    def maker(self) -> int: ...
+
+    @property
+    def blocks(self) -> frozenset[int]: ...
+
+
+def classes_of(
+    features: Sequence[object],
+    streams: Sequence[Between],
+    touches: Sequence[Sequence[int]],
+    radius: int,
+) -> list[int]:
+    """Classes of the first blocks, of equal features at radius 0.
+
+    At each larger radius, the neighbours among them are also equal at the radius before.
+    """
+    count = len(features)
+    numbering = _numbered(features)
+    for _ in range(radius):
+        around = [
+            sorted(
+                (stream.maker == block, numbering[other])
+                for stream in (streams[number] for number in numbers)
+                for other in (stream.blocks if stream.maker == block else [stream.maker])
+                if other != block and 0 <= other < count
+            )
+            for block, numbers in enumerate(touches[:count])
+        ]
+        numbering = _numbered(list(zip(numbering, map(tuple, around), strict=True)))
+    return numbering
+
+
+def _numbered(objects: Sequence[object]) -> list[int]:
     """Number the objects by first occurrence; equal objects get equal numbers."""
     numbers: dict[object, int] = {}
     return [numbers.setdefault(item, len(numbers)) for item in objects]

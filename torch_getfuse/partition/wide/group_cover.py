@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -176,13 +176,13 @@ class _Cover:
     def _choose(self, columns: Columns, share: float) -> None:
         """The best plan of the proof's sets, by branching; and that with windows."""
         proof, problem = self.proof, self.problem
-        several = dict.fromkeys((*problem.blocks, *self.plan, *proof.sets))
-        if problem.rereads and proof.sets:
+        sets: Sequence[int] = proof.sets
+        if problem.rereads and sets:
             # Only what is legal has a cost, and to ask that takes time.
-            reduced = self.found.reduced(proof.sets, proof.lowered)
+            reduced = self.found.reduced(sets, proof.lowered)
             first = np.argsort(reduced, kind="stable")[: ASKED * len(problem.blocks)].tolist()
-            legal = [proof.sets[k] for k in first if is_legal(problem, proof.sets[k])]
-            several = dict.fromkeys((*problem.blocks, *self.plan, *legal))
+            sets = [sets[k] for k in first if is_legal(problem, sets[k])]
+        several = dict.fromkeys((*problem.blocks, *self.plan, *sets))
         self._branch(NearSets.of(columns, [*several]), share)
         if self.plan != self.improved:
             best = replace(self.known, groups=self.plan, dram_bytes=problem.cost(self.plan))
@@ -240,9 +240,9 @@ class _Cover:
         if self.problem.rereads:
             before = self.work.steps
             automaton = tile_automaton(self.problem, some_passes(PASSES))
-            if (self.work.steps - before) / STEPS_PER_SECOND < QUICK * self.seconds:
-                finer = tile_automaton(self.problem, some_passes(MORE_PASSES))
-                automaton = finer or automaton
+            quick = (self.work.steps - before) / STEPS_PER_SECOND < QUICK * self.seconds
+            if quick and automaton is not None:
+                automaton = tile_automaton(self.problem, some_passes(MORE_PASSES)) or automaton
         else:
             automaton = line_automaton(self.problem)
         if automaton is None:

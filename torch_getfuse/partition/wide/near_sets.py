@@ -21,7 +21,7 @@ from torch_getfuse.partition.node_set import is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.automaton import NO_BLOCK
 from torch_getfuse.partition.wide.group_columns import Columns
-from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing, followed
+from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing, followed, names_of
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -65,10 +65,10 @@ class NearSets:
 
     def numbers(self, groups: Sequence[int]) -> Ints:
         """The numbers of those groups that are among the sets."""
-        hashed = np.random.default_rng(0).integers(1 << 62, size=self.rows.shape[1])
-        hashes = self.columns.matrix(groups).T.astype(np.int64) @ hashed
+        names = names_of(self.rows.shape[1])
+        sums = self.columns.matrix(groups).T.astype(np.int64) @ names
         wanted = set(groups)
-        alike = np.flatnonzero(np.isin(self.rows @ hashed, hashes)).tolist()
+        alike = np.flatnonzero(np.isin(self.rows @ names, sums)).tolist()
         return np.array([k for k in alike if self.mask(k) in wanted], np.int64)
 
     def legal(self, number: int) -> bool:
@@ -185,10 +185,9 @@ def near_sets(
 
 def _distinct(rows: csr_matrix, costs: Ints) -> tuple[csr_matrix, Ints]:
     """Each set once, at its least cost."""
-    hashed = np.random.default_rng(0).integers(1 << 62, size=rows.shape[1])
-    hashes = rows @ hashed
-    order = np.lexsort((costs, hashes))
-    (alike,) = np.nonzero(hashes[order[1:]] == hashes[order[:-1]])
+    sums = rows @ names_of(rows.shape[1])
+    order = np.lexsort((costs, sums))
+    (alike,) = np.nonzero(sums[order[1:]] == sums[order[:-1]])
     same = abs(rows[order[alike + 1]] - rows[order[alike]]).getnnz(axis=1) == 0
     kept = np.ones(len(order), bool)
     kept[alike[same] + 1] = False

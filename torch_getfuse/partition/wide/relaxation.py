@@ -96,8 +96,7 @@ def _steps(automaton: Automaton) -> Iterator[_Steps]:
     for layer, following in zip(layers, [*states[1:], 0], strict=True):
         sources, targets, changes = [], [], []
         ends, last = [], []
-        for k, (target, room) in enumerate(layer.steps()):
-            join = layer.joins[k - 1] if k else None
+        for target, room, join in layer.steps():
             (some,) = np.nonzero(target >= 0)
             cost = FINE * join.cost[some] if join else np.zeros(len(some), np.int64)
             sources.append(some)
@@ -170,7 +169,7 @@ class Pricing:
         self.layers = tuple(_steps(automaton)) if some else ()
         self.besides = _Besides(automaton, self.place)
         # Where a set is several paths: sums of these tell which of them are one set.
-        self._names = np.random.default_rng(0).integers(1 << 62, size=fusable)
+        self._names = names_of(fusable)
         # Prices of room are capped so that price times the sum of all rooms cannot overflow.
         self._highest_rate = (MOST // 2) // max(1, 2 * automaton.widest + automaton.limit)
         self.rates = np.minimum(np.array(ROOM_PRICES, np.int64), self._highest_rate)
@@ -359,6 +358,11 @@ class _Besides:
         """Rows and costs, in bytes, of those whose reduced cost is at most that of their block."""
         (near,) = np.nonzero(self.costs - self.rows @ prices <= reach[self.home])
         return self.rows[near], self.costs[near] // FINE
+
+
+def names_of(blocks: int) -> Ints:
+    """A number per block; sums of them tell sets of blocks apart, but for an unlikely chance."""
+    return np.random.default_rng(0).integers(1 << 62, size=blocks)
 
 
 def proved_by(prices: Ints, shortfall: Ints) -> int:

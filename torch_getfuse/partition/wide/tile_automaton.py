@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.brr.model import Brr
+from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.automaton import (
     NO_BLOCK,
@@ -137,20 +138,16 @@ def tile_automaton(
 
 def _alone(problem: FusionProblem, scheme: Brr) -> tuple[int, ...]:
     """Single blocks, and blocks with those that work in place on what they write."""
-    home = {
-        i: block for block in problem.blocks for i in range(block.bit_length()) if block >> i & 1
-    }
+    home = {i: block for block in problem.blocks for i in bits(block)}
     found = []
     for block in problem.blocks:
-        group = block
-        while True:
+        group = after = block
+        weighted = scheme.weights[(block & -block).bit_length() - 1]
+        while after:
             found.append(group)
-            last = group.bit_length() - 1
-            readers = scheme.graph.readers[last] & ~group
-            after = home.get(readers.bit_length() - 1, 0) if readers else 0
-            if not scheme.weights[(block & -block).bit_length() - 1] or after & ~scheme.trailing:
-                break
-            if not after or after & group:
+            readers = scheme.graph.readers[group.bit_length() - 1]
+            after = home.get(readers.bit_length() - 1, 0) if weighted else 0
+            if after & ~scheme.trailing:
                 break
             group |= after
     return tuple(found)
@@ -240,9 +237,8 @@ class _Builder:
             waiting.discard(number)
         if block is None:
             return
-        for read in block.reads:
-            if self.skeleton.streams[read.stream].inside:
-                self.readings.open(sets, (read.stream, number))
+        for stream in block.sources:
+            self.readings.open(sets, (stream, number))
         if block.makers:
             self.waiting[number] = set(block.makers)
             for hold in block.holds:
@@ -329,11 +325,11 @@ class _Builder:
             if not self.waiting[block]:
                 self._hold(changed, changed.holds[row], tensor)
         changed.cost = np.zeros(len(keep), np.int64)
-        return self._fitting(changed, keep, changed.room < self.limit)
+        return _fitting(changed, keep, changed.room < self.limit)
 
     def _ways(self, block: TileBlock) -> Iterator[_Way]:
         """The ways in which a block may join."""
-        several = self._asked_together(block)
+        several = _asked_together(block)
         for k, sinks in enumerate(self._sinks_with(block)):
             if block.stores:
                 yield _Way(True, sinks, not k, None)
@@ -353,13 +349,6 @@ class _Builder:
         }
         for lines in sorted(heights):
             yield _Sinks(block.cumulative, lines)
-
-    def _asked_together(self, block: TileBlock) -> tuple[int, ...]:
-        """Streams of which some maker must be full where a partial block, or a full one, is."""
-        inside = tuple(
-            read.stream for read in block.reads if self.skeleton.streams[read.stream].inside
-        )
-        return inside if 1 < len(inside) <= MOST_FULL else ()
 
     def _join(
         self, sets: TileSets, number: int, block: TileBlock, way: _Way
@@ -393,14 +382,7 @@ class _Builder:
             self._start(changed, number, block, tile, rows)
         self._ask(changed, block, way, flags, rows, pace, cost)
         self._connect(changed, number, block)
-        return self._fitting(changed, keep, fits & (changed.room < self.limit))
-
-    def _fitting(self, sets: TileSets, came: Ints, fits: Flags) -> tuple[TileSets, Ints]:
-        """Those sets that fit, and the states they come from."""
-        if fits.all():
-            return sets, came
-        (keep,) = np.nonzero(fits)
-        return sets.take(keep), came[keep]
+        return _fitting(changed, keep, fits & (changed.room < self.limit))
 
     def _can_join(self, sets: TileSets, block: TileBlock, way: _Way) -> Flags:
         """The sets whose readers of the block allow it to join so."""
@@ -416,7 +398,7 @@ class _Builder:
                 can &= flags & PARTIAL == 0
             elif block.stores:
                 can &= flags & FULL == 0
-            if not block.stores and self._asked_together(block):
+            if not block.stores and _asked_together(block):
                 can &= (flags & FULL > 0) == (source is not None)
         elif not block.stores and source is not None:
             can[:] = False
@@ -463,9 +445,9 @@ class _Builder:
     ) -> None:
         """What the block asks of the tensors that it reads; and the cost of reading them."""
         full, _, _, source = way
-        together = self._asked_together(block)
+        together = _asked_together(block)
         streams = self.skeleton.streams
-        alone = sum(streams[read.stream].inside for read in block.reads) == 1
+        alone = len(block.sources) == 1
         wanted = flags & np.uint8(PARTIAL | FULL if alone else PARTIAL)
         for read in block.reads:
             stream, at = streams[read.stream], self.streams.at[read.stream]
@@ -515,10 +497,22 @@ class _Builder:
                 if has.any():
                     sets.part[(sets.part == parts) & has] = fresh
                     merged += has
-        for read in block.reads:
-            if self.skeleton.streams[read.stream].inside:
-                sets.part[self.readings.at[read.stream, number]] = fresh
+        for stream in block.sources:
+            sets.part[self.readings.at[stream, number]] = fresh
         sets.parts = sets.parts - merged + 1
+
+
+def _fitting(sets: TileSets, came: Ints, fits: Flags) -> tuple[TileSets, Ints]:
+    """Those sets that fit, and the states they come from."""
+    if fits.all():
+        return sets, came
+    (keep,) = np.nonzero(fits)
+    return sets.take(keep), came[keep]
+
+
+def _asked_together(block: TileBlock) -> tuple[int, ...]:
+    """Streams of which some maker must be full where a partial block, or a full one, is."""
+    return block.sources if 1 < len(block.sources) <= MOST_FULL else ()
 
 
 class _Tile:

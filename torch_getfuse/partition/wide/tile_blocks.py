@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.cost.brr.rows import Operand
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide.block_order import narrow_order, numbered
+from torch_getfuse.partition.wide.block_order import classes_of, narrow_order
 
 Ints = npt.NDArray[np.int64]
 
@@ -101,7 +100,8 @@ class TileBlock:
         needed, short: rows of the result that sinks need in the end, and those by which a tile may
             hold less than its share.
         holds: what it holds if it starts a group, and a convolution is partial.
-        makers: the blocks that keep it from that.
+        sources: the streams that it reads whose makers can be in a group.
+        makers: these, which keep it from starting one.
     """
 
     out: int
@@ -116,6 +116,7 @@ class TileBlock:
     needed: int
     short: int
     holds: tuple[Hold, ...]
+    sources: tuple[int, ...]
     makers: frozenset[int]
     rates: dict[tuple[Fraction, Fraction, Fraction], int] = field(default_factory=dict)
 
@@ -154,36 +155,20 @@ class TileSkeleton:
         """The skeleton of a problem."""
         return _Maker(problem, scheme).skeleton()
 
-    @cached_property
-    def _features(self) -> list[object]:
-        return [
-            (
-                (block.weights, block.stores, block.full, block.height),
-                tuple(sorted((self.streams[r.stream].size, int(r.rows[-1])) for r in block.reads)),
-            )
-            for block in self.blocks
-        ]
-
     def classes(self, radius: int) -> Ints:
         """Per fusable block its class: blocks with equal surroundings up to ``radius`` share one.
 
         Equal at radius 0: weights, rows, and the sizes of what they read; at each larger radius,
         the neighbours are also equal at the radius before.
         """
-        numbering = numbered(self._features)
-        fusable = len(self.blocks)
-        for _ in range(radius):
-            features = []
-            for k, numbers in enumerate(self.touches[:fusable]):
-                around = sorted(
-                    (stream.maker == k, numbering[other])
-                    for stream in (self.streams[number] for number in numbers)
-                    for other in (stream.blocks if stream.maker == k else [stream.maker])
-                    if other != k and 0 <= other < fusable
-                )
-                features.append((numbering[k], tuple(around)))
-            numbering = numbered(features)
-        return np.array(numbering)
+        features = [
+            (
+                (block.weights, block.stores, block.full, block.height),
+                tuple(sorted((self.streams[r.stream].size, int(r.rows[-1])) for r in block.reads)),
+            )
+            for block in self.blocks
+        ]
+        return np.array(classes_of(features, self.streams, self.touches, radius))
 
 
 class _Maker:
@@ -252,10 +237,11 @@ class _Maker:
         first, last = (mask & -mask).bit_length() - 1, mask.bit_length() - 1
         out = graph.ops[last].writes
         height = graph.tensors[out].rows
-        made = [graph.producer[o.read.tensor] for o in operands if o.read.tensor in graph.producer]
+        reads = self._reads(first, operands, height)
+        sources = tuple(read.stream for read in reads if self.streams[read.stream].inside)
         return TileBlock(
             out=self.number.get(out, -1),
-            reads=self._reads(first, operands, height),
+            reads=reads,
             weights=sum(scheme.weights[i] for i in bits(mask)),
             traffic=graph.tensor_bytes[out]
             if out in graph.outputs and out not in self.number
@@ -268,7 +254,8 @@ class _Maker:
             needed=demand.in_all[first],
             short=demand.short[first],
             holds=tuple(self._hold(first, operand, height, shared) for operand in operands),
-            makers=frozenset(self.home[i] for i in made if self.home[i] < self.fusable),
+            sources=sources,
+            makers=frozenset(self.streams[number].maker for number in sources),
         )
 
     def _rows(self, operand: Operand, height: int) -> Ints:

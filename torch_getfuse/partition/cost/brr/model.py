@@ -275,7 +275,7 @@ class Brr(FusionScheme):
 
     def reread(self, mask: int, buffer_bytes: int) -> int:
         """Bytes that a valid group reads again: its weights per tile, or its input per slice."""
-        passes = self.passes(mask, buffer_bytes)
+        passes = self._valid_passes(mask, buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
         return self._makeup(mask).weights * (passes - 1) if slices is None else slices.reread
 
@@ -301,7 +301,7 @@ class Brr(FusionScheme):
         size = self.graph.tensor_bytes
         read, write = sum(size[name] for name in reads), sum(size[name] for name in writes)
         weights = self._makeup(mask).weights
-        passes = self.passes(mask, buffer_bytes)
+        passes = self._valid_passes(mask, buffer_bytes)
         slices = self._kept_slices(mask, passes, buffer_bytes)
         if slices is None:
             return Dram(read, write, weights * passes)
@@ -361,8 +361,7 @@ class Brr(FusionScheme):
         )
         return remember(self._known, mask, tiles)
 
-    def passes(self, mask: int, buffer_bytes: int) -> int:
-        """How often a valid group reads its weights, if it does not run in slices."""
+    def _valid_passes(self, mask: int, buffer_bytes: int) -> int:
         tiles = self._tiles(mask)
         assert tiles is not None, "only valid groups are run"
         return tiles.best(buffer_bytes)[1]
