@@ -23,7 +23,8 @@ from torch_getfuse.partition.cost.scheme import Dram
 from torch_getfuse.partition.exact import backward, windows
 from torch_getfuse.partition.exact.down_sets import TooWide
 from torch_getfuse.partition.plan import PartitionPlan
-from torch_getfuse.partition.problem import SearchInterrupted, SearchResult
+from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
+from torch_getfuse.partition.wide import group_cover
 from torch_getfuse.planner import plan_graph
 from torch_getfuse.reporting.section import Section
 
@@ -64,6 +65,11 @@ def timeless(plan: PartitionPlan) -> PartitionPlan:
 
 def gives_up(*args: object) -> None:
     raise TooWide("for a test")
+
+
+def proves_nothing(problem: FusionProblem, known: SearchResult, seconds: float) -> SearchResult:
+    """In place of the cover."""
+    return dataclasses.replace(known, lower_bound_bytes=problem.unavoidable, stopped="for a test")
 
 
 def needs(method: str) -> None:
@@ -247,14 +253,16 @@ def test_where_exact_gives_up_the_bound_stays_true(
     optimum = plan_graph(cnn(), dataclasses.replace(chosen, method="exact")).dram_bytes
 
     monkeypatch.setattr(group_planner, "exact", gives_up)
-    monkeypatch.setattr(backward, "backward", gives_up)
+    monkeypatch.setattr(backward.FromTheEnd, "run", gives_up)
+    if scheme == "brr":  # else it proves the optimum, and the search from the start is not tried
+        monkeypatch.setattr(group_cover, "cover", proves_nothing)
     plan = plan_graph(cnn(), chosen).verify()
     (stage,) = [stage for stage in plan.stages if stage.method == "exact"]
     assert (stage.dram_bytes, stage.stopped) == (None, "gave up: for a test")
     assert plan.method != "exact"
     assert 0 < plan.lower_bound_bytes <= optimum <= plan.dram_bytes
     methods = [stage.method for stage in plan.stages]
-    assert ("backward" in methods, "cover" in methods) == (scheme == "brr", scheme == "lbdf")
+    assert ("backward" in methods, "cover" in methods) == (scheme == "brr", True)
     assert (plan.proof == "optimal") == (plan.lower_bound_bytes == plan.dram_bytes)
 
 
@@ -272,8 +280,6 @@ def test_where_exact_gives_up_the_bound_stays_true(
 def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
     stage: str, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch_getfuse.partition.wide.group_cover as cover_module
-
     def interrupted(*args: object, **named: object) -> None:
         raise KeyboardInterrupt
 
@@ -282,11 +288,14 @@ def test_an_interrupt_of_any_stage_of_auto_keeps_the_best_plan(
         raise SearchInterrupted(dataclasses.replace(result, stopped="interrupted"))
 
     monkeypatch.setattr(group_planner, "exact", gives_up)
-    monkeypatch.setattr(backward, "backward", interrupted if stage == "backward" else gives_up)
+    run = interrupted if stage == "backward" else gives_up
+    monkeypatch.setattr(backward.FromTheEnd, "run", run)
+    if scheme == "brr":
+        monkeypatch.setattr(group_cover, "cover", proves_nothing)
     if stage == "local":
         monkeypatch.setattr(group_planner, "local_search", stopped)
     elif stage != "backward":
-        module = {"cover": cover_module, "windows": windows}.get(stage, group_planner)
+        module = {"cover": group_cover, "windows": windows}.get(stage, group_planner)
         monkeypatch.setattr(module, stage, interrupted)
     with pytest.raises(Interrupted) as caught:
         plan_graph(cnn(), options("auto", 1000, scheme=scheme, budget=20))
@@ -401,7 +410,8 @@ def test_a_clock_that_strikes_within_a_stage_is_told(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(group_planner, "local_search", cut_short)
     monkeypatch.setattr(group_planner, "exact", gives_up)
-    monkeypatch.setattr(backward, "backward", gives_up)
+    monkeypatch.setattr(backward.FromTheEnd, "run", gives_up)
+    monkeypatch.setattr(group_cover, "cover", proves_nothing)
     plan = plan_graph(cnn(), options("auto", 1000, scheme="brr", budget=20))
     assert plan.stages[-1].stopped == "time limit"
     assert not any(work.by_machine(stage.stopped) for stage in plan.stages[:-1])

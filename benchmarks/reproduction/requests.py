@@ -292,6 +292,8 @@ def depends_on(request: Request, graph: str) -> dict[str, str]:
         modules.append("torch_getfuse.partition.exact.down_sets")
     elif request.kind == "auto":
         modules.append("torch_getfuse.planner")
+        if request.scheme == "brr":  # which the planner imports by name
+            modules.append("torch_getfuse.partition.wide.tile_automaton")
     elif request.kind == "explanation":
         modules += ["torch_getfuse.explain_graph", "torch_getfuse.explain.explainers"]
         found["weights"] = provenance.weights_digest(

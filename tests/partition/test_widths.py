@@ -159,7 +159,7 @@ def test_brr_holds_channels_as_they_are_stored() -> None:
         (2, 3, 210, 60, 30),
     ):
         brr = Brr(graph.stored_as(width, align), None, 0, kappa=4)
-        assert (brr._row_full, brr._row_some) == ([full, full], [some, some])
+        assert (brr.row_full, brr.row_some) == ([full, full], [some, some])
         assert brr._row_bytes["x0"] == given
         # A row of each; starting partial, three rows of the input would be held as well.
         assert brr.buffer(0b11, 1 << 20) == full + some

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,6 @@ from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, List
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
-from torch_getfuse.partition.wide.tile_automaton import some_passes, tile_automaton
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -49,6 +49,9 @@ RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in
 # time.
 PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 QUICK = 0.12
+_TILES = "torch_getfuse.partition.wide.tile_automaton"
+"""By name, as cost models are: what is planned under LBDF does not hang on the code of BRR."""
+
 ASKED = 2  # sets per block of which it is asked whether they are legal, for a plan
 CLOSE_BOX = 0.003  # initial box of the prices of legal groups
 
@@ -238,11 +241,13 @@ class _Cover:
         if listed.complete:
             return Listed(columns, listed.groups), []
         if self.problem.rereads:
+            tiles = import_module(_TILES)
             before = self.work.steps
-            automaton = tile_automaton(self.problem, some_passes(PASSES))
+            automaton = tiles.tile_automaton(self.problem, tiles.some_passes(PASSES))
             quick = (self.work.steps - before) / STEPS_PER_SECOND < QUICK * self.seconds
             if quick and automaton is not None:
-                automaton = tile_automaton(self.problem, some_passes(MORE_PASSES)) or automaton
+                finer = tiles.some_passes(MORE_PASSES)
+                automaton = tiles.tile_automaton(self.problem, finer) or automaton
         else:
             automaton = line_automaton(self.problem)
         if automaton is None:
