@@ -124,34 +124,29 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
     """
     merged: list[Layer] = []
     state = np.zeros(0, np.int64)  # next layer: old state -> new, -1 for none
-    need = np.zeros(0, np.int64)  # next layer, by old state: least room up to an end
-    for layer, before in zip(reversed(layers), reversed(_least_rooms(layers)), strict=True):
+    rooms = zip(_least_rooms(layers), pairwise([*rooms_to_end(layers, limit), state]), strict=True)
+    for layer, (before, (need, after)) in zip(reversed(layers), reversed([*rooms]), strict=True):
         work.add(_LAYER + len(before) // _STATES)
-        lowest = np.full(len(before), NEVER)
         rows: list[npt.NDArray[np.generic]] = []
         for target, room, join in layer.steps():
             found = np.full(len(before), -1, np.int64)
             if len(state):
                 (some,) = np.nonzero(target >= 0)
-                up_to = need[target[some]] + room[some]
-                fits = before[some] + up_to < limit
-                some, up_to = some[fits], up_to[fits]
+                some = some[before[some] + after[target[some]] + room[some] < limit]
                 found[some] = state[target[some]]
-                lowest[some] = np.minimum(lowest[some], up_to)
             goes = found >= 0
             if join is None:
                 rows += [found, np.where(goes, room, 0)]
                 continue
             ends = join.ends & (before + join.last_room < limit)
-            lowest = np.where(ends, np.minimum(lowest, join.last_room), lowest)
             cost, last_room = np.where(goes | ends, join.cost, 0), np.where(ends, join.last_room, 0)
             rows += [found, ends, cost, np.where(goes, room, 0), last_room]
         table = np.stack(rows)
-        (useful,) = np.nonzero(lowest < NEVER)
+        (useful,) = np.nonzero(need < NEVER)
         order = useful[np.lexsort(table[:, useful])]
         starts = np.ones(len(order), bool)
         starts[1:] = (table[:, order[1:]] != table[:, order[:-1]]).any(axis=0)
-        state, need = np.full(len(before), -1, np.int64), lowest
+        state = np.full(len(before), -1, np.int64)
         state[order] = np.cumsum(starts) - 1
         leave, leave_room, *rest = table[:, order[starts]]
         joins = [
@@ -160,6 +155,25 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
         ]
         merged.append(Layer(layer.block, leave, leave_room, tuple(joins)))
     return tuple(merged[::-1])
+
+
+def rooms_to_end(layers: Sequence[Layer], limit: int) -> list[Ints]:
+    """Per layer and state, the least room up to an end; :data:`NEVER` for none within the limit."""
+    needs: list[Ints] = []
+    after = np.zeros(0, np.int64)
+    for layer, before in zip(reversed(layers), reversed(_least_rooms(layers)), strict=True):
+        lowest = np.full(len(before), NEVER)
+        for target, room, join in layer.steps():
+            if len(after):
+                (some,) = np.nonzero(target >= 0)
+                lowest[some] = np.minimum(lowest[some], after[target[some]] + room[some])
+            if join is not None:
+                (some,) = np.nonzero(join.ends)
+                lowest[some] = np.minimum(lowest[some], join.last_room[some])
+        lowest[before + lowest >= limit] = NEVER
+        needs.append(lowest)
+        after = lowest
+    return needs[::-1]
 
 
 def _least_rooms(layers: Sequence[Layer]) -> list[Ints]:

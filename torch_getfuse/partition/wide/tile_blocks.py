@@ -7,8 +7,8 @@ that a block makes, so that many groups are priced at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -118,17 +118,6 @@ class TileBlock:
     holds: tuple[Hold, ...]
     sources: tuple[int, ...]
     makers: frozenset[int]
-    rates: dict[tuple[Fraction, Fraction, Fraction], int] = field(default_factory=dict)
-
-    def rows_per_line(self, common: Fraction, pace: Fraction, stride: Fraction) -> int:
-        """Rows of one further tile line, at a stride, where the sinks' cumulative stride is this.
-
-        ``pace``: the block's rate over what its cumulative stride says.
-        """
-        key = common, pace, stride
-        if key not in self.rates:
-            self.rates[key] = min(MOST_RATE, math.ceil(common / self.cumulative * pace * stride))
-        return self.rates[key]
 
 
 @dataclass(frozen=True)
@@ -154,6 +143,11 @@ class TileSkeleton:
     def of(cls, problem: FusionProblem, scheme: Brr) -> TileSkeleton:
         """The skeleton of a problem."""
         return _Maker(problem, scheme).skeleton()
+
+    @property
+    def strides(self) -> Iterator[Fraction]:
+        """The cumulative stride of each block."""
+        return (block.cumulative for block in self.blocks)
 
     def classes(self, radius: int) -> Ints:
         """Per fusable block its class: blocks with equal surroundings up to ``radius`` share one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -38,10 +38,11 @@ class TileSets:
         passes, sinks, differ: its passes, its sinks if they are alike, and whether they are.
         cost: change of ``F_D`` by the last decision, in bytes.
         room: least bytes that are held.
+        outline: state of the outline, if there is one, that knows more of how sets can go on.
     """
 
     TABLES = "state", "rows", "pace", "holds", "held", "part"
-    COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room"
+    COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room", "outline"
 
     state: Bytes
     rows: npt.NDArray[np.int32]
@@ -55,6 +56,7 @@ class TileSets:
     differ: Ints
     cost: Ints
     room: Ints
+    outline: Ints
 
     @classmethod
     def empty(cls, passes: int, differ: Sequence[int]) -> TileSets:
@@ -133,7 +135,45 @@ class OpenRows(Generic[Key]):
 def distinct_sets(sets: TileSets) -> tuple[Ints, Ints]:
     """Per distinct state, the set with least room; and each set's state, -1 for none.
 
-    A set none of whose parts can grow has none, nor has one with a part that cannot.
+    A set that cannot grow has none.
+    """
+    kept = _growing(sets)
+    tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
+    return distinct(_keys(sets, kept, tables), sets.room, kept)
+
+
+def merged_sets(sets: TileSets) -> tuple[Ints, Ints]:
+    """As :func:`distinct_sets`, of states that differ in rows or in what is held only the least.
+
+    That it holds no more than any of them: each column and row is the least of theirs, but for what
+    is held already, to which less is added the more it is.
+    """
+    kept = _growing(sets)
+    tables = sets.state, sets.pace, sets.part
+    first, state = distinct(_keys(sets, kept, tables), sets.room, kept)
+    if len(first) < len(kept):
+        order = kept[np.argsort(state[kept], kind="stable")]
+        starts = np.searchsorted(state[order], np.arange(len(first)))
+        for name, least in ("rows", np.minimum), ("holds", np.minimum), ("held", np.maximum):
+            table = getattr(sets, name)
+            table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
+    return first, state
+
+
+def _keys(
+    sets: TileSets, some: Ints, tables: Iterable[npt.NDArray[np.integer]]
+) -> list[npt.NDArray[np.uint64]]:
+    """Keys of some sets that tell their states apart, by some of their tables."""
+    columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
+    rows = [row for table in tables for row in table.take(some, 1)]
+    return packed([*rows, *(column.take(some) for column in columns)], len(some))
+
+
+def _growing(sets: TileSets) -> Ints:
+    """The sets that can grow; their parts are numbered anew.
+
+    Not those none of whose parts can, or one of whose parts cannot; nor those that a block must
+    join which cannot.
     """
     single = sets.parts <= 1
     sets.part = np.where(single, np.minimum(sets.part, 1), sets.part)
@@ -143,9 +183,6 @@ def distinct_sets(sets: TileSets) -> tuple[Ints, Ints]:
     if len(several):
         sets.part[:, several], count = renumbered(sets.part[:, several])
         alive[several] = count == sets.parts[several]
-    (kept,) = np.nonzero(alive)
-    tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
-    columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
-    rows = [row for table in tables for row in table.take(kept, 1)]
-    rows += [column.take(kept) for column in columns]
-    return distinct(packed(rows, len(kept)), sets.room, kept)
+    stuck = np.uint8(INSIDE | ABOVE)
+    alive &= ~(sets.state & stuck == stuck).any(axis=0)
+    return np.flatnonzero(alive)

@@ -1,0 +1,577 @@
+"""The forward pass of the automaton of BRR: the states that sets of blocks reach.
+
+:mod:`.tile_automaton` says what they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from torch_getfuse.partition.wide.automaton import NO_BLOCK, Join, Layer
+from torch_getfuse.partition.wide.tile_blocks import MOST_RATE, TileBlock, TileSkeleton
+from torch_getfuse.partition.wide.tile_sets import (
+    ABOVE,
+    ALIKE,
+    DIFFER,
+    FULL,
+    INSIDE,
+    OUTSIDE,
+    PARTIAL,
+    READ,
+    SPILLED,
+    TO_DIFFER,
+    UNEVEN,
+    Bytes,
+    Ints,
+    OpenRows,
+    TileSets,
+    distinct_sets,
+)
+from torch_getfuse.partition.work import Work
+
+Flags = npt.NDArray[np.bool_]
+
+FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
+
+MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
+
+_EARLY, _AHEAD = 1 / 8, 1.4
+"""Shares of the states that may be made at first, and over that of the blocks that are decided."""
+
+_BLOCK = 250  # steps counted per block
+_CELLS = 30  # entries of the table of states per further step
+_MOST_PACES = 200  # rates over what the cumulative stride says, which are told apart
+
+
+class Passes(NamedTuple):
+    """How often a group reads its weights.
+
+    Attributes:
+        least, most: passes; 0 for any number.
+        stay: whether the weights stay in the buffer.
+    """
+
+    least: int
+    most: int
+    stay: bool = False
+
+
+class Sinks(NamedTuple):
+    """Sinks of a set that are alike: their cumulative stride, and tile lines at most."""
+
+    common: Fraction
+    lines: int
+
+
+class Way(NamedTuple):
+    """How a block joins.
+
+    Attributes:
+        full: whether it is a full convolution.
+        sinks: if it is the first to join and sinks are alike.
+        others: whether it may also join where it is not the first, or sinks are not alike.
+        source: of several tensors that it reads, one whose maker is full, or :data:`FIRST`;
+            ``None`` where that does not matter.
+    """
+
+    full: bool
+    sinks: Sinks
+    others: bool
+    source: int | None
+
+
+class Guide(Protocol):
+    """Knows of some sets that they cannot end within the buffer."""
+
+    def start(self, nothing: TileSets) -> Ints:
+        """:attr:`.TileSets.outline` of the empty sets."""
+        ...
+
+    def going(
+        self, decided: int, way: Way | None, sets: TileSets, came: Ints
+    ) -> tuple[TileSets, Ints]:
+        """Those of some sets that may end later, and the states they come from.
+
+        ``decided``: number of decisions before the last; ``way``: in which a block joined then,
+        ``None`` if it stayed out.
+        """
+        ...
+
+
+class Builder:
+    """The forward pass: states that sets reach within the buffer, and the steps between them.
+
+    Args:
+        skeleton: the problem's blocks.
+        passes: those that are told apart.
+        limit: a set that holds as much, in bytes, does not fit.
+        guide: leaves out sets that cannot end.
+    """
+
+    ASKED = np.uint8(255)  # what is said of the makers of the tensors that a block reads
+    LINES = True  # whether the lines of a tile are told apart where sinks are alike
+
+    def __init__(
+        self,
+        skeleton: TileSkeleton,
+        passes: Sequence[Passes],
+        limit: int,
+        guide: Guide | None = None,
+    ) -> None:
+        self.skeleton = skeleton
+        self.guide = guide
+        self.limit = limit
+        self.least = np.array([one.least for one in passes])
+        self.most = np.array([one.most for one in passes])
+        self.stay = np.array([one.stay for one in passes])
+        self.paces: dict[Fraction, int] = {Fraction(0): 0, Fraction(1): 1}
+        self.sinks: dict[Sinks | None, int] = {None: 0}
+        # Of each of these, the number of its cumulative stride, and lines.
+        self.common, self.lines = [-1], [1]
+        self.strides = {stride: k for k, stride in enumerate(dict.fromkeys(skeleton.strides))}
+        self._per_line: dict[tuple[int, Fraction], Ints] = {}
+        # Undecided blocks by cumulative stride and height, which tell all that sinks have.
+        self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
+        self.streams = OpenRows[int]("state", "rows", "pace")
+        self.readings = OpenRows[tuple[int, int]]("part")  # stream and its reader
+        # Per block what it holds if it starts a group, of a tensor if others may hold it; and what
+        # is held of such a tensor.
+        self.kept = OpenRows[tuple[int, str]]("holds")
+        self.held = OpenRows[str]("held")
+        self.waiting: dict[int, set[int]] = {}  # per block that may hold rows: makers undecided
+        self.unsettled: dict[str, set[int]] = {}  # per shared tensor: blocks that may still hold it
+
+    def layers(self, work: Work, most: int) -> list[Layer] | None:
+        """All layers; ``None`` with more than ``most`` states."""
+        skeleton = self.skeleton
+        sets = self._nothing()
+        left = [set(stream.blocks) for stream in skeleton.streams]
+        states, layers = 0, []
+        for decided, number in enumerate(skeleton.order):
+            states += len(sets)
+            if len(self.paces) > _MOST_PACES or states > most * max(
+                _EARLY, min(1, (decided + 1) / len(skeleton.order) * _AHEAD)
+            ):
+                return None
+            block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
+            self._open(sets, number, block, left)
+            cells = sum(len(getattr(sets, table)) for table in sets.TABLES)
+            ways = [] if block is None else [*self._ways(block)]
+            stay = self._leave(sets, number)
+            joined = [self._join(sets, number, block, way) for way in ways if block is not None]
+            work.add(
+                _BLOCK * (1 + len(ways)) + sum(cells * len(at) for _, at in (stay, *joined)) // _CELLS
+            )
+            ended = [self._ended(sets, *some) for some in joined]
+            after = [stay, *joined]
+            if self.guide is not None:
+                following = zip((None, *ways), after, strict=True)
+                after = [self.guide.going(decided, way, *some) for way, some in following]
+            several = TileSets.joined([some for some, _ in after])
+            self._close(several, number, left)
+            self._forget(several)
+            kept, state = self._distinct(several)
+            steps, end = [], 0
+            for some, at in after:
+                begin, end = end, end + len(at)
+                to, room = np.full(len(sets), -1, np.int64), np.zeros(len(sets), np.int64)
+                to[at], room[at] = state[begin:end], some.room - sets.room[at]
+                steps.append((to, room))
+            joins = [
+                Join(to, ends, cost, room, last)
+                for (to, room), (ends, cost, last) in zip(steps[1:], ended, strict=True)
+            ]
+            if block is not None:
+                self.undecided[block.cumulative, block.height] -= 1
+            layers.append(Layer(NO_BLOCK if block is None else number, *steps[0], tuple(joins)))
+            sets = several.take(kept)
+        return layers
+
+    def _nothing(self) -> TileSets:
+        """The empty set, for all passes, with sinks that will be alike, or not."""
+        strides = {stride for stride, _ in self.undecided}
+        sets = TileSets.empty(
+            len(self.least), (ALIKE,) if len(strides) == 1 else (ALIKE, TO_DIFFER)
+        )
+        if self.guide is not None:
+            sets.outline = self.guide.start(sets)
+        return sets
+
+    def _ended(self, sets: TileSets, joined: TileSets, came: Ints) -> tuple[Flags, Ints, Ints]:
+        """Of each set before a block joined: whether that may end it; cost and room if it does."""
+        cost, last, ends = np.zeros((3, len(sets)), np.int64)
+        cost[came] = joined.cost
+        last[came] = joined.room + self._pending(joined) - sets.room[came]
+        # A block alone is priced apart.
+        may = (joined.parts == 1) & (sets.parts[came] > 0) & (joined.differ != TO_DIFFER)
+        ends[came] = may & ~(joined.state & INSIDE > 0).any(axis=0)
+        return ends > 0, cost, last
+
+    def _distinct(self, sets: TileSets) -> tuple[Ints, Ints]:
+        """One set per state; and each set's state, -1 for none."""
+        return distinct_sets(sets)
+
+    def _open(
+        self, sets: TileSets, number: int, block: TileBlock | None, left: Sequence[set[int]]
+    ) -> None:
+        """Rows of the tables for what the block touches."""
+        for stream in self.skeleton.touches[number]:
+            left[stream].discard(number)
+            self.streams.open(sets, stream)
+        for waiting in self.waiting.values():
+            waiting.discard(number)
+        if block is None:
+            return
+        for stream in block.sources:
+            self.readings.open(sets, (stream, number))
+        if block.makers:
+            self.waiting[number] = set(block.makers)
+            for hold in block.holds:
+                self.kept.open(sets, (number, hold.tensor if hold.shared else ""))
+        for hold in block.holds:
+            if hold.shared:
+                self.held.open(sets, hold.tensor)
+                self.unsettled.setdefault(hold.tensor, set(self.skeleton.holders[hold.tensor]))
+
+    def _close(self, sets: TileSets, number: int, left: Sequence[set[int]]) -> None:
+        """Erase what does not affect later blocks, so that more sets share a state."""
+        streams = self.skeleton.streams
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker == number or not left[stream]:
+                self.streams.close(sets, stream)
+            elif streams[stream].forced:
+                sets.state[self.streams.at[stream]] &= ~np.uint8(SPILLED)
+            elif not streams[stream].inside:
+                above = ABOVE if streams[stream].maker >= 0 else 0
+                sets.state[self.streams.at[stream]] &= np.uint8(READ | above)
+        for key in [key for key in self.readings.at if streams[key[0]].maker == number]:
+            self.readings.close(sets, key)
+        settled = [block for block, waiting in self.waiting.items() if not waiting]
+        if number not in self.waiting:
+            settled.append(number)
+        for block in settled:
+            self.waiting.pop(block, None)
+            for kept in [key for key in self.kept.at if key[0] == block]:
+                self.kept.close(sets, kept)
+            for unsettled in self.unsettled.values():
+                unsettled.discard(block)
+        for tensor in [tensor for tensor, some in self.unsettled.items() if not some]:
+            del self.unsettled[tensor]
+            self.held.close(sets, tensor)
+
+    def _forget(self, sets: TileSets) -> None:
+        """Erase what is asked of makers that cannot join: those that feed the set may not either.
+
+        Nor can a set grow through what they make.
+        """
+        state, both = sets.state, np.uint8(PARTIAL | FULL)
+        never = (state & np.uint8(ABOVE | UNEVEN | OUTSIDE) > 0) | (state & both == both)
+        sets.state = np.where(never, state & np.uint8(READ | INSIDE) | np.uint8(ABOVE), state)
+        sets.rows[never] = 0
+        sets.pace[never] = 0
+        for (stream, _), row in self.readings.at.items():
+            sets.part[row, never[self.streams.at[stream]]] = 0
+
+    # -- what a set holds if it starts with a block ----------------------------------------
+
+    def _kept_for(self, number: int) -> Iterator[tuple[int, int, str]]:
+        """What waits for the decision on ``number``: row, block, and tensor if it is shared."""
+        for (block, tensor), row in self.kept.at.items():
+            if number in self.skeleton.blocks[block].makers:
+                yield row, block, tensor
+
+    def _hold(self, sets: TileSets, held: Ints, tensor: str) -> None:
+        """Hold bytes of a tensor, of one that several blocks hold as much as most of them."""
+        more = held
+        if tensor:
+            row = self.held.at[tensor]
+            more = (held - sets.held[row]).clip(0)
+            sets.held[row] += more
+        sets.room = sets.room + more
+
+    def _pending(self, sets: TileSets) -> Ints:
+        """Bytes of tensors that blocks hold whose makers all stay out."""
+        room = np.zeros(len(sets), np.int64)
+        most: dict[str, Ints] = {}
+        for (_, tensor), row in self.kept.at.items():
+            if tensor:
+                most[tensor] = np.maximum(most.get(tensor, 0), sets.holds[row])
+            else:
+                room += sets.holds[row]
+        for tensor, bytes_ in most.items():
+            room += (bytes_ - sets.held[self.held.at[tensor]]).clip(0)
+        return room
+
+    # -- decisions ---------------------------------------------------------------------------
+
+    def _leave(self, sets: TileSets, number: int) -> tuple[TileSets, Ints]:
+        """The sets that a block stays out of, and the states they come from."""
+        streams = self.skeleton.streams
+        feeds = np.zeros(len(sets), bool)
+        can = np.ones(len(sets), bool)
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker == number:
+                flags = sets.state[self.streams.at[stream]]
+                feeds |= flags & (READ | ABOVE) > 0
+                can &= flags & INSIDE == 0
+        (keep,) = np.nonzero(can)
+        changed, feeds = sets.take(keep), feeds[keep]
+        for stream in self.skeleton.touches[number]:
+            if streams[stream].maker != number:
+                added = np.where(feeds, SPILLED | ABOVE, SPILLED).astype(np.uint8)
+                changed.state[self.streams.at[stream]] |= added
+        for row, block, tensor in self._kept_for(number):
+            if not self.waiting[block]:
+                self._hold(changed, changed.holds[row], tensor)
+        changed.cost = np.zeros(len(keep), np.int64)
+        return _fitting(changed, keep, changed.room < self.limit)
+
+    def _ways(self, block: TileBlock) -> Iterator[Way]:
+        """The ways in which a block may join."""
+        several = _asked_together(block)
+        for k, sinks in enumerate(self._sinks_with(block)):
+            if block.stores:
+                yield Way(True, sinks, not k, None)
+            if not (block.stores and several):
+                yield Way(False, sinks, not k, None)
+            # A sink is asked for nothing.
+            if several and (block.stores or not k):
+                for source in (*several, FIRST):
+                    yield Way(False, sinks, not k, source)
+
+    def _sinks_with(self, block: TileBlock) -> Iterator[Sinks]:
+        """The sinks of sets that a block is the first to join; first, if it is the only one."""
+        heights = {
+            height
+            for (stride, height), count in self.undecided.items()
+            if count and stride == block.cumulative and height >= block.height
+        }
+        for lines in sorted(heights):
+            yield Sinks(block.cumulative, lines)
+
+    def _join(
+        self, sets: TileSets, number: int, block: TileBlock, way: Way
+    ) -> tuple[TileSets, Ints]:
+        """The sets that a block joins in a way, and the states they come from.
+
+        Their cost assumes that no further block joins.
+        """
+        (keep,) = np.nonzero(self._can_join(sets, block, way))
+        changed = sets.take(keep)
+        flags = np.zeros(len(keep), np.uint8)
+        rows, pace = np.ones(len(keep), np.int64), np.ones(len(keep), np.int64)
+        cost = self.least[changed.passes] * block.weights + block.traffic
+        if block.out >= 0:
+            stream, at = self.skeleton.streams[block.out], self.streams.at[block.out]
+            flags = changed.state[at].copy()
+            changed.state[at] = 0
+            rows, pace = np.maximum(rows, changed.rows[at]), np.maximum(pace, changed.pace[at])
+            # No longer read from outside; and written if someone else reads it.
+            spilled = flags & SPILLED > 0
+            cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & READ > 0))
+        fits = self._take_sinks(changed, block, flags & READ == 0, way)
+        changed.room = changed.room + np.where(self.stay[changed.passes], block.weights, 0)
+        tile = _Tile(self, changed, block, pace)
+        if block.stores:
+            row = block.full if way.full else block.partial
+            changed.room += tile.held(row, rows, Fraction(1), block.needed, block.short)
+        for row, _, _ in self._kept_for(number):
+            changed.holds[row] = 0  # its readers do not start the group
+        if not way.full:
+            self._start(changed, number, block, tile, rows)
+        self._ask(changed, block, way, flags, rows, pace, cost)
+        self._connect(changed, number, block)
+        return _fitting(changed, keep, fits & (changed.room < self.limit))
+
+    def _can_join(self, sets: TileSets, block: TileBlock, way: Way) -> Flags:
+        """The sets whose readers of the block allow it to join so."""
+        full, _, others, source = way
+        can = np.full(len(sets), True)
+        if not others:
+            can = (sets.parts == 0) & (sets.differ == ALIKE)
+        if block.out >= 0:
+            flags = sets.state[self.streams.at[block.out]]
+            can &= flags & (ABOVE | UNEVEN | OUTSIDE) == 0
+            can &= flags & (PARTIAL | FULL) != (PARTIAL | FULL)
+            if full:
+                can &= flags & PARTIAL == 0
+            elif block.stores:
+                can &= flags & FULL == 0
+            if not block.stores and _asked_together(block):
+                can &= (flags & FULL > 0) == (source is not None)
+        elif not block.stores and source is not None:
+            can[:] = False
+        return can
+
+    def _take_sinks(self, sets: TileSets, block: TileBlock, sink: Flags, way: Way) -> Flags:
+        """Note the block as a sink of some sets; whether these may have it."""
+        if way.sinks not in self.sinks:
+            self.sinks[way.sinks] = len(self.sinks)
+            self.common.append(self.strides[way.sinks.common])
+            self.lines.append(way.sinks.lines)
+        known = self.sinks[way.sinks]
+        sets.sinks = np.where(sets.parts == 0, known, sets.sinks)
+        alike = np.array(self.common)[sets.sinks] == self.strides[block.cumulative]
+        tall = np.array(self.lines)[sets.sinks] >= block.height
+        sets.differ = np.where(sink & ~alike & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
+        sets.sinks = np.where(sets.differ == DIFFER, 0, sets.sinks)
+        may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & (tall | (not self.LINES))
+        return may
+
+    def _start(
+        self, sets: TileSets, number: int, block: TileBlock, tile: _Tile, rows: Ints
+    ) -> None:
+        """What the block holds if its makers all stay out; it waits for them."""
+        held: dict[str, Ints] = {}
+        shared: dict[str, bool] = {}
+        for hold in block.holds:
+            least = hold.rows[rows]
+            count = tile.held(hold.row, least, hold.stride, hold.needed, hold.short)
+            held[hold.tensor] = np.maximum(count, held.get(hold.tensor, 0))
+            shared[hold.tensor] = hold.shared
+        for tensor, count in held.items():
+            name = tensor if shared[tensor] else ""
+            if block.makers:
+                sets.holds[self.kept.at[number, name]] += count
+            else:
+                self._hold(sets, count, name)
+
+    def _ask(
+        self,
+        sets: TileSets,
+        block: TileBlock,
+        way: Way,
+        flags: Bytes,
+        rows: Ints,
+        pace: Ints,
+        cost: Ints,
+    ) -> None:
+        """What the block asks of the tensors that it reads; and the cost of reading them."""
+        full, _, _, source = way
+        together = _asked_together(block)
+        streams = self.skeleton.streams
+        alone = len(block.sources) == 1
+        wanted = flags & np.uint8(PARTIAL | FULL if alone else PARTIAL)
+        for read in block.reads:
+            stream, at = streams[read.stream], self.streams.at[read.stream]
+            cost += np.where(sets.state[at] & READ, 0, stream.size)
+            asked = np.full(len(sets), READ, np.uint8)
+            if stream.inside:
+                if not block.stores:
+                    asked |= wanted
+                elif full or alone:
+                    asked |= np.uint8(PARTIAL if full else FULL)
+                if source == read.stream:
+                    asked |= np.uint8(FULL | INSIDE)
+                elif source == FIRST and read.stream in together:
+                    asked |= np.uint8(OUTSIDE)
+                through = self._through(read.rate, pace)
+                before = sets.pace[at]
+                clash = (before > 0) & (through > 0) & (before != through) | (through < 0)
+                uneven = clash | (sets.state[at] & UNEVEN > 0)
+                asked |= np.where(uneven, UNEVEN, 0).astype(np.uint8)
+                sets.pace[at] = np.where(uneven, 0, np.where(before > 0, before, through))
+                more = np.maximum(sets.rows[at], read.rows[rows])
+                sets.rows[at] = np.where(uneven, 1, more)
+            sets.state[at] |= asked & self.ASKED
+        sets.cost = cost
+
+    def _through(self, rate: Fraction | None, pace: Ints) -> Ints:
+        """The numbers of the rates that a reading asks for; -1: it has none."""
+        if rate is None:
+            return np.full(len(pace), -1, np.int64)
+        paces = list(self.paces)
+        found = np.zeros(len(paces), np.int64)
+        for k in np.flatnonzero(np.bincount(pace, minlength=1)).tolist():
+            found[k] = self.paces.setdefault(paces[k] * rate, len(self.paces))
+        return found[pace]
+
+    def per_line(self, block: TileBlock, stride: Fraction, common: Ints, pace: Ints) -> Ints:
+        """Rows of one further tile line, at a stride, in sets whose sinks are alike.
+
+        ``common``: numbers of the sinks' strides; ``pace``: of the block's paces.
+        """
+        key = self.strides[block.cumulative], stride
+        shape = len(self.strides), len(self.paces)
+        known = self._per_line.get(key, np.zeros((shape[0], 0), np.int64))
+        if known.shape != shape:
+            more = ((0, 0), (0, shape[1] - known.shape[1]))
+            known = self._per_line[key] = np.pad(known, more, constant_values=-1)
+        if (known[common, pace] < 0).any():
+            strides, paces = list(self.strides), list(self.paces)
+            wanted = np.zeros(shape, bool)
+            wanted[common, pace] = True
+            for k, at in zip(*np.nonzero(wanted & (known < 0)), strict=True):
+                rate = strides[k] / block.cumulative * paces[at] * stride
+                known[k, at] = min(MOST_RATE, math.ceil(rate))
+        return known[common, pace]
+
+    def _connect(self, sets: TileSets, number: int, block: TileBlock) -> None:
+        """Merge the parts of each set that the block is connected to.
+
+        A part is numbered at the readings through which it can still grow.
+        """
+        fresh = np.uint8(255)
+        merged = np.zeros(len(sets), np.int64)
+        for (stream, _), at in self.readings.at.items():
+            if stream == block.out:
+                parts = sets.part[at].copy()
+                has = (parts > 0) & (parts != fresh)
+                if has.any():
+                    sets.part[(sets.part == parts) & has] = fresh
+                    merged += has
+        for stream in block.sources:
+            sets.part[self.readings.at[stream, number]] = fresh
+        sets.parts = sets.parts - merged + 1
+
+
+def _fitting(sets: TileSets, came: Ints, fits: Flags) -> tuple[TileSets, Ints]:
+    """Those sets that fit, and the states they come from."""
+    if fits.all():
+        return sets, came
+    (keep,) = np.nonzero(fits)
+    return sets.take(keep), came[keep]
+
+
+def _asked_together(block: TileBlock) -> tuple[int, ...]:
+    """Streams of which some maker must be full where a partial block, or a full one, is."""
+    return block.sources if 1 < len(block.sources) <= MOST_FULL else ()
+
+
+class _Tile:
+    """Rows that a block holds in a tile, at least, per set.
+
+    Where sinks are alike, a tile has a share of their lines; else, each tensor a share of the rows
+    that sinks need in the end.
+    """
+
+    def __init__(self, builder: Builder, sets: TileSets, block: TileBlock, pace: Ints) -> None:
+        self.builder, self.block, self.limit, self.pace = builder, block, builder.limit, pace
+        most = builder.most[sets.passes]
+        self.parts = np.maximum(most, 1)
+        self.shared = most > 0
+        self.alike = (sets.differ == ALIKE) & builder.LINES
+        lines = np.array(builder.lines)[sets.sinks]
+        self.further = np.where(self.alike & self.shared, -(-lines // self.parts) - 1, 0)
+        self.common = np.array(builder.common)[sets.sinks]
+
+    def held(self, row: int, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
+        """Bytes held of what ``least`` rows are asked of for one line, at a stride per line.
+
+        ``row``: bytes of one; ``needed``, ``short``: see :class:`.TileBlock`. More than what fits
+        may be less than it is, so that nothing overflows.
+        """
+        rows = np.maximum(least, np.where(self.shared, -(-needed // self.parts) - short, 0))
+        if self.alike.any():
+            per_line = self.builder.per_line(self.block, stride, self.common, self.pace)
+            most = self.limit // np.maximum(self.further, 1) + 1
+            rows = np.where(self.alike, least + self.further * np.minimum(per_line, most), rows)
+        held: Ints = row * np.minimum(rows, self.limit // max(row, 1) + 1)
+        return held
