@@ -45,10 +45,6 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
-# Bounds of the passes that are told apart under BRR; and where that takes less than so much of the
-# time.
-PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-QUICK = 0.12
 _TILES = "torch_getfuse.partition.wide.tile_automaton"
 """By name, as cost models are: what is planned under LBDF does not hang on the code of BRR."""
 
@@ -241,13 +237,7 @@ class _Cover:
         if listed.complete:
             return Listed(columns, listed.groups), []
         if self.problem.rereads:
-            tiles = import_module(_TILES)
-            before = self.work.steps
-            automaton = tiles.tile_automaton(self.problem, tiles.some_passes(PASSES))
-            quick = (self.work.steps - before) / STEPS_PER_SECOND < QUICK * self.seconds
-            if quick and automaton is not None:
-                finer = tiles.some_passes(MORE_PASSES)
-                automaton = tiles.tile_automaton(self.problem, finer) or automaton
+            automaton = import_module(_TILES).automaton_near(self.problem, self.plan)
         else:
             automaton = line_automaton(self.problem)
         if automaton is None:

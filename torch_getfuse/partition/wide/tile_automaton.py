@@ -16,6 +16,7 @@ told apart, is built first and says of many of them that they cannot.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -24,18 +25,26 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide.automaton import Automaton, Layer, fewer_states, rooms_to_end
+from torch_getfuse.partition.wide.automaton import NEVER, Automaton, Layer, fewer_states, rooms_to_end
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
-from torch_getfuse.partition.wide.tile_builder import Builder, Passes, Sinks, Way
+from torch_getfuse.partition.wide.tile_builder import Builder, Passes, Way
 from torch_getfuse.partition.wide.tile_sets import (
     READ,
     UNEVEN,
     Ints,
     TileSets,
-    merged_sets,
 )
 
-MOST_STATES = 1_500_000
+MOST_STATES, MOST_OUTLINED = 1_200_000, 600_000
+
+ANY = 1 << 30  # tile lines: more than there are
+
+PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Least passes of the ranges that are told apart; the latter where the outline is small."""
+
+SMALL = 50_000  # states of such an outline
+
+PLANNED = 6, 0.01  # passes of a plan that are told apart as well: so many, with such a share of it
 
 OUTLINED = 4  # an outline does not tell apart so many passes, or more of them
 
@@ -49,7 +58,7 @@ def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
 def tile_automaton(
     problem: FusionProblem, passes: Sequence[Passes], most: int = MOST_STATES
 ) -> Automaton | None:
-    """The automaton of a BRR problem; ``None`` for more than ``most`` states.
+    """The automaton of a BRR problem; ``None`` for far more than ``most`` states.
 
     Blocks alone, and those that may run in slices, are not among its sets.
 
@@ -57,21 +66,42 @@ def tile_automaton(
         OptionError: for a scheme other than BRR.
         OutOfWork: if a limit on work is reached.
     """
-    scheme, work = problem.evaluator.scheme, problem.evaluator.work
-    if not isinstance(scheme, Brr):
-        raise OptionError(f"no tiles in scheme {scheme.name!r}; there are in 'brr'")
-    skeleton = TileSkeleton.of(problem, scheme)
-    limit = problem.evaluator.buffer_bytes + 1  # a tile may fill the buffer to the last byte
-    apart, same = _outlined(passes)
-    outline = Outline(skeleton, apart, limit).layers(work, most)
+    outline = _Outlined.of(problem, passes, min(most, MOST_OUTLINED))
+    return None if outline is None else outline.automaton(passes, most)
+
+
+def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | None:
+    """The automaton of a BRR problem that tells apart the passes of a plan.
+
+    So its groups cost what they do. ``None`` and errors: as :func:`tile_automaton`.
+    """
+    outline = _Outlined.of(problem, some_passes(PASSES), MOST_OUTLINED)
     if outline is None:
         return None
-    layers = Builder(skeleton, passes, limit, Outlined(outline, limit, same)).layers(work, most)
-    if layers is None:
-        return None
-    return Automaton(
-        problem, skeleton, fewer_states(layers, limit, work), limit, _alone(problem, scheme)
-    )
+    bounds = MORE_PASSES if outline.states < SMALL else PASSES
+    passes = some_passes(sorted({*bounds, *_planned(problem, plan)}))
+    return outline.automaton(passes, MOST_STATES)
+
+
+def _planned(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
+    """The passes in which groups of a plan read much."""
+    scheme, buffer_bytes = _brr(problem), problem.evaluator.buffer_bytes
+    read: Counter[int] = Counter()
+    for group in set(plan).difference(problem.blocks):
+        again = scheme.reread(group, buffer_bytes)
+        weights = sum(scheme.weights[i] for i in bits(group))
+        if again:
+            read[1 + again // weights] += again + weights
+    most, share = PLANNED
+    least = share * problem.cost(tuple(plan))
+    return [passes for passes, bytes_ in read.most_common(most) if bytes_ >= least]
+
+
+def _brr(problem: FusionProblem) -> Brr:
+    scheme = problem.evaluator.scheme
+    if not isinstance(scheme, Brr):
+        raise OptionError(f"no tiles in scheme {scheme.name!r}; there are in 'brr'")
+    return scheme
 
 
 def _alone(problem: FusionProblem, scheme: Brr) -> tuple[int, ...]:
@@ -91,16 +121,25 @@ def _alone(problem: FusionProblem, scheme: Brr) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _outlined(passes: Sequence[Passes]) -> tuple[tuple[Passes, ...], Ints]:
-    """The passes that an outline tells apart, and for each of all, which of them has it."""
+def _outlined(passes: Sequence[Passes]) -> tuple[Passes, ...]:
+    """The passes that an outline tells apart: from :data:`OUTLINED` on all are one range."""
     few = [one for one in passes if one.stay or one.least < OUTLINED]
     many = [one for one in passes if one not in few]
     if not many:
-        return tuple(few), np.arange(len(few))
-    same = [few.index(one) if one in few else len(few) for one in passes]
-    least = min(one.least for one in many)
+        return tuple(few)
     most = 0 if any(not one.most for one in many) else max(one.most for one in many)
-    return (*few, Passes(least, most)), np.array(same)
+    return (*few, Passes(min(one.least for one in many), most))
+
+
+def _among(one: Passes, several: Sequence[Passes]) -> int:
+    """The number of the range that has all passes of one."""
+    return next(
+        k
+        for k, other in enumerate(several)
+        if other.stay == one.stay
+        and other.least <= one.least
+        and (not other.most or 0 < one.most <= other.most)
+    )
 
 
 class Outline(Builder):
@@ -110,36 +149,75 @@ class Outline(Builder):
     """
 
     ASKED = np.uint8(READ | UNEVEN)
-    LINES = False
+    UNTOLD = "held", "inside", "outside", "rows", "full", "lines", "spilled"
+    MERGED = "sinks", "parts", "paces"
 
     def _ways(self, block: TileBlock) -> Iterator[Way]:
-        sinks = Sinks(block.cumulative, 1)
+        lines = 1, ANY
         if block.stores:
-            yield Way(True, sinks, True, None)
-        yield Way(False, sinks, True, None)
-
-    def _distinct(self, sets: TileSets) -> tuple[Ints, Ints]:
-        return merged_sets(sets)
+            yield Way(True, lines, True, None)
+        yield Way(False, lines, True, None)
 
 
-class Outlined:
-    """What an outline knows of sets: the least room up to an end.
+class _Outlined:
+    """An outline, and what it knows of sets: the least room up to an end.
 
     Args:
+        problem, skeleton: the problem.
+        passes: those that the outline tells apart.
         layers: of the outline.
-        limit: a set that holds as much, in bytes, does not fit.
-        same: which passes of the outline each of those that are told apart is among.
     """
 
-    def __init__(self, layers: Sequence[Layer], limit: int, same: Ints) -> None:
-        self._layers, self._limit, self._same = layers, limit, same
-        self._to_end = rooms_to_end(layers, limit)
+    def __init__(
+        self,
+        problem: FusionProblem,
+        skeleton: TileSkeleton,
+        passes: Sequence[Passes],
+        layers: Sequence[Layer],
+    ) -> None:
+        self.problem, self.skeleton = problem, skeleton
+        self._passes, self._layers = passes, layers
+        self._same = np.zeros(0, np.int64)  # of each of the passes that are told apart now
+        self._limit = _limit(problem)
+        self._to_end = rooms_to_end(layers, self._limit)
+        ending = np.array([(need < NEVER).sum() for need in self._to_end[1:]] + [1])
+        self._share = ending / ending.sum()
+
+    @classmethod
+    def of(cls, problem: FusionProblem, passes: Sequence[Passes], most: int) -> _Outlined | None:
+        """The outline of a problem, if it has not far more than ``most`` states."""
+        skeleton = TileSkeleton.of(problem, _brr(problem))
+        apart = _outlined(passes)
+        outline = Outline(skeleton, apart, _limit(problem))
+        layers = outline.layers(problem.evaluator.work, most)
+        return None if layers is None else cls(problem, skeleton, apart, layers)
+
+    @property
+    def states(self) -> int:
+        """Number of states."""
+        return sum(len(layer.leave) for layer in self._layers)
+
+    def automaton(self, passes: Sequence[Passes], most: int) -> Automaton | None:
+        """The automaton that tells apart passes, each in those of one range of the outline."""
+        problem, limit = self.problem, self._limit
+        work = problem.evaluator.work
+        self._same = np.array([_among(one, self._passes) for one in passes])
+        layers = Builder(self.skeleton, passes, limit, self).layers(work, most)
+        if layers is None:
+            return None
+        fewer = fewer_states(layers, limit, work)
+        return Automaton(problem, self.skeleton, fewer, limit, _alone(problem, _brr(problem)))
+
+    # -- as a guide -----------------------------------------------------------------------
 
     def start(self, nothing: TileSets) -> Ints:
-        count = int(self._same.max()) + 1
         before = np.cumsum(np.diff(nothing.differ, prepend=nothing.differ[:1]) != 0)
-        started: Ints = before * count + self._same[nothing.passes]
+        started: Ints = before * len(self._passes) + self._same[nothing.passes]
         return started
+
+    def share(self, decided: int) -> float:
+        found: float = self._share[decided]
+        return found
 
     def going(
         self, decided: int, way: Way | None, sets: TileSets, came: Ints
@@ -153,3 +231,8 @@ class Outlined:
         need = self._to_end[decided + 1][sets.outline[go]]
         go = go[sets.room[go] + need < self._limit]
         return sets.take(go), came[go]
+
+
+def _limit(problem: FusionProblem) -> int:
+    """A tile may fill the buffer to the last byte."""
+    return problem.evaluator.buffer_bytes + 1

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from torch_getfuse.partition.wide.tile_sets import (
     Ints,
     OpenRows,
     TileSets,
-    distinct_sets,
+    told_apart,
 )
 from torch_getfuse.partition.work import Work
 
@@ -42,8 +42,7 @@ FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
 
 MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
 
-_EARLY, _AHEAD = 1 / 8, 1.4
-"""Shares of the states that may be made at first, and over that of the blocks that are decided."""
+TOO_MANY = 2  # times the states that may be made, those are made if more cannot be merged
 
 _BLOCK = 250  # steps counted per block
 _CELLS = 30  # entries of the table of states per further step
@@ -63,26 +62,19 @@ class Passes(NamedTuple):
     stay: bool = False
 
 
-class Sinks(NamedTuple):
-    """Sinks of a set that are alike: their cumulative stride, and tile lines at most."""
-
-    common: Fraction
-    lines: int
-
-
 class Way(NamedTuple):
     """How a block joins.
 
     Attributes:
         full: whether it is a full convolution.
-        sinks: if it is the first to join and sinks are alike.
+        lines: tile lines of sinks that are alike, at least and at most, if it is the first to join.
         others: whether it may also join where it is not the first, or sinks are not alike.
         source: of several tensors that it reads, one whose maker is full, or :data:`FIRST`;
             ``None`` where that does not matter.
     """
 
     full: bool
-    sinks: Sinks
+    lines: tuple[int, int]
     others: bool
     source: int | None
 
@@ -92,6 +84,10 @@ class Guide(Protocol):
 
     def start(self, nothing: TileSets) -> Ints:
         """:attr:`.TileSets.outline` of the empty sets."""
+        ...
+
+    def share(self, decided: int) -> float:
+        """The share of all states that follow a decision."""
         ...
 
     def going(
@@ -116,7 +112,9 @@ class Builder:
     """
 
     ASKED = np.uint8(255)  # what is said of the makers of the tensors that a block reads
-    LINES = True  # whether the lines of a tile are told apart where sinks are alike
+    # What states need not tell: how many of these in any case, and others where they are too many.
+    UNTOLD: ClassVar[Sequence[str]] = ()
+    MERGED: ClassVar[Sequence[str]] = ("held", "inside", "outside", "rows", "full", "lines", "sinks", "parts")
 
     def __init__(
         self,
@@ -132,9 +130,6 @@ class Builder:
         self.most = np.array([one.most for one in passes])
         self.stay = np.array([one.stay for one in passes])
         self.paces: dict[Fraction, int] = {Fraction(0): 0, Fraction(1): 1}
-        self.sinks: dict[Sinks | None, int] = {None: 0}
-        # Of each of these, the number of its cumulative stride, and lines.
-        self.common, self.lines = [-1], [1]
         self.strides = {stride: k for k, stride in enumerate(dict.fromkeys(skeleton.strides))}
         self._per_line: dict[tuple[int, Fraction], Ints] = {}
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
@@ -149,16 +144,14 @@ class Builder:
         self.unsettled: dict[str, set[int]] = {}  # per shared tensor: blocks that may still hold it
 
     def layers(self, work: Work, most: int) -> list[Layer] | None:
-        """All layers; ``None`` with more than ``most`` states."""
+        """All layers, with about ``most`` states; ``None`` where they are still far too many."""
         skeleton = self.skeleton
         sets = self._nothing()
         left = [set(stream.blocks) for stream in skeleton.streams]
         states, layers = 0, []
         for decided, number in enumerate(skeleton.order):
             states += len(sets)
-            if len(self.paces) > _MOST_PACES or states > most * max(
-                _EARLY, min(1, (decided + 1) / len(skeleton.order) * _AHEAD)
-            ):
+            if len(self.paces) > _MOST_PACES or states > TOO_MANY * most:
                 return None
             block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
             self._open(sets, number, block, left)
@@ -177,7 +170,7 @@ class Builder:
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
-            kept, state = self._distinct(several)
+            kept, state = told_apart(several, self.UNTOLD, self.MERGED, self._width(decided, most))
             steps, end = [], 0
             for some, at in after:
                 begin, end = end, end + len(at)
@@ -204,6 +197,11 @@ class Builder:
             sets.outline = self.guide.start(sets)
         return sets
 
+    def _width(self, decided: int, most: int) -> int:
+        """States that may follow a decision, if ``most`` may in all."""
+        even = 1 / len(self.skeleton.order)
+        return math.ceil(most * max(even, self.guide.share(decided) if self.guide else 0))
+
     def _ended(self, sets: TileSets, joined: TileSets, came: Ints) -> tuple[Flags, Ints, Ints]:
         """Of each set before a block joined: whether that may end it; cost and room if it does."""
         cost, last, ends = np.zeros((3, len(sets)), np.int64)
@@ -213,10 +211,6 @@ class Builder:
         may = (joined.parts == 1) & (sets.parts[came] > 0) & (joined.differ != TO_DIFFER)
         ends[came] = may & ~(joined.state & INSIDE > 0).any(axis=0)
         return ends > 0, cost, last
-
-    def _distinct(self, sets: TileSets) -> tuple[Ints, Ints]:
-        """One set per state; and each set's state, -1 for none."""
-        return distinct_sets(sets)
 
     def _open(
         self, sets: TileSets, number: int, block: TileBlock | None, left: Sequence[set[int]]
@@ -336,25 +330,21 @@ class Builder:
     def _ways(self, block: TileBlock) -> Iterator[Way]:
         """The ways in which a block may join."""
         several = _asked_together(block)
-        for k, sinks in enumerate(self._sinks_with(block)):
-            if block.stores:
-                yield Way(True, sinks, not k, None)
-            if not (block.stores and several):
-                yield Way(False, sinks, not k, None)
-            # A sink is asked for nothing.
-            if several and (block.stores or not k):
-                for source in (*several, FIRST):
-                    yield Way(False, sinks, not k, source)
-
-    def _sinks_with(self, block: TileBlock) -> Iterator[Sinks]:
-        """The sinks of sets that a block is the first to join; first, if it is the only one."""
         heights = {
             height
             for (stride, height), count in self.undecided.items()
             if count and stride == block.cumulative and height >= block.height
         }
-        for lines in sorted(heights):
-            yield Sinks(block.cumulative, lines)
+        for k, height in enumerate(sorted(heights)):  # first, if it is the only sink
+            lines = height, height
+            if block.stores:
+                yield Way(True, lines, not k, None)
+            if not (block.stores and several):
+                yield Way(False, lines, not k, None)
+            # A sink is asked for nothing.
+            if several and (block.stores or not k):
+                for source in (*several, FIRST):
+                    yield Way(False, lines, not k, source)
 
     def _join(
         self, sets: TileSets, number: int, block: TileBlock, way: Way
@@ -412,17 +402,16 @@ class Builder:
 
     def _take_sinks(self, sets: TileSets, block: TileBlock, sink: Flags, way: Way) -> Flags:
         """Note the block as a sink of some sets; whether these may have it."""
-        if way.sinks not in self.sinks:
-            self.sinks[way.sinks] = len(self.sinks)
-            self.common.append(self.strides[way.sinks.common])
-            self.lines.append(way.sinks.lines)
-        known = self.sinks[way.sinks]
-        sets.sinks = np.where(sets.parts == 0, known, sets.sinks)
-        alike = np.array(self.common)[sets.sinks] == self.strides[block.cumulative]
-        tall = np.array(self.lines)[sets.sinks] >= block.height
+        stride, first = self.strides[block.cumulative], sets.parts == 0
+        least, most = way.lines
+        sets.common = np.where(first, stride, sets.common)
+        sets.lines = np.where(first, least, sets.lines)
+        sets.tall = np.where(first, most, sets.tall)
+        alike = sets.common == stride
         sets.differ = np.where(sink & ~alike & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
-        sets.sinks = np.where(sets.differ == DIFFER, 0, sets.sinks)
-        may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & (tall | (not self.LINES))
+        for column in sets.common, sets.lines, sets.tall:
+            column[sets.differ == DIFFER] = 0
+        may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & (block.height <= sets.tall)
         return may
 
     def _start(
@@ -548,8 +537,8 @@ def _asked_together(block: TileBlock) -> tuple[int, ...]:
 class _Tile:
     """Rows that a block holds in a tile, at least, per set.
 
-    Where sinks are alike, a tile has a share of their lines; else, each tensor a share of the rows
-    that sinks need in the end.
+    Each tensor has a share of the rows that sinks need in the end; and where sinks are alike, a tile
+    has a share of their lines.
     """
 
     def __init__(self, builder: Builder, sets: TileSets, block: TileBlock, pace: Ints) -> None:
@@ -557,10 +546,9 @@ class _Tile:
         most = builder.most[sets.passes]
         self.parts = np.maximum(most, 1)
         self.shared = most > 0
-        self.alike = (sets.differ == ALIKE) & builder.LINES
-        lines = np.array(builder.lines)[sets.sinks]
-        self.further = np.where(self.alike & self.shared, -(-lines // self.parts) - 1, 0)
-        self.common = np.array(builder.common)[sets.sinks]
+        self.alike = sets.differ == ALIKE
+        self.further = np.where(self.alike & self.shared, -(-sets.lines // self.parts) - 1, 0)
+        self.common = sets.common
 
     def held(self, row: int, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
         """Bytes held of what ``least`` rows are asked of for one line, at a stride per line.
@@ -569,9 +557,9 @@ class _Tile:
         may be less than it is, so that nothing overflows.
         """
         rows = np.maximum(least, np.where(self.shared, -(-needed // self.parts) - short, 0))
-        if self.alike.any():
+        if self.further.any():
             per_line = self.builder.per_line(self.block, stride, self.common, self.pace)
             most = self.limit // np.maximum(self.further, 1) + 1
-            rows = np.where(self.alike, least + self.further * np.minimum(per_line, most), rows)
+            rows = np.maximum(rows, least + self.further * np.minimum(per_line, most))
         held: Ints = row * np.minimum(rows, self.limit // max(row, 1) + 1)
         return held

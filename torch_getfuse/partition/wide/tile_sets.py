@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -22,6 +22,14 @@ ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
 """Sinks of a set: all have one cumulative stride; or they will not, or do not."""
 
 
+_FLAGS = {
+    "inside": INSIDE,
+    "outside": OUTSIDE,
+    "full": PARTIAL | FULL,
+    "spilled": SPILLED,
+}
+
+
 class TileSets:
     """One set per state, as columns; the first are the empty set.
 
@@ -35,14 +43,17 @@ class TileSets:
         part: per open reading of a tensor, the number of the part that can grow through it, from 1
             up.
         parts: number of parts of the set.
-        passes, sinks, differ: its passes, its sinks if they are alike, and whether they are.
+        passes: the number of its passes.
+        differ: whether its sinks are alike.
+        common, lines, tall: if they are, the number of their stride, and tile lines at least and at
+            most.
         cost: change of ``F_D`` by the last decision, in bytes.
         room: least bytes that are held.
         outline: state of the outline, if there is one, that knows more of how sets can go on.
     """
 
     TABLES = "state", "rows", "pace", "holds", "held", "part"
-    COLUMNS = "parts", "passes", "sinks", "differ", "cost", "room", "outline"
+    COLUMNS = "parts", "passes", "differ", "common", "lines", "tall", "cost", "room", "outline"
 
     state: Bytes
     rows: npt.NDArray[np.int32]
@@ -52,8 +63,10 @@ class TileSets:
     part: Bytes
     parts: Ints
     passes: Ints
-    sinks: Ints
     differ: Ints
+    common: Ints
+    lines: Ints
+    tall: Ints
     cost: Ints
     room: Ints
     outline: Ints
@@ -132,41 +145,82 @@ class OpenRows(Generic[Key]):
         self._spare.append(row)
 
 
-def distinct_sets(sets: TileSets) -> tuple[Ints, Ints]:
-    """Per distinct state, the set with least room; and each set's state, -1 for none.
+def told_apart(
+    sets: TileSets, untold: Sequence[str], more: Sequence[str], width: int
+) -> tuple[Ints, Ints]:
+    """Per distinct state, a set for all that are in it; and each set's state, -1 for none.
 
-    A set that cannot grow has none.
+    A set that cannot grow has none. States that differ only in what is ``untold`` are merged; while
+    there are more than ``width``, those that differ in the next of ``more`` too. What stands for
+    several sets holds no more than any of them, and can go on as all of them.
     """
     kept = _growing(sets)
-    tables = (sets.state, sets.rows, sets.pace, sets.holds, sets.held, sets.part)
-    return distinct(_keys(sets, kept, tables), sets.room, kept)
-
-
-def merged_sets(sets: TileSets) -> tuple[Ints, Ints]:
-    """As :func:`distinct_sets`, of states that differ in rows or in what is held only the least.
-
-    That it holds no more than any of them: each column and row is the least of theirs, but for what
-    is held already, to which less is added the more it is.
-    """
-    kept = _growing(sets)
-    tables = sets.state, sets.pace, sets.part
-    first, state = distinct(_keys(sets, kept, tables), sets.room, kept)
-    if len(first) < len(kept):
-        order = kept[np.argsort(state[kept], kind="stable")]
-        starts = np.searchsorted(state[order], np.arange(len(first)))
-        for name, least in ("rows", np.minimum), ("holds", np.minimum), ("held", np.maximum):
-            table = getattr(sets, name)
-            table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
+    for what in untold:
+        _untell(sets, what)
+    for count in range(len(more) + 1):
+        merged = (*untold, *more[:count])
+        if count:
+            _untell(sets, more[count - 1])
+        first, state = _distinct(sets, kept, merged)
+        if len(first) <= width:
+            break
+    if merged and len(first) < len(kept):
+        _least(sets, kept, first, state)
     return first, state
 
 
-def _keys(
-    sets: TileSets, some: Ints, tables: Iterable[npt.NDArray[np.integer]]
-) -> list[npt.NDArray[np.uint64]]:
-    """Keys of some sets that tell their states apart, by some of their tables."""
-    columns = (sets.passes, sets.sinks, sets.differ, sets.parts.clip(0, 1))
-    rows = [row for table in tables for row in table.take(some, 1)]
-    return packed([*rows, *(column.take(some) for column in columns)], len(some))
+def _untell(sets: TileSets, what: str) -> None:
+    """Erase flags, or columns, that are not told apart."""
+    if what in _FLAGS:
+        sets.state &= ~np.uint8(_FLAGS[what])
+    elif what == "sinks":
+        some = sets.parts > 0
+        sets.differ = np.where(some, DIFFER, sets.differ)
+        for column in sets.common, sets.lines, sets.tall:
+            column[some] = 0
+    elif what == "parts":
+        sets.part = np.minimum(sets.part, 1)
+        sets.parts = np.minimum(sets.parts, 1)
+
+
+def _distinct(sets: TileSets, kept: Ints, merged: Sequence[str]) -> tuple[Ints, Ints]:
+    """Per distinct state, the set with least room; and each set's state, or -1."""
+    columns = [sets.passes, sets.differ, sets.common, sets.parts.clip(0, 1)]
+    if "lines" not in merged:
+        columns += [sets.lines, sets.tall]
+    if merged:
+        columns.append(sets.outline)
+    tables = [sets.state]
+    if "parts" not in merged:
+        tables.append(sets.part)
+    if "rows" not in merged:
+        tables.append(sets.rows)
+    if "paces" not in merged:
+        tables.append(sets.pace)
+    if "held" not in merged:
+        tables += [sets.holds, sets.held]
+    rows = [row for table in tables for row in table.take(kept, 1)]
+    keys = packed([*rows, *(column.take(kept) for column in columns)], len(kept))
+    return distinct(keys, sets.room, kept)
+
+
+def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints) -> None:
+    """Make one set per state what is true of all of them: columns of ``first``."""
+    order = kept[np.argsort(state[kept], kind="stable")]
+    starts = np.searchsorted(state[order], np.arange(len(first)))
+    for name, least in (
+        ("rows", np.minimum),
+        ("holds", np.minimum),
+        ("held", np.maximum),
+        ("part", np.maximum),
+    ):
+        table = getattr(sets, name)
+        table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
+    paces = sets.pace.take(order, 1)
+    lowest = np.minimum.reduceat(paces, starts, axis=1)
+    sets.pace[:, first] = np.where(lowest == np.maximum.reduceat(paces, starts, axis=1), lowest, 0)
+    sets.lines[first] = np.minimum.reduceat(sets.lines[order], starts)
+    sets.tall[first] = np.maximum.reduceat(sets.tall[order], starts)
 
 
 def _growing(sets: TileSets) -> Ints:
