@@ -39,7 +39,7 @@ Ints = npt.NDArray[np.int64]
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, automaton; and of what is left, bound, plan.
 LISTED, BUILT, PRICED, CHOSEN = 0.02, 0.6, 0.4, 0.65
-TILED = 0.2  # that of the bound under BRR: prices of legal groups need hardly more time there
+TILED = 0.3  # that of the bound under BRR: prices of legal groups need hardly more time there
 IMPROVED = 0.4  # the share of the time for prices of legal groups, each time
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.

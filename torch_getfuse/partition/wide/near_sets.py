@@ -21,7 +21,15 @@ from torch_getfuse.partition.node_set import is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.automaton import NO_BLOCK
 from torch_getfuse.partition.wide.group_columns import Columns
-from torch_getfuse.partition.wide.relaxation import FINE, LABELS, LAYER, Pricing, followed, names_of
+from torch_getfuse.partition.wide.relaxation import (
+    FEW,
+    FINE,
+    LABELS,
+    LAYER,
+    Pricing,
+    followed,
+    names_of,
+)
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -148,15 +156,20 @@ def near_sets(
     count = columns.problem.evaluator.work.add
     layers: list[_Labels] = []  # from the last
     starts: list[tuple[Ints, Ints]] = []  # labels after the first block, and what sets cost
-    state, labels = np.zeros(0, np.int64), np.zeros((2, 1), np.int64)
+    # Cost and room of each label, and the name of its set; then nothing, which the ends follow.
+    state, labels = np.zeros(0, np.int64), np.zeros((3, 1), np.int64)
+    names = names_of(len(prices))
+    several = len(pricing.automaton.besides) > 0  # then a set may be several paths
     kept_so_far = 0
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
         onto, back = steps.propagated(state)
         count(LAYER + len(onto) // LABELS)
         states, joins, begins = steps.source[back], steps.joins[back], steps.begins[back]
-        costs, rooms = labels = labels.take(onto, 1) + steps.change[:2].take(back, 1)
+        costs, rooms, named = labels = labels.take(onto, 1)
+        labels[:2] += steps.change[:2].take(back, 1)
         if steps.block != NO_BLOCK:
             costs -= prices[steps.block] * joins
+            named += names[steps.block] * joins
         beyond = costs - reach[steps.block] * begins
         fits = rooms < pricing.limit
         # The best prefix of each label: its bound holds at every price of room.
@@ -168,6 +181,8 @@ def near_sets(
             for rate, floor in zip(rates, least - limit, strict=True):
                 hope = beyond[kept] + rate * rooms[kept] + floor[states[kept]]
                 kept = kept[hope <= 0]
+        if several and len(kept) > FEW:
+            kept = kept[_cheapest(states[kept], *labels.take(kept, 1))]
         here = kept[begins[kept]]
         starts.append((onto[here], costs[here]))
         kept = kept[~begins[kept]]
@@ -177,10 +192,22 @@ def near_sets(
         layers.append(_Labels(steps.block, onto[kept], joins[kept]))
         state, labels = states[kept], followed(labels, kept)
     rows, costs = _traced(columns, layers, starts, prices)
-    if pricing.automaton.besides:  # then a set may be several paths
+    if several:
         more, their = pricing.besides.within(prices, reach)
         rows, costs = _distinct(vstack([rows, more], "csr"), np.append(costs, their))
     return NearSets(columns, rows, costs)
+
+
+def _cheapest(state: Ints, cost: Ints, room: Ints, name: Ints) -> Ints:
+    """Positions, ascending, of the labels that none of the same set at their state dominates."""
+    order = np.lexsort((room, cost, name, state))
+    starts = np.ones(len(order), bool)
+    starts[1:] = (np.diff(state[order]) != 0) | (np.diff(name[order]) != 0)
+    # Shift each set to a separate range of values, below that of the one before.
+    value = room[order] - np.cumsum(starts) * (int(room.max(initial=0)) + 1)
+    kept = np.ones(len(order), bool)
+    kept[1:] = value[1:] < np.minimum.accumulate(value)[:-1]
+    return np.sort(order[kept])
 
 
 def _distinct(rows: csr_matrix, costs: Ints) -> tuple[csr_matrix, Ints]:

@@ -35,14 +35,14 @@ from torch_getfuse.partition.wide.tile_sets import (
     TileSets,
 )
 
-MOST_STATES, MOST_OUTLINED = 1_200_000, 600_000
+MOST_STATES, MOST_OUTLINED = 1_200_000, 1_500_000
 
 ANY = 1 << 30  # tile lines: more than there are
 
 PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Least passes of the ranges that are told apart; the latter where the outline is small."""
 
-SMALL = 50_000  # states of such an outline
+SMALL = 200_000  # states of such an outline
 
 PLANNED = 6, 0.01  # passes of a plan that are told apart as well: so many, with such a share of it
 
