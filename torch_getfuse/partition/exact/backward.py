@@ -41,7 +41,7 @@ _EARLY, _SOLVED_BY_THEN = 1 / 3, 1 / 4
 """When so much of the steps that are allowed are counted, so much of the down-sets is to be solved:
 smaller ones take longer, so the rest would never be."""
 
-_LOOKS = 1 / 8, 3 / 8, 5 / 8
+_LOOKS = 1 / 8, 1 / 4, 3 / 8, 5 / 8
 """Where another search follows: shares of the steps at which it is to go on at a pace that leads to
 the end, that of the second half of what is done."""
 

@@ -35,18 +35,25 @@ from torch_getfuse.partition.wide.tile_sets import (
     TileSets,
 )
 
-MOST_STATES, MOST_OUTLINED = 1_200_000, 1_500_000
+MOST_STATES, MOST_OUTLINED = 1_200_000, 400_000
+
+MERGED_STATES = 300_000
+"""About how many there are where the outline is as large as it may be: then states are merged in
+any case, and more of them leave less time for prices."""
+
+LARGE = 2 / 3  # of the states that an outline may have
 
 ANY = 1 << 30  # tile lines: more than there are
 
-PASSES, MORE_PASSES = (1, 2, 4, 16, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Least passes of the ranges that are told apart; the latter where the outline is small."""
+FEW_PASSES = 1, 2, 4
+PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Least passes of the ranges that are told apart; the latter where a plan reads much in several."""
 
-SMALL = 200_000  # states of such an outline
-
+MUCH = 0.1  # share of a plan
 PLANNED = 6, 0.01  # passes of a plan that are told apart as well: so many, with such a share of it
 
-OUTLINED = 4  # an outline does not tell apart so many passes, or more of them
+OUTLINED = 1, 2, 4
+"""Least passes of the ranges of an outline; they are among those above."""
 
 
 def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
@@ -66,7 +73,7 @@ def tile_automaton(
         OptionError: for a scheme other than BRR.
         OutOfWork: if a limit on work is reached.
     """
-    outline = _Outlined.of(problem, passes, min(most, MOST_OUTLINED))
+    outline = _Outlined.of(problem, _outlined(passes), min(most, MOST_OUTLINED))
     return None if outline is None else outline.automaton(passes, most)
 
 
@@ -75,16 +82,16 @@ def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | N
 
     So its groups cost what they do. ``None`` and errors: as :func:`tile_automaton`.
     """
-    outline = _Outlined.of(problem, some_passes(PASSES), MOST_OUTLINED)
+    outline = _Outlined.of(problem, some_passes(OUTLINED), MOST_OUTLINED)
     if outline is None:
         return None
-    bounds = MORE_PASSES if outline.states < SMALL else PASSES
-    passes = some_passes(sorted({*bounds, *_planned(problem, plan)}))
-    return outline.automaton(passes, MOST_STATES)
+    if outline.states > LARGE * MOST_OUTLINED:
+        return outline.automaton(some_passes(FEW_PASSES), MERGED_STATES)
+    return outline.automaton(some_passes(_bounds(problem, plan)), MOST_STATES)
 
 
-def _planned(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
-    """The passes in which groups of a plan read much."""
+def _bounds(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
+    """Least passes of the ranges to tell apart; those in which groups of a plan read much."""
     scheme, buffer_bytes = _brr(problem), problem.evaluator.buffer_bytes
     read: Counter[int] = Counter()
     for group in set(plan).difference(problem.blocks):
@@ -92,9 +99,11 @@ def _planned(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
         weights = sum(scheme.weights[i] for i in bits(group))
         if again:
             read[1 + again // weights] += again + weights
-    most, share = PLANNED
-    least = share * problem.cost(tuple(plan))
-    return [passes for passes, bytes_ in read.most_common(most) if bytes_ >= least]
+    cost = problem.cost(tuple(plan))
+    most, least = PLANNED
+    planned = [passes for passes, bytes_ in read.most_common(most) if bytes_ >= least * cost]
+    bounds = MORE_PASSES if read.total() >= MUCH * cost else PASSES
+    return sorted({*bounds, *planned})
 
 
 def _brr(problem: FusionProblem) -> Brr:
@@ -122,8 +131,8 @@ def _alone(problem: FusionProblem, scheme: Brr) -> tuple[int, ...]:
 
 
 def _outlined(passes: Sequence[Passes]) -> tuple[Passes, ...]:
-    """The passes that an outline tells apart: from :data:`OUTLINED` on all are one range."""
-    few = [one for one in passes if one.stay or one.least < OUTLINED]
+    """The passes that an outline tells apart: the highest of them are one range."""
+    few = [one for one in passes if one.stay or one.least < OUTLINED[-1]]
     many = [one for one in passes if one not in few]
     if not many:
         return tuple(few)
@@ -150,7 +159,7 @@ class Outline(Builder):
 
     ASKED = np.uint8(READ | UNEVEN)
     UNTOLD = "held", "inside", "outside", "rows", "full", "lines", "spilled"
-    MERGED = "sinks", "parts", "paces"
+    MERGED = "sinks", "parts", "paces", "read"
 
     def _ways(self, block: TileBlock) -> Iterator[Way]:
         lines = 1, ANY
@@ -180,17 +189,16 @@ class _Outlined:
         self._same = np.zeros(0, np.int64)  # of each of the passes that are told apart now
         self._limit = _limit(problem)
         self._to_end = rooms_to_end(layers, self._limit)
-        ending = np.array([(need < NEVER).sum() for need in self._to_end[1:]] + [1])
-        self._share = ending / ending.sum()
+        ending = np.array([(need < NEVER).sum() for need in self._to_end])
+        self._share = np.cumsum([0, *ending]) / ending.sum()
 
     @classmethod
     def of(cls, problem: FusionProblem, passes: Sequence[Passes], most: int) -> _Outlined | None:
         """The outline of a problem, if it has not far more than ``most`` states."""
         skeleton = TileSkeleton.of(problem, _brr(problem))
-        apart = _outlined(passes)
-        outline = Outline(skeleton, apart, _limit(problem))
+        outline = Outline(skeleton, passes, _limit(problem))
         layers = outline.layers(problem.evaluator.work, most)
-        return None if layers is None else cls(problem, skeleton, apart, layers)
+        return None if layers is None else cls(problem, skeleton, passes, layers)
 
     @property
     def states(self) -> int:

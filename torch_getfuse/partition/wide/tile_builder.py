@@ -42,7 +42,11 @@ FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
 
 MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
 
-TOO_MANY = 2  # times the states that may be made, those are made if more cannot be merged
+AT_ONCE, LEAST = 1 / 4, 1 / 4
+"""Shares of the states that one decision may use, and of an even share that each may."""
+
+TOO_MANY = 2
+"""Times the states that may be made: so many are, at most, where more cannot be merged."""
 
 _BLOCK = 250  # steps counted per block
 _CELLS = 30  # entries of the table of states per further step
@@ -87,7 +91,7 @@ class Guide(Protocol):
         ...
 
     def share(self, decided: int) -> float:
-        """The share of all states that follow a decision."""
+        """The share of all states that precede a decision."""
         ...
 
     def going(
@@ -151,7 +155,8 @@ class Builder:
         states, layers = 0, []
         for decided, number in enumerate(skeleton.order):
             states += len(sets)
-            if len(self.paces) > _MOST_PACES or states > TOO_MANY * most:
+            allowed = most * (AT_ONCE + TOO_MANY * self._done(decided))
+            if len(self.paces) > _MOST_PACES or states > allowed:
                 return None
             block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
             self._open(sets, number, block, left)
@@ -170,7 +175,7 @@ class Builder:
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
-            kept, state = told_apart(several, self.UNTOLD, self.MERGED, self._width(decided, most))
+            kept, state = told_apart(several, self.UNTOLD, self.MERGED, self._width(decided, states, most))
             steps, end = [], 0
             for some, at in after:
                 begin, end = end, end + len(at)
@@ -197,10 +202,19 @@ class Builder:
             sets.outline = self.guide.start(sets)
         return sets
 
-    def _width(self, decided: int, most: int) -> int:
-        """States that may follow a decision, if ``most`` may in all."""
+    def _done(self, decided: int) -> float:
+        """The share of all states that precedes a decision."""
+        return self.guide.share(decided) if self.guide else decided / len(self.skeleton.order)
+
+    def _width(self, decided: int, states: int, most: int) -> int:
+        """States that may follow a decision, with as many so far, if ``most`` may in all."""
         even = 1 / len(self.skeleton.order)
-        return math.ceil(most * max(even, self.guide.share(decided) if self.guide else 0))
+        if self.guide is not None:
+            here = self._done(decided + 1) - self._done(decided)
+            return math.ceil(most * max(even, here))
+        # What narrow layers leave is for wide ones.
+        left = most * (AT_ONCE + (1 - AT_ONCE) * (decided + 1) * even) - states
+        return math.ceil(max(left, LEAST * even * most))
 
     def _ended(self, sets: TileSets, joined: TileSets, came: Ints) -> tuple[Flags, Ints, Ints]:
         """Of each set before a block joined: whether that may end it; cost and room if it does."""

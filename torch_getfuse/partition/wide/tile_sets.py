@@ -27,6 +27,7 @@ _FLAGS = {
     "outside": OUTSIDE,
     "full": PARTIAL | FULL,
     "spilled": SPILLED,
+    "read": READ,
 }
 
 
