@@ -35,25 +35,24 @@ from torch_getfuse.partition.wide.tile_sets import (
     TileSets,
 )
 
-MOST_STATES, MOST_OUTLINED = 1_200_000, 400_000
+MOST_STATES, MOST_OUTLINED = 1_200_000, 300_000
 
-MERGED_STATES = 300_000
-"""About how many there are where the outline is as large as it may be: then states are merged in
-any case, and more of them leave less time for prices."""
-
-LARGE = 2 / 3  # of the states that an outline may have
+LARGE, MERGED_STATES = 200_000, 300_000
+"""States of an outline where the automaton would be far too large, and how many it has then: they
+are merged in any case, and more of them leave less time for prices."""
 
 ANY = 1 << 30  # tile lines: more than there are
 
-FEW_PASSES = 1, 2, 4
+OUTLINED = 1, 2
 PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Least passes of the ranges that are told apart; the latter where a plan reads much in several."""
+"""Least passes of the ranges that are told apart: in an outline and a large automaton; in others;
+and in those where a plan reads :data:`MUCH` in several."""
 
 MUCH = 0.1  # share of a plan
-PLANNED = 6, 0.01  # passes of a plan that are told apart as well: so many, with such a share of it
 
-OUTLINED = 1, 2, 4
-"""Least passes of the ranges of an outline; they are among those above."""
+PLANNED, LEAST_PLANNED = (2, 6), 0.01
+"""Passes of a plan that are told apart as well: in a large automaton, in others; and the share of
+it that is read in so many."""
 
 
 def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
@@ -85,12 +84,12 @@ def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | N
     outline = _Outlined.of(problem, some_passes(OUTLINED), MOST_OUTLINED)
     if outline is None:
         return None
-    if outline.states > LARGE * MOST_OUTLINED:
-        return outline.automaton(some_passes(FEW_PASSES), MERGED_STATES)
-    return outline.automaton(some_passes(_bounds(problem, plan)), MOST_STATES)
+    large = outline.states > LARGE
+    passes = some_passes(_bounds(problem, plan, large))
+    return outline.automaton(passes, MERGED_STATES if large else MOST_STATES)
 
 
-def _bounds(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
+def _bounds(problem: FusionProblem, plan: Sequence[int], large: bool) -> list[int]:
     """Least passes of the ranges to tell apart; those in which groups of a plan read much."""
     scheme, buffer_bytes = _brr(problem), problem.evaluator.buffer_bytes
     read: Counter[int] = Counter()
@@ -100,10 +99,10 @@ def _bounds(problem: FusionProblem, plan: Sequence[int]) -> list[int]:
         if again:
             read[1 + again // weights] += again + weights
     cost = problem.cost(tuple(plan))
-    most, least = PLANNED
-    planned = [passes for passes, bytes_ in read.most_common(most) if bytes_ >= least * cost]
+    most = read.most_common(PLANNED[not large])
+    planned = [passes for passes, bytes_ in most if bytes_ >= LEAST_PLANNED * cost]
     bounds = MORE_PASSES if read.total() >= MUCH * cost else PASSES
-    return sorted({*bounds, *planned})
+    return sorted({*(OUTLINED if large else bounds), *planned})
 
 
 def _brr(problem: FusionProblem) -> Brr:

@@ -118,7 +118,7 @@ class Builder:
     ASKED = np.uint8(255)  # what is said of the makers of the tensors that a block reads
     # What states need not tell: how many of these in any case, and others where they are too many.
     UNTOLD: ClassVar[Sequence[str]] = ()
-    MERGED: ClassVar[Sequence[str]] = ("held", "inside", "outside", "rows", "full", "lines", "sinks", "parts")
+    MERGED: ClassVar[Sequence[str]] = ("held", "inside", "outside", "rows", "full", "lines", "sinks", "parts", "paces", "spilled")
 
     def __init__(
         self,
