@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torch_getfuse.partition.wide.automaton import NO_BLOCK, Join, Layer
-from torch_getfuse.partition.wide.tile_blocks import MOST_RATE, TileBlock, TileSkeleton
+from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
+from torch_getfuse.partition.wide.tile_rows import Rates, Tile
 from torch_getfuse.partition.wide.tile_sets import (
     ABOVE,
     ALIKE,
@@ -30,9 +31,9 @@ from torch_getfuse.partition.wide.tile_sets import (
     UNEVEN,
     Bytes,
     Ints,
+    Merging,
     OpenRows,
     TileSets,
-    told_apart,
 )
 from torch_getfuse.partition.work import Work
 
@@ -84,25 +85,15 @@ class Way(NamedTuple):
 
 
 class Guide(Protocol):
-    """Knows of some sets that they cannot end within the buffer."""
+    """Knows of some sets that they cannot end within the buffer; see :class:`.Outline`."""
 
-    def start(self, nothing: TileSets) -> Ints:
-        """:attr:`.TileSets.outline` of the empty sets."""
-        ...
+    def start(self, nothing: TileSets, passes: Sequence[Passes]) -> Ints: ...
 
-    def share(self, decided: int) -> float:
-        """The share of all states that precede a decision."""
-        ...
+    def share(self, decided: int) -> float: ...
 
     def going(
         self, decided: int, way: Way | None, sets: TileSets, came: Ints
-    ) -> tuple[TileSets, Ints]:
-        """Those of some sets that may end later, and the states they come from.
-
-        ``decided``: number of decisions before the last; ``way``: in which a block joined then,
-        ``None`` if it stayed out.
-        """
-        ...
+    ) -> tuple[TileSets, Ints]: ...
 
 
 class Builder:
@@ -115,10 +106,22 @@ class Builder:
         guide: leaves out sets that cannot end.
     """
 
-    ASKED = np.uint8(255)  # what is said of the makers of the tensors that a block reads
-    # What states need not tell: how many of these in any case, and others where they are too many.
+    # What is said of the makers of the tensors that a block reads.
+    ASKED: ClassVar[np.uint8] = np.uint8(255)
+    # What does not tell states apart; and what does not either where they are too many.
     UNTOLD: ClassVar[Sequence[str]] = ()
-    MERGED: ClassVar[Sequence[str]] = ("held", "inside", "outside", "rows", "full", "lines", "sinks", "parts", "paces", "spilled")
+    MERGED: ClassVar[Sequence[str]] = (
+        "held",
+        "inside",
+        "outside",
+        "rows",
+        "full",
+        "lines",
+        "sinks",
+        "parts",
+        "paces",
+        "spilled",
+    )
 
     def __init__(
         self,
@@ -128,14 +131,13 @@ class Builder:
         guide: Guide | None = None,
     ) -> None:
         self.skeleton = skeleton
+        self.passes = passes
         self.guide = guide
         self.limit = limit
         self.least = np.array([one.least for one in passes])
         self.most = np.array([one.most for one in passes])
         self.stay = np.array([one.stay for one in passes])
-        self.paces: dict[Fraction, int] = {Fraction(0): 0, Fraction(1): 1}
-        self.strides = {stride: k for k, stride in enumerate(dict.fromkeys(skeleton.strides))}
-        self._per_line: dict[tuple[int, Fraction], Ints] = {}
+        self.rates = Rates(skeleton.strides)
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
         self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
         self.streams = OpenRows[int]("state", "rows", "pace")
@@ -152,11 +154,12 @@ class Builder:
         skeleton = self.skeleton
         sets = self._nothing()
         left = [set(stream.blocks) for stream in skeleton.streams]
+        merging = Merging(self.UNTOLD, self.MERGED)
         states, layers = 0, []
         for decided, number in enumerate(skeleton.order):
             states += len(sets)
-            allowed = most * (AT_ONCE + TOO_MANY * self._done(decided))
-            if len(self.paces) > _MOST_PACES or states > allowed:
+            allowed = TOO_MANY * most * (AT_ONCE + self._done(decided))
+            if len(self.rates.paces) > _MOST_PACES or states > allowed:
                 return None
             block = skeleton.blocks[number] if number < len(skeleton.blocks) else None
             self._open(sets, number, block, left)
@@ -165,7 +168,8 @@ class Builder:
             stay = self._leave(sets, number)
             joined = [self._join(sets, number, block, way) for way in ways if block is not None]
             work.add(
-                _BLOCK * (1 + len(ways)) + sum(cells * len(at) for _, at in (stay, *joined)) // _CELLS
+                _BLOCK * (1 + len(ways))
+                + sum(cells * len(at) for _, at in (stay, *joined)) // _CELLS
             )
             ended = [self._ended(sets, *some) for some in joined]
             after = [stay, *joined]
@@ -175,7 +179,7 @@ class Builder:
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
-            kept, state = told_apart(several, self.UNTOLD, self.MERGED, self._width(decided, states, most))
+            kept, state = merging.told_apart(several, self._width(decided, states, most))
             steps, end = [], 0
             for some, at in after:
                 begin, end = end, end + len(at)
@@ -199,7 +203,7 @@ class Builder:
             len(self.least), (ALIKE,) if len(strides) == 1 else (ALIKE, TO_DIFFER)
         )
         if self.guide is not None:
-            sets.outline = self.guide.start(sets)
+            sets.outline = self.guide.start(sets, self.passes)
         return sets
 
     def _done(self, decided: int) -> float:
@@ -376,13 +380,15 @@ class Builder:
             stream, at = self.skeleton.streams[block.out], self.streams.at[block.out]
             flags = changed.state[at].copy()
             changed.state[at] = 0
-            rows, pace = np.maximum(rows, changed.rows[at]), np.maximum(pace, changed.pace[at])
+            # What is read at no pace is so at several.
+            rows, pace = np.maximum(rows, changed.rows[at]), changed.pace[at].astype(np.int64)
+            pace[flags & READ == 0] = 1
             # No longer read from outside; and written if someone else reads it.
             spilled = flags & SPILLED > 0
             cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & READ > 0))
         fits = self._take_sinks(changed, block, flags & READ == 0, way)
         changed.room = changed.room + np.where(self.stay[changed.passes], block.weights, 0)
-        tile = _Tile(self, changed, block, pace)
+        tile = Tile(self.rates, block, changed, pace, self.most[changed.passes], self.limit)
         if block.stores:
             row = block.full if way.full else block.partial
             changed.room += tile.held(row, rows, Fraction(1), block.needed, block.short)
@@ -416,7 +422,7 @@ class Builder:
 
     def _take_sinks(self, sets: TileSets, block: TileBlock, sink: Flags, way: Way) -> Flags:
         """Note the block as a sink of some sets; whether these may have it."""
-        stride, first = self.strides[block.cumulative], sets.parts == 0
+        stride, first = self.rates.strides[block.cumulative], sets.parts == 0
         least, most = way.lines
         sets.common = np.where(first, stride, sets.common)
         sets.lines = np.where(first, least, sets.lines)
@@ -428,9 +434,7 @@ class Builder:
         may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & (block.height <= sets.tall)
         return may
 
-    def _start(
-        self, sets: TileSets, number: int, block: TileBlock, tile: _Tile, rows: Ints
-    ) -> None:
+    def _start(self, sets: TileSets, number: int, block: TileBlock, tile: Tile, rows: Ints) -> None:
         """What the block holds if its makers all stay out; it waits for them."""
         held: dict[str, Ints] = {}
         shared: dict[str, bool] = {}
@@ -475,7 +479,7 @@ class Builder:
                     asked |= np.uint8(FULL | INSIDE)
                 elif source == FIRST and read.stream in together:
                     asked |= np.uint8(OUTSIDE)
-                through = self._through(read.rate, pace)
+                through = self.rates.through(read.rate, pace)
                 before = sets.pace[at]
                 clash = (before > 0) & (through > 0) & (before != through) | (through < 0)
                 uneven = clash | (sets.state[at] & UNEVEN > 0)
@@ -485,36 +489,6 @@ class Builder:
                 sets.rows[at] = np.where(uneven, 1, more)
             sets.state[at] |= asked & self.ASKED
         sets.cost = cost
-
-    def _through(self, rate: Fraction | None, pace: Ints) -> Ints:
-        """The numbers of the rates that a reading asks for; -1: it has none."""
-        if rate is None:
-            return np.full(len(pace), -1, np.int64)
-        paces = list(self.paces)
-        found = np.zeros(len(paces), np.int64)
-        for k in np.flatnonzero(np.bincount(pace, minlength=1)).tolist():
-            found[k] = self.paces.setdefault(paces[k] * rate, len(self.paces))
-        return found[pace]
-
-    def per_line(self, block: TileBlock, stride: Fraction, common: Ints, pace: Ints) -> Ints:
-        """Rows of one further tile line, at a stride, in sets whose sinks are alike.
-
-        ``common``: numbers of the sinks' strides; ``pace``: of the block's paces.
-        """
-        key = self.strides[block.cumulative], stride
-        shape = len(self.strides), len(self.paces)
-        known = self._per_line.get(key, np.zeros((shape[0], 0), np.int64))
-        if known.shape != shape:
-            more = ((0, 0), (0, shape[1] - known.shape[1]))
-            known = self._per_line[key] = np.pad(known, more, constant_values=-1)
-        if (known[common, pace] < 0).any():
-            strides, paces = list(self.strides), list(self.paces)
-            wanted = np.zeros(shape, bool)
-            wanted[common, pace] = True
-            for k, at in zip(*np.nonzero(wanted & (known < 0)), strict=True):
-                rate = strides[k] / block.cumulative * paces[at] * stride
-                known[k, at] = min(MOST_RATE, math.ceil(rate))
-        return known[common, pace]
 
     def _connect(self, sets: TileSets, number: int, block: TileBlock) -> None:
         """Merge the parts of each set that the block is connected to.
@@ -546,34 +520,3 @@ def _fitting(sets: TileSets, came: Ints, fits: Flags) -> tuple[TileSets, Ints]:
 def _asked_together(block: TileBlock) -> tuple[int, ...]:
     """Streams of which some maker must be full where a partial block, or a full one, is."""
     return block.sources if 1 < len(block.sources) <= MOST_FULL else ()
-
-
-class _Tile:
-    """Rows that a block holds in a tile, at least, per set.
-
-    Each tensor has a share of the rows that sinks need in the end; and where sinks are alike, a tile
-    has a share of their lines.
-    """
-
-    def __init__(self, builder: Builder, sets: TileSets, block: TileBlock, pace: Ints) -> None:
-        self.builder, self.block, self.limit, self.pace = builder, block, builder.limit, pace
-        most = builder.most[sets.passes]
-        self.parts = np.maximum(most, 1)
-        self.shared = most > 0
-        self.alike = sets.differ == ALIKE
-        self.further = np.where(self.alike & self.shared, -(-sets.lines // self.parts) - 1, 0)
-        self.common = sets.common
-
-    def held(self, row: int, least: Ints, stride: Fraction, needed: int, short: int) -> Ints:
-        """Bytes held of what ``least`` rows are asked of for one line, at a stride per line.
-
-        ``row``: bytes of one; ``needed``, ``short``: see :class:`.TileBlock`. More than what fits
-        may be less than it is, so that nothing overflows.
-        """
-        rows = np.maximum(least, np.where(self.shared, -(-needed // self.parts) - short, 0))
-        if self.further.any():
-            per_line = self.builder.per_line(self.block, stride, self.common, self.pace)
-            most = self.limit // np.maximum(self.further, 1) + 1
-            rows = np.maximum(rows, least + self.further * np.minimum(per_line, most))
-        held: Ints = row * np.minimum(rows, self.limit // max(row, 1) + 1)
-        return held

@@ -27,8 +27,12 @@ _FLAGS = {
     "outside": OUTSIDE,
     "full": PARTIAL | FULL,
     "spilled": SPILLED,
-    "read": READ,
 }
+_TABLES = {"parts": ("part",), "rows": ("rows",), "paces": ("pace",), "held": ("holds", "held")}
+
+TOLD = (*_FLAGS, *_TABLES, "lines", "sinks")
+"""What tells states apart, and need not: some of the flags above, columns, tile lines of sinks that
+are alike, and whether they are."""
 
 
 class TileSets:
@@ -146,28 +150,39 @@ class OpenRows(Generic[Key]):
         self._spare.append(row)
 
 
-def told_apart(
-    sets: TileSets, untold: Sequence[str], more: Sequence[str], width: int
-) -> tuple[Ints, Ints]:
-    """Per distinct state, a set for all that are in it; and each set's state, -1 for none.
+class Merging:
+    """What tells the states of each layer apart.
 
-    A set that cannot grow has none. States that differ only in what is ``untold`` are merged; while
-    there are more than ``width``, those that differ in the next of ``more`` too. What stands for
-    several sets holds no more than any of them, and can go on as all of them.
+    Args:
+        untold: some of :data:`TOLD`, that does not tell states apart.
+        more: further ones, each of which does not either, in this order, while there are too many.
     """
-    kept = _growing(sets)
-    for what in untold:
-        _untell(sets, what)
-    for count in range(len(more) + 1):
-        merged = (*untold, *more[:count])
-        if count:
-            _untell(sets, more[count - 1])
-        first, state = _distinct(sets, kept, merged)
-        if len(first) <= width:
-            break
-    if merged and len(first) < len(kept):
-        _least(sets, kept, first, state)
-    return first, state
+
+    def __init__(self, untold: Sequence[str], more: Sequence[str]) -> None:
+        self.untold, self.more = untold, more
+        self._merged = False  # then sets of one state may have different futures in an outline
+
+    def told_apart(self, sets: TileSets, width: int) -> tuple[Ints, Ints]:
+        """Per distinct state, a set for all that are in it; and each set's state, -1 for none.
+
+        A set that cannot grow has none. Of at most ``width`` states none are merged but those that
+        differ in what is untold. What stands for several sets holds no more than any of them, and
+        can go on as all of them.
+        """
+        kept = _growing(sets)
+        for what in self.untold:
+            _untell(sets, what)
+        for count in range(len(self.more) + 1):
+            untold = (*self.untold, *self.more[:count])
+            if count:
+                _untell(sets, self.more[count - 1])
+                self._merged = True
+            first, state = _distinct(sets, kept, untold, self._merged)
+            if len(first) <= width:
+                break
+        if untold and len(first) < len(kept):
+            _least(sets, kept, first, state)
+        return first, state
 
 
 def _untell(sets: TileSets, what: str) -> None:
@@ -184,23 +199,19 @@ def _untell(sets: TileSets, what: str) -> None:
         sets.parts = np.minimum(sets.parts, 1)
 
 
-def _distinct(sets: TileSets, kept: Ints, merged: Sequence[str]) -> tuple[Ints, Ints]:
+def _distinct(
+    sets: TileSets, kept: Ints, untold: Sequence[str], outlined: bool
+) -> tuple[Ints, Ints]:
     """Per distinct state, the set with least room; and each set's state, or -1."""
     columns = [sets.passes, sets.differ, sets.common, sets.parts.clip(0, 1)]
-    if "lines" not in merged:
+    if "lines" not in untold:
         columns += [sets.lines, sets.tall]
-    if merged:
+    if outlined:
         columns.append(sets.outline)
-    tables = [sets.state]
-    if "parts" not in merged:
-        tables.append(sets.part)
-    if "rows" not in merged:
-        tables.append(sets.rows)
-    if "paces" not in merged:
-        tables.append(sets.pace)
-    if "held" not in merged:
-        tables += [sets.holds, sets.held]
-    rows = [row for table in tables for row in table.take(kept, 1)]
+    rows = [*sets.state.take(kept, 1)]
+    for what, tables in _TABLES.items():
+        if what not in untold:
+            rows += [row for name in tables for row in getattr(sets, name).take(kept, 1)]
     keys = packed([*rows, *(column.take(kept) for column in columns)], len(kept))
     return distinct(keys, sets.room, kept)
 
