@@ -93,6 +93,8 @@ class Automaton:
         layers: the decisions. The states of the first are the empty set.
         limit: floors of sets that may be legal are less, in bytes.
         besides: masks of the legal groups that it does not have, or at a higher cost.
+        merged: whether many of its states stand for sets that are not alike, so that few of the
+            sets that undercut prices are legal.
     """
 
     problem: FusionProblem
@@ -100,6 +102,7 @@ class Automaton:
     layers: tuple[Layer, ...]
     limit: int
     besides: tuple[int, ...] = ()
+    merged: bool = False
 
     @property
     def states(self) -> int:

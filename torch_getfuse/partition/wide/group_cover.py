@@ -155,7 +155,8 @@ class _Cover:
         if isinstance(oracle, Listed):
             self._finish(lambda: oracle.near)
         elif oracle is not None and not self._finish(lambda: self._near(columns, oracle, FEW)):
-            self._improve(columns, oracle)
+            if not oracle.automaton.merged:
+                self._improve(columns, oracle)
 
     def _improve(self, columns: Columns, pricing: Pricing) -> None:
         """Prices that only legal groups must not undercut, and the best plan of these, in turn."""

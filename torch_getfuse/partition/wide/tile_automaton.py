@@ -29,11 +29,11 @@ from torch_getfuse.partition.wide.tile_blocks import TileSkeleton
 from torch_getfuse.partition.wide.tile_builder import Builder, Passes
 from torch_getfuse.partition.wide.tile_outline import Outline
 
-MOST_STATES, MOST_OUTLINED = 1_200_000, 300_000
+MOST_STATES, MOST_OUTLINED = 1_500_000, 280_000
 
-LARGE, MERGED_STATES = 200_000, 300_000
-"""States of an outline where the automaton would be far too large, and how many it has then: they
-are merged in any case, and more of them leave less time for prices."""
+MERGED_STATES = 350_000
+"""States where those of the outline had to be merged: then those of the automaton are in any case,
+and more of them leave less time for prices."""
 
 OUTLINED = 1, 2
 PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -76,9 +76,9 @@ def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | N
     outline = _outline(problem, some_passes(OUTLINED), MOST_OUTLINED)
     if outline is None:
         return None
-    large = outline.states > LARGE
-    passes = some_passes(_bounds(problem, plan, large))
-    return _automaton(problem, outline, passes, MERGED_STATES if large else MOST_STATES)
+    passes = some_passes(_bounds(problem, plan, outline.merged))
+    most = MERGED_STATES if outline.merged else MOST_STATES
+    return _automaton(problem, outline, passes, most)
 
 
 def _outline(problem: FusionProblem, passes: Sequence[Passes], most: int) -> Outline | None:
@@ -95,7 +95,8 @@ def _automaton(
     if layers is None:
         return None
     fewer = fewer_states(layers, limit, work)
-    return Automaton(problem, skeleton, fewer, limit, _alone(problem, _brr(problem)))
+    alone = _alone(problem, _brr(problem))
+    return Automaton(problem, skeleton, fewer, limit, alone, outline.merged)
 
 
 def _outlined(passes: Sequence[Passes]) -> tuple[Passes, ...]:

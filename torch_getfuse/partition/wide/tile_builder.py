@@ -46,7 +46,7 @@ MOST_FULL = 4  # tensors that a block reads of which one is said to have a full 
 AT_ONCE, LEAST = 1 / 4, 1 / 4
 """Shares of the states that one decision may use, and of an even share that each may."""
 
-TOO_MANY = 2
+TOO_MANY = 1.1
 """Times the states that may be made: so many are, at most, where more cannot be merged."""
 
 _BLOCK = 250  # steps counted per block
@@ -138,6 +138,7 @@ class Builder:
         self.most = np.array([one.most for one in passes])
         self.stay = np.array([one.stay for one in passes])
         self.rates = Rates(skeleton.strides)
+        self.merging = Merging(self.UNTOLD, self.MERGED)
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
         self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
         self.streams = OpenRows[int]("state", "rows", "pace")
@@ -154,7 +155,6 @@ class Builder:
         skeleton = self.skeleton
         sets = self._nothing()
         left = [set(stream.blocks) for stream in skeleton.streams]
-        merging = Merging(self.UNTOLD, self.MERGED)
         states, layers = 0, []
         for decided, number in enumerate(skeleton.order):
             states += len(sets)
@@ -179,7 +179,7 @@ class Builder:
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
-            kept, state = merging.told_apart(several, self._width(decided, states, most))
+            kept, state = self.merging.told_apart(several, self._width(decided, states, most))
             steps, end = [], 0
             for some, at in after:
                 begin, end = end, end + len(at)

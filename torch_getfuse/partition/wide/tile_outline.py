@@ -30,9 +30,7 @@ class Outline:
         passes: those that it tells apart.
         limit: a set that holds as much, in bytes, does not fit.
         layers: its decisions.
-
-    Attributes:
-        states: number of states.
+        merged: whether states were merged that differ in more than it leaves out.
     """
 
     def __init__(
@@ -41,11 +39,12 @@ class Outline:
         passes: Sequence[Passes],
         limit: int,
         layers: Sequence[Layer],
+        merged: bool,
     ) -> None:
         self.skeleton, self.limit = skeleton, limit
         self._passes, self._layers = passes, layers
         self._to_end = rooms_to_end(layers, limit)
-        self.states = sum(map(len, self._to_end))
+        self.merged = merged
         ending = [int((need < NEVER).sum()) for need in self._to_end]
         shares = np.cumsum([0, *ending]) / max(1, sum(ending))
         self._share: list[float] = shares.tolist()
@@ -59,8 +58,11 @@ class Outline:
         Raises:
             OutOfWork: at a limit.
         """
-        layers = _Outlining(skeleton, passes, limit).layers(work, most)
-        return None if layers is None else cls(skeleton, passes, limit, layers)
+        builder = _Outlining(skeleton, passes, limit)
+        layers = builder.layers(work, most)
+        if layers is None:
+            return None
+        return cls(skeleton, passes, limit, layers, builder.merging.merged)
 
     def start(self, nothing: TileSets, passes: Sequence[Passes]) -> Ints:
         """States of the empty sets, of passes each of which one range of the outline has."""

@@ -156,11 +156,14 @@ class Merging:
     Args:
         untold: some of :data:`TOLD`, that does not tell states apart.
         more: further ones, each of which does not either, in this order, while there are too many.
+
+    Attributes:
+        merged: whether it came to that. Then sets of one state may differ in what an outline knows.
     """
 
     def __init__(self, untold: Sequence[str], more: Sequence[str]) -> None:
         self.untold, self.more = untold, more
-        self._merged = False  # then sets of one state may have different futures in an outline
+        self.merged = False
 
     def told_apart(self, sets: TileSets, width: int) -> tuple[Ints, Ints]:
         """Per distinct state, a set for all that are in it; and each set's state, -1 for none.
@@ -176,8 +179,8 @@ class Merging:
             untold = (*self.untold, *self.more[:count])
             if count:
                 _untell(sets, self.more[count - 1])
-                self._merged = True
-            first, state = _distinct(sets, kept, untold, self._merged)
+                self.merged = True
+            first, state = _distinct(sets, kept, untold, self.merged)
             if len(first) <= width:
                 break
         if untold and len(first) < len(kept):
