@@ -14,17 +14,22 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
-from torch_getfuse.partition.node_set import is_connected, is_convex
+from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide import legal_pricing, tile_automaton
-from torch_getfuse.partition.wide.automaton import Automaton
+from torch_getfuse.partition.wide import (
+    legal_pricing,
+    tile_automaton,
+    tile_builder,
+    tile_outline,
+)
+from torch_getfuse.partition.wide.automaton import Automaton, Layer
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.wide.tile_automaton import Passes, some_passes
-from torch_getfuse.partition.work import OutOfWork
+from torch_getfuse.partition.work import OutOfWork, Work
 
 EACH = tuple(range(1, 15))
 
@@ -172,6 +177,85 @@ def test_what_runs_in_slices_is_priced_apart() -> None:
                 sliced += 1
     assert chains > 5
     assert sliced > 20
+
+
+def test_an_outline_leaves_out_only_what_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With it and without, the automaton has the same sets at the same costs, in as many states."""
+    rng = Random(8600)
+    layers = tile_builder.Builder.layers
+    made: list[int] = []
+
+    def counted(self: tile_builder.Builder, work: Work, most: int) -> list[Layer] | None:
+        found = layers(self, work, most)
+        made.append(sum(len(layer.leave) for layer in found or ()))
+        return found
+
+    monkeypatch.setattr(tile_builder.Builder, "layers", counted)
+    fewer = 0
+    for _ in range(60):
+        problem = tiled(rng, rng.randint(4, 10))
+        if not problem.blocks:
+            continue
+        made.clear()
+        guided = automaton_of(problem)
+        with monkeypatch.context() as patch:
+            patch.setattr(tile_outline.Outline, "going", lambda self, decided, way, *sets: sets)
+            free = automaton_of(problem)
+        assert guided.states == free.states
+        prices = random_prices(rng, problem)
+        with_it, without = Pricing(guided).run(prices)[0], Pricing(free).run(prices)[0]
+        assert (with_it == without).all()
+        fewer += made[1] < made[3]
+    assert fewer > 20
+
+
+def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few states there may be, no legal group undercuts what the automaton says."""
+    monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
+    rng = Random(8700)
+    asked = attained = merged = 0
+    for _ in range(300):
+        problem = tiled(rng, rng.randint(3, 9), rng.random() < 0.7)
+        if not problem.blocks:
+            continue
+        monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100, 100_000)))
+        passes, most = some_passes((1, 2, 4)), rng.choice((1, 10, 30, 100))
+        automaton = tile_automaton.tile_automaton(problem, passes, most)
+        assert automaton is not None
+        merged += automaton.merged
+        pricing = Pricing(automaton)
+        prices = random_prices(rng, problem)
+        shortfall = pricing.run(prices)[0].tolist()
+        least = least_reduced(problem, prices, np.argsort(pricing.place).tolist())
+        assert_none_undercuts(shortfall, least)
+        asked += sum(value < 0 for value in least.values())
+        attained += sum(shortfall[k] == value < 0 for k, value in least.items())
+    assert merged > 50
+    assert 0.2 * asked < attained < 0.9 * asked  # some are merged, not all
+
+
+def test_the_passes_of_a_plan_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in which it reads much; further ones where that is a large part of it."""
+    told: list[Passes] = []
+    monkeypatch.setattr(tile_automaton, "_automaton", lambda a, b, passes, c: told.extend(passes))
+    rng = Random(8800)
+    read_again = 0
+    for _ in range(200):
+        problem = tiled(rng, 8, weight_bytes=3)
+        groups = [group for group in list_groups(problem).groups if group not in problem.blocks]
+        size = problem.evaluator.buffer_bytes
+        scheme = problem.evaluator.scheme
+        for group in groups[:3]:
+            weights = sum(scheme.weights[i] for i in bits(group))
+            passes = 1 + scheme.reread(group, size) // weights if weights else 1
+            plan = (group, *(block for block in problem.blocks if not block & group))
+            told.clear()
+            tile_automaton.automaton_near(problem, plan)
+            if passes > 4 and scheme.reread(group, size) > 0.1 * problem.cost(plan):
+                assert passes in {each.least for each in told}
+                assert {each.least for each in told} >= set(tile_automaton.MORE_PASSES)
+                read_again += 1
+    assert read_again > 5
 
 
 def test_passes() -> None:

@@ -155,11 +155,15 @@ class _Cover:
         if isinstance(oracle, Listed):
             self._finish(lambda: oracle.near)
         elif oracle is not None and not self._finish(lambda: self._near(columns, oracle, FEW)):
-            if not oracle.automaton.merged:
-                self._improve(columns, oracle)
+            self._improve(columns, oracle)
 
     def _improve(self, columns: Columns, pricing: Pricing) -> None:
-        """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
+        """Prices that only legal groups must not undercut, and the best plan of these, in turn.
+
+        Not where hardly any set that undercuts prices is legal; the time is for other searches.
+        """
+        if pricing.automaton.merged:
+            return
         if self.problem.rereads:  # what was found is less than what groups cost
             self.found = FoundColumns(self.problem)
         reached = -1, 0
