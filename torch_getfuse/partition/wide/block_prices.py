@@ -130,6 +130,8 @@ class _Ascent:
         self.bound = start.bound if start else problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
         self.lowered = start.lowered if start else self.prices
+        # What is added to it is what a class shares, in bytes.
+        self.base = start.prices / FINE if start else np.zeros(len(problem.blocks))
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
         self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound
 
@@ -141,7 +143,7 @@ class _Ascent:
                 if self._climb(home, box, number == len(classes) - 1):
                     stopped = ""
                     break
-                box = FINER
+                box = min(box, FINER)
         except OutOfWork as limit:
             stopped = str(limit)
         return Proof(self.bound, tuple(self.seen), self.prices, self.lowered, stopped)
@@ -151,7 +153,10 @@ class _Ascent:
         rows = csr_matrix((np.ones(len(home)), (home, np.arange(len(home)))))
         sizes = np.asarray(rows.sum(axis=1)).ravel()
         alone = rows @ self.alone / sizes
-        best = rows @ self.prices / sizes / FINE
+        best = rows @ (self.prices / FINE - self.base) / sizes
+        # No price above a block's own F_D proves more: the block itself would undercut it.
+        highest = np.full(len(sizes), np.inf)
+        np.minimum.at(highest, home, self.alone - self.base)
         self._choose(rows)
         if self.columns.problem.rereads:  # then prices move little while classes are coarse
             del self.tried[:-1]
@@ -160,8 +165,7 @@ class _Ascent:
             if self._stalled():
                 return False
             low = best - box * alone
-            # No price above a block's own F_D proves more: the block itself would undercut it.
-            high = np.maximum(low, np.minimum(best + box * alone, alone))
+            high = np.maximum(low, np.minimum(best + box * alone, highest))
             solution = self._program(rows, sizes, low, high)
             if solution is None:
                 return False
@@ -172,13 +176,15 @@ class _Ascent:
                 if not last:
                     return False
                 slack = 1e-6 * alone
-                at_end = (trial < low + slack) | (trial > high - slack) & (high < alone)
+                at_end = (trial < low + slack) | (trial > high - slack) & (high < highest)
                 if box < widest and at_end.any():
                     box = min(widest, 2 * box)
                     continue
                 if promised < 0.5:
                     return True
-            undercut, cheaper = self._try(np.floor(trial[home] * FINE).astype(np.int64))
+            undercut, cheaper = self._try(
+                np.floor((self.base + trial[home]) * FINE).astype(np.int64)
+            )
             gained = (self.level - before) / FINE
             if gained > 0:
                 best, widest = trial, WIDEST
@@ -203,7 +209,8 @@ class _Ascent:
             active set; ``None`` without a solution.
         """
         count = len(sizes)
-        matrix, costs = self.columns.matrix(self.active), self.columns.costs(self.active)
+        matrix = self.columns.matrix(self.active)
+        costs = self.columns.costs(self.active) - matrix.T @ self.base
         covers = (rows @ matrix).tocsc()
         # Slack columns for the box: a class may be under- or overcovered at the price of an end.
         within = hstack([covers, identity(count), -identity(count)], "csc")
@@ -222,7 +229,8 @@ class _Ascent:
         trial = np.clip(solution.eqlin.marginals, low - margin, high + margin)
         if not FINE * float(np.abs(trial * sizes).sum()) < MOST / 2:
             return None
-        return float(solution.fun), trial, costs - covers.T @ trial
+        value = float(solution.fun) + float(self.base.sum())
+        return value, trial, costs - covers.T @ trial
 
     def _try(self, prices: Ints) -> tuple[list[int], bool]:
         """The sets that undercut ``prices``, and whether one is cheaper than it was.

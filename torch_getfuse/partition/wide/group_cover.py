@@ -155,9 +155,9 @@ class _Cover:
         if isinstance(oracle, Listed):
             self._finish(lambda: oracle.near)
         elif oracle is not None and not self._finish(lambda: self._near(columns, oracle, FEW)):
-            self._improve(columns, oracle)
+            self._improve(columns, oracle, classes[-1:])
 
-    def _improve(self, columns: Columns, pricing: Pricing) -> None:
+    def _improve(self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]) -> None:
         """Prices that only legal groups must not undercut, and the best plan of these, in turn.
 
         Not where hardly any set that undercuts prices is legal; the time is for other searches.
@@ -172,7 +172,7 @@ class _Cover:
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
             with self.work.within(min(IMPROVED * self.seconds, self._until(1.0))):
-                self.proof = prove(self.found, legal, known, start=start, box=CLOSE_BOX)
+                self.proof = prove(self.found, legal, known, classes, start, CLOSE_BOX)
             self._choose(columns, 1.0)
             if self._finish(lambda: self._near(columns, pricing, MANY)):
                 return
