@@ -99,8 +99,8 @@ def prove(
         oracle: finds sets that undercut the prices.
         known: a legal plan; its groups join the program.
         classes: per block its class, from coarse to fine; single blocks follow them.
-        start: initial bound, prices and sets; by default each block's price is the size of its
-            weights.
+        start: initial bound, prices and sets; what is added to the prices is shared within each
+            class. By default each block's price is the size of its weights, and is itself shared.
         box: initial half width of the box, as a share of what each block would cost alone.
     """
     singles = np.arange(len(columns.problem.blocks))
@@ -130,7 +130,7 @@ class _Ascent:
         self.bound = start.bound if start else problem.unavoidable
         self.prices = start.prices if start else FINE * columns.weights
         self.lowered = start.lowered if start else self.prices
-        # What is added to it is what a class shares, in bytes.
+        # Bytes to which what a class shares is added: blocks that are alike need not cost the same.
         self.base = start.prices / FINE if start else np.zeros(len(problem.blocks))
         self.level = -(1 << 62)  # what the prices prove, in 1/FINE bytes
         self.tried: list[tuple[int, int]] = []  # per prices tried, the work done and the bound

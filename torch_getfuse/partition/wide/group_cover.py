@@ -39,8 +39,8 @@ Ints = npt.NDArray[np.int64]
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, automaton; and of what is left, bound, plan.
 LISTED, BUILT, PRICED, CHOSEN = 0.02, 0.6, 0.4, 0.65
-TILED = 0.3  # that of the bound under BRR: prices of legal groups need hardly more time there
-IMPROVED = 0.4  # the share of the time for prices of legal groups, each time
+IMPROVED = 0.5  # the share of the time for prices of legal groups, each time
+TILED = 0.3, 0.4  # the shares of both bounds under BRR
 WINDOWS = 0.04  # the share of the time for windows of each plan
 # Labels for the sets that a plan cheaper than the first may use, and than later ones.
 FEW, MANY = 1_000_000, 3_000_000
@@ -145,7 +145,7 @@ class _Cover:
             if oracle is None:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
-                share = TILED if problem.rereads else PRICED
+                share = TILED[0] if problem.rereads else PRICED
                 with self.work.within(self._until(share)):
                     self.proof = prove(self.found, oracle, known, classes)
         except OutOfWork as limit:
@@ -168,10 +168,11 @@ class _Cover:
             self.found = FoundColumns(self.problem)
         reached = -1, 0
         legal = LegalPricing(columns, pricing)
+        share = TILED[1] if self.problem.rereads else IMPROVED
         while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
-            with self.work.within(min(IMPROVED * self.seconds, self._until(1.0))):
+            with self.work.within(min(share * self.seconds, self._until(1.0))):
                 self.proof = prove(self.found, legal, known, classes, start, CLOSE_BOX)
             self._choose(columns, 1.0)
             if self._finish(lambda: self._near(columns, pricing, MANY)):
