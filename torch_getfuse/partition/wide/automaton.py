@@ -127,8 +127,8 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
     """
     merged: list[Layer] = []
     state = np.zeros(0, np.int64)  # next layer: old state -> new, -1 for none
-    rooms = zip(_least_rooms(layers), pairwise([*rooms_to_end(layers, limit), state]), strict=True)
-    for layer, (before, (need, after)) in zip(reversed(layers), reversed([*rooms]), strict=True):
+    after = np.zeros(0, np.int64)  # next layer, by old state: least room up to an end
+    for layer, (before, need) in zip(reversed(layers), reversed(rooms(layers, limit)), strict=True):
         work.add(_LAYER + len(before) // _STATES)
         rows: list[npt.NDArray[np.generic]] = []
         for target, room, join in layer.steps():
@@ -157,26 +157,30 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
             for to, ends, cost, room, last_room in zip(*[iter(rest)] * 5, strict=True)
         ]
         merged.append(Layer(layer.block, leave, leave_room, tuple(joins)))
+        after = need
     return tuple(merged[::-1])
 
 
-def rooms_to_end(layers: Sequence[Layer], limit: int) -> list[Ints]:
-    """Per layer and state, the least room up to an end; :data:`NEVER` for none within the limit."""
-    needs: list[Ints] = []
+def rooms(layers: Sequence[Layer], limit: int) -> list[tuple[Ints, Ints]]:
+    """Per layer and state, the least room of the sets that reach it, and from there to an end.
+
+    The latter is :data:`NEVER` where none ends within the limit.
+    """
+    found: list[tuple[Ints, Ints]] = []
     after = np.zeros(0, np.int64)
     for layer, before in zip(reversed(layers), reversed(_least_rooms(layers)), strict=True):
-        lowest = np.full(len(before), NEVER)
+        need = np.full(len(before), NEVER)
         for target, room, join in layer.steps():
             if len(after):
                 (some,) = np.nonzero(target >= 0)
-                lowest[some] = np.minimum(lowest[some], after[target[some]] + room[some])
+                need[some] = np.minimum(need[some], after[target[some]] + room[some])
             if join is not None:
                 (some,) = np.nonzero(join.ends)
-                lowest[some] = np.minimum(lowest[some], join.last_room[some])
-        lowest[before + lowest >= limit] = NEVER
-        needs.append(lowest)
-        after = lowest
-    return needs[::-1]
+                need[some] = np.minimum(need[some], join.last_room[some])
+        need[before + need >= limit] = NEVER
+        found.append((before, need))
+        after = need
+    return found[::-1]
 
 
 def _least_rooms(layers: Sequence[Layer]) -> list[Ints]:

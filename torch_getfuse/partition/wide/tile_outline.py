@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from torch_getfuse.partition.wide.automaton import NEVER, Layer, rooms_to_end
+from torch_getfuse.partition.wide.automaton import NEVER, Layer, rooms
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
 from torch_getfuse.partition.wide.tile_builder import Builder, Passes, Way
 from torch_getfuse.partition.wide.tile_sets import READ, UNEVEN, Ints, TileSets
@@ -43,7 +43,7 @@ class Outline:
     ) -> None:
         self.skeleton, self.limit = skeleton, limit
         self._passes, self._layers = passes, layers
-        self._to_end = rooms_to_end(layers, limit)
+        self._to_end = [need for _, need in rooms(layers, limit)]
         self.merged = merged
         ending = [int((need < NEVER).sum()) for need in self._to_end]
         shares = np.cumsum([0, *ending]) / max(1, sum(ending))
