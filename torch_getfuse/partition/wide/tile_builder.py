@@ -22,6 +22,7 @@ from torch_getfuse.partition.wide.tile_sets import (
     ALIKE,
     DIFFER,
     FULL,
+    IN_ROWS,
     INSIDE,
     OUTSIDE,
     PARTIAL,
@@ -110,18 +111,7 @@ class Builder:
     ASKED: ClassVar[np.uint8] = np.uint8(255)
     # What does not tell states apart; and what does not either where they are too many.
     UNTOLD: ClassVar[Sequence[str]] = ()
-    MERGED: ClassVar[Sequence[str]] = (
-        "held",
-        "inside",
-        "outside",
-        "rows",
-        "full",
-        "lines",
-        "sinks",
-        "parts",
-        "paces",
-        "spilled",
-    )
+    MERGED: ClassVar[Sequence[str]] = (*IN_ROWS, "sinks", "parts", "paces", "spilled")
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 from torch_getfuse.partition.wide.automaton import NEVER, Layer, rooms
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
 from torch_getfuse.partition.wide.tile_builder import Builder, Passes, Way
-from torch_getfuse.partition.wide.tile_sets import READ, UNEVEN, Ints, TileSets
+from torch_getfuse.partition.wide.tile_sets import IN_ROWS, READ, UNEVEN, Ints, TileSets
 from torch_getfuse.partition.work import Work
 
 ANY = 1 << 30  # tile lines: more than there are
@@ -110,15 +110,7 @@ class _Outlining(Builder):
     """Makes the layers of an outline."""
 
     ASKED: ClassVar[np.uint8] = np.uint8(READ | UNEVEN)
-    UNTOLD: ClassVar[Sequence[str]] = (
-        "held",
-        "inside",
-        "outside",
-        "rows",
-        "full",
-        "lines",
-        "spilled",
-    )
+    UNTOLD: ClassVar[Sequence[str]] = (*IN_ROWS, "spilled")
     MERGED: ClassVar[Sequence[str]] = ("sinks", "parts", "paces")
 
     def _ways(self, block: TileBlock) -> Iterator[Way]:

@@ -30,9 +30,9 @@ _FLAGS = {
 }
 _TABLES = {"parts": ("part",), "rows": ("rows",), "paces": ("pace",), "held": ("holds", "held")}
 
-TOLD = (*_FLAGS, *_TABLES, "lines", "sinks")
-"""What tells states apart, and need not: some of the flags above, columns, tile lines of sinks that
-are alike, and whether they are."""
+IN_ROWS = "held", "inside", "outside", "rows", "full", "lines"
+"""What says how many rows a set holds, and need not tell states apart, from what matters least on:
+tables and flags above, and tile lines of sinks that are alike."""
 
 
 class TileSets:
@@ -154,7 +154,8 @@ class Merging:
     """What tells the states of each layer apart.
 
     Args:
-        untold: some of :data:`TOLD`, that does not tell states apart.
+        untold: what does not tell states apart: some of :data:`IN_ROWS`, "spilled", "parts" and
+            "paces" (flags and tables), and "sinks", whether they are alike.
         more: further ones, each of which does not either, in this order, while there are too many.
 
     Attributes:
