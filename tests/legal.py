@@ -51,11 +51,14 @@ def assert_brackets(problem: FusionProblem, found: SearchResult, optimum: int) -
 
 
 def least_reduced(
-    problem: FusionProblem, prices: np.ndarray, order: Sequence[int]
+    problem: FusionProblem,
+    prices: np.ndarray,
+    order: Sequence[int],
+    groups: Sequence[int] | None = None,
 ) -> dict[int, int]:
-    """Per block the least reduced cost of the legal groups that begin with it, or 0."""
+    """Per block the least reduced cost of the legal groups, or some, that begin with it; or 0."""
     least = dict.fromkeys(range(len(problem.blocks)), 0)
-    for group in list_groups(problem).groups:
+    for group in list_groups(problem).groups if groups is None else groups:
         members = [k for k, block in enumerate(problem.blocks) if block & group]
         home = min(members, key=order.index)
         reduced = FINE * problem.evaluator.dram(group) - int(prices[members].sum())

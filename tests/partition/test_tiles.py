@@ -28,7 +28,8 @@ from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
-from torch_getfuse.partition.wide.tile_automaton import Passes, some_passes
+from torch_getfuse.partition.wide.tile_automaton import some_passes
+from torch_getfuse.partition.wide.tile_guide import Passes
 from torch_getfuse.partition.work import OutOfWork, Work
 
 EACH = tuple(range(1, 15))
@@ -51,7 +52,7 @@ def tiled(
 
 
 def automaton_of(problem: FusionProblem, bounds: tuple[int, ...] = (1, 2, 4, 16)) -> Automaton:
-    found = tile_automaton.tile_automaton(problem, some_passes(bounds))
+    found = tile_automaton.tile_automaton(problem, bounds)
     assert found is not None
     return found
 
@@ -213,16 +214,15 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
     """However few states there may be, no legal group undercuts what the automaton says."""
     monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
     rng = Random(8700)
-    asked = attained = merged = 0
+    asked = attained = 0
     for _ in range(300):
         problem = tiled(rng, rng.randint(3, 9), rng.random() < 0.7)
         if not problem.blocks:
             continue
         monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100, 100_000)))
-        passes, most = some_passes((1, 2, 4)), rng.choice((1, 10, 30, 100))
-        automaton = tile_automaton.tile_automaton(problem, passes, most)
+        most = rng.choice((1, 10, 30, 100))
+        automaton = tile_automaton.tile_automaton(problem, (1, 2, 4), most)
         assert automaton is not None
-        merged += automaton.merged
         pricing = Pricing(automaton)
         prices = random_prices(rng, problem)
         shortfall = pricing.run(prices)[0].tolist()
@@ -230,8 +230,48 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
         assert_none_undercuts(shortfall, least)
         asked += sum(value < 0 for value in least.values())
         attained += sum(shortfall[k] == value < 0 for k, value in least.items())
-    assert merged > 50
     assert 0.2 * asked < attained < 0.9 * asked  # some are merged, not all
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """However coarse the one is that says which sets are near, and however few states they have."""
+    monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
+    monkeypatch.setattr(tile_automaton, "FEWER", 2.0)
+    rng = Random(8900 + seed)
+    finer = fewer = closer = 0
+    for _ in range(250):
+        problem = tiled(rng, rng.randint(3, 9), rng.random() < 0.7, rng.choice((0.0, 0.3)))
+        if not problem.blocks:
+            continue
+        monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100_000)))
+        automaton = tile_automaton.tile_automaton(problem, (1, 2), rng.choice((1, 30, 1000)))
+        assert automaton is not None
+        near = list_groups(problem).groups
+        columns = Columns(problem)
+        first = Pricing(automaton)
+        order = np.argsort(first.place).tolist()
+        for _ in range(3):
+            monkeypatch.setattr(tile_automaton, "FINER_STATES", rng.choice((1, 30, 1000)))
+            pricing = Pricing(automaton)
+            prices = random_prices(rng, problem)
+            prices += pricing.run(prices)[0]
+            most = int(rng.choice((0, 0.1, 0.3)) * FINE * problem.cost(problem.blocks))
+            assert automaton.finer is not None
+            made = automaton.finer(pricing.near_by(near[:3], prices, most))
+            if made is None:
+                assert not automaton.states  # none are near already
+                break
+            fewer += made.states < automaton.states
+            automaton = made
+            reduced = columns.reduced(near, prices)
+            near = tuple(group for group, its in zip(near, reduced, strict=True) if its <= most)
+            other = random_prices(rng, problem)
+            shortfall = Pricing(automaton).run(other)[0]
+            assert_none_undercuts(shortfall.tolist(), least_reduced(problem, other, order, near))
+            closer += bool((shortfall > first.run(other)[0]).any())
+            finer += len(near) > len(problem.blocks)
+    assert min(finer, fewer, closer) > 100
 
 
 def test_the_passes_of_a_plan_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,9 +306,9 @@ def test_passes() -> None:
 
 def test_limits() -> None:
     problem = tiled(Random(3), 8)
-    assert tile_automaton.tile_automaton(problem, some_passes((1, 2)), most=1) is None
+    assert tile_automaton.tile_automaton(problem, (1, 2), most=1) is None
     with problem.evaluator.work.within(0), pytest.raises(OutOfWork):
         automaton_of(problem)
     lbdf = FusionProblem(Evaluator(make_scheme("lbdf", problem.graph, "line", 1, 1), 1 << 20))
     with pytest.raises(OptionError, match="'lbdf'"):
-        tile_automaton.tile_automaton(lbdf, some_passes((1,)))
+        tile_automaton.tile_automaton(lbdf, (1,))

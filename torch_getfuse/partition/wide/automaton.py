@@ -10,7 +10,7 @@ does not depend on prices, so it is built once per problem: in :mod:`.group_auto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, Protocol
@@ -72,6 +72,25 @@ class Layer(NamedTuple):
             yield join.to, join.room, join
 
 
+class Near(NamedTuple):
+    """Which sets of an automaton a plan may have that is cheaper than a known one, by prices.
+
+    Attributes:
+        plan: the known one.
+        prices: per block, in 1/:data:`.FINE` bytes.
+        most: their reduced cost at most.
+        rates: prices of a byte of room.
+        before: per layer, price of room and state, the least cost from the empty set, room
+            included.
+    """
+
+    plan: Sequence[int]
+    prices: Ints
+    most: int
+    rates: Ints
+    before: Sequence[Ints]
+
+
 class Ordered(Protocol):
     """Blocks, then the unfusable operators, in the order of their decisions."""
 
@@ -93,8 +112,9 @@ class Automaton:
         layers: the decisions. The states of the first are the empty set.
         limit: floors of sets that may be legal are less, in bytes.
         besides: masks of the legal groups that it does not have, or at a higher cost.
-        merged: whether many of its states stand for sets that are not alike, so that few of the
-            sets that undercut prices are legal.
+        merged: whether many states stand for sets that are not alike.
+        finer: makes an automaton that has all of its sets that are near, told apart better;
+            ``None`` where there is none.
     """
 
     problem: FusionProblem
@@ -103,6 +123,7 @@ class Automaton:
     limit: int
     besides: tuple[int, ...] = ()
     merged: bool = False
+    finer: Callable[[Near], Automaton | None] | None = None
 
     @property
     def states(self) -> int:
@@ -119,11 +140,14 @@ class Automaton:
         )
 
 
-def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer, ...]:
+def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[tuple[Layer, ...], Ints]:
     """The backward pass: removes states that cannot end, and merges states with the same future.
 
     Two states of one layer with the same steps (same changes, to the same states) have the same
     future; so each set keeps its cost, room and ends.
+
+    Returns:
+        The layers that are left; and per state of the first what it is now, -1 for none.
     """
     merged: list[Layer] = []
     state = np.zeros(0, np.int64)  # next layer: old state -> new, -1 for none
@@ -158,7 +182,7 @@ def fewer_states(layers: Sequence[Layer], limit: int, work: Work) -> tuple[Layer
         ]
         merged.append(Layer(layer.block, leave, leave_room, tuple(joins)))
         after = need
-    return tuple(merged[::-1])
+    return tuple(merged[::-1]), state
 
 
 def rooms(layers: Sequence[Layer], limit: int) -> list[tuple[Ints, Ints]]:

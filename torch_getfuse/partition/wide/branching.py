@@ -18,22 +18,39 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import hstack, identity, triu
+from scipy.optimize import OptimizeResult
+from scipy.sparse import csr_matrix, hstack, identity, triu
 
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.wide.cycles import Cycle, find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_columns import minimum
 from torch_getfuse.partition.wide.near_sets import NearSets
+from torch_getfuse.partition.wide.plan_cuts import Cut, Cuts, of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, MOST
 from torch_getfuse.partition.work import OutOfWork
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+FIRST = 1  # blocks for each set that the first program has of those that prices say
+ROUNDS = 40, 3  # rounds of inequalities, in the first node and in others
 ADDED = 200  # columns that a program is given at once
 WHOLE = 1e-6  # values so close to 0 or 1 are taken for whole
 
 Pair = tuple[int, int]
+
+
+class _Prices(NamedTuple):
+    """Prices of a program, in 1/:data:`.FINE` bytes.
+
+    Attributes:
+        blocks: of each block.
+        charges: what a set costs more for each unit that it has in an inequality; nothing in those
+            that were added since.
+    """
+
+    blocks: Ints
+    charges: Ints
 
 
 class _Node(NamedTuple):
@@ -44,12 +61,14 @@ class _Node(NamedTuple):
         serial: a number of its own: of equals the first made comes first.
         alive: its sets.
         active: those that its program begins with.
+        best: prices that none of the sets undercuts.
     """
 
     level: int
     serial: int
     alive: Ints
     active: Ints
+    best: _Prices | None
 
 
 class Branching:
@@ -59,6 +78,7 @@ class Branching:
         near: all sets that a plan may use that is cheaper than the known one.
         plan: the known plan.
         start: legal groups that the first program has, if they are among the sets.
+        prices: of blocks, in 1/:data:`.FINE` bytes; it has sets of least reduced cost as well.
 
     Attributes:
         plan, cost: the best plan, and its bytes.
@@ -68,13 +88,21 @@ class Branching:
         nodes: how many were looked at.
     """
 
-    def __init__(self, near: NearSets, plan: tuple[int, ...], start: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        near: NearSets,
+        plan: tuple[int, ...],
+        start: Sequence[int] = (),
+        prices: Ints | None = None,
+    ) -> None:
         self.near = near
         self.problem = near.columns.problem
         self.plan, self.cost = plan, self.problem.cost(plan)
         self.used: tuple[int, ...] = tuple(dict.fromkeys((*plan, *start)))
         self.level = -(1 << 62)
         self.nodes = 0
+        self._start = prices
+        self.cuts = Cuts(len(near))
         self._home = {i: k for k, mask in enumerate(self.problem.blocks) for i in bits(mask)}
 
     def run(self) -> None:
@@ -86,44 +114,66 @@ class Branching:
         every = np.arange(len(self.near))
         single = np.flatnonzero(np.diff(self.near.rows.indptr) == 1)  # blocks alone are legal
         active = np.union1d(single, self.near.numbers(self.used))
+        best = None
+        if self._start is not None:
+            start = _Prices(self._start, np.zeros(0, np.int64))
+            reduced = self._reduced(every, start)
+            best = self._lowered(start, every, reduced)
+            active = np.union1d(active, np.argsort(reduced, kind="stable")[: len(single) // FIRST])
         active = active[[self.near.legal(k) for k in active]]
         serial = count()
-        waiting = [_Node(self.level, next(serial), every, active)]
+        waiting = [_Node(self.level, next(serial), every, active, best)]
         while waiting and waiting[0].level < self.cost * FINE:
             node: _Node | None = heapq.heappop(waiting)
             # Down to a plan, or to where there is none, before the next of those that wait.
             while node is not None:
                 least = min(node.level, waiting[0].level) if waiting else node.level
                 self.level = max(self.level, least)
-                level, active, parts = self._look_at(node)
+                looked, parts = self._look_at(node)
                 nodes = [
-                    _Node(level, next(serial), part, np.intersect1d(active, part)) for part in parts
+                    looked._replace(
+                        serial=next(serial), alive=part, active=np.intersect1d(looked.active, part)
+                    )
+                    for part in parts
                 ]
                 node = nodes.pop() if nodes else None
                 for other in nodes:
                     heapq.heappush(waiting, other)
         self.level = max(self.level, self.cost * FINE)
 
-    def _look_at(self, node: _Node) -> tuple[int, Ints, Sequence[Ints]]:
-        """What a node proves, its columns, and the parts of its sets, the most hopeful last."""
+    def _look_at(self, node: _Node) -> tuple[_Node, Sequence[Ints]]:
+        """What is known of a node then, and the parts of its sets, the most hopeful last."""
         self.nodes += 1
-        proved, alive, active, values = self._relax(node.alive, node.active)
-        if self.nodes == 1:
-            self.used = tuple(map(self.near.mask, active))
-        level = max(node.level, proved)
-        if not len(alive):
-            return level, active, ()
-        used = values > WHOLE
-        if (values[used] < 1 - WHOLE).any():
-            return level, active, self._by_pair(alive, active[used], values[used])
-        picked = [self.near.mask(k) for k in active[used]]
-        if not self.problem.covers(picked):
-            raise OutOfWork("no cover, and no prices that say so")
-        self._offer(picked)
+        level, _, alive, active, best = node
+        for rounds in count():
+            best, alive, active, values = self._relax(alive, active, best)
+            if self.nodes == 1:
+                self.used = tuple(map(self.near.mask, active))
+            level = max(level, self._proved(best))
+            looked = node._replace(level=level, active=active, best=best)
+            if not len(alive):
+                return looked, ()
+            used = values > WHOLE
+            whole = bool((values[used] > 1 - WHOLE).all())
+            picked = [self.near.mask(k) for k in active[used]] if whole else []
+            if whole and not self.problem.covers(picked):
+                raise OutOfWork("no cover, and no prices that say so")
+            if whole:
+                self._offer(picked)
+            cuts: list[Cut] = []
+            if rounds < ROUNDS[self.nodes > 1] and whole:
+                cuts = [*of_cycles(self.problem, self.near.rows, picked)]
+            elif rounds < ROUNDS[self.nodes > 1]:
+                cuts = [*of_three_blocks(self.near.rows, active[used], values[used])]
+            if not cuts:
+                break
+            self.cuts.add(cuts)
+        if not whole:
+            return looked, self._by_pair(alive, active[used], values[used])
         parts = [*self._by_cycle(alive, picked)][::-1]
         if not parts and self.near.columns.bound(level) < self.cost:
             raise OutOfWork("no prices that prove the solution")
-        return level, active, parts
+        return looked, parts
 
     def _offer(self, picked: list[int]) -> None:
         """Keep a cover, made legal, if it is the best."""
@@ -132,12 +182,19 @@ class Branching:
             if plan is not None and (cost := self.problem.cost(plan)) < self.cost:
                 self.plan, self.cost = plan, cost
 
-    def _relax(self, alive: Ints, active: Ints) -> tuple[int, Ints, Ints, Floats]:
+    def _relax(
+        self, alive: Ints, active: Ints, best: _Prices | None
+    ) -> tuple[_Prices, Ints, Ints, Floats]:
         """The linear program over some sets.
 
+        Args:
+            alive, active: the sets, and its first columns.
+            best: prices that none of the sets undercuts. The program ends where it costs no more
+                than they prove.
+
         Returns:
-            What it proves, the sets that a better plan may use, the columns of the last program,
-            and the value of each.
+            Such prices that prove most, the sets that a better plan may use, the columns of the
+            last program, and the value of each.
 
         Raises:
             OutOfWork: at a limit, and where the solver fails.
@@ -149,24 +206,57 @@ class Branching:
         while True:
             within = hstack([near.rows[active].T.astype(float), identity(blocks)], "csc")
             costs = np.concatenate([near.costs[active], dear])
-            solution = minimum(costs, within, np.ones(blocks), self.problem.evaluator.work)
+            work, cuts = self.problem.evaluator.work, self._cuts_of(active, blocks)
+            solution = minimum(costs, within, np.ones(blocks), work, cuts, self.cuts.most)
             if solution is None:
                 raise OutOfWork("the solver found no prices")
-            duals = solution.eqlin.marginals * FINE
-            if not np.abs(duals).sum() < MOST / 2:
-                raise OutOfWork("prices too large")
-            prices = np.rint(duals).astype(np.int64)
-            reduced = near.reduced(alive, prices)
-            fresh, legal = self._undercutting(alive, reduced, active)
-            alive = alive[legal]
-            prices += near.shortfall(alive, reduced[legal])
-            if sum(map(abs, prices.tolist())) >= MOST // 2:
-                raise OutOfWork("prices too large")
-            proved = int(prices.sum())
-            if not len(fresh) or proved >= self.cost * FINE:
-                left = self._left(near.reduced(alive, prices), self.cost * FINE - 1 - proved)
-                return proved, alive[left], active, solution.x[: len(active)]
+            fresh: Ints | None = None
+            if best is None or solution.fun * FINE >= self._proved(best) + FINE / 2:
+                prices = self._prices(solution)
+                reduced = self._reduced(alive, prices)
+                fresh, legal = self._undercutting(alive, reduced, active)
+                alive = alive[legal]
+                prices = self._lowered(prices, alive, reduced[legal])
+                if best is None or self._proved(prices) > self._proved(best):
+                    best = prices
+            proved = self._proved(best)
+            if fresh is None or not len(fresh) or proved >= self.cost * FINE:
+                left = self._left(self._reduced(alive, best), self.cost * FINE - 1 - proved)
+                return best, alive[left], active, solution.x[: len(active)]
             active = np.concatenate([active, fresh])
+
+    def _cuts_of(self, active: Ints, blocks: int) -> csr_matrix | None:
+        """The inequalities as rows of the program."""
+        if not len(self.cuts):
+            return None
+        return hstack([self.cuts.matrix[active].T, csr_matrix((len(self.cuts), blocks))], "csr")
+
+    def _prices(self, solution: OptimizeResult) -> _Prices:
+        """The duals of a solution."""
+        duals = solution.eqlin.marginals * FINE
+        charges = -solution.ineqlin.marginals * FINE if len(self.cuts) else np.zeros(0)
+        if not np.abs(duals).sum() + np.abs(charges) @ self.cuts.most < MOST / 4:
+            raise OutOfWork("prices too large")
+        return _Prices(np.rint(duals).astype(np.int64), np.rint(charges).astype(np.int64).clip(0))
+
+    def _reduced(self, alive: Ints, prices: _Prices) -> Ints:
+        """Reduced cost of sets, 1/FINE bytes."""
+        reduced = self.near.reduced(alive, prices.blocks)
+        if len(prices.charges):
+            reduced += self.cuts.matrix[alive][:, : len(prices.charges)] @ prices.charges
+        return reduced
+
+    def _lowered(self, prices: _Prices, alive: Ints, reduced: Ints) -> _Prices:
+        """Prices lowered until no set undercuts them."""
+        blocks = prices.blocks + self.near.shortfall(alive, reduced)
+        if sum(map(abs, blocks.tolist())) >= MOST // 2:
+            raise OutOfWork("prices too large")
+        return prices._replace(blocks=blocks)
+
+    def _proved(self, prices: _Prices) -> int:
+        """What prices that no set undercuts prove of plans, 1/FINE bytes."""
+        charged = self.cuts.most[: len(prices.charges)]
+        return int(prices.blocks.sum() - prices.charges @ charged)
 
     def _left(self, reduced: Ints, room: int) -> Ints:
         """Which sets a better plan may use: ``room`` is what all its reduced costs sum up to.

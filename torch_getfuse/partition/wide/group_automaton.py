@@ -73,7 +73,7 @@ def line_automaton(problem: FusionProblem) -> Automaton | None:
     if layers is None:
         return None
     limit = evaluator.buffer_bytes
-    return Automaton(problem, skeleton, fewer_states(layers, limit, evaluator.work), limit)
+    return Automaton(problem, skeleton, fewer_states(layers, limit, evaluator.work)[0], limit)
 
 
 class _Sets:

@@ -159,6 +159,7 @@ def minimum(
     sizes: Floats,
     work: Work,
     homes: csr_matrix | None = None,
+    most: Ints | None = None,
 ) -> OptimizeResult | None:
     """The linear program over columns, solved in floating point; ``None`` without a solution.
 
@@ -171,7 +172,8 @@ def minimum(
         matrix: the rows to cover exactly.
         sizes: how often to cover each of them.
         work: counts and limits the iterations.
-        homes: rows covered at most once.
+        homes: rows covered at most once, or ``most`` times.
+        most: how often.
 
     Raises:
         OutOfWork: if a limit of ``work`` is reached.
@@ -185,7 +187,7 @@ def minimum(
         linprog,
         costs,
         A_ub=homes,
-        b_ub=None if homes is None else np.ones(homes.shape[0]),
+        b_ub=None if homes is None else np.ones(homes.shape[0]) if most is None else most,
         A_eq=matrix,
         b_eq=sizes,
         bounds=(0, None),

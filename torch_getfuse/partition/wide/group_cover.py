@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -24,14 +25,14 @@ import numpy.typing as npt
 from torch_getfuse.partition.exact.down_sets import Limits
 from torch_getfuse.partition.exact.windows import windows
 from torch_getfuse.partition.problem import FusionProblem, SearchInterrupted, SearchResult
-from torch_getfuse.partition.wide.block_prices import Proof, prove
+from torch_getfuse.partition.wide.block_prices import BOX, Oracle, Proof, prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns, FoundColumns
 from torch_getfuse.partition.wide.legal_groups import MAX_SETS, Candidates, Listed, list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
 from torch_getfuse.partition.wide.near_sets import NearSets, is_legal, near_sets
-from torch_getfuse.partition.wide.relaxation import FINE, MOST, Pricing
+from torch_getfuse.partition.wide.relaxation import FINE, MOST, ROOM_PRICES, Pricing
 from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWork
 
 Ints = npt.NDArray[np.int64]
@@ -39,17 +40,20 @@ Ints = npt.NDArray[np.int64]
 UNPRICED = "nothing priced"
 # Shares of the time after which each stage ends: list, automaton; and of what is left, bound, plan.
 LISTED, BUILT, PRICED, CHOSEN = 0.02, 0.6, 0.4, 0.65
-IMPROVED = 0.5  # the share of the time for prices of legal groups, each time
-TILED = 0.3, 0.4  # the shares of both bounds under BRR
+TILED, MERGED = 0.3, 0.15  # that of the bound under BRR, and where states were merged
+IMPROVED = 0.5, 0.4  # shares of the time for prices of legal groups, each time: LBDF, BRR
+REFINED, PRICED_AGAIN = 0.95, 0.2  # shares for near sets and for each of their prices
 WINDOWS = 0.04  # the share of the time for windows of each plan
-# Labels for the sets that a plan cheaper than the first may use, and than later ones.
-FEW, MANY = 1_000_000, 3_000_000
+FEW, MANY = 1_000_000, 4_000_000  # labels for near sets, and where bound and plan are close
+CLOSE = 0.01  # distance of bound and plan, as a share
+CLOSER = 0.8  # share of it below which near sets that were too many are looked for again
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 _TILES = "torch_getfuse.partition.wide.tile_automaton"
 """By name, as cost models are: what is planned under LBDF does not hang on the code of BRR."""
 
 ASKED = 2  # sets per block of which it is asked whether they are legal, for a plan
 CLOSE_BOX = 0.003  # initial box of the prices of legal groups
+FINER_BOX = 0.3  # and of those of near sets, as a share of what bound and plan are apart
 
 
 def cover(
@@ -90,6 +94,7 @@ class _Cover:
         # Columns of sets that need not be legal; where groups read nothing again, none cost less.
         self.found = FoundColumns(problem) if problem.rereads else Columns(problem)
         nothing = np.zeros(len(problem.blocks), np.int64)
+        self.gap = math.inf  # between bound and plan where near sets were too many
         self.proof = Proof(problem.unavoidable, (), nothing, nothing, UNPRICED)
 
     def run(self, most: int) -> SearchResult:
@@ -145,38 +150,80 @@ class _Cover:
             if oracle is None:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
-                share = TILED[0] if problem.rereads else PRICED
-                with self.work.within(self._until(share)):
-                    self.proof = prove(self.found, oracle, known, classes)
+                with self.work.within(self._until(self._priced(oracle))):
+                    self._prove(oracle, known, classes)
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
         if not listed.complete:
             self._choose(columns, CHOSEN)
         if isinstance(oracle, Listed):
             self._finish(lambda: oracle.near)
-        elif oracle is not None and not self._finish(lambda: self._near(columns, oracle, FEW)):
-            self._improve(columns, oracle, classes[-1:])
+        elif oracle is not None and not self._finish(partial(self._near, columns, oracle)):
+            finer = self._refine(columns, oracle, classes[-1:])
+            if finer is not None:
+                self._improve(columns, finer, classes[-1:])
+
+    def _priced(self, oracle: Listed | Pricing) -> float:
+        """The share of the time after which the first prices end."""
+        if not self.problem.rereads:
+            return PRICED
+        return MERGED if isinstance(oracle, Pricing) and oracle.automaton.merged else TILED
+
+    def _refine(
+        self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]
+    ) -> Pricing | None:
+        """Prices of those sets that a plan cheaper than the best may use, and its own, in turn.
+
+        Returns:
+            The oracle of them; ``None`` if nothing more can be done.
+        """
+        reached = -1, 0
+        while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
+            automaton = None
+            if pricing.automaton.finer is not None:
+                with self._limited(REFINED):
+                    near = pricing.near_by(self.plan, self.proof.lowered, self._reach(columns))
+                    automaton = pricing.automaton.finer(near)
+            if automaton is None:
+                break
+            pricing = Pricing(automaton, rates=pricing.rates)
+            self.found = FoundColumns(self.problem)  # the coarser one said less
+            known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
+            start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
+            with self.work.within(min(PRICED_AGAIN * self.seconds, self._until(REFINED))):
+                self._prove(pricing, known, classes, start, self._gap() * FINER_BOX)
+            self._choose(columns, 1.0)
+            if self._finish(partial(self._near, columns, pricing)):
+                return None
+        return pricing
 
     def _improve(self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]) -> None:
-        """Prices that only legal groups must not undercut, and the best plan of these, in turn.
-
-        Not where hardly any set that undercuts prices is legal; the time is for other searches.
-        """
-        if pricing.automaton.merged:
-            return
+        """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
         if self.problem.rereads:  # what was found is less than what groups cost
             self.found = FoundColumns(self.problem)
         reached = -1, 0
         legal = LegalPricing(columns, pricing)
-        share = TILED[1] if self.problem.rereads else IMPROVED
+        share = IMPROVED[self.problem.rereads]
         while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
             with self.work.within(min(share * self.seconds, self._until(1.0))):
-                self.proof = prove(self.found, legal, known, classes, start, CLOSE_BOX)
+                self._prove(legal, known, classes, start, CLOSE_BOX)
             self._choose(columns, 1.0)
-            if self._finish(lambda: self._near(columns, pricing, MANY)):
+            if self._finish(partial(self._near, columns, pricing)):
                 return
+
+    def _prove(
+        self,
+        oracle: Oracle,
+        known: SearchResult,
+        classes: Sequence[Ints],
+        start: Proof | None = None,
+        box: float = BOX,
+    ) -> None:
+        """Raise the bound by the prices of an oracle that has all sets of a cheaper plan."""
+        proof = prove(self.found, oracle, known, classes, start, box)
+        self.proof = replace(proof, bound=min(proof.bound, known.dram_bytes))
 
     def _choose(self, columns: Columns, share: float) -> None:
         """The best plan of the proof's sets, by branching; and that with windows."""
@@ -218,7 +265,7 @@ class _Cover:
 
     def _branch(self, near: NearSets, share: float) -> int:
         """Keep the best plan of some sets; what the search proves of them, 1/FINE bytes."""
-        search = Branching(near, self.plan, tuple(self.used))
+        search = Branching(near, self.plan, tuple(self.used), self.proof.lowered)
         try:
             with self._limited(share):
                 search.run()
@@ -227,14 +274,31 @@ class _Cover:
             self.used.update(dict.fromkeys(search.used))
         return search.level
 
-    def _near(self, columns: Columns, pricing: Pricing, most: int) -> NearSets | None:
-        """The sets that a plan cheaper than the best may use, if they are few."""
-        prices, cost = self.proof.lowered, self.problem.cost(self.plan)
-        reach = (cost - columns.step) * FINE - int(prices.sum())
-        near = None
+    def _near(self, columns: Columns, pricing: Pricing) -> NearSets | None:
+        """The sets that a plan cheaper than the best may use, if they are few.
+
+        Where they were too many, they are looked for again when bound and plan are closer.
+        """
+        prices, near = self.proof.lowered, None
+        gap = self._gap()
+        few = FEW if gap > CLOSE or pricing.automaton.merged else MANY
+        if gap > CLOSER * self.gap or (gap > CLOSE and pricing.automaton.merged):
+            return None
+        reach = np.full(len(prices), self._reach(columns))
         with self._limited(1.0):
-            near = near_sets(columns, pricing, prices, np.full(len(prices), reach), most)
+            near = near_sets(columns, pricing, prices, reach, few)
+        if near is None:
+            self.gap = gap
         return near
+
+    def _gap(self) -> float:
+        """The distance of bound and plan, as a share."""
+        return 1 - self.proof.bound / self.problem.cost(self.plan)
+
+    def _reach(self, columns: Columns) -> int:
+        """Reduced cost of sets that a plan cheaper than the best may use, at most."""
+        cost = self.problem.cost(self.plan)
+        return (cost - columns.step) * FINE - int(self.proof.lowered.sum())
 
     def _oracle(
         self, columns: Columns, listed: Candidates
@@ -248,7 +312,10 @@ class _Cover:
             automaton = line_automaton(self.problem)
         if automaton is None:
             return None, []
-        return Pricing(automaton), [automaton.skeleton.classes(radius) for radius in RADII]
+        rates = ROOM_PRICES[::2] if self.problem.rereads else ROOM_PRICES
+        return Pricing(automaton, rates=rates), [
+            automaton.skeleton.classes(radius) for radius in RADII
+        ]
 
     @contextmanager
     def _limited(self, share: float) -> Iterator[None]:

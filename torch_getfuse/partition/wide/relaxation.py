@@ -17,7 +17,7 @@ prices join it, until there are none. ``docs/exact-search.md`` has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from torch_getfuse.partition.node_set import bits
-from torch_getfuse.partition.wide.automaton import NO_BLOCK, Automaton
+from torch_getfuse.partition.wide.automaton import NO_BLOCK, Automaton, Near
 
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
@@ -51,6 +51,7 @@ Each run replaces them by as many in the range that was useful in the previous r
 """
 RARE = 0.05  # share of the labels, at each end of the range, whose prices the next run drops
 WIDER = 1.25  # factor by which the next range extends beyond the others
+HIGHER = 16  # factor of the highest price if that was useful
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +157,15 @@ class Pricing:
         automaton: the automaton of the problem.
         most: labels per block; with more of them, rooms are rounded down until no more than these
             are left, which keeps the result a bound.
+        rates: the first prices of room, ascending.
     """
 
-    def __init__(self, automaton: Automaton, most: int = MOST_LABELS) -> None:
+    def __init__(
+        self,
+        automaton: Automaton,
+        most: int = MOST_LABELS,
+        rates: Sequence[int] | Ints = ROOM_PRICES,
+    ) -> None:
         self.automaton = automaton
         self.limit = automaton.limit
         self.most = most
@@ -172,7 +179,7 @@ class Pricing:
         self._names = names_of(fusable)
         # Prices of room are capped so that price times the sum of all rooms cannot overflow.
         self._highest_rate = (MOST // 2) // max(1, 2 * automaton.widest + automaton.limit)
-        self.rates = np.minimum(np.array(ROOM_PRICES, np.int64), self._highest_rate)
+        self.rates = np.minimum(np.array(rates, np.int64), self._highest_rate)
 
     def run(self, prices: Ints) -> tuple[Ints, list[Undercutting]]:
         """Shortfall per block (0 or less, in 1/FINE bytes), and sets that attain it or nearly so.
@@ -239,7 +246,8 @@ class Pricing:
         ``surcharge``: per block, what a set that begins with it costs more.
         """
         count = self.automaton.problem.evaluator.work.add
-        count(sum(LAYER // 3 + len(steps.source) // LABELS for steps in self.layers))
+        entries = LABELS * len(ROOM_PRICES)
+        count(sum(LAYER // 3 + len(self.rates) * len(s.source) // entries for s in self.layers))
         rates = self.rates[:, None]
         empty = len(self.automaton.layers[0].leave) if self.layers else 1
         least = np.zeros((len(rates), empty), np.int64)
@@ -254,6 +262,10 @@ class Pricing:
                     cost += surcharge[steps.block] * steps.begins[: steps.inner]
             least = np.minimum.reduceat(cost, steps.first, axis=1) if steps.inner else cost
         return costs
+
+    def near_by(self, plan: Sequence[int], prices: Ints, most: int) -> Near:
+        """Which sets have reduced costs of at most ``most``, in 1/:data:`FINE` bytes."""
+        return Near(plan, prices, most, self.rates, self.before(prices))
 
     def _undominated(self, state: Ints, cost: Ints, room: Ints) -> Ints:
         """Positions, ascending, of the labels that no other label of their state dominates."""
@@ -379,11 +391,15 @@ def followed(labels: Ints, kept: Ints) -> Ints:
 
 
 def _focused(rates: Ints, used: Ints) -> Ints:
-    """As many prices of room over the range that was useful; ``used``: use count of each."""
+    """As many prices of room over the range that was useful; ``used``: use count of each.
+
+    Where that is up to the highest, higher ones as well.
+    """
     total = np.cumsum(np.where(rates > 0, used, 0))
     if not total[-1]:
         return rates
     low, high = np.searchsorted(total, [RARE * total[-1], (1 - RARE) * total[-1]])
-    ends = rates[low] / WIDER, min(rates[high] * WIDER, ROOM_PRICES[-1])
+    highest = rates[-1] * (HIGHER if high == len(rates) - 1 else 1)
+    ends = rates[low] / WIDER, min(rates[high] * WIDER, highest)
     inner = np.geomspace(*ends, len(rates) - 2).astype(np.int64)
-    return np.concatenate([[0], inner, [ROOM_PRICES[-1]]])
+    return np.concatenate([[0], inner, [highest]])

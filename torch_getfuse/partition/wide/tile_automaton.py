@@ -19,14 +19,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from torch_getfuse.errors import OptionError
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.problem import FusionProblem
-from torch_getfuse.partition.wide.automaton import Automaton, fewer_states
+from torch_getfuse.partition.wide.automaton import Automaton, Near, fewer_states
 from torch_getfuse.partition.wide.tile_blocks import TileSkeleton
-from torch_getfuse.partition.wide.tile_builder import Builder, Passes
+from torch_getfuse.partition.wide.tile_builder import Builder
+from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Priced
 from torch_getfuse.partition.wide.tile_outline import Outline
 
 MOST_STATES, MOST_OUTLINED = 1_500_000, 280_000
@@ -34,6 +38,10 @@ MOST_STATES, MOST_OUTLINED = 1_500_000, 280_000
 MERGED_STATES = 350_000
 """States where those of the outline had to be merged: then those of the automaton are in any case,
 and more of them leave less time for prices."""
+
+FINER_STATES, FEWER = 350_000, 0.5
+"""States of an automaton of near sets; and the share of all that are near for which it is made
+where none were merged."""
 
 OUTLINED = 1, 2
 PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -54,9 +62,11 @@ def some_passes(bounds: Sequence[int]) -> tuple[Passes, ...]:
 
 
 def tile_automaton(
-    problem: FusionProblem, passes: Sequence[Passes], most: int = MOST_STATES
+    problem: FusionProblem, bounds: Sequence[int], most: int = MOST_STATES
 ) -> Automaton | None:
     """The automaton of a BRR problem; ``None`` for far more than ``most`` states.
+
+    ``bounds``: least passes of the ranges that are told apart, ascending from 1.
 
     Blocks alone, and those that may run in slices, are not among its sets.
 
@@ -64,8 +74,8 @@ def tile_automaton(
         OptionError: for a scheme other than BRR.
         OutOfWork: if a limit on work is reached.
     """
-    outline = _outline(problem, _outlined(passes), min(most, MOST_OUTLINED))
-    return None if outline is None else _automaton(problem, outline, passes, most)
+    outline = _outline(problem, _outlined(some_passes(bounds)), min(most, MOST_OUTLINED))
+    return None if outline is None else _making(problem, outline).automaton(outline, bounds, most)
 
 
 def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | None:
@@ -76,9 +86,14 @@ def automaton_near(problem: FusionProblem, plan: Sequence[int]) -> Automaton | N
     outline = _outline(problem, some_passes(OUTLINED), MOST_OUTLINED)
     if outline is None:
         return None
-    passes = some_passes(_bounds(problem, plan, outline.merged))
     most = MERGED_STATES if outline.merged else MOST_STATES
-    return _automaton(problem, outline, passes, most)
+    making = _making(problem, outline)
+    return making.automaton(outline, _bounds(problem, plan, making.large), most)
+
+
+def _making(problem: FusionProblem, outline: Outline) -> _Making:
+    alone = _alone(problem, _brr(problem))
+    return _Making(problem, outline.skeleton, outline.limit, alone, outline.merged)
 
 
 def _outline(problem: FusionProblem, passes: Sequence[Passes], most: int) -> Outline | None:
@@ -87,16 +102,49 @@ def _outline(problem: FusionProblem, passes: Sequence[Passes], most: int) -> Out
     return Outline.of(skeleton, passes, limit, problem.evaluator.work, most)
 
 
-def _automaton(
-    problem: FusionProblem, outline: Outline, passes: Sequence[Passes], most: int
-) -> Automaton | None:
-    skeleton, limit, work = outline.skeleton, outline.limit, problem.evaluator.work
-    layers = Builder(skeleton, passes, limit, outline).layers(work, most)
-    if layers is None:
-        return None
-    fewer = fewer_states(layers, limit, work)
-    alone = _alone(problem, _brr(problem))
-    return Automaton(problem, skeleton, fewer, limit, alone, outline.merged)
+@dataclass(frozen=True)
+class _Making:
+    """Makes automata of one problem, each by what another knows.
+
+    Attributes:
+        problem: the problem.
+        skeleton: its blocks.
+        limit: a set that holds as much, in bytes, does not fit.
+        alone: what is priced apart.
+        large: whether states of the outline were merged. Then those of automata are, and few passes
+            are told apart.
+    """
+
+    problem: FusionProblem
+    skeleton: TileSkeleton
+    limit: int
+    alone: tuple[int, ...]
+    large: bool = False
+
+    def automaton(self, guide: Guide, bounds: Sequence[int], most: int) -> Automaton | None:
+        """One of about ``most`` states; ``None`` where that is far too few.
+
+        ``bounds``: least passes of the ranges that are told apart.
+        """
+        work, passes = self.problem.evaluator.work, some_passes(bounds)
+        builder = Builder(self.skeleton, passes, self.limit, guide)
+        layers = builder.layers(work, most)
+        if layers is None:
+            return None
+        fewer, states = fewer_states(layers, self.limit, work)
+        made = Automaton(self.problem, self.skeleton, fewer, self.limit, self.alone, self.large)
+        starts = np.where(builder.starts < 0, -1, states[builder.starts])
+        merged = builder.merging.merged
+
+        def finer(near: Near) -> Automaton | None:
+            if not made.states:
+                return None
+            more = sorted({*bounds, *_bounds(self.problem, near.plan, self.large)})
+            guide = Priced(made, passes, starts, near)
+            useful = merged or len(more) > len(bounds) or guide.within < FEWER * made.states
+            return self.automaton(guide, more, FINER_STATES) if useful else None
+
+        return replace(made, finer=finer)
 
 
 def _outlined(passes: Sequence[Passes]) -> tuple[Passes, ...]:

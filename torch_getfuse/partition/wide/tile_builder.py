@@ -9,13 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from torch_getfuse.partition.wide.automaton import NO_BLOCK, Join, Layer
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
+from torch_getfuse.partition.wide.tile_guide import FIRST, Guide, Passes, Step, Way
 from torch_getfuse.partition.wide.tile_rows import Rates, Tile
 from torch_getfuse.partition.wide.tile_sets import (
     ABOVE,
@@ -31,16 +31,13 @@ from torch_getfuse.partition.wide.tile_sets import (
     TO_DIFFER,
     UNEVEN,
     Bytes,
+    Flags,
     Ints,
     Merging,
     OpenRows,
     TileSets,
 )
 from torch_getfuse.partition.work import Work
-
-Flags = npt.NDArray[np.bool_]
-
-FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
 
 MOST_FULL = 4  # tensors that a block reads of which one is said to have a full maker
 
@@ -55,48 +52,6 @@ _CELLS = 30  # entries of the table of states per further step
 _MOST_PACES = 200  # rates over what the cumulative stride says, which are told apart
 
 
-class Passes(NamedTuple):
-    """How often a group reads its weights.
-
-    Attributes:
-        least, most: passes; 0 for any number.
-        stay: whether the weights stay in the buffer.
-    """
-
-    least: int
-    most: int
-    stay: bool = False
-
-
-class Way(NamedTuple):
-    """How a block joins.
-
-    Attributes:
-        full: whether it is a full convolution.
-        lines: tile lines of sinks that are alike, at least and at most, if it is the first to join.
-        others: whether it may also join where it is not the first, or sinks are not alike.
-        source: of several tensors that it reads, one whose maker is full, or :data:`FIRST`;
-            ``None`` where that does not matter.
-    """
-
-    full: bool
-    lines: tuple[int, int]
-    others: bool
-    source: int | None
-
-
-class Guide(Protocol):
-    """Knows of some sets that they cannot end within the buffer; see :class:`.Outline`."""
-
-    def start(self, nothing: TileSets, passes: Sequence[Passes]) -> Ints: ...
-
-    def share(self, decided: int) -> float: ...
-
-    def going(
-        self, decided: int, way: Way | None, sets: TileSets, came: Ints
-    ) -> tuple[TileSets, Ints]: ...
-
-
 class Builder:
     """The forward pass: states that sets reach within the buffer, and the steps between them.
 
@@ -105,7 +60,13 @@ class Builder:
         passes: those that are told apart.
         limit: a set that holds as much, in bytes, does not fit.
         guide: leaves out sets that cannot end.
+
+    Attributes:
+        starts: the first states: of each of the passes, with sinks that will be alike and that will
+            not; -1 for none.
     """
+
+    starts: Ints
 
     # What is said of the makers of the tensors that a block reads.
     ASKED: ClassVar[np.uint8] = np.uint8(255)
@@ -155,8 +116,9 @@ class Builder:
             self._open(sets, number, block, left)
             cells = sum(len(getattr(sets, table)) for table in sets.TABLES)
             ways = [] if block is None else [*self._ways(block)]
+            taken = [Step(decided, ways, number) for number in range(-1, len(ways))]
             stay = self._leave(sets, number)
-            joined = [self._join(sets, number, block, way) for way in ways if block is not None]
+            joined = [self._join(sets, number, block, step) for step in taken[1:] if block]
             work.add(
                 _BLOCK * (1 + len(ways))
                 + sum(cells * len(at) for _, at in (stay, *joined)) // _CELLS
@@ -164,8 +126,8 @@ class Builder:
             ended = [self._ended(sets, *some) for some in joined]
             after = [stay, *joined]
             if self.guide is not None:
-                following = zip((None, *ways), after, strict=True)
-                after = [self.guide.going(decided, way, *some) for way, some in following]
+                going = zip(taken, after, strict=True)
+                after = [self.guide.going(step, sets, *some) for step, some in going]
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
@@ -192,8 +154,9 @@ class Builder:
         sets = TileSets.empty(
             len(self.least), (ALIKE,) if len(strides) == 1 else (ALIKE, TO_DIFFER)
         )
+        self.starts = np.arange(len(sets))
         if self.guide is not None:
-            sets.outline = self.guide.start(sets, self.passes)
+            sets, self.starts = self.guide.start(sets, self.passes)
         return sets
 
     def _done(self, decided: int) -> float:
@@ -355,13 +318,14 @@ class Builder:
                     yield Way(False, lines, not k, source)
 
     def _join(
-        self, sets: TileSets, number: int, block: TileBlock, way: Way
+        self, sets: TileSets, number: int, block: TileBlock, step: Step
     ) -> tuple[TileSets, Ints]:
         """The sets that a block joins in a way, and the states they come from.
 
         Their cost assumes that no further block joins.
         """
-        (keep,) = np.nonzero(self._can_join(sets, block, way))
+        way = step.ways[step.number]
+        (keep,) = np.nonzero(self._can_join(sets, block, step))
         changed = sets.take(keep)
         flags = np.zeros(len(keep), np.uint8)
         rows, pace = np.ones(len(keep), np.int64), np.ones(len(keep), np.int64)
@@ -390,9 +354,9 @@ class Builder:
         self._connect(changed, number, block)
         return _fitting(changed, keep, fits & (changed.room < self.limit))
 
-    def _can_join(self, sets: TileSets, block: TileBlock, way: Way) -> Flags:
+    def _can_join(self, sets: TileSets, block: TileBlock, step: Step) -> Flags:
         """The sets whose readers of the block allow it to join so."""
-        full, _, others, source = way
+        full, _, others, source = step.ways[step.number]
         can = np.full(len(sets), True)
         if not others:
             can = (sets.parts == 0) & (sets.differ == ALIKE)
@@ -405,7 +369,10 @@ class Builder:
             elif block.stores:
                 can &= flags & FULL == 0
             if not block.stores and _asked_together(block):
-                can &= (flags & FULL > 0) == (source is not None)
+                sourced = flags & FULL > 0
+                if self.guide is not None and step.plain >= 0:
+                    sourced |= self.guide.sourced(step, sets)
+                can &= sourced if source is not None else ~sourced
         elif not block.stores and source is not None:
             can[:] = False
         return can

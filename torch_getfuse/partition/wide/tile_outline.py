@@ -13,17 +13,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from torch_getfuse.partition.wide.automaton import NEVER, Layer, rooms
+from torch_getfuse.partition.wide.automaton import Layer
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
-from torch_getfuse.partition.wide.tile_builder import Builder, Passes, Way
-from torch_getfuse.partition.wide.tile_sets import IN_ROWS, READ, UNEVEN, Ints, TileSets
+from torch_getfuse.partition.wide.tile_builder import Builder
+from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Step, Way
+from torch_getfuse.partition.wide.tile_sets import IN_ROWS, READ, UNEVEN, Flags, Ints, TileSets
 from torch_getfuse.partition.work import Work
 
 ANY = 1 << 30  # tile lines: more than there are
 
 
-class Outline:
-    """An outline, and what it knows of sets: the least room up to an end.
+class Outline(Guide):
+    """An outline, and what it knows of sets.
 
     Args:
         skeleton: the problem's blocks.
@@ -41,13 +42,8 @@ class Outline:
         layers: Sequence[Layer],
         merged: bool,
     ) -> None:
-        self.skeleton, self.limit = skeleton, limit
-        self._passes, self._layers = passes, layers
-        self._to_end = [need for _, need in rooms(layers, limit)]
-        self.merged = merged
-        ending = [int((need < NEVER).sum()) for need in self._to_end]
-        shares = np.cumsum([0, *ending]) / max(1, sum(ending))
-        self._share: list[float] = shares.tolist()
+        super().__init__(layers, limit, passes, np.arange(len(layers[0].leave)))
+        self.skeleton, self.merged = skeleton, merged
 
     @classmethod
     def of(
@@ -64,46 +60,12 @@ class Outline:
             return None
         return cls(skeleton, passes, limit, layers, builder.merging.merged)
 
-    def start(self, nothing: TileSets, passes: Sequence[Passes]) -> Ints:
-        """States of the empty sets, of passes each of which one range of the outline has."""
-        among = np.array([self._among(one) for one in passes])
-        before = np.cumsum(np.diff(nothing.differ, prepend=nothing.differ[:1]) != 0)
-        started: Ints = before * len(self._passes) + among[nothing.passes]
-        return started
+    def _following(self, step: Step) -> Ints:
+        layer, way = self.layers[step.decided], step.way
+        return layer.leave if way is None else layer.joins[0 if way.full else -1].to
 
-    def share(self, decided: int) -> float:
-        """The share of all states from which sets end that precedes a decision."""
-        return self._share[decided]
-
-    def going(
-        self, decided: int, way: Way | None, sets: TileSets, came: Ints
-    ) -> tuple[TileSets, Ints]:
-        """Those of some sets that may end later, and the states they come from.
-
-        Args:
-            decided: number of decisions before the last.
-            way: in which a block joined then; ``None`` if it stayed out.
-            sets, came: the sets after it, and the states before it.
-        """
-        if decided + 1 == len(self._layers):
-            return sets, came
-        layer = self._layers[decided]
-        to = layer.leave if way is None else layer.joins[0 if way.full else -1].to
-        sets.outline = to[sets.outline]
-        (go,) = np.nonzero(sets.outline >= 0)
-        need = self._to_end[decided + 1][sets.outline[go]]
-        go = go[sets.room[go] + need < self.limit]
-        return sets.take(go), came[go]
-
-    def _among(self, one: Passes) -> int:
-        """The number of the range that has all passes of one."""
-        return next(
-            k
-            for k, other in enumerate(self._passes)
-            if other.stay == one.stay
-            and other.least <= one.least
-            and (not other.most or 0 < one.most <= other.most)
-        )
+    def sourced(self, step: Step, sets: TileSets) -> Flags:
+        return np.zeros(len(sets), bool)  # it does not tell
 
 
 class _Outlining(Builder):

@@ -12,6 +12,7 @@ from torch_getfuse.partition.wide.automaton import distinct, packed, renumbered
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
+Flags = npt.NDArray[np.bool_]
 
 READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN, INSIDE, OUTSIDE = (1 << k for k in range(8))
 """Flags of a tensor with respect to a set, by its readers so far: one is in; one is out; one is out
@@ -45,6 +46,7 @@ class TileSets:
         holds: per block, bytes that it holds if it starts a group; apart of a tensor that others
             may hold.
         held: per such tensor, bytes that are held.
+        hopes: per price of room, the least cost of the set so far, room and prices included.
         part: per open reading of a tensor, the number of the part that can grow through it, from 1
             up.
         parts: number of parts of the set.
@@ -57,7 +59,7 @@ class TileSets:
         outline: state of the outline, if there is one, that knows more of how sets can go on.
     """
 
-    TABLES = "state", "rows", "pace", "holds", "held", "part"
+    TABLES = "state", "rows", "pace", "holds", "held", "part", "hopes"
     COLUMNS = "parts", "passes", "differ", "common", "lines", "tall", "cost", "room", "outline"
 
     state: Bytes
@@ -66,6 +68,7 @@ class TileSets:
     holds: Ints
     held: Ints
     part: Bytes
+    hopes: Ints
     parts: Ints
     passes: Ints
     differ: Ints
@@ -81,9 +84,8 @@ class TileSets:
         """The empty set, of all ``passes``, whose sinks will be as each of ``differ`` says."""
         sets = cls()
         count = passes * len(differ)
-        for name, kind in zip(
-            cls.TABLES, (np.uint8, np.int32, np.uint16, np.int64, np.int64, np.uint8), strict=True
-        ):
+        kinds = np.uint8, np.int32, np.uint16, np.int64, np.int64, np.uint8, np.int64
+        for name, kind in zip(cls.TABLES, kinds, strict=True):
             setattr(sets, name, np.zeros((0, count), kind))
         for name in cls.COLUMNS:
             setattr(sets, name, np.zeros(count, np.int64))
@@ -184,7 +186,7 @@ class Merging:
             first, state = _distinct(sets, kept, untold, self.merged)
             if len(first) <= width:
                 break
-        if untold and len(first) < len(kept):
+        if (untold or len(sets.hopes)) and len(first) < len(kept):
             _least(sets, kept, first, state)
         return first, state
 
@@ -229,6 +231,7 @@ def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints) -> None:
         ("holds", np.minimum),
         ("held", np.maximum),
         ("part", np.maximum),
+        ("hopes", np.minimum),
     ):
         table = getattr(sets, name)
         table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
