@@ -252,7 +252,6 @@ def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed
         first = Pricing(automaton)
         order = np.argsort(first.place).tolist()
         for _ in range(3):
-            monkeypatch.setattr(tile_automaton, "FINER_STATES", rng.choice((1, 30, 1000)))
             pricing = Pricing(automaton)
             prices = random_prices(rng, problem)
             prices += pricing.run(prices)[0]
@@ -276,8 +275,10 @@ def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed
 
 def test_the_passes_of_a_plan_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in which it reads much; further ones where that is a large part of it."""
-    told: list[Passes] = []
-    monkeypatch.setattr(tile_automaton, "_automaton", lambda a, b, passes, c: told.extend(passes))
+    told: list[int] = []
+    monkeypatch.setattr(
+        tile_automaton._Making, "automaton", lambda _, guide, bounds, most: told.extend(bounds)
+    )
     rng = Random(8800)
     read_again = 0
     for _ in range(200):
@@ -292,8 +293,7 @@ def test_the_passes_of_a_plan_are_told_apart(monkeypatch: pytest.MonkeyPatch) ->
             told.clear()
             tile_automaton.automaton_near(problem, plan)
             if passes > 4 and scheme.reread(group, size) > 0.1 * problem.cost(plan):
-                assert passes in {each.least for each in told}
-                assert {each.least for each in told} >= set(tile_automaton.MORE_PASSES)
+                assert set(told) >= {passes, *tile_automaton.MORE_PASSES}
                 read_again += 1
     assert read_again > 5
 

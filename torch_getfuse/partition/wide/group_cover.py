@@ -44,7 +44,7 @@ TILED, MERGED = 0.3, 0.15  # that of the bound under BRR, and where states were 
 IMPROVED = 0.5, 0.4  # shares of the time for prices of legal groups, each time: LBDF, BRR
 REFINED, PRICED_AGAIN = 0.95, 0.2  # shares for near sets and for each of their prices
 WINDOWS = 0.04  # the share of the time for windows of each plan
-FEW, MANY = 1_000_000, 4_000_000  # labels for near sets, and where bound and plan are close
+FEW, MANY = 1_000_000, 4_000_000  # labels for near sets: at first; where no finer ones are made
 CLOSE = 0.01  # distance of bound and plan, as a share
 CLOSER = 0.8  # share of it below which near sets that were too many are looked for again
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
@@ -94,7 +94,8 @@ class _Cover:
         # Columns of sets that need not be legal; where groups read nothing again, none cost less.
         self.found = FoundColumns(problem) if problem.rereads else Columns(problem)
         nothing = np.zeros(len(problem.blocks), np.int64)
-        self.gap = math.inf  # between bound and plan where near sets were too many
+        # Labels that were too few for near sets, and how close bound and plan must be then.
+        self.tried = 0, math.inf
         self.proof = Proof(problem.unavoidable, (), nothing, nothing, UNPRICED)
 
     def run(self, most: int) -> SearchResult:
@@ -158,10 +159,8 @@ class _Cover:
             self._choose(columns, CHOSEN)
         if isinstance(oracle, Listed):
             self._finish(lambda: oracle.near)
-        elif oracle is not None and not self._finish(partial(self._near, columns, oracle)):
-            finer = self._refine(columns, oracle, classes[-1:])
-            if finer is not None:
-                self._improve(columns, finer, classes[-1:])
+        elif oracle is not None:
+            self._close_in(columns, oracle, classes[-1:])
 
     def _priced(self, oracle: Listed | Pricing) -> float:
         """The share of the time after which the first prices end."""
@@ -169,33 +168,39 @@ class _Cover:
             return PRICED
         return MERGED if isinstance(oracle, Pricing) and oracle.automaton.merged else TILED
 
-    def _refine(
-        self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]
-    ) -> Pricing | None:
-        """Prices of those sets that a plan cheaper than the best may use, and its own, in turn.
+    def _close_in(self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]) -> None:
+        """Search the near sets if they are few; otherwise make them fewer, and ask what is legal.
 
-        Returns:
-            The oracle of them; ``None`` if nothing more can be done.
+        In turn: prices of an automaton of near sets, and the best plan of what undercuts them.
         """
-        reached = -1, 0
-        while reached != (reached := (self.proof.bound, self.problem.cost(self.plan))):
-            automaton = None
-            if pricing.automaton.finer is not None:
-                with self._limited(REFINED):
-                    near = pricing.near_by(self.plan, self.proof.lowered, self._reach(columns))
-                    automaton = pricing.automaton.finer(near)
-            if automaton is None:
+        first, reached = pricing, (-1, 0)
+        while not self._finish(partial(self._near, columns, pricing, FEW)):
+            again = reached == (reached := (self.proof.bound, self.problem.cost(self.plan)))
+            finer = None if again else self._finer(columns, pricing)
+            if finer is None:
                 break
-            pricing = Pricing(automaton, rates=pricing.rates)
+            pricing = finer
             self.found = FoundColumns(self.problem)  # the coarser one said less
             known = replace(self.known, groups=self.plan, dram_bytes=reached[1])
             start = replace(self.proof, sets=tuple(self.used), prices=self.proof.lowered)
             with self.work.within(min(PRICED_AGAIN * self.seconds, self._until(REFINED))):
                 self._prove(pricing, known, classes, start, self._gap() * FINER_BOX)
             self._choose(columns, 1.0)
-            if self._finish(partial(self._near, columns, pricing)):
-                return None
-        return pricing
+        else:
+            return
+        # Of finer automata it takes little to ask what is legal.
+        few = pricing is first and self._gap() < CLOSE and not pricing.automaton.merged
+        if not (few and self._finish(partial(self._near, columns, pricing, MANY))):
+            self._improve(columns, pricing, classes)
+
+    def _finer(self, columns: Columns, pricing: Pricing) -> Pricing | None:
+        """The oracle of an automaton of near sets; ``None`` where it would not be much finer."""
+        automaton = None
+        if pricing.automaton.finer is not None:
+            with self._limited(REFINED):
+                near = pricing.near_by(self.plan, self.proof.lowered, self._reach(columns))
+                automaton = pricing.automaton.finer(near)
+        return None if automaton is None else Pricing(automaton, rates=pricing.rates)
 
     def _improve(self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]) -> None:
         """Prices that only legal groups must not undercut, and the best plan of these, in turn."""
@@ -210,7 +215,7 @@ class _Cover:
             with self.work.within(min(share * self.seconds, self._until(1.0))):
                 self._prove(legal, known, classes, start, CLOSE_BOX)
             self._choose(columns, 1.0)
-            if self._finish(partial(self._near, columns, pricing)):
+            if self._finish(partial(self._near, columns, pricing, MANY)):
                 return
 
     def _prove(
@@ -274,21 +279,25 @@ class _Cover:
             self.used.update(dict.fromkeys(search.used))
         return search.level
 
-    def _near(self, columns: Columns, pricing: Pricing) -> NearSets | None:
+    def _near(self, columns: Columns, pricing: Pricing, most: int) -> NearSets | None:
         """The sets that a plan cheaper than the best may use, if they are few.
 
         Where they were too many, they are looked for again when bound and plan are closer.
+
+        Args:
+            columns: of the problem.
+            pricing: the oracle.
+            most: labels.
         """
-        prices, near = self.proof.lowered, None
-        gap = self._gap()
-        few = FEW if gap > CLOSE or pricing.automaton.merged else MANY
-        if gap > CLOSER * self.gap or (gap > CLOSE and pricing.automaton.merged):
+        tried, gap = self.tried, self._gap()
+        if (gap > CLOSE and pricing.automaton.merged) or (most <= tried[0] and gap > tried[1]):
             return None
+        prices, near = self.proof.lowered, None
         reach = np.full(len(prices), self._reach(columns))
         with self._limited(1.0):
-            near = near_sets(columns, pricing, prices, reach, few)
+            near = near_sets(columns, pricing, prices, reach, most)
         if near is None:
-            self.gap = gap
+            self.tried = most, CLOSER * gap
         return near
 
     def _gap(self) -> float:

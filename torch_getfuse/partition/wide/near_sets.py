@@ -162,6 +162,8 @@ def near_sets(
     several = len(pricing.automaton.besides) > 0  # then a set may be several paths
     kept_so_far = 0
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
+        if int(steps.times[state].sum()) > most:  # hardly any of them would be left out
+            return None
         onto, back = steps.propagated(state)
         count(LAYER + len(onto) // LABELS)
         states, joins, begins = steps.source[back], steps.joins[back], steps.begins[back]

@@ -33,15 +33,15 @@ from torch_getfuse.partition.wide.tile_builder import Builder
 from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Priced
 from torch_getfuse.partition.wide.tile_outline import Outline
 
-MOST_STATES, MOST_OUTLINED = 1_500_000, 280_000
+MOST_STATES, MOST_OUTLINED = 1_300_000, 280_000
 
 MERGED_STATES = 350_000
 """States where those of the outline had to be merged: then those of the automaton are in any case,
 and more of them leave less time for prices."""
 
-FINER_STATES, FEWER = 350_000, 0.5
-"""States of an automaton of near sets; and the share of all that are near for which it is made
-where none were merged."""
+FEWER = 0.25
+"""Share of the states that are near for which an automaton of near sets is made where none were
+merged."""
 
 OUTLINED = 1, 2
 PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -134,15 +134,14 @@ class _Making:
         fewer, states = fewer_states(layers, self.limit, work)
         made = Automaton(self.problem, self.skeleton, fewer, self.limit, self.alone, self.large)
         starts = np.where(builder.starts < 0, -1, states[builder.starts])
-        merged = builder.merging.merged
 
         def finer(near: Near) -> Automaton | None:
             if not made.states:
                 return None
             more = sorted({*bounds, *_bounds(self.problem, near.plan, self.large)})
             guide = Priced(made, passes, starts, near)
-            useful = merged or len(more) > len(bounds) or guide.within < FEWER * made.states
-            return self.automaton(guide, more, FINER_STATES) if useful else None
+            useful = self.large or len(more) > len(bounds) or guide.within < FEWER * made.states
+            return self.automaton(guide, more, most) if useful else None
 
         return replace(made, finer=finer)
 
