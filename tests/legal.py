@@ -78,6 +78,23 @@ def assert_none_undercuts(shortfall: Sequence[int], least: Mapping[int, int]) ->
     return sum(bool(shortfall[k] < value) for k, value in least.items())
 
 
+def legal_plans(problem: FusionProblem) -> Iterator[list[int]]:
+    """All of them, by enumeration; about ten operators at most."""
+    groups = list_groups(problem).groups
+    alone = [1 << i for i in bits(problem.unfusable)]
+
+    def extended(left: int, plan: list[int]) -> Iterator[list[int]]:
+        if not left:
+            if topological_order([*plan, *alone], problem.graph) is not None:
+                yield plan
+            return
+        for group in groups:
+            if group & left & -left and not group & ~left:
+                yield from extended(left & ~group, [*plan, group])
+
+    yield from extended(problem.fusable, [])
+
+
 def single(problem: FusionProblem) -> SearchResult:
     """The plan of single blocks."""
     return SearchResult(problem.blocks, problem.cost(problem.blocks), 0, 0.0)

@@ -12,7 +12,14 @@ import pytest
 
 from tests.brute import brute_force
 from tests.graphs import Builder
-from tests.legal import assert_legal, assert_runs_in_order, random_problem, single
+from tests.legal import (
+    assert_legal,
+    assert_runs_in_order,
+    legal_plans,
+    random_prices,
+    random_problem,
+    single,
+)
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_convex
@@ -25,6 +32,7 @@ from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.near_sets import NONE, NearSets, near_sets
+from torch_getfuse.partition.wide.plan_cuts import of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork, Work
 
@@ -227,6 +235,65 @@ def test_covers_with_cycles_are_split() -> None:
         tangled += bool(find_cycles(problem, cover))
         assert_legal(problem, split_cycles(problem, cover))
     assert tangled > 10
+
+
+def test_all_legal_plans_satisfy_the_inequalities() -> None:
+    """Those of the cycles of covers, and of three blocks that shares have by halves."""
+    rng = Random(7300)
+    cyclic = odd = violated = 0
+    for _ in range(150):
+        problem = crossing(rng, rng.randint(2, 4))
+        groups = list_groups(problem).groups
+        near = NearSets.of(Columns(problem), groups)
+        number = {group: k for k, group in enumerate(groups)}
+        cover, left = [], problem.fusable
+        while left:  # some groups, whether or not they can run one after another
+            cover.append(rng.choice([g for g in groups if g & left & -left and not g & ~left]))
+            left &= ~cover[-1]
+        cycles = [*of_cycles(problem, near.rows, cover)]
+        some = np.array(sorted(rng.sample(range(len(groups)), min(12, len(groups)))))
+        three = [*of_three_blocks(near.rows, some, np.full(len(some), 0.5), Work())]
+        for cut in cycles:
+            assert cut.weights[[number[group] for group in cover]].sum() > cut.most
+        for cut in three:
+            violated += cut.weights[some].sum() * 0.5 > cut.most
+        for plan in legal_plans(problem):
+            chosen = [number[group] for group in plan]
+            assert all(cut.weights[chosen].sum() <= cut.most for cut in (*cycles, *three))
+        cyclic += len(cycles) > 0
+        odd += len(three) > 0
+    assert min(cyclic, odd) > 20
+    assert violated > 20
+
+
+def test_inequalities_spare_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same optima with them and without, and fewer nodes: pairs cover by odd cycles."""
+    rng = Random(7400)
+    nodes = [0, 0]
+    for _ in range(30):
+        problem = crossing(rng, rng.randint(4, 7))
+        listed = [group for group in list_groups(problem).groups if group.bit_count() <= 2]
+        costs = set()
+        for k, rounds in enumerate(((40, 3), (0, 0))):
+            monkeypatch.setattr(branching, "ROUNDS", rounds)
+            search = branched(problem, listed)
+            costs.add(search.cost)
+            nodes[k] += search.nodes
+        assert len(costs) == 1
+    assert nodes[0] < 0.5 * nodes[1]
+
+
+def test_prices_to_begin_with_change_no_result() -> None:
+    rng = Random(7500)
+    for _ in range(20):
+        problem = random_problem(rng, rng.randint(4, 8))
+        if not problem.blocks:
+            continue
+        near = NearSets.of(Columns(problem), list_groups(problem).groups)
+        search = Branching(near, problem.blocks, (), random_prices(rng, problem))
+        search.run()
+        assert search.cost == brute_force(problem.evaluator)[0]
+        assert search.level >= FINE * search.cost
 
 
 def test_no_time() -> None:

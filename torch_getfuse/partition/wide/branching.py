@@ -3,10 +3,11 @@
 A node is a part of the list. Its linear program is solved over few columns; its prices ask for
 more, and sets that turn out to be illegal leave the list. Rounded to integers, the prices prove
 what every plan of the node's sets costs at least, and which of them no plan cheaper than the best
-known has. Where the program's solution is no plan, two blocks that it has together by halves stay
-in one group in one half of the node, and in two groups in the other; where it is one but for a
-cycle, the parts are the ways not to have that cycle. The solver is not trusted: what is concluded
-follows from integers (``docs/exact-search.md``, section 6).
+known has. Where the program's solution is no plan, it is given inequalities that all plans satisfy
+(:mod:`.plan_cuts`). If that does not help, two blocks that it has together by halves stay in one
+group in one half of the node, and in two groups in the other; where it is a plan but for a cycle,
+the parts are the ways not to have that cycle. The solver is not trusted: what is concluded follows
+from integers (``docs/exact-search.md``, section 6).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scipy.sparse import csr_matrix, hstack, identity, triu
 from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.wide.cycles import Cycle, find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_columns import minimum
-from torch_getfuse.partition.wide.near_sets import NearSets
+from torch_getfuse.partition.wide.near_sets import SCANNED, NearSets
 from torch_getfuse.partition.wide.plan_cuts import Cut, Cuts, of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, MOST
 from torch_getfuse.partition.work import OutOfWork
@@ -145,6 +146,7 @@ class Branching:
         """What is known of a node then, and the parts of its sets, the most hopeful last."""
         self.nodes += 1
         level, _, alive, active, best = node
+        work = self.problem.evaluator.work
         for rounds in count():
             best, alive, active, values = self._relax(alive, active, best)
             if self.nodes == 1:
@@ -164,7 +166,7 @@ class Branching:
             if rounds < ROUNDS[self.nodes > 1] and whole:
                 cuts = [*of_cycles(self.problem, self.near.rows, picked)]
             elif rounds < ROUNDS[self.nodes > 1]:
-                cuts = [*of_three_blocks(self.near.rows, active[used], values[used])]
+                cuts = [*of_three_blocks(self.near.rows, active[used], values[used], work)]
             if not cuts:
                 break
             self.cuts.add(cuts)
@@ -243,7 +245,9 @@ class Branching:
         """Reduced cost of sets, 1/FINE bytes."""
         reduced = self.near.reduced(alive, prices.blocks)
         if len(prices.charges):
-            reduced += self.cuts.matrix[alive][:, : len(prices.charges)] @ prices.charges
+            matrix = self.cuts.matrix[alive][:, : len(prices.charges)]
+            self.problem.evaluator.work.add(matrix.nnz // SCANNED)
+            reduced += matrix @ prices.charges
         return reduced
 
     def _lowered(self, prices: _Prices, alive: Ints, reduced: Ints) -> _Prices:

@@ -38,7 +38,7 @@ NONE = -(1 << 60)  # a reach that no set is within
 _LEGAL = 20  # steps counted for checking the legality of one set, and one more per operator
 AT_ONCE = 500  # labels that are held against all prices of room at once
 _TRACED = 8  # operators of the sets found per further step
-_SCAN, _SCANNED = 100, 50  # steps counted for pricing all sets, and entries per further step
+_SCAN, SCANNED = 100, 50  # steps counted for pricing all sets, and entries per further step
 
 
 class NearSets:
@@ -95,7 +95,7 @@ class NearSets:
     def reduced(self, alive: Ints, prices: Ints) -> Ints:
         """``F_D - prices`` of some of the sets, in 1/:data:`.FINE` bytes."""
         some = self.rows[alive]
-        self.columns.problem.evaluator.work.add(_SCAN + some.nnz // _SCANNED)
+        self.columns.problem.evaluator.work.add(_SCAN + some.nnz // SCANNED)
         reduced: Ints = self.costs[alive] * FINE - some @ prices
         return reduced
 

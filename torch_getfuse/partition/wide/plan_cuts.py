@@ -1,4 +1,4 @@
-"""Inequalities that all legal plans satisfy, and shares of sets that come from a program do not.
+"""Inequalities that all legal plans satisfy, and shares of sets, of a linear program, do not.
 
 Each says ``sum a(S) x(S) <= b`` with whole numbers ``a(S) >= 0``. Of three blocks, at most one set
 of a plan has two or more (a subset-row inequality: Jepsen, Petersen, Spoorendonk, Pisinger,
@@ -17,6 +17,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide.cycles import Cycle, find_cycles
+from torch_getfuse.partition.work import Work
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -24,6 +25,7 @@ Floats = npt.NDArray[np.float64]
 VIOLATED = 0.05  # by so much at least
 AT_ONCE = 12  # inequalities of three blocks that are added at once
 _MOST_ROWS = 120  # blocks with shares, of which three are looked for
+_BLOCK, _PRODUCTS = 30, 300  # steps counted per such block, and products per further step
 _SHARE = 1e-6  # shares so close to 0 or 1 are taken for whole
 
 
@@ -61,13 +63,14 @@ class Cuts:
         self.most = np.append(self.most, [cut.most for cut in cuts])
 
 
-def of_three_blocks(rows: csr_matrix, used: Ints, shares: Floats) -> Iterator[Cut]:
+def of_three_blocks(rows: csr_matrix, used: Ints, shares: Floats, work: Work) -> Iterator[Cut]:
     """Inequalities that shares violate most, of three blocks each.
 
     Args:
         rows: the blocks (columns) of all sets (rows).
         used: the sets that have shares.
         shares: theirs.
+        work: counts what it takes.
     """
     halves = (shares > _SHARE) & (shares < 1 - _SHARE)
     has = rows[used[halves]].toarray().astype(bool)
@@ -76,6 +79,7 @@ def of_three_blocks(rows: csr_matrix, used: Ints, shares: Floats) -> Iterator[Cu
     blocks = blocks[np.sort(np.unique(has[:, blocks], axis=1, return_index=True)[1])][:_MOST_ROWS]
     if len(blocks) < 3:
         return
+    work.add(len(blocks) * (_BLOCK + len(blocks) ** 2 * len(has) // _PRODUCTS))
     member = has[:, blocks]
     each = member.astype(float) * shares[halves, None]
     pairs = each.T @ member
