@@ -35,13 +35,12 @@ from torch_getfuse.partition.wide.tile_outline import Outline
 
 MOST_STATES, MOST_OUTLINED = 1_300_000, 280_000
 
-MERGED_STATES = 350_000
+MERGED_STATES, FINER_STATES = 350_000, 700_000
 """States where those of the outline had to be merged: then those of the automaton are in any case,
-and more of them leave less time for prices."""
+and more of them leave less time for prices; and of the finer automata after it."""
 
 FEWER = 0.25
-"""Share of the states that are near for which an automaton of near sets is made where none were
-merged."""
+"""Share of the states that are near for which a finer automaton is made where few were merged."""
 
 OUTLINED = 1, 2
 PASSES, MORE_PASSES = (1, 2, 3, 4, 6, 12, 64), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
@@ -141,7 +140,8 @@ class _Making:
             more = sorted({*bounds, *_bounds(self.problem, near.plan, self.large)})
             guide = Priced(made, passes, starts, near)
             useful = self.large or len(more) > len(bounds) or guide.within < FEWER * made.states
-            return self.automaton(guide, more, most) if useful else None
+            states = FINER_STATES if self.large else most
+            return self.automaton(guide, more, states) if useful else None
 
         return replace(made, finer=finer)
 
