@@ -89,7 +89,8 @@ class Builder:
         self.most = np.array([one.most for one in passes])
         self.stay = np.array([one.stay for one in passes])
         self.rates = Rates(skeleton.strides)
-        self.merging = Merging(self.UNTOLD, self.MERGED)
+        outlined = guide is not None and guide.tells_apart
+        self.merging = Merging(self.UNTOLD, self.MERGED, outlined)
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
         self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
         self.streams = OpenRows[int]("state", "rows", "pace")

@@ -8,7 +8,7 @@ not tell rows (:mod:`.tile_outline`), or one that has prices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -87,9 +87,12 @@ class Guide:
         layers: the automaton.
         limit: a set that holds as much, in bytes, does not fit.
         passes: those that it tells apart.
-        starts: its state of the empty set, of each of them, of sinks that are alike and others; -1
-            for none.
+        starts: its state of the empty set, for each of them, with sinks that will be alike and
+            that will not; -1 for none.
     """
+
+    # Whether sets that are equal, but for the way to them, may go on in different ways.
+    tells_apart: ClassVar[bool] = False
 
     def __init__(
         self, layers: Sequence[Layer], limit: int, passes: Sequence[Passes], starts: Ints
@@ -175,8 +178,11 @@ class Priced(Guide):
         near: its prices.
 
     Attributes:
-        near: how many of its states may be within reach.
+        within: how many of its states lie on paths that are near.
     """
+
+    # What is near depends on the cost of the way.
+    tells_apart: ClassVar[bool] = True
 
     def __init__(
         self, automaton: Automaton, passes: Sequence[Passes], starts: Ints, near: Near

@@ -159,13 +159,14 @@ class Merging:
         untold: what does not tell states apart: some of :data:`IN_ROWS`, "spilled", "parts" and
             "paces" (flags and tables), and "sinks", whether they are alike.
         more: further ones, each of which does not either, in this order, while there are too many.
+        outlined: whether what an outline knows does, if nothing else tells two sets apart.
 
     Attributes:
         merged: whether it came to that. Then sets of one state may differ in what an outline knows.
     """
 
-    def __init__(self, untold: Sequence[str], more: Sequence[str]) -> None:
-        self.untold, self.more = untold, more
+    def __init__(self, untold: Sequence[str], more: Sequence[str], outlined: bool) -> None:
+        self.untold, self.more, self.outlined = untold, more, outlined
         self.merged = False
 
     def told_apart(self, sets: TileSets, width: int) -> tuple[Ints, Ints]:
@@ -183,7 +184,7 @@ class Merging:
             if count:
                 _untell(sets, self.more[count - 1])
                 self.merged = True
-            first, state = _distinct(sets, kept, untold, self.merged)
+            first, state = _distinct(sets, kept, untold, self.outlined or self.merged)
             if len(first) <= width:
                 break
         if (untold or len(sets.hopes)) and len(first) < len(kept):
