@@ -146,7 +146,6 @@ class Branching:
         """What is known of a node then, and the parts of its sets, the most hopeful last."""
         self.nodes += 1
         level, _, alive, active, best = node
-        work = self.problem.evaluator.work
         for rounds in count():
             best, alive, active, values = self._relax(alive, active, best)
             if self.nodes == 1:
@@ -156,33 +155,36 @@ class Branching:
             if not len(alive):
                 return looked, ()
             used = values > WHOLE
-            whole = bool((values[used] > 1 - WHOLE).all())
-            picked = [self.near.mask(k) for k in active[used]] if whole else []
-            if whole and not self.problem.covers(picked):
-                raise OutOfWork("no cover, and no prices that say so")
-            if whole:
-                self._offer(picked)
-            cuts: list[Cut] = []
-            if rounds < ROUNDS[self.nodes > 1] and whole:
-                cuts = [*of_cycles(self.problem, self.near.rows, picked)]
-            elif rounds < ROUNDS[self.nodes > 1]:
-                cuts = [*of_three_blocks(self.near.rows, active[used], values[used], work)]
-            if not cuts:
+            sets, shares = active[used], values[used]
+            cover = self._offer(sets) if (shares > 1 - WHOLE).all() else []
+            if rounds == ROUNDS[self.nodes > 1] or not self.cuts.add(
+                self._cuts(cover, sets, shares)
+            ):
                 break
-            self.cuts.add(cuts)
-        if not whole:
-            return looked, self._by_pair(alive, active[used], values[used])
-        parts = [*self._by_cycle(alive, picked)][::-1]
+        if not cover:
+            return looked, self._by_pair(alive, sets, shares)
+        parts = [*self._by_cycle(alive, cover)][::-1]
         if not parts and self.near.columns.bound(level) < self.cost:
             raise OutOfWork("no prices that prove the solution")
         return looked, parts
 
-    def _offer(self, picked: list[int]) -> None:
-        """Keep a cover, made legal, if it is the best."""
+    def _cuts(self, cover: Sequence[int], sets: Ints, shares: Floats) -> list[Cut]:
+        """Inequalities that a cover, or the shares of sets, do not satisfy."""
+        rows = self.near.rows
+        if cover:
+            return [*of_cycles(self.problem, rows, cover)]
+        return [*of_three_blocks(rows, sets, shares, self.problem.evaluator.work)]
+
+    def _offer(self, sets: Ints) -> list[int]:
+        """The masks of a cover; it is kept, made legal, if it is the best plan."""
+        picked = [self.near.mask(k) for k in sets]
+        if not self.problem.covers(picked):
+            raise OutOfWork("no cover, and no prices that say so")
         with self.problem.evaluator.work.finishing():
             plan = self.problem.order(split_cycles(self.problem, picked))
             if plan is not None and (cost := self.problem.cost(plan)) < self.cost:
                 self.plan, self.cost = plan, cost
+        return picked
 
     def _relax(
         self, alive: Ints, active: Ints, best: _Prices | None

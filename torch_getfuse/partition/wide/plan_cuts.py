@@ -26,6 +26,7 @@ VIOLATED = 0.05  # by so much at least
 AT_ONCE = 12  # inequalities of three blocks that are added at once
 _MOST_ROWS = 120  # blocks with shares, of which three are looked for
 _BLOCK, _PRODUCTS = 30, 300  # steps counted per such block, and products per further step
+_ENTRIES = 700  # entries of the table of sets that are gone through, per step
 _SHARE = 1e-6  # shares so close to 0 or 1 are taken for whole
 
 
@@ -56,11 +57,14 @@ class Cuts:
     def __len__(self) -> int:
         return len(self.most)
 
-    def add(self, cuts: Sequence[Cut]) -> None:
-        """Add some."""
+    def add(self, cuts: Sequence[Cut]) -> bool:
+        """Add some; whether there are any."""
+        if not cuts:
+            return False
         columns = [csr_matrix(cut.weights[:, None]) for cut in cuts]
         self.matrix = hstack([self.matrix, *columns], "csr")
         self.most = np.append(self.most, [cut.most for cut in cuts])
+        return True
 
 
 def of_three_blocks(rows: csr_matrix, used: Ints, shares: Floats, work: Work) -> Iterator[Cut]:
@@ -123,6 +127,7 @@ def _of_cycle(problem: FusionProblem, rows: csr_matrix, cycle: Cycle, entered: b
 
 def _having(problem: FusionProblem, rows: csr_matrix, some: int) -> npt.NDArray[np.bool_]:
     """Which sets have some of the operators."""
+    problem.evaluator.work.add(len(problem.blocks) + rows.nnz // _ENTRIES)
     blocks = np.array([block & some > 0 for block in problem.blocks], np.int64)
     having: npt.NDArray[np.bool_] = rows @ blocks > 0
     return having
