@@ -18,7 +18,7 @@ returns are rounded to integers, and the bound that they prove is computed here
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -91,6 +91,7 @@ def prove(
     classes: Sequence[Ints] = (),
     start: Proof | None = None,
     box: float = BOX,
+    enough: Callable[[int], bool] = lambda bound: False,
 ) -> Proof:
     """Raise the lower bound up to the linear program, the known plan, or a limit on work.
 
@@ -102,9 +103,10 @@ def prove(
         start: initial bound, prices and sets; what is added to the prices is shared within each
             class. By default each block's price is the size of its weights, and is itself shared.
         box: initial half width of the box, as a share of what each block would cost alone.
+        enough: whether to end at a bound, in bytes.
     """
     singles = np.arange(len(columns.problem.blocks))
-    return _Ascent(columns, oracle, known, start).run([*classes, singles], box)
+    return _Ascent(columns, oracle, known, start, enough).run([*classes, singles], box)
 
 
 class _Ascent:
@@ -116,11 +118,13 @@ class _Ascent:
         oracle: Oracle,
         known: SearchResult,
         start: Proof | None,
+        enough: Callable[[int], bool],
     ) -> None:
         problem = columns.problem
         self.columns = columns
         self.oracle = oracle
         self.known = known
+        self.enough = enough
         self.work = problem.evaluator.work
         self.single = frozenset(problem.blocks)
         self.alone = columns.costs(problem.blocks)
@@ -162,7 +166,7 @@ class _Ascent:
             del self.tried[:-1]
         widest = WIDEST
         while self.bound < self.known.dram_bytes:
-            if self._stalled():
+            if self._stalled() or self.enough(self.bound):
                 return False
             low = best - box * alone
             high = np.maximum(low, np.minimum(best + box * alone, highest))

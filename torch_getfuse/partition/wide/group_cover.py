@@ -38,14 +38,16 @@ from torch_getfuse.partition.work import INTERRUPTED, STEPS_PER_SECOND, OutOfWor
 Ints = npt.NDArray[np.int64]
 
 UNPRICED = "nothing priced"
-# Shares of the time after which each stage ends: list, automaton; and of what is left, bound, plan.
-LISTED, BUILT, PRICED, CHOSEN = 0.02, 0.6, 0.4, 0.65
-TILED, MERGED = 0.3, 0.15  # that of the bound under BRR, and where states were merged
+# Shares of the time after which each stage ends: list, automaton; and of what is left, plan, bound.
+LISTED, BUILT, CHOSEN = 0.02, 0.6, 0.65
+PRICED = 0.4, 0.3  # LBDF, BRR
+MERGED = 0.15  # where states were merged, unless bound and plan are far apart
 IMPROVED = 0.5, 0.4  # shares of the time for prices of legal groups, each time: LBDF, BRR
 REFINED, PRICED_AGAIN = 0.95, 0.2  # shares for near sets and for each of their prices
 WINDOWS = 0.04  # the share of the time for windows of each plan
 FEW, MANY = 1_000_000, 4_000_000  # labels for near sets: at first; where no finer ones are made
 CLOSE = 0.01  # distance of bound and plan, as a share
+FAR = 0.1, 0.2  # the same beyond which other searches follow; before finer automata
 CLOSER = 0.8  # share of it below which near sets that were too many are looked for again
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 _TILES = "torch_getfuse.partition.wide.tile_automaton"
@@ -151,7 +153,7 @@ class _Cover:
             if oracle is None:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
-                with self.work.within(self._until(self._priced(oracle))):
+                with self.work.within(self._until(PRICED[problem.rereads])):
                     self._prove(oracle, known, classes)
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
@@ -162,20 +164,18 @@ class _Cover:
         elif oracle is not None:
             self._close_in(columns, oracle, classes[-1:])
 
-    def _priced(self, oracle: Listed | Pricing) -> float:
-        """The share of the time after which the first prices end."""
-        if not self.problem.rereads:
-            return PRICED
-        return MERGED if isinstance(oracle, Pricing) and oracle.automaton.merged else TILED
-
     def _close_in(self, columns: Columns, pricing: Pricing, classes: Sequence[Ints]) -> None:
         """Search the near sets if they are few; otherwise make them fewer, and ask what is legal.
 
-        In turn: prices of an automaton of near sets, and the best plan of what undercuts them.
+        In turn: prices of an automaton of near sets, and the best plan of what undercuts them. Not
+        where many states stand for sets that are not alike, and bound and plan are far apart: other
+        searches find better plans in the time.
         """
         first, reached = pricing, (-1, 0)
         while not self._finish(partial(self._near, columns, pricing, FEW)):
             again = reached == (reached := (self.proof.bound, self.problem.cost(self.plan)))
+            if pricing.automaton.merged and self._gap() > FAR[pricing is first]:
+                return
             finer = None if again else self._finer(columns, pricing)
             if finer is None:
                 break
@@ -227,7 +227,14 @@ class _Cover:
         box: float = BOX,
     ) -> None:
         """Raise the bound by the prices of an oracle that has all sets of a cheaper plan."""
-        proof = prove(self.found, oracle, known, classes, start, box)
+        merged = start is None and isinstance(oracle, Pricing) and oracle.automaton.merged
+
+        def enough(bound: int) -> bool:
+            """Whether finer automata can have the time."""
+            spent = self._until(1.0) < (1 - MERGED) * self.seconds
+            return merged and spent and bound > (1 - FAR[True]) * known.dram_bytes
+
+        proof = prove(self.found, oracle, known, classes, start, box, enough)
         self.proof = replace(proof, bound=min(proof.bound, known.dram_bytes))
 
     def _choose(self, columns: Columns, share: float) -> None:
