@@ -145,7 +145,7 @@ def near_sets(
         most: labels, over all layers.
 
     Returns:
-        The sets; ``None`` where there are more labels.
+        The sets; ``None`` where there are more labels, or a layer has more of them to look at.
 
     Raises:
         OutOfWork: at a limit.
@@ -162,7 +162,7 @@ def near_sets(
     several = len(pricing.automaton.besides) > 0  # then a set may be several paths
     kept_so_far = 0
     for steps, least in zip(reversed(pricing.layers), reversed(before), strict=True):
-        if int(steps.times[state].sum()) > most:  # hardly any of them would be left out
+        if int(steps.times[state].sum()) > most:
             return None
         onto, back = steps.propagated(state)
         count(LAYER + len(onto) // LABELS)
