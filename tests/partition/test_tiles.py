@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +18,22 @@ from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_connected, is_convex
 from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide import (
+    group_cover,
     legal_pricing,
     tile_automaton,
     tile_builder,
     tile_outline,
 )
 from torch_getfuse.partition.wide.automaton import Automaton, Layer
+from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.group_columns import Columns
 from torch_getfuse.partition.wide.group_cover import cover
 from torch_getfuse.partition.wide.legal_groups import list_groups
 from torch_getfuse.partition.wide.legal_pricing import LegalPricing
+from torch_getfuse.partition.wide.near_sets import near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.wide.tile_automaton import some_passes
-from torch_getfuse.partition.wide.tile_guide import Passes
+from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Priced
 from torch_getfuse.partition.work import OutOfWork, Work
 
 EACH = tuple(range(1, 15))
@@ -271,6 +275,68 @@ def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed
             closer += bool((shortfall > first.run(other)[0]).any())
             finer += len(near) > len(problem.blocks)
     assert min(finer, fewer, closer) > 100
+
+
+def test_the_cover_by_finer_automata_brackets_the_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few states, few labels and little time."""
+    made: list[Automaton | None] = []
+    automaton = tile_automaton._Making.automaton
+
+    def noted(self: tile_automaton._Making, guide: Guide, *how: Any) -> Automaton | None:
+        found = automaton(self, guide, *how)
+        if isinstance(guide, Priced):
+            made.append(found)
+        return found
+
+    monkeypatch.setattr(tile_automaton._Making, "automaton", noted)
+    monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
+    monkeypatch.setattr(tile_automaton, "FEWER", 2.0)
+    monkeypatch.setattr(group_cover, "FAR", (1.0, 1.0))
+    rng = Random(9000)
+    for _ in range(80):
+        problem = tiled(rng, rng.randint(5, 9), rng.random() < 0.7, rng.choice((0.0, 0.3)))
+        if not problem.blocks:
+            continue
+        monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100_000)))
+        for limit in "MERGED_STATES", "FINER_STATES", "MOST_STATES":
+            monkeypatch.setattr(tile_automaton, limit, rng.choice((1, 30, 1000)))
+        monkeypatch.setattr(group_cover, "FEW", rng.choice((0, 0, 3, 1000)))
+        monkeypatch.setattr(group_cover, "MANY", rng.choice((0, 10, 100_000)))
+        monkeypatch.setattr(group_cover, "PRICED", (0.4, rng.choice((0.02, 0.1, 0.3))))
+        found = cover(problem, single(problem), rng.choice((0.03, 0.1, 0.3, 2.0)), most=2)
+        assert_brackets(problem, found, brute_force(problem.evaluator)[0])
+    assert len(made) > 20
+
+
+def test_an_automaton_without_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no set but what is priced apart is near."""
+    monkeypatch.setattr(tile_automaton, "FEWER", 2.0)
+    rng = Random(9100)
+    empty = 0
+    for _ in range(20):
+        problem = tiled(rng, 7)
+        if not problem.blocks:
+            continue
+        pricing = Pricing(automaton_of(problem))
+        prices = random_prices(rng, problem)
+        prices += pricing.run(prices)[0]
+        finer = pricing.automaton.finer
+        made = finer and finer(pricing.near_by(problem.blocks, prices, -1))
+        if not made:
+            continue
+        assert not made.states
+        reach = np.full(len(prices), 1 << 40)
+        near = near_sets(Columns(problem), Pricing(made), prices, reach, 1000)
+        assert near is not None
+        assert sorted(map(near.mask, range(len(near)))) == sorted(made.besides)
+        below = near_sets(Columns(problem), Pricing(made), prices, reach - (1 << 41), 1000)
+        assert below is not None
+        assert not len(below)
+        search = Branching(below, problem.blocks)
+        search.run()
+        assert search.cost == problem.cost(problem.blocks)
+        empty += 1
+    assert empty > 10
 
 
 def test_the_passes_of_a_plan_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

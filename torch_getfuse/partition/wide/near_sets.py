@@ -228,9 +228,8 @@ def _traced(
     columns: Columns, layers: list[_Labels], starts: list[tuple[Ints, Ints]], prices: Ints
 ) -> tuple[csr_matrix, Ints]:
     """The sets of labels, and their costs: all are followed at once, a layer at a time."""
-    number, label = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    members, blocks = [], []
-    reduced = []
+    number = label = np.zeros(0, np.int64)
+    members, blocks, reduced = [number], [number], [number]  # an automaton may have no sets
     count = 0
     for layer, (after, costs) in zip(reversed(layers), reversed(starts), strict=True):
         joined = layer.joins[label]
