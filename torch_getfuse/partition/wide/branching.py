@@ -33,7 +33,6 @@ from torch_getfuse.partition.work import OutOfWork
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-FIRST = 1  # blocks for each set that the first program has of those that prices say
 ROUNDS = 40, 3  # rounds of inequalities, in the first node and in others
 ADDED = 200  # columns that a program is given at once
 WHOLE = 1e-6  # values so close to 0 or 1 are taken for whole
@@ -79,7 +78,8 @@ class Branching:
         near: all sets that a plan may use that is cheaper than the known one.
         plan: the known plan.
         start: legal groups that the first program has, if they are among the sets.
-        prices: of blocks, in 1/:data:`.FINE` bytes; it has sets of least reduced cost as well.
+        prices: of blocks, in 1/:data:`.FINE` bytes; it has the sets of least reduced cost as well, as
+            many as there are blocks.
 
     Attributes:
         plan, cost: the best plan, and its bytes.
@@ -120,7 +120,7 @@ class Branching:
             start = _Prices(self._start, np.zeros(0, np.int64))
             reduced = self._reduced(every, start)
             best = self._lowered(start, every, reduced)
-            active = np.union1d(active, np.argsort(reduced, kind="stable")[: len(single) // FIRST])
+            active = np.union1d(active, np.argsort(reduced, kind="stable")[: len(single)])
         active = active[[self.near.legal(k) for k in active]]
         serial = count()
         waiting = [_Node(self.level, next(serial), every, active, best)]
@@ -130,11 +130,9 @@ class Branching:
             while node is not None:
                 least = min(node.level, waiting[0].level) if waiting else node.level
                 self.level = max(self.level, least)
-                looked, parts = self._look_at(node)
+                (level, _, _, active, best), parts = self._look_at(node)
                 nodes = [
-                    looked._replace(
-                        serial=next(serial), alive=part, active=np.intersect1d(looked.active, part)
-                    )
+                    _Node(level, next(serial), part, np.intersect1d(active, part), best)
                     for part in parts
                 ]
                 node = nodes.pop() if nodes else None
@@ -151,7 +149,7 @@ class Branching:
             if self.nodes == 1:
                 self.used = tuple(map(self.near.mask, active))
             level = max(level, self._proved(best))
-            looked = node._replace(level=level, active=active, best=best)
+            looked = _Node(level, node.serial, node.alive, active, best)
             if not len(alive):
                 return looked, ()
             used = values > WHOLE
@@ -257,7 +255,7 @@ class Branching:
         blocks = prices.blocks + self.near.shortfall(alive, reduced)
         if sum(map(abs, blocks.tolist())) >= MOST // 2:
             raise OutOfWork("prices too large")
-        return prices._replace(blocks=blocks)
+        return _Prices(blocks, prices.charges)
 
     def _proved(self, prices: _Prices) -> int:
         """What prices that no set undercuts prove of plans, 1/FINE bytes."""

@@ -76,7 +76,9 @@ class Step(NamedTuple):
     def plain(self) -> int:
         """The number of the same way where sources do not matter; -1 for none."""
         way = self.way
-        plain = None if way is None or way.source is None else way._replace(source=None)
+        if way is None or way.source is None:
+            return -1
+        plain = Way(way.full, way.lines, way.others, None)
         return self.ways.index(plain) if plain in self.ways else -1
 
 
