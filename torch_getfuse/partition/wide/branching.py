@@ -78,8 +78,8 @@ class Branching:
         near: all sets that a plan may use that is cheaper than the known one.
         plan: the known plan.
         start: legal groups that the first program has, if they are among the sets.
-        prices: of blocks, in 1/:data:`.FINE` bytes; it has as many sets of least reduced cost as there
-            are blocks, too.
+        prices: of blocks, in 1/:data:`.FINE` bytes; by these it has the sets of least reduced cost,
+            as many as there are blocks.
 
     Attributes:
         plan, cost: the best plan, and its bytes.
