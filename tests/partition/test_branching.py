@@ -19,6 +19,7 @@ from tests.legal import (
     random_prices,
     random_problem,
     single,
+    with_optima,
 )
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -161,13 +162,8 @@ def test_ctrl_c_does_not_wait_for_the_solver() -> None:
 
 
 def test_agrees_with_enumeration() -> None:
-    rng = Random(7000)
-    for _ in range(80):
-        problem = random_problem(rng, rng.randint(2, 8))
-        if not problem.blocks:
-            continue
-        search = branched(problem, list_groups(problem).groups)
-        assert search.cost == brute_force(problem.evaluator)[0]
+    for problem, optimum in with_optima(Random(7000), 80, 2, 8):
+        assert branched(problem, list_groups(problem).groups).cost == optimum
 
 
 def test_illegal_sets_in_the_list_are_not_used() -> None:
@@ -285,14 +281,11 @@ def test_inequalities_spare_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prices_to_begin_with_change_no_result() -> None:
     rng = Random(7500)
-    for _ in range(20):
-        problem = random_problem(rng, rng.randint(4, 8))
-        if not problem.blocks:
-            continue
+    for problem, optimum in with_optima(rng, 20, 4, 8):
         near = NearSets.of(Columns(problem), list_groups(problem).groups)
         search = Branching(near, problem.blocks, (), random_prices(rng, problem))
         search.run()
-        assert search.cost == brute_force(problem.evaluator)[0]
+        assert search.cost == optimum
         assert search.level >= FINE * search.cost
 
 

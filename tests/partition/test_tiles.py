@@ -204,7 +204,7 @@ def test_an_outline_leaves_out_only_what_cannot_end(monkeypatch: pytest.MonkeyPa
         made.clear()
         guided = automaton_of(problem)
         with monkeypatch.context() as patch:
-            patch.setattr(tile_outline.Outline, "going", lambda self, decided, way, *sets: sets)
+            patch.setattr(tile_outline.Outline, "going", lambda self, step, before, *sets: sets)
             free = automaton_of(problem)
         assert guided.states == free.states
         prices = random_prices(rng, problem)
@@ -218,7 +218,7 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
     """However few states there may be, no legal group undercuts what the automaton says."""
     monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
     rng = Random(8700)
-    asked = attained = 0
+    asked = attained = merged = 0
     for _ in range(300):
         problem = tiled(rng, rng.randint(3, 9), rng.random() < 0.7)
         if not problem.blocks:
@@ -227,6 +227,7 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
         most = rng.choice((1, 10, 30, 100))
         automaton = tile_automaton.tile_automaton(problem, (1, 2, 4), most)
         assert automaton is not None
+        merged += automaton.merged
         pricing = Pricing(automaton)
         prices = random_prices(rng, problem)
         shortfall = pricing.run(prices)[0].tolist()
@@ -234,6 +235,7 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
         assert_none_undercuts(shortfall, least)
         asked += sum(value < 0 for value in least.values())
         attained += sum(shortfall[k] == value < 0 for k, value in least.items())
+    assert merged > 50
     assert 0.2 * asked < attained < 0.9 * asked  # some are merged, not all
 
 

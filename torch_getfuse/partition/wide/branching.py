@@ -26,7 +26,7 @@ from torch_getfuse.partition.node_set import bits
 from torch_getfuse.partition.wide.cycles import Cycle, find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_columns import minimum
 from torch_getfuse.partition.wide.near_sets import SCANNED, NearSets
-from torch_getfuse.partition.wide.plan_cuts import Cut, Cuts, of_cycles, of_three_blocks
+from torch_getfuse.partition.wide.plan_cuts import WHOLE, Cut, Cuts, of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, MOST
 from torch_getfuse.partition.work import OutOfWork
 
@@ -35,7 +35,6 @@ Floats = npt.NDArray[np.float64]
 
 ROUNDS = 40, 3  # rounds of inequalities, in the first node and in others
 ADDED = 200  # columns that a program is given at once
-WHOLE = 1e-6  # values so close to 0 or 1 are taken for whole
 
 Pair = tuple[int, int]
 

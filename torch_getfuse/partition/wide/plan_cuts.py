@@ -22,12 +22,12 @@ from torch_getfuse.partition.work import Work
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
+WHOLE = 1e-6  # shares so close to 0 or 1 are taken for whole
 VIOLATED = 0.05  # by so much at least
 AT_ONCE = 12  # inequalities of three blocks that are added at once
 _MOST_ROWS = 120  # blocks with shares, of which three are looked for
 _BLOCK, _PRODUCTS = 30, 300  # steps counted per such block, and products per further step
 _ENTRIES = 700  # entries of the table of sets that are gone through, per step
-_SHARE = 1e-6  # shares so close to 0 or 1 are taken for whole
 
 
 class Cut(NamedTuple):
@@ -76,7 +76,7 @@ def of_three_blocks(rows: csr_matrix, used: Ints, shares: Floats, work: Work) ->
         shares: theirs.
         work: counts what it takes.
     """
-    halves = (shares > _SHARE) & (shares < 1 - _SHARE)
+    halves = (shares > WHOLE) & (shares < 1 - WHOLE)
     has = rows[used[halves]].toarray().astype(bool)
     # Blocks that the same sets have are one.
     blocks = np.flatnonzero(has.any(axis=0))

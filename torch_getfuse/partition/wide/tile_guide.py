@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from torch_getfuse.partition.wide.automaton import NEVER, Automaton, Layer, Near, rooms
-from torch_getfuse.partition.wide.relaxation import FINE
+from torch_getfuse.partition.wide.relaxation import FINE, LAYER
 from torch_getfuse.partition.wide.tile_sets import Flags, Ints, TileSets
 
 FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
@@ -21,7 +21,7 @@ FIRST = -1  # in place of a tensor whose maker is full: the block starts a group
 RATES = 6  # prices of room, of those that an oracle has
 
 _BEYOND = 1 << 59  # cost of what cannot end
-_LAYER, _CELLS = 60, 40  # steps counted per layer, and entries of tables per further step
+_CELLS = 40  # entries of tables per step
 
 
 class Passes(NamedTuple):
@@ -196,14 +196,14 @@ class Priced(Guide):
         self._full = self._rates * (self.limit - 1)
         self._after = self._costs_to_end()
         automaton.problem.evaluator.work.add(
-            len(self.layers) * _LAYER + len(some) * automaton.states // _CELLS
+            len(self.layers) * LAYER + len(some) * automaton.states // _CELLS
         )
         within = [
-            (before[some] + after - self._full).max(axis=0, initial=-_BEYOND) <= self._most
+            int(((before[some] + after - self._full).max(axis=0) <= self._most).sum())
             for before, after in zip(near.before, self._after, strict=True)
         ]
-        self._share_by([int(flags.sum()) for flags in within])
-        self.within = sum(int(flags.sum()) for flags in within)
+        self._share_by(within)
+        self.within = sum(within)
 
     def start(self, nothing: TileSets, passes: Sequence[Passes]) -> tuple[TileSets, Ints]:
         sets, numbers = super().start(nothing, passes)
