@@ -21,6 +21,7 @@ from tests.legal import (
     single,
     with_optima,
 )
+from torch_getfuse.ir import Window
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -137,10 +138,11 @@ def test_an_automaton_that_forgets_levels_still_bounds(monkeypatch: pytest.Monke
     assert lower
 
 
-def test_the_list_has_every_legal_group() -> None:
+@pytest.mark.parametrize("scheme", ["lbdf", "brr"])
+def test_the_list_has_every_legal_group(scheme: str) -> None:
     rng = Random(5100)
     for _ in range(150):
-        problem = random_problem(rng, rng.randint(1, 8), merge=rng.random() < 0.5)
+        problem = random_problem(rng, rng.randint(1, 8), scheme, merge=rng.random() < 0.5)
         listed = list_groups(problem)
         assert listed.complete
         legal = set()
@@ -153,6 +155,27 @@ def test_the_list_has_every_legal_group() -> None:
             ):
                 legal.add(group)
         assert legal == set(listed.groups)
+
+
+def test_a_hopeless_set_grows_by_what_it_depends_on() -> None:
+    """Two branches hold less with their first operators than from their second ones on."""
+    build = Builder()
+    image = build.input((1, 1, 6, 6))
+    ends = []
+    for window in Window.whole(), Window.identity():
+        at = image
+        for _ in range(2):
+            at = build.op("softmax", [(at, window)], (1, 1, 6, 6))
+        ends.append(at)
+    build.add(*ends)
+    problem = FusionProblem(Evaluator(make_scheme("brr", build.graph(), "line", 1, 1), 42))
+    later = 0b11010  # holds the whole map that it reads, and a row of the other one
+    assert problem.evaluator.hopeless(later)
+    assert 0b11111 in list_groups(problem).groups
+    found = cover(problem, single(problem))
+    optimum, groups = brute_force(problem.evaluator)
+    assert list(found.groups) == groups == [0b11111]
+    assert found.lower_bound_bytes == found.dram_bytes == optimum
 
 
 def branches(width: int) -> FusionProblem:

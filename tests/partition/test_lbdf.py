@@ -14,7 +14,7 @@ from torch_getfuse.errors import OptionError
 from torch_getfuse.ir import OpGraph, Window
 from torch_getfuse.partition.cost.lbdf.model import Lbdf
 from torch_getfuse.partition.cost.scheme import Evaluator
-from torch_getfuse.partition.node_set import ancestors, bits, descendants
+from torch_getfuse.partition.node_set import ancestors, bits, convex_hull, descendants, is_convex
 
 
 def features(graph: OpGraph, granularity: str) -> int:
@@ -168,6 +168,20 @@ def test_floor_is_monotone_and_a_bound(seed: int) -> None:
         small &= ~below[i]
     if small:
         assert lbdf.floor(small) <= lbdf.buffer(large)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32))
+def test_floor_bounds_what_grows_in_any_direction(seed: int) -> None:
+    """``floor_only_grows``: operators that a convex set depends on may join as well."""
+    rng = Random(seed)
+    graph = random_graph(rng, 8, 8, crops=rng.random() < 0.3)
+    lbdf = Lbdf(graph, rng.choice(("line", "pixel")), 1, 1)
+    above, below = ancestors(graph), descendants(graph)
+    large = convex_hull(random_group(rng, graph), above, below)
+    small = large & rng.getrandbits(len(graph))
+    if is_convex(small, above, below) and (need := lbdf.buffer(large)) is not None:
+        assert lbdf.floor(small) <= need
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

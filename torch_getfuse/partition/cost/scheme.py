@@ -136,6 +136,8 @@ class FusionScheme(ABC):
             them.
         monotone: a group that grows downstream never needs less buffer. Then a group that does not
             fit is given up with all that contain it.
+        floor_only_grows: what is :meth:`hopeless`, a convex set, stays so also where operators join
+            that it depends on.
         merges_in_place: some optimum keeps an operator that writes over its input with its
             producer, so that they are moved as one.
         starts_in_place: it may not where the operator's reader reads other tensors as well: a group
@@ -166,6 +168,7 @@ class FusionScheme(ABC):
     granularities: ClassVar[tuple[str, ...]] = ()
     additive: ClassVar[bool] = False
     monotone: ClassVar[bool] = False
+    floor_only_grows: ClassVar[bool] = False
     merges_in_place: ClassVar[bool] = False
     starts_in_place: ClassVar[bool] = False
     sequential: ClassVar[bool] = False

@@ -43,7 +43,8 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
     At a limit on work, those found so far.
 
     The list is complete: a convex connected group is reached from any of its blocks through convex
-    connected subsets, each by adding a neighbour inside the group and what lies between.
+    connected subsets, each by adding a neighbour inside the group and what lies between. Of one
+    that is hopeless the group has something more that it depends on (docs/exact-search.md).
     """
     evaluator, unfusable = problem.evaluator, problem.unfusable
     above, below, near = problem.above, problem.below, problem.near
@@ -69,8 +70,11 @@ def list_groups(problem: FusionProblem, most: int = MAX_SETS) -> Candidates:
             following = []
             for mask, up, down, adjacent in layer:
                 if evaluator.hopeless(mask):
-                    continue
-                if is_connected(mask, near) and evaluator.valid(mask):
+                    if evaluator.scheme.floor_only_grows:
+                        continue
+                    if not problem.graph.ordered:
+                        adjacent &= up
+                elif is_connected(mask, near) and evaluator.valid(mask):
                     groups.append(mask)
                 tried = mask | unfusable
                 while fresh := adjacent & ~tried:

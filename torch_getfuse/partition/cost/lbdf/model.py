@@ -62,6 +62,7 @@ class Lbdf(FusionScheme):
     name = "lbdf"
     granularities = GRANULARITIES
     additive = True
+    floor_only_grows = True
     merges_in_place = True
     holds_weights = True
     has_predictor = True
