@@ -187,6 +187,19 @@ def random_graph(rng: Random, operators: int = 8, size: int = 12, crops: bool = 
     return build.graph(extra)
 
 
+def with_pools(rng: Random, graph: OpGraph, share: float) -> OpGraph:
+    """The graph with that share of its convolutions as pools: windows, but no weights."""
+    return replace(
+        graph,
+        ops=tuple(
+            replace(op, kind="pool", weight_elements=0, mixes_channels=False, groups=1)
+            if op.kind == "conv" and rng.random() < share
+            else op
+            for op in graph.ops
+        ),
+    )
+
+
 def residual_chain(rng: Random, operators: int, size: int) -> OpGraph:
     """Operators that mostly read the one before them, over maps of ``size`` rows, and skips."""
     build = Builder()

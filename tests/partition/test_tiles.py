@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.brute import brute_force
-from tests.graphs import random_graph, with_order
+from tests.graphs import Builder, random_graph, with_order, with_pools
 from tests.legal import assert_brackets, assert_none_undercuts, least_reduced, random_prices, single
 from torch_getfuse.errors import OptionError
+from torch_getfuse.ir import Window
 from torch_getfuse.partition.cost.brr.model import Brr
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
@@ -47,6 +48,7 @@ def tiled(
     ``order``: how many operators, as a share, must run after one whose tensors they do not read.
     """
     graph = random_graph(rng, operators, rng.choice((3, 6, 10, 14)), crops=rng.random() < 0.3)
+    graph = with_pools(rng, graph, rng.choice((0.0, 0.0, 0.5)))
     graph = with_order(rng, graph, order) if order else graph
     model = Brr(graph, rng.choice((1, 1, 2)), weight_bytes, kappa=rng.choice((1, 1, 2)))
     alone = sorted(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
@@ -184,6 +186,24 @@ def test_what_runs_in_slices_is_priced_apart() -> None:
     assert sliced > 20
 
 
+def test_a_set_holds_already_what_an_outline_holds_later() -> None:
+    """Rows of an image that two operators read, of which the outline knows one row at first."""
+    build = Builder()
+    image = build.input((1, 2, 4, 3))
+    whole = build.op("softmax", [(image, Window.whole())], (1, 2, 4, 3))
+    scaled = build.op("mul", [(image, Window.identity())], (1, 2, 4, 3))
+    window = Window.sliding((3, 3), (1, 1), (2, 2), (2, 2))
+    build.op("pool", [(build.add(scaled, whole), window)], (1, 2, 4, 3))
+    problem = FusionProblem(Evaluator(Brr(build.graph()), 26))
+    group = 0b1111  # holds the image once, whole
+    assert problem.evaluator.buffer(group) == 24
+    prices = np.array([FINE * problem.evaluator.dram(block) for block in problem.blocks])
+    pricing = Pricing(automaton_of(problem))
+    home = min(range(4), key=pricing.place.__getitem__)
+    reduced = FINE * problem.evaluator.dram(group) - int(prices.sum())
+    assert pricing.run(prices)[0][home] == reduced < 0
+
+
 def test_an_outline_leaves_out_only_what_cannot_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """With it and without, the automaton has the same sets at the same costs, in as many states."""
     rng = Random(8600)
@@ -204,7 +224,7 @@ def test_an_outline_leaves_out_only_what_cannot_end(monkeypatch: pytest.MonkeyPa
         made.clear()
         guided = automaton_of(problem)
         with monkeypatch.context() as patch:
-            patch.setattr(tile_outline.Outline, "going", lambda self, step, before, *sets: sets)
+            patch.setattr(tile_outline.Outline, "going", lambda self, step, before, *sets: sets[:2])
             free = automaton_of(problem)
         assert guided.states == free.states
         prices = random_prices(rng, problem)

@@ -127,8 +127,9 @@ class Builder:
             ended = [self._ended(sets, *some) for some in joined]
             after = [stay, *joined]
             if self.guide is not None:
+                shared = self._still_shared(number)
                 going = zip(taken, after, strict=True)
-                after = [self.guide.going(step, sets, *some) for step, some in going]
+                after = [self.guide.going(step, sets, *some, shared) for step, some in going]
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
@@ -219,10 +220,7 @@ class Builder:
                 sets.state[self.streams.at[stream]] &= np.uint8(READ | above)
         for key in [key for key in self.readings.at if streams[key[0]].maker == number]:
             self.readings.close(sets, key)
-        settled = [block for block, waiting in self.waiting.items() if not waiting]
-        if number not in self.waiting:
-            settled.append(number)
-        for block in settled:
+        for block in self._settled(number):
             self.waiting.pop(block, None)
             for kept in [key for key in self.kept.at if key[0] == block]:
                 self.kept.close(sets, kept)
@@ -231,6 +229,16 @@ class Builder:
         for tensor in [tensor for tensor, some in self.unsettled.items() if not some]:
             del self.unsettled[tensor]
             self.held.close(sets, tensor)
+
+    def _settled(self, number: int) -> list[int]:
+        """The blocks of which a decision says whether they start a group."""
+        settled = [block for block, waiting in self.waiting.items() if not waiting]
+        return settled if number in self.waiting else [*settled, number]
+
+    def _still_shared(self, number: int) -> list[int]:
+        """Rows of the tensors of which more may be held after a decision."""
+        settled = set(self._settled(number))
+        return [self.held.at[tensor] for tensor, some in self.unsettled.items() if some - settled]
 
     def _forget(self, sets: TileSets) -> None:
         """Erase what is asked of makers that cannot join: those that feed the set may not either.

@@ -120,20 +120,30 @@ class Guide:
         return self._share[decided]
 
     def going(
-        self, step: Step, before: TileSets, sets: TileSets, came: Ints
+        self,
+        step: Step,
+        before: TileSets,
+        sets: TileSets,
+        came: Ints,
+        shared: Sequence[int],
     ) -> tuple[TileSets, Ints]:
         """Those of some sets that may end later, and the states they come from.
+
+        A set may hold more of a tensor than its state does; what the state needs further for those
+        that share it is less by that at most.
 
         Args:
             step: the last decision.
             before: the states before it.
             sets, came: the sets after it, and the states they come from.
+            shared: rows of :attr:`TileSets.held` of which more may be held later.
         """
         if step.decided + 1 == len(self.layers):
             return sets, came
         sets.outline = self._following(step)[sets.outline]
         (go,) = np.nonzero(sets.outline >= 0)
         need = self._to_end[step.decided + 1][sets.outline[go]]
+        need = (need - sets.held[shared].sum(axis=0)[go]).clip(0)
         go = go[sets.room[go] + need < self.limit]
         return sets.take(go), came[go]
 
@@ -211,9 +221,14 @@ class Priced(Guide):
         return sets, numbers
 
     def going(
-        self, step: Step, before: TileSets, sets: TileSets, came: Ints
+        self,
+        step: Step,
+        before: TileSets,
+        sets: TileSets,
+        came: Ints,
+        shared: Sequence[int],
     ) -> tuple[TileSets, Ints]:
-        sets, came = super().going(step, before, sets, came)
+        sets, came = super().going(step, before, sets, came, shared)
         if step.decided + 1 == len(self.layers):
             return sets, came
         added = FINE * sets.cost
@@ -221,6 +236,7 @@ class Priced(Guide):
             added -= self._prices[self.layers[step.decided].block]
         sets.hopes = sets.hopes + self._rates * (sets.room - before.room[came]) + added
         after = self._after[step.decided + 1].take(sets.outline, 1)
+        after = after - self._rates * sets.held[shared].sum(axis=0)
         (go,) = np.nonzero((sets.hopes + after - self._full).max(axis=0) <= self._most)
         return sets.take(go), came[go]
 
