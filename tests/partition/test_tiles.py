@@ -24,6 +24,7 @@ from torch_getfuse.partition.wide import (
     tile_automaton,
     tile_builder,
     tile_outline,
+    tile_sets,
 )
 from torch_getfuse.partition.wide.automaton import Automaton, Layer
 from torch_getfuse.partition.wide.branching import Branching
@@ -35,6 +36,7 @@ from torch_getfuse.partition.wide.near_sets import near_sets
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.wide.tile_automaton import some_passes
 from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Priced
+from torch_getfuse.partition.wide.tile_sets import Far, TileSets
 from torch_getfuse.partition.work import OutOfWork, Work
 
 EACH = tuple(range(1, 15))
@@ -237,6 +239,13 @@ def test_an_outline_leaves_out_only_what_cannot_end(monkeypatch: pytest.MonkeyPa
 def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     """However few states there may be, no legal group undercuts what the automaton says."""
     monkeypatch.setattr(tile_builder, "TOO_MANY", 1e9)
+    erase, erased = tile_sets._untell_far, []
+
+    def counted(sets: TileSets, far: Far) -> None:
+        erased.append(int((sets.parts > 0).sum()))
+        erase(sets, far)
+
+    monkeypatch.setattr(tile_sets, "_untell_far", counted)
     rng = Random(8700)
     asked = attained = merged = 0
     for _ in range(300):
@@ -244,6 +253,7 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
         if not problem.blocks:
             continue
         monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100, 100_000)))
+        monkeypatch.setattr(tile_builder, "FAR_OFF", rng.choice((0, 1, 2, 40)))
         most = rng.choice((1, 10, 30, 100))
         automaton = tile_automaton.tile_automaton(problem, (1, 2, 4), most)
         assert automaton is not None
@@ -256,7 +266,27 @@ def test_merged_states_hold_no_more_than_their_sets(monkeypatch: pytest.MonkeyPa
         asked += sum(value < 0 for value in least.values())
         attained += sum(shortfall[k] == value < 0 for k, value in least.items())
     assert merged > 50
+    assert sum(erased) > 500
     assert 0.2 * asked < attained < 0.9 * asked  # some are merged, not all
+
+
+def test_updates_that_read_the_same_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which of them a set has read does not matter in the next update; RAFT is such a network."""
+    build = Builder()
+    image = build.input((1, 4, 12, 12))
+    shared = [build.conv(image, 4) for _ in range(4)]
+    state = build.conv(image, 4)
+    for _ in range(8):
+        asked = [build.conv(each, 4, 3) for each in shared]
+        state = build.act(build.add(build.conv(state, 4, 3), *asked))
+    problem = FusionProblem(Evaluator(Brr(build.graph()), 1500))
+    monkeypatch.setattr(tile_builder, "FAR_OFF", 4)
+    monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", 5_000)
+    automaton = tile_automaton.automaton_near(problem, problem.blocks)
+    assert automaton is not None
+    assert automaton.merged
+    monkeypatch.setattr(tile_builder, "FAR_OFF", 1000)
+    assert tile_automaton.automaton_near(problem, problem.blocks) is None
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -271,6 +301,8 @@ def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed
         if not problem.blocks:
             continue
         monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100_000)))
+        monkeypatch.setattr(tile_automaton, "MANY", rng.choice((2, 3, 10)))
+        monkeypatch.setattr(tile_builder, "FAR_OFF", rng.choice((0, 1, 2, 40)))
         automaton = tile_automaton.tile_automaton(problem, (1, 2), rng.choice((1, 30, 1000)))
         assert automaton is not None
         near = list_groups(problem).groups
@@ -320,6 +352,7 @@ def test_the_cover_by_finer_automata_brackets_the_optimum(monkeypatch: pytest.Mo
         if not problem.blocks:
             continue
         monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100_000)))
+        monkeypatch.setattr(tile_builder, "FAR_OFF", rng.choice((0, 1, 2, 40)))
         for limit in "MERGED_STATES", "FINER_STATES", "MOST_STATES":
             monkeypatch.setattr(tile_automaton, limit, rng.choice((1, 30, 1000)))
         monkeypatch.setattr(group_cover, "FEW", rng.choice((0, 0, 3, 1000)))

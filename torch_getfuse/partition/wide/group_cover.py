@@ -42,12 +42,14 @@ UNPRICED = "nothing priced"
 LISTED, BUILT, CHOSEN = 0.02, 0.6, 0.65
 PRICED = 0.4, 0.3  # LBDF, BRR
 MERGED = 0.15  # where states were merged, unless bound and plan are far apart
+LAST_PRICED = 0.75  # and where there is no time for finer automata
 IMPROVED = 0.5, 0.4  # shares of the time for prices of legal groups, each time: LBDF, BRR
 REFINED, PRICED_AGAIN = 0.95, 0.2  # shares for near sets and for each of their prices
 WINDOWS = 0.04  # the share of the time for windows of each plan
 FEW, MANY = 1_000_000, 4_000_000  # labels for near sets: at first; where no finer ones are made
 CLOSE = 0.01  # distance of bound and plan, as a share
 FAR = 0.1, 0.2  # the same beyond which other searches follow; before finer automata
+FINER = 2.0  # times what an automaton took that a finer one may take
 CLOSER = 0.8  # share of it below which near sets that were too many are looked for again
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 _TILES = "torch_getfuse.partition.wide.tile_automaton"
@@ -96,6 +98,7 @@ class _Cover:
         # Columns of sets that need not be legal; where groups read nothing again, none cost less.
         self.found = FoundColumns(problem) if problem.rereads else Columns(problem)
         nothing = np.zeros(len(problem.blocks), np.int64)
+        self.hurried = False  # whether the automaton took too long for finer ones
         # Labels that were too few for near sets, and how close bound and plan must be then.
         self.tried = 0, math.inf
         self.proof = Proof(problem.unavoidable, (), nothing, nothing, UNPRICED)
@@ -148,12 +151,15 @@ class _Cover:
         oracle: Listed | Pricing | None = None
         try:
             with self.work.within(self._until(BUILT)):
+                left = self._until(1.0)
                 oracle, classes = self._oracle(columns, listed)
+                made = left - self._until(1.0)
             self._restart()
+            self.hurried = FINER * made > self.seconds
             if oracle is None:
                 self.proof = replace(self.proof, stopped="too many states")
             else:
-                with self.work.within(self._until(PRICED[problem.rereads])):
+                with self.work.within(self._until(self._priced(oracle))):
                     self._prove(oracle, known, classes)
         except OutOfWork as limit:
             self.proof = replace(self.proof, stopped=str(limit))
@@ -168,13 +174,13 @@ class _Cover:
         """Search the near sets if they are few; otherwise make them fewer, and ask what is legal.
 
         In turn: prices of an automaton of near sets, and the best plan of what undercuts them. Not
-        where many states stand for sets that are not alike, and bound and plan are far apart: other
-        searches find better plans in the time.
+        where many states stand for sets that are not alike, and bound and plan are far apart, or
+        such an automaton would take what is left: other searches find better plans in the time.
         """
         first, reached = pricing, (-1, 0)
         while not self._finish(partial(self._near, columns, pricing, FEW)):
             again = reached == (reached := (self.proof.bound, self.problem.cost(self.plan)))
-            if pricing.automaton.merged and self._gap() > FAR[pricing is first]:
+            if pricing.automaton.merged and (self.hurried or self._gap() > FAR[pricing is first]):
                 return
             finer = None if again else self._finer(columns, pricing)
             if finer is None:
@@ -227,15 +233,22 @@ class _Cover:
         box: float = BOX,
     ) -> None:
         """Raise the bound by the prices of an oracle that has all sets of a cheaper plan."""
-        merged = start is None and isinstance(oracle, Pricing) and oracle.automaton.merged
+        merged = start is None and _merged(oracle)
 
         def enough(bound: int) -> bool:
-            """Whether finer automata can have the time."""
-            spent = self._until(1.0) < (1 - MERGED) * self.seconds
-            return merged and spent and bound > (1 - FAR[True]) * known.dram_bytes
+            """Whether finer automata can have the time, or what searches for plans."""
+            share = PRICED[True] if self.hurried else MERGED
+            spent = self._until(1.0) < (1 - share) * self.seconds
+            near = bound > (1 - FAR[True]) * known.dram_bytes
+            return merged and spent and near != self.hurried
 
         proof = prove(self.found, oracle, known, classes, start, box, enough)
         self.proof = replace(proof, bound=min(proof.bound, known.dram_bytes))
+
+    def _priced(self, oracle: Oracle) -> float:
+        """The share of the time for the first prices."""
+        alone = self.hurried and _merged(oracle)
+        return LAST_PRICED if alone else PRICED[self.problem.rereads]
 
     def _choose(self, columns: Columns, share: float) -> None:
         """The best plan of the proof's sets, by branching; and that with windows."""
@@ -338,3 +351,8 @@ class _Cover:
         """Run a stage up to a share of the time; the next stages continue with its results."""
         with suppress(OutOfWork), self.work.within(self._until(share)):
             yield
+
+
+def _merged(oracle: Oracle) -> bool:
+    """Whether many states of its automaton stand for sets that are not alike."""
+    return isinstance(oracle, Pricing) and oracle.automaton.merged

@@ -49,6 +49,10 @@ and in those where a plan reads :data:`MUCH` in several."""
 
 MUCH = 0.1  # share of a plan
 
+MANY = 10
+"""Passes that finer automata tell apart as well where states of the outline had to be merged: of
+what reads its weights twice or more, what is cheapest in the others reads them often."""
+
 PLANNED, LEAST_PLANNED = (2, 6), 0.01
 """Passes of a plan that are told apart as well: in a large automaton, in others; and the share of
 it that is read in so many."""
@@ -137,11 +141,13 @@ class _Making:
         def finer(near: Near) -> Automaton | None:
             if not made.states:
                 return None
-            more = sorted({*bounds, *_bounds(self.problem, near.plan, self.large)})
+            more = {*bounds, *_bounds(self.problem, near.plan, self.large)}
+            if self.large:
+                more.add(MANY)
             guide = Priced(made, passes, starts, near)
             useful = self.large or len(more) > len(bounds) or guide.within < FEWER * made.states
             states = FINER_STATES if self.large else most
-            return self.automaton(guide, more, states) if useful else None
+            return self.automaton(guide, sorted(more), states) if useful else None
 
         return replace(made, finer=finer)
 

@@ -20,17 +20,20 @@ from torch_getfuse.partition.wide.tile_rows import Rates, Tile
 from torch_getfuse.partition.wide.tile_sets import (
     ABOVE,
     ALIKE,
+    BARRED,
     DIFFER,
+    FAR,
     FULL,
     IN_ROWS,
     INSIDE,
-    OUTSIDE,
+    MAYBE,
+    PAID,
     PARTIAL,
     READ,
     SPILLED,
     TO_DIFFER,
-    UNEVEN,
     Bytes,
+    Far,
     Flags,
     Ints,
     Merging,
@@ -46,6 +49,9 @@ AT_ONCE, LEAST = 1 / 4, 1 / 4
 
 TOO_MANY = 1.1
 """Times the states that may be made: so many are, at most, where more cannot be merged."""
+
+FAR_OFF = 40
+"""Decisions before a stream is touched again, at least, if it is far."""
 
 _BLOCK = 250  # steps counted per block
 _CELLS = 30  # entries of the table of states per further step
@@ -72,7 +78,7 @@ class Builder:
     ASKED: ClassVar[np.uint8] = np.uint8(255)
     # What does not tell states apart; and what does not either where they are too many.
     UNTOLD: ClassVar[Sequence[str]] = ()
-    MERGED: ClassVar[Sequence[str]] = (*IN_ROWS, "sinks", "parts", "paces", "spilled")
+    MERGED: ClassVar[Sequence[str]] = (*IN_ROWS, "sinks", "parts", "paces", "spilled", FAR)
 
     def __init__(
         self,
@@ -91,6 +97,7 @@ class Builder:
         self.rates = Rates(skeleton.strides)
         outlined = guide is not None and guide.tells_apart
         self.merging = Merging(self.UNTOLD, self.MERGED, outlined)
+        self.place = {number: k for k, number in enumerate(skeleton.order)}
         # Undecided blocks by cumulative stride and height, which tell all that sinks have.
         self.undecided = Counter((block.cumulative, block.height) for block in skeleton.blocks)
         self.streams = OpenRows[int]("state", "rows", "pace")
@@ -133,7 +140,8 @@ class Builder:
             several = TileSets.joined([some for some, _ in after])
             self._close(several, number, left)
             self._forget(several)
-            kept, state = self.merging.told_apart(several, self._width(decided, states, most))
+            width = self._width(decided, states, most)
+            kept, state = self.merging.told_apart(several, width, self._far(decided, left))
             steps, end = [], 0
             for some, at in after:
                 begin, end = end, end + len(at)
@@ -174,6 +182,17 @@ class Builder:
         # What narrow layers leave is for wide ones.
         left = most * (AT_ONCE + (1 - AT_ONCE) * (decided + 1) * even) - states
         return math.ceil(max(left, LEAST * even * most))
+
+    def _far(self, decided: int, left: Sequence[set[int]]) -> Far:
+        """The streams that no decision touches for long, and their readings."""
+        place, soon = self.place, decided + FAR_OFF
+        far = {
+            stream: row
+            for stream, row in self.streams.at.items()
+            if min(place[block] for block in left[stream]) > soon
+        }
+        readings = [row for (stream, _), row in self.readings.at.items() if stream in far]
+        return Far(np.array([*far.values()], np.int64), np.array(readings, np.int64))
 
     def _ended(self, sets: TileSets, joined: TileSets, came: Ints) -> tuple[Flags, Ints, Ints]:
         """Of each set before a block joined: whether that may end it; cost and room if it does."""
@@ -217,7 +236,7 @@ class Builder:
                 sets.state[self.streams.at[stream]] &= ~np.uint8(SPILLED)
             elif not streams[stream].inside:
                 above = ABOVE if streams[stream].maker >= 0 else 0
-                sets.state[self.streams.at[stream]] &= np.uint8(READ | above)
+                sets.state[self.streams.at[stream]] &= np.uint8(PAID | above)
         for key in [key for key in self.readings.at if streams[key[0]].maker == number]:
             self.readings.close(sets, key)
         for block in self._settled(number):
@@ -246,8 +265,8 @@ class Builder:
         Nor can a set grow through what they make.
         """
         state, both = sets.state, np.uint8(PARTIAL | FULL)
-        never = (state & np.uint8(ABOVE | UNEVEN | OUTSIDE) > 0) | (state & both == both)
-        sets.state = np.where(never, state & np.uint8(READ | INSIDE) | np.uint8(ABOVE), state)
+        never = (state & np.uint8(ABOVE | BARRED) > 0) | (state & both == both)
+        sets.state = np.where(never, state & np.uint8(PAID | INSIDE) | np.uint8(ABOVE), state)
         sets.rows[never] = 0
         sets.pace[never] = 0
         for (stream, _), row in self.readings.at.items():
@@ -345,11 +364,11 @@ class Builder:
             changed.state[at] = 0
             # What is read at no pace is so at several.
             rows, pace = np.maximum(rows, changed.rows[at]), changed.pace[at].astype(np.int64)
-            pace[flags & READ == 0] = 1
+            pace[flags & PAID == 0] = 1
             # No longer read from outside; and written if someone else reads it.
             spilled = flags & SPILLED > 0
-            cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & READ > 0))
-        fits = self._take_sinks(changed, block, flags & READ == 0, way)
+            cost += stream.size * ((spilled | stream.forced).astype(np.int64) - (flags & PAID > 0))
+        fits = self._take_sinks(changed, block, flags & PAID == 0, way)
         changed.room = changed.room + np.where(self.stay[changed.passes], block.weights, 0)
         tile = Tile(self.rates, block, changed, pace, self.most[changed.passes], self.limit)
         if block.stores:
@@ -371,7 +390,7 @@ class Builder:
             can = (sets.parts == 0) & (sets.differ == ALIKE)
         if block.out >= 0:
             flags = sets.state[self.streams.at[block.out]]
-            can &= flags & (ABOVE | UNEVEN | OUTSIDE) == 0
+            can &= flags & (ABOVE | BARRED) == 0
             can &= flags & (PARTIAL | FULL) != (PARTIAL | FULL)
             if full:
                 can &= flags & PARTIAL == 0
@@ -434,7 +453,7 @@ class Builder:
         wanted = flags & np.uint8(PARTIAL | FULL if alone else PARTIAL)
         for read in block.reads:
             stream, at = streams[read.stream], self.streams.at[read.stream]
-            cost += np.where(sets.state[at] & READ, 0, stream.size)
+            cost += np.where(sets.state[at] & PAID, 0, stream.size)
             asked = np.full(len(sets), READ, np.uint8)
             if stream.inside:
                 if not block.stores:
@@ -444,16 +463,16 @@ class Builder:
                 if source == read.stream:
                     asked |= np.uint8(FULL | INSIDE)
                 elif source == FIRST and read.stream in together:
-                    asked |= np.uint8(OUTSIDE)
+                    asked |= np.uint8(BARRED)
                 through = self.rates.through(read.rate, pace)
                 before = sets.pace[at]
                 clash = (before > 0) & (through > 0) & (before != through) | (through < 0)
-                uneven = clash | (sets.state[at] & UNEVEN > 0)
-                asked |= np.where(uneven, UNEVEN, 0).astype(np.uint8)
+                uneven = clash | (sets.state[at] & BARRED > 0)
+                asked |= np.where(uneven, BARRED, 0).astype(np.uint8)
                 sets.pace[at] = np.where(uneven, 0, np.where(before > 0, before, through))
                 more = np.maximum(sets.rows[at], read.rows[rows])
                 sets.rows[at] = np.where(uneven, 1, more)
-            sets.state[at] |= asked & self.ASKED
+            sets.state[at] = sets.state[at] & ~np.uint8(MAYBE) | asked & self.ASKED
         sets.cost = cost
 
     def _connect(self, sets: TileSets, number: int, block: TileBlock) -> None:

@@ -17,7 +17,15 @@ from torch_getfuse.partition.wide.automaton import Layer
 from torch_getfuse.partition.wide.tile_blocks import TileBlock, TileSkeleton
 from torch_getfuse.partition.wide.tile_builder import Builder
 from torch_getfuse.partition.wide.tile_guide import Guide, Passes, Step, Way
-from torch_getfuse.partition.wide.tile_sets import IN_ROWS, READ, UNEVEN, Flags, Ints, TileSets
+from torch_getfuse.partition.wide.tile_sets import (
+    BARRED,
+    FAR,
+    IN_ROWS,
+    READ,
+    Flags,
+    Ints,
+    TileSets,
+)
 from torch_getfuse.partition.work import Work
 
 ANY = 1 << 30  # tile lines: more than there are
@@ -71,9 +79,9 @@ class Outline(Guide):
 class _Outlining(Builder):
     """Makes the layers of an outline."""
 
-    ASKED: ClassVar[np.uint8] = np.uint8(READ | UNEVEN)
+    ASKED: ClassVar[np.uint8] = np.uint8(READ | BARRED)
     UNTOLD: ClassVar[Sequence[str]] = (*IN_ROWS, "spilled")
-    MERGED: ClassVar[Sequence[str]] = ("sinks", "parts", "paces")
+    MERGED: ClassVar[Sequence[str]] = ("sinks", "parts", "paces", FAR)
 
     def _ways(self, block: TileBlock) -> Iterator[Way]:
         lines = 1, ANY

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,13 @@ Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 Flags = npt.NDArray[np.bool_]
 
-READ, SPILLED, ABOVE, PARTIAL, FULL, UNEVEN, INSIDE, OUTSIDE = (1 << k for k in range(8))
+READ, SPILLED, ABOVE, PARTIAL, FULL, BARRED, INSIDE, MAYBE = (1 << k for k in range(8))
 """Flags of a tensor with respect to a set, by its readers so far: one is in; one is out; one is out
 but feeds the set; the maker must not be full if it joins; it must be; it cannot join, for it has no
-rate; it must join; it must not."""
+rate, or must not; it must join; nothing is known of the tensor but that one may be in."""
+
+PAID = READ | MAYBE
+"""Flags of a tensor that is not paid for again."""
 
 ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
 """Sinks of a set: all have one cumulative stride; or they will not, or do not."""
@@ -25,15 +28,16 @@ ALIKE, TO_DIFFER, DIFFER = 0, 1, 2
 
 _FLAGS = {
     "inside": INSIDE,
-    "outside": OUTSIDE,
     "full": PARTIAL | FULL,
     "spilled": SPILLED,
 }
 _TABLES = {"parts": ("part",), "rows": ("rows",), "paces": ("pace",), "held": ("holds", "held")}
 
-IN_ROWS = "held", "inside", "outside", "rows", "full", "lines"
+IN_ROWS = "held", "inside", "rows", "full", "lines"
 """What says how many rows a set holds, and need not tell states apart, from what matters least on:
 tables and flags above, and tile lines of sinks that are alike."""
+
+FAR = "far"  # all that is known of streams that are touched again after many decisions only
 
 
 class TileSets:
@@ -152,12 +156,24 @@ class OpenRows(Generic[Key]):
         self._spare.append(row)
 
 
+class Far(NamedTuple):
+    """Rows of tables that are about streams which no decision touches for long.
+
+    Attributes:
+        streams: of the tables by stream.
+        readings: of the parts.
+    """
+
+    streams: Ints
+    readings: Ints
+
+
 class Merging:
     """What tells the states of each layer apart.
 
     Args:
         untold: what does not tell states apart: some of :data:`IN_ROWS`, "spilled", "parts" and
-            "paces" (flags and tables), and "sinks", whether they are alike.
+            "paces" (flags and tables), "sinks", whether they are alike, and :data:`FAR`.
         more: further ones, each of which does not either, in this order, while there are too many.
         outlined: whether what an outline knows does, if nothing else tells two sets apart.
 
@@ -169,7 +185,7 @@ class Merging:
         self.untold, self.more, self.outlined = untold, more, outlined
         self.merged = False
 
-    def told_apart(self, sets: TileSets, width: int) -> tuple[Ints, Ints]:
+    def told_apart(self, sets: TileSets, width: int, far: Far) -> tuple[Ints, Ints]:
         """Per distinct state, a set for all that are in it; and each set's state, -1 for none.
 
         A set that cannot grow has none. Of at most ``width`` states none are merged but those that
@@ -178,11 +194,11 @@ class Merging:
         """
         kept = _growing(sets)
         for what in self.untold:
-            _untell(sets, what)
+            _untell(sets, what, far)
         for count in range(len(self.more) + 1):
             untold = (*self.untold, *self.more[:count])
             if count:
-                _untell(sets, self.more[count - 1])
+                _untell(sets, self.more[count - 1], far)
                 self.merged = True
             first, state = _distinct(sets, kept, untold, self.outlined or self.merged)
             if len(first) <= width:
@@ -192,7 +208,7 @@ class Merging:
         return first, state
 
 
-def _untell(sets: TileSets, what: str) -> None:
+def _untell(sets: TileSets, what: str, far: Far) -> None:
     """Erase flags, or columns, that are not told apart."""
     if what in _FLAGS:
         sets.state &= ~np.uint8(_FLAGS[what])
@@ -204,6 +220,28 @@ def _untell(sets: TileSets, what: str) -> None:
     elif what == "parts":
         sets.part = np.minimum(sets.part, 1)
         sets.parts = np.minimum(sets.parts, 1)
+    elif what == FAR and len(far.streams):
+        _untell_far(sets, far)
+
+
+def _untell_far(sets: TileSets, far: Far) -> None:
+    """Erase what is known of streams that are touched again after long.
+
+    Who reads or makes one then pays as if it were read and not written, and nothing is asked of it.
+    The maker may be no sink, so sinks that are to differ need no other one to.
+    """
+    some = sets.parts > 0
+    (columns,) = np.nonzero(some)
+    for table, value in (sets.state, MAYBE), (sets.rows, 1), (sets.pace, 0):
+        table[np.ix_(far.streams, columns)] = value
+    sets.differ = np.where(some & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
+    for column in sets.common, sets.lines, sets.tall:
+        column[sets.differ == DIFFER] = 0
+    (columns,) = np.nonzero((sets.part[far.readings] > 0).any(axis=0))
+    sets.part[:, columns] = np.minimum(sets.part[:, columns], 1)
+    sets.parts[columns] = 1
+    (columns,) = np.nonzero(sets.parts == 1)
+    sets.part[np.ix_(far.readings, columns)] = 1
 
 
 def _distinct(
