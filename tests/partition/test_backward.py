@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.brute import brute_force
-from tests.graphs import Builder, random_graph
+from tests.graphs import Builder, random_graph, with_pools
 from tests.legal import assert_legal, single
 from tests.partition.test_exact import random_evaluator
 from torch_getfuse.ir import OpGraph
@@ -27,7 +27,9 @@ from torch_getfuse.planner import plan_graph
 
 def rereading(rng: Random, operators: int) -> Evaluator:
     """A random graph under BRR and a buffer that holds few weights, so that most groups re-read."""
-    model = make_scheme("brr", random_graph(rng, operators, rng.choice((6, 10, 16))), "line", 1, 1)
+    graph = random_graph(rng, operators, rng.choice((6, 10, 16)))
+    graph = with_pools(rng, graph, rng.choice((0.0, 0.3)))
+    model = make_scheme("brr", graph, "line", 1, 1)
     floor = max(model.buffer(1 << i, 1 << 30) or 0 for i in range(operators))
     return Evaluator(model, rng.randint(floor // 2 + 1, 4 * floor + 2))
 
@@ -73,7 +75,7 @@ def test_no_group_goes_around_an_unfusable_operator() -> None:
     """Of two down-sets: what leads from one to the other, bit by bit against the arrays."""
     rng = Random(2250)
     barred = open_ = 0
-    for _ in range(60):
+    for _ in range(80):
         evaluator = rereading(rng, rng.randint(5, 10))
         smaller = Evaluator(evaluator.scheme, evaluator.buffer_bytes // 2)
         problem = FusionProblem(rng.choice((evaluator, smaller)))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.brute import brute_force
-from tests.graphs import IDENTITY, Builder, grown_group, random_graph
+from tests.graphs import IDENTITY, Builder, grown_group, random_graph, with_pools
 from tests.legal import assert_legal, single
 from tests.networks import operator_graph
 from tests.widths import mixed_widths, unit_bytes
@@ -353,7 +353,8 @@ def test_merging_in_place_loses_nothing() -> None:
     rng = Random(1)
     several = 0
     for number in range(400):
-        graph = beside(rng) if number % 2 else heavier(rng, random_graph(rng, rng.randint(2, 8)))
+        graph = with_pools(rng, random_graph(rng, rng.randint(2, 8)), rng.choice((0.0, 0.4)))
+        graph = beside(rng) if number % 2 else heavier(rng, graph)
         brr = Brr(graph, kappa=rng.choice((1, 1, 2)))
         need = brr.buffer((1 << len(graph)) - 1, AMPLE) or 500
         evaluator = Evaluator(brr, rng.randint(need // 3 + 1, need + sum(brr.weights) // 2))
@@ -465,8 +466,9 @@ def chosen(brr: Brr, mask: int, size: int) -> tuple[int, int] | None:
 def test_starts_are_chosen_as_by_enumeration(seed: int) -> None:
     rng = Random(9000 + seed)
     several = compared = 0
-    for _ in range(700):
-        graph = heavier(rng, random_graph(rng, rng.randint(2, 10), rng.choice((6, 12))))
+    for _ in range(1000):
+        graph = with_pools(rng, random_graph(rng, rng.randint(2, 10), rng.choice((6, 12))), 0.2)
+        graph = heavier(rng, graph)
         graph = mixed_widths(rng, graph) if rng.random() < 0.5 else graph.stored_as(1)
         brr = Brr(graph, None, kappa=rng.choice((1, 2)))
         mask = grown_group(rng, graph, rng.randint(1, 10))
