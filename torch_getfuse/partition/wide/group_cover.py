@@ -49,7 +49,7 @@ WINDOWS = 0.04  # the share of the time for windows of each plan
 FEW, MANY = 1_000_000, 4_000_000  # labels for near sets: at first; where no finer ones are made
 CLOSE = 0.01  # distance of bound and plan, as a share
 FAR = 0.1, 0.2  # the same beyond which other searches follow; before finer automata
-FINER = 2.0  # times what an automaton took that a finer one may take
+FINER = 2.0  # times what the automaton took, which must be left for finer ones
 CLOSER = 0.8  # share of it below which near sets that were too many are looked for again
 RADII = (0, 1, 2)  # radius of the surroundings that blocks of one price have in common
 _TILES = "torch_getfuse.partition.wide.tile_automaton"
@@ -151,9 +151,9 @@ class _Cover:
         oracle: Listed | Pricing | None = None
         try:
             with self.work.within(self._until(BUILT)):
-                left = self._until(1.0)
+                begun = self.work.steps
                 oracle, classes = self._oracle(columns, listed)
-                made = left - self._until(1.0)
+                made = (self.work.steps - begun) / STEPS_PER_SECOND
             self._restart()
             self.hurried = FINER * made > self.seconds
             if oracle is None:
