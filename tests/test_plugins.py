@@ -244,7 +244,7 @@ def test_a_cost_model_without_promises_has_safe_answers() -> None:
     scheme = Bare(graph(), 2, 1)
     kinds = FusionScheme.__annotations__
     flags = {name: getattr(Bare, name) for name in kinds if kinds[name] == "ClassVar[bool]"}
-    assert len(flags) == 8
+    assert len(flags) == 9
     assert not any(flags.values())
     assert not scheme.hopeless(0b1111, 100)
     assert (scheme.reread(0b1, 100), scheme.least_reread(0b1, 100)) == (0, 0)
