@@ -13,7 +13,7 @@ from tests.cascade_both import model_of, tensor_names
 from tests.cascade_brute import Brute, optimum_of_steps, random_cascade, random_sequence
 from tests.cascade_simulator import LINE
 from tests.cascade_simulator import Cascade as Oracle
-from tests.graphs import IDENTITY, Builder, cascade_graph, heavy_between, with_order
+from tests.graphs import IDENTITY, Builder, cascade_graph, heavy_between, with_order, with_pools
 from tests.networks import operator_graph
 from torch_getfuse.ir import OpGraph, Tensor, Window
 from torch_getfuse.options import Options
@@ -147,7 +147,11 @@ def stored_widths(rng: Random, graph: OpGraph) -> OpGraph:
     return replace(graph, ops=tuple(ops))
 
 
-@pytest.mark.parametrize("change", [more_orders, more_outputs, other_inputs, stored_widths])
+def pools(rng: Random, graph: OpGraph) -> OpGraph:
+    return with_pools(rng, graph, 0.5)
+
+
+@pytest.mark.parametrize("change", [more_orders, more_outputs, other_inputs, pools, stored_widths])
 def test_exact_on_other_graphs(change: Callable[[Random, OpGraph], OpGraph]) -> None:
     for seed in range(3000, 3150):
         rng = Random(seed)
