@@ -41,16 +41,14 @@ BUFFERS_KB = (64, 256, 1024)
 
 def planned(spec: str, schemes: Sequence[str], buffers_kb: Sequence[int]) -> dict[str, Any]:
     """Digests of a model's plans by scheme and buffer, in this process."""
-    import torch
-
+    from benchmarks.survey.measure import prepared
     from torch_getfuse.backend.capture.capture import capture_model
-    from torch_getfuse.models import default_input, load_model
     from torch_getfuse.options import Options
     from torch_getfuse.partition.work import Work, by_machine
     from torch_getfuse.planner import plan_graph
 
-    torch.manual_seed(0)
-    graph = capture_model(load_model(spec), (torch.randn(default_input(spec)),)).graph
+    model, inputs = prepared(spec, {})
+    graph = capture_model(model, inputs).graph
     found = {}
     for scheme in schemes:
         for buffer in buffers_kb:

@@ -21,7 +21,7 @@ def measure(spec: str, tell: Callable[[Row], object] = lambda row: None) -> Row:
     import torch
 
     row: Row = {"model": spec, "torch": torch.__version__}
-    model, inputs = _prepared(spec, row)
+    model, inputs = prepared(spec, row)
     with torch.no_grad():
         expected = model(*inputs)
     row["export_seconds"] = _export(model, inputs)
@@ -42,13 +42,13 @@ def measure(spec: str, tell: Callable[[Row], object] = lambda row: None) -> Row:
 def plan_again(spec: str, scheme: str) -> Row:
     """The plans of one model under one cost model, and nothing else, in this process."""
     row: Row = {"model": spec}
-    model, inputs = _prepared(spec, row)
+    model, inputs = prepared(spec, row)
     row["export_seconds"] = _export(model, inputs)
     _all_planned(model, inputs, row, [scheme], lambda row: None)
     return row
 
 
-def _prepared(spec: str, row: Row) -> tuple[Any, tuple[Any, ...]]:
+def prepared(spec: str, row: Row) -> tuple[Any, tuple[Any, ...]]:
     """A model with its usual input, its batch norm calibrated where it has one input."""
     import torch
 
