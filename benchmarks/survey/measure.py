@@ -49,7 +49,10 @@ def plan_again(spec: str, scheme: str) -> Row:
 
 
 def prepared(spec: str, row: Row) -> tuple[Any, tuple[Any, ...]]:
-    """A model with its usual input, its batch norm calibrated where it has one input."""
+    """A model with its usual input, its batch norm calibrated where it has one input.
+
+    ``row``: told where calibration fails.
+    """
     import torch
 
     from torch_getfuse.models import ModelError, calibrate_batch_norm, load_model

@@ -353,8 +353,11 @@ def test_merging_in_place_loses_nothing() -> None:
     rng = Random(1)
     several = 0
     for number in range(400):
-        graph = with_pools(rng, random_graph(rng, rng.randint(2, 8)), rng.choice((0.0, 0.4)))
-        graph = beside(rng) if number % 2 else heavier(rng, graph)
+        if number % 2:
+            graph = beside(rng)
+        else:
+            graph = with_pools(rng, random_graph(rng, rng.randint(2, 8)), rng.choice((0.0, 0.4)))
+            graph = heavier(rng, graph)
         brr = Brr(graph, kappa=rng.choice((1, 1, 2)))
         need = brr.buffer((1 << len(graph)) - 1, AMPLE) or 500
         evaluator = Evaluator(brr, rng.randint(need // 3 + 1, need + sum(brr.weights) // 2))

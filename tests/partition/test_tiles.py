@@ -301,7 +301,7 @@ def test_finer_automata_have_all_near_sets(monkeypatch: pytest.MonkeyPatch, seed
         if not problem.blocks:
             continue
         monkeypatch.setattr(tile_automaton, "MOST_OUTLINED", rng.choice((1, 10, 100_000)))
-        monkeypatch.setattr(tile_automaton, "MANY", rng.choice((2, 3, 10)))
+        monkeypatch.setattr(tile_automaton, "MANY_PASSES", rng.choice((2, 3, 10)))
         monkeypatch.setattr(tile_builder, "FAR_OFF", rng.choice((0, 1, 2, 40)))
         automaton = tile_automaton.tile_automaton(problem, (1, 2), rng.choice((1, 30, 1000)))
         assert automaton is not None

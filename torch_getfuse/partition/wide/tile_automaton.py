@@ -49,7 +49,7 @@ and in those where a plan reads :data:`MUCH` in several."""
 
 MUCH = 0.1  # share of a plan
 
-MANY = 10
+MANY_PASSES = 10
 """Passes that finer automata tell apart as well where states of the outline had to be merged: of
 what reads its weights twice or more, what is cheapest in the others reads them often."""
 
@@ -143,7 +143,7 @@ class _Making:
                 return None
             more = {*bounds, *_bounds(self.problem, near.plan, self.large)}
             if self.large:
-                more.add(MANY)
+                more.add(MANY_PASSES)
             guide = Priced(made, passes, starts, near)
             useful = self.large or len(more) > len(bounds) or guide.within < FEWER * made.states
             states = FINER_STATES if self.large else most

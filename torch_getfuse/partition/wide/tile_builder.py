@@ -21,7 +21,6 @@ from torch_getfuse.partition.wide.tile_sets import (
     ABOVE,
     ALIKE,
     BARRED,
-    DIFFER,
     FAR,
     FULL,
     IN_ROWS,
@@ -413,9 +412,7 @@ class Builder:
         sets.lines = np.where(first, least, sets.lines)
         sets.tall = np.where(first, most, sets.tall)
         alike = sets.common == stride
-        sets.differ = np.where(sink & ~alike & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
-        for column in sets.common, sets.lines, sets.tall:
-            column[sets.differ == DIFFER] = 0
+        sets.let_differ(sink & ~alike & (sets.differ == TO_DIFFER))
         may: Flags = ~(sink & (sets.differ == ALIKE)) | alike & (block.height <= sets.tall)
         return may
 

@@ -142,10 +142,19 @@ class Guide:
             return sets, came
         sets.outline = self._following(step)[sets.outline]
         (go,) = np.nonzero(sets.outline >= 0)
-        need = self._to_end[step.decided + 1][sets.outline[go]]
-        need = (need - sets.held[shared].sum(axis=0)[go]).clip(0)
+        held = sets.held[shared].sum(axis=0)
+        need = (self._to_end[step.decided + 1][sets.outline[go]] - held[go]).clip(0)
         go = go[sets.room[go] + need < self.limit]
-        return sets.take(go), came[go]
+        return self._near(step, before, sets.take(go), came[go], held[go])
+
+    def _near(
+        self, step: Step, before: TileSets, sets: TileSets, came: Ints, held: Ints
+    ) -> tuple[TileSets, Ints]:
+        """Those of some sets that may end within the limit which are worth it.
+
+        ``held``: bytes that each holds of tensors of which more may be held later.
+        """
+        return sets, came
 
     def _following(self, step: Step) -> Ints:
         """The state after a step, by that before it; -1 where nothing can follow."""
@@ -220,23 +229,14 @@ class Priced(Guide):
         sets.hopes = np.zeros((len(self._rates), len(sets)), np.int64)
         return sets, numbers
 
-    def going(
-        self,
-        step: Step,
-        before: TileSets,
-        sets: TileSets,
-        came: Ints,
-        shared: Sequence[int],
+    def _near(
+        self, step: Step, before: TileSets, sets: TileSets, came: Ints, held: Ints
     ) -> tuple[TileSets, Ints]:
-        sets, came = super().going(step, before, sets, came, shared)
-        if step.decided + 1 == len(self.layers):
-            return sets, came
         added = FINE * sets.cost
         if step.way is not None:
             added -= self._prices[self.layers[step.decided].block]
         sets.hopes = sets.hopes + self._rates * (sets.room - before.room[came]) + added
-        after = self._after[step.decided + 1].take(sets.outline, 1)
-        after = after - self._rates * sets.held[shared].sum(axis=0)
+        after = self._after[step.decided + 1].take(sets.outline, 1) - self._rates * held
         (go,) = np.nonzero((sets.hopes + after - self._full).max(axis=0) <= self._most)
         return sets.take(go), came[go]
 

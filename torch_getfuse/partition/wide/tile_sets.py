@@ -109,6 +109,12 @@ class TileSets:
             setattr(taken, name, getattr(self, name).take(at))
         return taken
 
+    def let_differ(self, some: Flags) -> None:
+        """Some of the sets have sinks that are not alike; nothing is known of their lines."""
+        self.differ[some] = DIFFER
+        for column in self.common, self.lines, self.tall:
+            column[some] = 0
+
     def add_row(self, *tables: str) -> None:
         """Add an empty row to tables."""
         for name in tables:
@@ -213,10 +219,7 @@ def _untell(sets: TileSets, what: str, far: Far) -> None:
     if what in _FLAGS:
         sets.state &= ~np.uint8(_FLAGS[what])
     elif what == "sinks":
-        some = sets.parts > 0
-        sets.differ = np.where(some, DIFFER, sets.differ)
-        for column in sets.common, sets.lines, sets.tall:
-            column[some] = 0
+        sets.let_differ(sets.parts > 0)
     elif what == "parts":
         sets.part = np.minimum(sets.part, 1)
         sets.parts = np.minimum(sets.parts, 1)
@@ -234,9 +237,7 @@ def _untell_far(sets: TileSets, far: Far) -> None:
     (columns,) = np.nonzero(some)
     for table, value in (sets.state, MAYBE), (sets.rows, 1), (sets.pace, 0):
         table[np.ix_(far.streams, columns)] = value
-    sets.differ = np.where(some & (sets.differ == TO_DIFFER), DIFFER, sets.differ)
-    for column in sets.common, sets.lines, sets.tall:
-        column[sets.differ == DIFFER] = 0
+    sets.let_differ(some & (sets.differ == TO_DIFFER))
     (columns,) = np.nonzero((sets.part[far.readings] > 0).any(axis=0))
     sets.part[:, columns] = np.minimum(sets.part[:, columns], 1)
     sets.parts[columns] = 1
