@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,15 @@ from tests.legal import (
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_convex
-from torch_getfuse.partition.problem import FusionProblem
+from torch_getfuse.partition.problem import FusionProblem, SearchResult
 from torch_getfuse.partition.wide import branching
 from torch_getfuse.partition.wide.block_prices import prove
 from torch_getfuse.partition.wide.branching import Branching
 from torch_getfuse.partition.wide.cycles import find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
-from torch_getfuse.partition.wide.legal_groups import list_groups
-from torch_getfuse.partition.wide.near_sets import NONE, NearSets, near_sets
+from torch_getfuse.partition.wide.legal_groups import Listed, list_groups
+from torch_getfuse.partition.wide.near_sets import NONE, NearSets, is_legal, near_sets
 from torch_getfuse.partition.wide.plan_cuts import of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork, Work
@@ -279,7 +280,11 @@ def test_inequalities_spare_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nodes[0] < 0.5 * nodes[1]
 
 
-def test_prices_to_begin_with_change_no_result() -> None:
+@pytest.mark.parametrize("smoothed", [branching.SMOOTHED, 0])
+def test_prices_to_begin_with_change_no_result(
+    smoothed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branching, "SMOOTHED", smoothed)
     rng = Random(7500)
     for problem, optimum in with_optima(rng, 20, 4, 8):
         near = NearSets.of(Columns(problem), list_groups(problem).groups)
@@ -287,6 +292,34 @@ def test_prices_to_begin_with_change_no_result() -> None:
         search.run()
         assert search.cost == optimum
         assert search.level >= FINE * search.cost
+
+
+def test_what_undercuts_the_first_prices_is_asked_whether_it_is_legal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Prices that no legal group undercuts prove what they do though others undercut them."""
+    problem = random_problem(Random(7060), 6)
+    blocks = problem.blocks
+    every = [sum(blocks[k] for k in bits(choice)) for choice in range(1, 1 << len(blocks))]
+    columns = Columns(problem)
+    legal = [group for group in every if is_legal(problem, group)]
+    known = SearchResult(blocks, problem.cost(blocks), 0, 0.0)
+    proof = prove(columns, Listed(columns, legal), known)
+    near = NearSets.of(columns, every)
+    illegal = [k for k in range(len(every)) if every[k] not in set(legal)]
+    assert (near.reduced(np.array(illegal), proof.lowered) < 0).any()
+    lowered = []
+    lower = Branching._lowered
+
+    def spy(self: Branching, *args: Any) -> Any:
+        lowered.append(lower(self, *args))
+        return lowered[-1]
+
+    monkeypatch.setattr(Branching, "_lowered", spy)
+    search = Branching(near, blocks, (), proof.lowered)
+    search.run()
+    assert (lowered[0].blocks == proof.lowered).all()
+    assert search.cost == brute_force(problem.evaluator)[0]
 
 
 def test_no_time() -> None:

@@ -35,6 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 ROUNDS = 40, 3  # rounds of inequalities, in the first node and in others
 ADDED = 200  # columns that a program is given at once
+SMOOTHED = 10_000  # sets from which on prices are smoothed
 
 Pair = tuple[int, int]
 
@@ -118,8 +119,12 @@ class Branching:
         if self._start is not None:
             start = _Prices(self._start, np.zeros(0, np.int64))
             reduced = self._reduced(every, start)
+            # Where no legal group undercuts the prices, sets may that nobody has asked about.
+            _, legal = self._undercutting(every, reduced, active)
+            every, reduced = every[legal], reduced[legal]
             best = self._lowered(start, every, reduced)
-            active = np.union1d(active, np.argsort(reduced, kind="stable")[: len(single)])
+            first = every[np.argsort(reduced, kind="stable")[: len(single)]]
+            active = np.union1d(active, first)
         active = active[[self.near.legal(k) for k in active]]
         serial = count()
         waiting = [_Node(self.level, next(serial), every, active, best)]
@@ -213,17 +218,20 @@ class Branching:
                 raise OutOfWork("the solver found no prices")
             fresh: Ints | None = None
             if best is None or solution.fun * FINE >= self._proved(best) + FINE / 2:
-                prices = self._prices(solution)
-                reduced = self._reduced(alive, prices)
-                fresh, legal = self._undercutting(alive, reduced, active)
-                alive = alive[legal]
-                prices = self._lowered(prices, alive, reduced[legal])
-                if best is None or self._proved(prices) > self._proved(best):
-                    best = prices
-            proved = self._proved(best)
-            if fresh is None or not len(fresh) or proved >= self.cost * FINE:
-                left = self._left(self._reduced(alive, best), self.cost * FINE - 1 - proved)
-                return best, alive[left], active, solution.x[: len(active)]
+                for prices in self._tried(self._prices(solution), best, len(alive)):
+                    reduced = self._reduced(alive, prices)
+                    fresh, legal = self._undercutting(alive, reduced, active)
+                    alive = alive[legal]
+                    prices = self._lowered(prices, alive, reduced[legal])
+                    if best is None or self._proved(prices) > self._proved(best):
+                        best = prices
+                        alive = self._useful(alive, best)
+                        fresh = np.intersect1d(fresh, alive)
+                    if len(fresh) or not len(alive):
+                        break
+            assert best is not None
+            if fresh is None or not len(fresh) or self._proved(best) >= self.cost * FINE:
+                return best, self._useful(alive, best), active, solution.x[: len(active)]
             active = np.concatenate([active, fresh])
 
     def _cuts_of(self, active: Ints, blocks: int) -> csr_matrix | None:
@@ -239,6 +247,17 @@ class Branching:
         if not np.abs(duals).sum() + np.abs(charges) @ self.cuts.most < MOST / 4:
             raise OutOfWork("prices too large")
         return _Prices(np.rint(duals).astype(np.int64), np.rint(charges).astype(np.int64).clip(0))
+
+    def _tried(self, duals: _Prices, best: _Prices | None, sets: int) -> Iterator[_Prices]:
+        """Of many sets, prices half way from the best to the duals of a program; then the duals.
+
+        Where a program has few of its sets as columns, its duals are far off, and prove little.
+        """
+        if best is not None and sets >= SMOOTHED:
+            added = len(duals.charges) - len(best.charges)
+            charges = np.append(best.charges, np.zeros(added, np.int64))
+            yield _Prices((best.blocks + duals.blocks) // 2, (charges + duals.charges) // 2)
+        yield duals
 
     def _reduced(self, alive: Ints, prices: _Prices) -> Ints:
         """Reduced cost of sets, 1/FINE bytes."""
@@ -260,6 +279,12 @@ class Branching:
         """What prices that no set undercuts prove of plans, 1/FINE bytes."""
         charged = self.cuts.most[: len(prices.charges)]
         return int(prices.blocks.sum() - prices.charges @ charged)
+
+    def _useful(self, alive: Ints, prices: _Prices) -> Ints:
+        """The sets that a better plan may use, by prices that none of them undercuts."""
+        room = self.cost * FINE - 1 - self._proved(prices)
+        useful: Ints = alive[self._left(self._reduced(alive, prices), room)]
+        return useful
 
     def _left(self, reduced: Ints, room: int) -> Ints:
         """Which sets a better plan may use: ``room`` is what all its reduced costs sum up to.

@@ -162,6 +162,15 @@ class OpenRows(Generic[Key]):
         self._spare.append(row)
 
 
+_LEAST = {
+    "rows": np.minimum,
+    "holds": np.minimum,
+    "held": np.maximum,
+    "part": np.maximum,
+    "hopes": np.minimum,
+}
+
+
 class Far(NamedTuple):
     """Rows of tables that are about streams which no decision touches for long.
 
@@ -210,7 +219,8 @@ class Merging:
             if len(first) <= width:
                 break
         if (untold or len(sets.hopes)) and len(first) < len(kept):
-            _least(sets, kept, first, state)
+            # Sets of which nothing is untold differ in their costs alone.
+            _least(sets, kept, first, state, [*_LEAST] if untold else ("hopes",))
         return first, state
 
 
@@ -262,19 +272,18 @@ def _distinct(
     return distinct(keys, sets.room, kept)
 
 
-def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints) -> None:
-    """Make one set per state what is true of all of them: columns of ``first``."""
+def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints, tables: Sequence[str]) -> None:
+    """Make one set per state what is true of all of them: columns of ``first``.
+
+    ``tables``: those of :data:`_LEAST` that may differ; paces and lines may unless it is one.
+    """
     order = kept[np.argsort(state[kept], kind="stable")]
     starts = np.searchsorted(state[order], np.arange(len(first)))
-    for name, least in (
-        ("rows", np.minimum),
-        ("holds", np.minimum),
-        ("held", np.maximum),
-        ("part", np.maximum),
-        ("hopes", np.minimum),
-    ):
+    for name in tables:
         table = getattr(sets, name)
-        table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
+        table[:, first] = _LEAST[name].reduceat(table.take(order, 1), starts, axis=1)
+    if len(tables) == 1:
+        return
     paces = sets.pace.take(order, 1)
     lowest = np.minimum.reduceat(paces, starts, axis=1)
     sets.pace[:, first] = np.where(lowest == np.maximum.reduceat(paces, starts, axis=1), lowest, 0)
