@@ -25,7 +25,7 @@ from tests.legal import (
 from torch_getfuse.partition.cost.registry import make_scheme
 from torch_getfuse.partition.cost.scheme import Evaluator
 from torch_getfuse.partition.node_set import bits, is_convex
-from torch_getfuse.partition.problem import FusionProblem, SearchResult
+from torch_getfuse.partition.problem import FusionProblem
 from torch_getfuse.partition.wide import branching
 from torch_getfuse.partition.wide.block_prices import prove
 from torch_getfuse.partition.wide.branching import Branching
@@ -33,7 +33,7 @@ from torch_getfuse.partition.wide.cycles import find_cycles, split_cycles
 from torch_getfuse.partition.wide.group_automaton import line_automaton
 from torch_getfuse.partition.wide.group_columns import Columns, minimum, solved
 from torch_getfuse.partition.wide.legal_groups import Listed, list_groups
-from torch_getfuse.partition.wide.near_sets import NONE, NearSets, is_legal, near_sets
+from torch_getfuse.partition.wide.near_sets import NONE, NearSets, near_sets
 from torch_getfuse.partition.wide.plan_cuts import of_cycles, of_three_blocks
 from torch_getfuse.partition.wide.relaxation import FINE, Pricing
 from torch_getfuse.partition.work import OutOfWork, Work
@@ -46,6 +46,12 @@ def crossing(rng: Random, width: int) -> FusionProblem:
     for _ in range(width):
         build.add(*rng.sample(maps, 2))
     return FusionProblem(Evaluator(make_scheme("lbdf", build.graph(), "line", 1, 1), 1 << 20))
+
+
+def every_set(problem: FusionProblem) -> list[int]:
+    """All sets of blocks, but the empty one."""
+    blocks = problem.blocks
+    return [sum(blocks[k] for k in bits(choice)) for choice in range(1, 1 << len(blocks))]
 
 
 def branched(problem: FusionProblem, groups: Sequence[int]) -> Branching:
@@ -171,9 +177,7 @@ def test_illegal_sets_in_the_list_are_not_used() -> None:
     rng = Random(7050)
     for _ in range(40):
         problem = random_problem(rng, rng.randint(2, 7))
-        blocks = problem.blocks
-        every = [sum(blocks[k] for k in bits(choice)) for choice in range(1, 1 << len(blocks))]
-        if every:
+        if every := every_set(problem):
             assert branched(problem, every).cost == brute_force(problem.evaluator)[0]
 
 
@@ -299,14 +303,10 @@ def test_what_undercuts_the_first_prices_is_asked_whether_it_is_legal(
 ) -> None:
     """Prices that no legal group undercuts prove what they do though others undercut them."""
     problem = random_problem(Random(7060), 6)
-    blocks = problem.blocks
-    every = [sum(blocks[k] for k in bits(choice)) for choice in range(1, 1 << len(blocks))]
-    columns = Columns(problem)
-    legal = [group for group in every if is_legal(problem, group)]
-    known = SearchResult(blocks, problem.cost(blocks), 0, 0.0)
-    proof = prove(columns, Listed(columns, legal), known)
-    near = NearSets.of(columns, every)
-    illegal = [k for k in range(len(every)) if every[k] not in set(legal)]
+    columns, legal = Columns(problem), list_groups(problem).groups
+    proof = prove(columns, Listed(columns, legal), single(problem))
+    near = NearSets.of(columns, every_set(problem))
+    illegal = [k for k in range(len(near)) if near.mask(k) not in set(legal)]
     assert (near.reduced(np.array(illegal), proof.lowered) < 0).any()
     lowered = []
     lower = Branching._lowered
@@ -316,7 +316,7 @@ def test_what_undercuts_the_first_prices_is_asked_whether_it_is_legal(
         return lowered[-1]
 
     monkeypatch.setattr(Branching, "_lowered", spy)
-    search = Branching(near, blocks, (), proof.lowered)
+    search = Branching(near, problem.blocks, (), proof.lowered)
     search.run()
     assert (lowered[0].blocks == proof.lowered).all()
     assert search.cost == brute_force(problem.evaluator)[0]

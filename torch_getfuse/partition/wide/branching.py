@@ -226,13 +226,12 @@ class Branching:
                     if best is None or self._proved(prices) > self._proved(best):
                         best = prices
                         alive = self._useful(alive, best)
-                        fresh = np.intersect1d(fresh, alive)
-                    if len(fresh) or not len(alive):
+                    if len(fresh):
                         break
             assert best is not None
             if fresh is None or not len(fresh) or self._proved(best) >= self.cost * FINE:
                 return best, self._useful(alive, best), active, solution.x[: len(active)]
-            active = np.concatenate([active, fresh])
+            active = np.concatenate([active, fresh[np.isin(fresh, alive)]])
 
     def _cuts_of(self, active: Ints, blocks: int) -> csr_matrix | None:
         """The inequalities as rows of the program."""

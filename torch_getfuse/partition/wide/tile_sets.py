@@ -162,15 +162,6 @@ class OpenRows(Generic[Key]):
         self._spare.append(row)
 
 
-_LEAST = {
-    "rows": np.minimum,
-    "holds": np.minimum,
-    "held": np.maximum,
-    "part": np.maximum,
-    "hopes": np.minimum,
-}
-
-
 class Far(NamedTuple):
     """Rows of tables that are about streams which no decision touches for long.
 
@@ -219,8 +210,7 @@ class Merging:
             if len(first) <= width:
                 break
         if (untold or len(sets.hopes)) and len(first) < len(kept):
-            # Sets of which nothing is untold differ in their costs alone.
-            _least(sets, kept, first, state, [*_LEAST] if untold else ("hopes",))
+            _least(sets, kept, first, state, alike=not untold)
         return first, state
 
 
@@ -272,17 +262,24 @@ def _distinct(
     return distinct(keys, sets.room, kept)
 
 
-def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints, tables: Sequence[str]) -> None:
+def _least(sets: TileSets, kept: Ints, first: Ints, state: Ints, alike: bool) -> None:
     """Make one set per state what is true of all of them: columns of ``first``.
 
-    ``tables``: those of :data:`_LEAST` that may differ; paces and lines may unless it is one.
+    ``alike``: whether those of one state differ in nothing but the cost of the way to them.
     """
     order = kept[np.argsort(state[kept], kind="stable")]
     starts = np.searchsorted(state[order], np.arange(len(first)))
-    for name in tables:
+    tables = (
+        ("hopes", np.minimum),
+        ("rows", np.minimum),
+        ("holds", np.minimum),
+        ("held", np.maximum),
+        ("part", np.maximum),
+    )
+    for name, least in tables[:1] if alike else tables:
         table = getattr(sets, name)
-        table[:, first] = _LEAST[name].reduceat(table.take(order, 1), starts, axis=1)
-    if len(tables) == 1:
+        table[:, first] = least.reduceat(table.take(order, 1), starts, axis=1)
+    if alike:
         return
     paces = sets.pace.take(order, 1)
     lowest = np.minimum.reduceat(paces, starts, axis=1)
